@@ -1,0 +1,159 @@
+"""Everything about the method that can be chosen, as frozen dataclasses.
+
+The pipeline's pydantic models use these classes directly, so a YAML file is validated against them and
+there is no second description of the method. ``__pydantic_config__`` is only a dict: this package does not
+import pydantic. Where the paper and the authors' code differ, the default is the code and the other choice
+is a switch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+from agit_core.errors import BadInput
+
+Upsampling = Literal["transposed", "resize"]
+_STRICT: dict[str, Any] = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Architecture of the four trainable maps and the two discriminators (see ``agit_core.networks``)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    preset: Literal["agit", "uaggan", "cyclegan"] = "agit"
+    """``agit``: the authors' code. ``uaggan``: the first PyTorch port. ``cyclegan``: the baseline."""
+    generator_width: int | None = None
+    """Channels after the first convolution; None takes the preset's (32 for agit, 64 for the others)."""
+    generator_blocks: int = 9
+    attention: bool = True
+    """False leaves the attention networks out: the mask is one everywhere (plain CycleGAN)."""
+    attention_width: int | None = None
+    """Channels after the attention network's first convolution; None takes the preset's."""
+    attention_decoder: Literal["1x1", "3x3"] = "1x1"
+    """Kernel of the attention decoder (agit only): 1x1 in the authors' code, 3x3 in the paper's supplement."""
+    discriminator_width: int | None = None
+    upsampling: Upsampling = "transposed"
+    """``resize`` (nearest, then a convolution) leaves no checkerboard."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights and kinds of the losses (see ``agit_core.losses``)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    adversarial: Literal["lsgan", "vanilla"] = "lsgan"
+    """``lsgan``: the authors' code; ``vanilla``: the paper's logarithmic loss (Eq 2)."""
+    cycle_weight: float = 10.0
+    identity_weight: float = 0.0
+    """Relative to ``cycle_weight``, as in CycleGAN (0.5 there); 0 skips the two extra generator passes."""
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """When the second stage starts and what it changes (see ``agit_core.stages``)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    masking: Literal["staged", "always", "never"] = "staged"
+    """``always`` and ``never`` mask the discriminator's input in every / no step; attention keeps training."""
+    switch_by: Literal["epoch", "step", "settled"] = "epoch"
+    switch_at: int = 30
+    """First epoch (or step) of stage ``masked``, 0-based; for ``settled`` the latest epoch to wait for."""
+    settled_tolerance: float = 0.01
+    """``settled``: mean mask coverage of both domains moved less than this ..."""
+    settled_epochs: int = 3
+    """... over this many epochs in a row."""
+    tau: float = 0.1
+    """The discriminator sees ``x * 1[mask >= tau]`` in stage ``masked``."""
+    norm_after_switch: Literal["removed", "kept"] = "removed"
+    """The discriminator's inner instance norms in stage ``masked``."""
+    fake_source: Literal["blend", "raw"] = "blend"
+    """What is masked as the fake: the blend b' (authors' code) or the raw G(a) (the paper's Eq 6)."""
+
+
+@dataclass(frozen=True)
+class HistoryConfig:
+    """The pool of earlier fakes that the discriminators also see (see ``agit_core.history``)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    size: int = 50
+    """Images per domain over all batch slots; 0 switches the pool off."""
+    probability: float = 0.5
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam and its schedule (see ``agit_core.optimizers``)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    learning_rate: float = 1e-4
+    attention_learning_rate: float | None = None
+    """None: the same as ``learning_rate``, as in the paper."""
+    beta1: float = 0.5
+    beta2: float = 0.999
+    constant_fraction: float = 0.5
+    """Share of all steps at the full rate; from there it falls linearly to 0."""
+    average_decay: float = 0.0
+    """Decay per step of an exponential moving average of the generators, used for samples and inference; 0: off."""
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """How the same mathematics is computed; fp32 eager channels-first is the reference of every switch."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    autocast: Literal["auto", "bf16", "off"] = "auto"
+    """``auto``: bf16 on GPUs and on processors with bf16 matrix instructions, otherwise off."""
+    channels_last: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    """``torch.compile``; ``auto``: on GPUs only."""
+    deterministic: bool = True
+    """Deterministic kernels, so that a resumed run is bit-identical; off lets cuDNN choose freely."""
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """The method: networks, losses, stages, history, optimiser, precision."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    networks: NetworkConfig = field(default_factory=NetworkConfig)
+    losses: LossConfig = field(default_factory=LossConfig)
+    stages: StageConfig = field(default_factory=StageConfig)
+    history: HistoryConfig = field(default_factory=HistoryConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    flip: bool = True
+    """Random horizontal flip of training images."""
+    threshold_at_test: float | None = None
+    """Inference sets the mask to 0 below this value; None blends with the soft mask (Eq 1)."""
+
+    def __post_init__(self) -> None:
+        checks = [
+            (self.networks.generator_blocks >= 1, "method.networks.generator_blocks must be at least 1"),
+            (0.0 <= self.stages.tau <= 1.0, "method.stages.tau must lie in [0, 1]"),
+            (self.stages.switch_at >= 0, "method.stages.switch_at must not be negative"),
+            (self.history.size >= 0, "method.history.size must not be negative"),
+            (0.0 <= self.history.probability <= 1.0, "method.history.probability must lie in [0, 1]"),
+            (self.optimizer.learning_rate > 0, "method.optimizer.learning_rate must be positive"),
+            (
+                0.0 <= self.optimizer.constant_fraction <= 1.0,
+                "method.optimizer.constant_fraction must lie in [0, 1]",
+            ),
+            (0.0 <= self.optimizer.average_decay < 1.0, "method.optimizer.average_decay must lie in [0, 1)"),
+            (self.losses.cycle_weight >= 0, "method.losses.cycle_weight must not be negative"),
+        ]
+        for holds, message in checks:
+            if not holds:
+                raise BadInput(message)
+
+    def with_stages(self, **changes: Any) -> MethodConfig:
+        """A copy with some of its stage settings changed."""
+        return replace(self, stages=replace(self.stages, **changes))

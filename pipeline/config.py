@@ -1,0 +1,318 @@
+"""The one configuration system: a pydantic model per stage, YAML presets, ``--set a.b=c`` overrides.
+
+``load("demo", ["data.source=./photos"])`` reads ``pipeline/configs/demo.yaml`` (or a YAML path), applies the
+overrides, refuses unknown keys with the nearest valid name, and returns a frozen :class:`Config`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from agit_core.config import MethodConfig
+from agit_core.errors import BadInput
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BuiltinConfig(Section):
+    """The generated data set (``data.source: builtin``)."""
+
+    train: int = Field(400, ge=2, description="training images per domain")
+    test: int = Field(100, ge=2, description="test images per domain")
+    size: int = Field(72, ge=16, description="side of the generated images, pixels")
+    seed: int = 0
+
+
+class DataConfig(Section):
+    """Where the images come from and how they are stored (stage ``prepare``)."""
+
+    source: str = Field(
+        "builtin",
+        description="folder, zip/tar, URL, s3:// prefix, Parquet, CSV, a public set's name, or 'builtin'",
+    )
+    masks: str | None = Field(
+        None, description="folder with masks/<split><domain>; default: 'masks' beside the images"
+    )
+    image_size: int = Field(
+        256, ge=16, description="side of what the networks see; test images are stored at it"
+    )
+    load_size: int = Field(
+        286, ge=16, description="side at which training images are stored; random crops are taken from it"
+    )
+    limit: int | None = Field(
+        None, ge=1, description="at most this many training images per domain (the first by name)"
+    )
+    test_limit: int | None = Field(None, ge=1, description="at most this many test images per domain")
+    test_fraction: float = Field(
+        0.1, gt=0, lt=1, description="share held out when the source has no test split (stable by content)"
+    )
+    encoding: Literal["jpeg", "png"] = "jpeg"
+    jpeg_quality: int = Field(95, ge=50, le=100)
+    minimum_size: int = Field(16, ge=1, description="images with a shorter side are quarantined")
+    maximum_quarantined: float = Field(
+        0.2, ge=0, le=1, description="the run stops when more than this share is unusable"
+    )
+    duplicates: Literal["report", "drop"] = "report"
+    shard_bytes: int = Field(128 * 2**20, ge=2**10, description="target size of one Parquet shard")
+    rows_per_group: int = Field(64, ge=1, description="rows per Parquet row group: the unit of random access")
+    workers: int | None = Field(
+        None, ge=1, description="processes that decode and resize; default: one per core"
+    )
+    cache_bytes: int = Field(8 * 2**30, ge=0, description="local cache of shards read from object storage")
+    builtin: BuiltinConfig = BuiltinConfig()
+
+    @model_validator(mode="after")
+    def _sizes(self) -> DataConfig:
+        if self.load_size < self.image_size:
+            raise ValueError(
+                f"load_size ({self.load_size}) must not be smaller than image_size ({self.image_size})"
+            )
+        if self.image_size % 4:
+            raise ValueError(f"image_size ({self.image_size}) must be a multiple of 4, the networks' stride")
+        return self
+
+
+class TrainConfig(Section):
+    """The training job (stage ``train``)."""
+
+    epochs: int = Field(100, ge=1)
+    max_steps: int | None = Field(
+        None, ge=1, description="stop after this many steps, wherever the epochs stand"
+    )
+    batch_size: int = Field(
+        1, ge=1, description="GLOBAL batch: split over the workers, so results do not depend on their number"
+    )
+    workers: int = Field(1, ge=1, description="data-parallel processes (one per GPU)")
+    minimum_workers: int | None = Field(
+        None, ge=1, description="elastic: go on with as few as this many workers"
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads_per_worker: int | None = Field(
+        None, ge=1, description="CPU threads per worker; default: cores / workers"
+    )
+    prefetch_threads: int = Field(2, ge=1, description="threads that decode images ahead of the step")
+    log_every: int = Field(10, ge=1, description="steps between rows of the metrics")
+    sample_every: int = Field(1000, ge=1, description="steps between sample pictures")
+    samples: int = Field(4, ge=0, description="fixed test images per domain in the sample pictures")
+    checkpoint_every: int = Field(
+        1000, ge=1, description="steps between checkpoints: the most that a kill can cost"
+    )
+    keep_checkpoints: int = Field(3, ge=1)
+    max_failures: int = Field(3, ge=-1, description="worker failures to survive; -1: without limit")
+    stop_on_collapse: bool = Field(
+        False, description="end the run when a mask has collapsed (all zeros or all ones)"
+    )
+    start_from: str | None = Field(
+        None, description="model URI whose weights the run starts from; default: from scratch"
+    )
+
+
+class EvaluateConfig(Section):
+    """Scores (stage ``evaluate``)."""
+
+    subsets: int = Field(10, ge=1, description="KID subsets")
+    subset_size: int = Field(50, ge=2, description="images per KID subset")
+    max_images: int | None = Field(None, ge=2, description="test images per domain; default: all")
+    batch_size: int = Field(16, ge=1)
+    inception: str | None = Field(
+        None, description="URI of the 2015-12-05 Inception TorchScript; default: packaged, then download"
+    )
+    bootstrap: int = Field(200, ge=0, description="resamples for the intervals")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class GateConfig(Section):
+    """When a challenger becomes champion."""
+
+    metric: str = "kid_mean"
+    margin: float = Field(
+        0.0, ge=0, description="the metric (mean of both directions) must fall by more than this"
+    )
+    maximum_coverage: float = Field(0.98, description="mean attention above this is a collapse to all ones")
+    minimum_coverage: float = Field(0.005, description="mean attention below this is a collapse to nothing")
+
+
+class RegisterConfig(Section):
+    """Experiment tracking and the model registry (stage ``register``)."""
+
+    tracking_uri: str | None = Field(
+        None, description="MLflow server; default: a SQLite file in the local state folder"
+    )
+    model: str | None = Field(None, description="registered model name; default: the config's name")
+    gate: GateConfig = GateConfig()
+
+
+class ReportConfig(Section):
+    title: str | None = None
+    hero_images: int = Field(6, ge=1)
+
+
+class ClusterConfig(Section):
+    """Where the training job runs."""
+
+    address: str | None = Field(
+        None,
+        description="Ray Jobs address (http://head:8265); default: a local Ray, started and stopped by the run",
+    )
+    working_dir: str | None = Field(
+        None, description="code to upload with the job; default: what is installed on the cluster"
+    )
+    env: dict[str, str] = Field(
+        default_factory=dict,
+        description="environment variables of the job (no secrets: use the cluster's own)",
+    )
+    job_timeout_s: int | None = None
+
+
+class TuneConfig(Section):
+    """The search of ``agit tune``. ``space`` maps dotted config keys to ranges."""
+
+    trials: int = Field(8, ge=1)
+    concurrent: int = Field(1, ge=1)
+    metric: str = "kid_mean"
+    space: dict[str, Any] = Field(default_factory=dict)
+    grace_steps: int = Field(100, ge=1, description="ASHA stops no trial before this step")
+    reduction: int = Field(3, ge=2)
+
+
+class Config(Section):
+    """A whole run."""
+
+    name: str = Field(
+        "demo",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$",
+        description="the data set's short name; also the registered model's",
+    )
+    storage: str = Field("./.agit", description="folder or s3:// prefix that holds everything the run writes")
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    method: MethodConfig = Field(default_factory=MethodConfig)
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    register_: RegisterConfig = Field(RegisterConfig(), alias="register")
+    report: ReportConfig = ReportConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    tune: TuneConfig = TuneConfig()
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    def plain(self) -> dict[str, Any]:
+        """The resolved configuration as JSON-ready dicts; ``Config.model_validate`` reads it back."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def presets() -> list[str]:
+    """Names of the configurations that come with the package."""
+    return sorted(
+        p.name.removesuffix(".yaml")
+        for p in resources.files("pipeline.configs").iterdir()
+        if p.name.endswith(".yaml")
+    )
+
+
+def load(config: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Reads a preset or YAML file and applies ``a.b=c`` overrides.
+
+    Raises:
+        BadInput: no such preset or file, not YAML, an unknown key, a value of the wrong kind.
+    """
+    tree = _read(config)
+    for override in overrides:
+        _apply(tree, override)
+    return parse(tree, where=config)
+
+
+def parse(tree: dict[str, Any], where: str = "config") -> Config:
+    """Validates a nested dict; unknown keys are refused with the nearest valid name."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise BadInput(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from None
+
+
+def fingerprint(value: Any, length: int = 12) -> str:
+    """A short, stable hash of JSON-ready data."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def _read(config: str) -> dict[str, Any]:
+    path = Path(config)
+    if config in presets():
+        text = resources.files("pipeline.configs").joinpath(f"{config}.yaml").read_text()
+    elif path.suffix in {".yaml", ".yml", ".json"} or path.exists():
+        if not path.is_file():
+            raise BadInput(
+                f"no config file at {config}; give a YAML path or one of the presets: {', '.join(presets())}"
+            )
+        text = path.read_text()
+    else:
+        near = difflib.get_close_matches(config, presets(), 1)
+        hint = f"did you mean '{near[0]}'?" if near else f"the presets are {', '.join(presets())}"
+        raise BadInput(f"unknown config '{config}'; {hint}")
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise BadInput(f"{config} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise BadInput(f"{config} must be a mapping of sections, not a {type(tree).__name__}")
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise BadInput(f"--set takes key=value, such as --set train.max_steps=100, not '{override}'")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    # YAML 1.1 reads 1e-4 as a string
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value) if "e" in value.lower() and value[:1] in "+-.0123456789" else value
+    *parents, leaf = key.strip().split(".")
+    for parent in parents:
+        child = tree.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise BadInput(f"--set {key}: '{parent}' is a value, not a section")
+        tree = child
+    tree[leaf] = value
+
+
+def _explain(error: Any) -> str:
+    location = [str(part) for part in error["loc"]]
+    dotted = ".".join(location)
+    if error["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
+        names = _valid_names(location[:-1])
+        near = difflib.get_close_matches(location[-1], names, 1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"valid names here: {', '.join(names)}"
+        return f"unknown key '{dotted}'; {hint}"
+    return f"{dotted}: {error['msg'].removeprefix('Value error, ')}" if dotted else str(error["msg"])
+
+
+def _valid_names(path: list[str]) -> list[str]:
+    node: Any = Config
+    for part in path:
+        if dataclasses.is_dataclass(node):
+            hints = {f.name: f for f in dataclasses.fields(node)}
+            factory = hints[part].default_factory
+            node = type(factory()) if callable(factory) else None
+        else:
+            fields = {f.alias or n: f for n, f in node.model_fields.items()}
+            node = fields[part].annotation
+    if dataclasses.is_dataclass(node):
+        return [f.name for f in dataclasses.fields(node)]
+    return [f.alias or n for n, f in node.model_fields.items()] if hasattr(node, "model_fields") else []
