@@ -28,8 +28,8 @@ class NetworkConfig:
     generator_width: int | None = None
     """Channels after the first convolution; None takes the preset's (32 for agit, 64 for the others)."""
     generator_blocks: int = 9
-    attention: bool = True
-    """False leaves the attention networks out: the mask is one everywhere (plain CycleGAN)."""
+    attention: bool | None = None
+    """False leaves the attention networks out: the mask is one everywhere (plain CycleGAN). None: the preset's."""
     attention_width: int | None = None
     """Channels after the attention network's first convolution; None takes the preset's."""
     attention_decoder: Literal["1x1", "3x3"] = "1x1"
@@ -37,6 +37,11 @@ class NetworkConfig:
     discriminator_width: int | None = None
     upsampling: Upsampling = "transposed"
     """``resize`` (nearest, then a convolution) leaves no checkerboard."""
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether there are attention networks: not in ``cyclegan`` unless asked for."""
+        return self.preset != "cyclegan" if self.attention is None else self.attention
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,31 @@
+"""From a stored uint8 image to what the networks see: random crop and flip, scaled to [-1, 1]."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import Tensor
+
+
+def augment(image: Tensor, size: int, key: str, flip: bool) -> Tensor:
+    """A random ``size`` x ``size`` crop, flipped half of the time; uint8 (3, S, S) from uint8 (3, H, W).
+
+    ``key`` (seed, domain, epoch, index) decides: the same item is augmented alike on any worker and after any
+    resume, and A and B are augmented independently.
+    """
+    draw = random.Random(key)
+    _, height, width = image.shape
+    top, left = draw.randint(0, height - size), draw.randint(0, width - size)
+    crop = image[:, top : top + size, left : left + size]
+    return crop.flip(-1) if flip and draw.random() < 0.5 else crop
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 in [0, 255] to float32 in [-1, 1], any shape."""
+    return images.to(torch.float32).div_(127.5).sub_(1.0)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """float in [-1, 1] to uint8 in [0, 255], any shape."""
+    return images.detach().float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)

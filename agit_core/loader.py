@@ -1,0 +1,107 @@
+"""Batches of the sample plan, decoded ahead of the step by a few threads.
+
+Decoders and copies release the GIL, so threads are enough, and a thread needs neither pickling nor shared
+memory. The loader holds no state: position is the step number, which the checkpoint has.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from agit_core.augment import augment, to_float
+from agit_core.errors import BadInput
+from agit_core.sampling import Domain, Item, SamplePlan
+
+
+class ImageSource(Protocol):
+    """Images of one domain, by index; ``read`` is called from several threads."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Tensor:
+        """uint8 (3, H, W), H and W at least the training size."""
+        ...
+
+
+class Batch(NamedTuple):
+    """A rank's share of one global batch: float32 (n, 3, S, S) in [-1, 1] per domain."""
+
+    step: int
+    epoch: int
+    a: Tensor
+    b: Tensor
+
+
+class Loader:
+    """Reads, augments and stacks the images of a plan.
+
+    Args:
+        sources: the images of domains ``a`` and ``b``; their lengths must be the plan's.
+        image_size: side S of the square crops.
+        flip: random horizontal flips.
+        threads: decoding threads.
+        ahead: batches prepared before they are asked for.
+        pin: page-locked memory, for asynchronous copies to a GPU.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[Domain, ImageSource],
+        plan: SamplePlan,
+        image_size: int,
+        flip: bool = True,
+        threads: int = 2,
+        ahead: int = 4,
+        pin: bool = False,
+    ) -> None:
+        lengths = (len(sources["a"]), len(sources["b"]))
+        if lengths != (plan.length_a, plan.length_b):
+            raise BadInput(
+                f"the data has {lengths[0]} and {lengths[1]} training images but the plan expects "
+                f"{plan.length_a} and {plan.length_b}; prepare the data again"
+            )
+        self.sources = sources
+        self.plan = plan
+        self.image_size = image_size
+        self.flip = flip
+        self.threads = threads
+        self.ahead = ahead
+        self.pin = pin
+
+    def batches(self, start_step: int, slots: range, stop_step: int | None = None) -> Iterator[Batch]:
+        """Batches from ``start_step`` on, of these slots of the global batch."""
+        with ThreadPoolExecutor(self.threads, "decode") as pool:
+            queue: deque[tuple[int, dict[Domain, list[Future[Tensor]]]]] = deque()
+            step = start_step
+            try:
+                while stop_step is None or step < stop_step or queue:
+                    while len(queue) <= self.ahead and (stop_step is None or step < stop_step):
+                        queue.append((step, self._submit(pool, step, slots)))
+                        step += 1
+                    at, pending = queue.popleft()
+                    a, b = (self._stack(pending[domain]) for domain in ("a", "b"))
+                    yield Batch(at, self.plan.epoch_of(at), a, b)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _submit(
+        self, pool: ThreadPoolExecutor, step: int, slots: range
+    ) -> dict[Domain, list[Future[Tensor]]]:
+        domains: tuple[Domain, ...] = ("a", "b")
+        return {
+            domain: [pool.submit(self._read, domain, item) for item in self.plan.items(step, domain, slots)]
+            for domain in domains
+        }
+
+    def _read(self, domain: Domain, item: Item) -> Tensor:
+        return augment(self.sources[domain].read(item.index), self.image_size, item.key, self.flip)
+
+    def _stack(self, pending: list[Future[Tensor]]) -> Tensor:
+        images = to_float(torch.stack([f.result() for f in pending]))
+        return images.pin_memory() if self.pin else images

@@ -1,0 +1,252 @@
+"""The four trainable maps and the two discriminators, for the three presets.
+
+``agit`` is the authors' TensorFlow code layer by layer (also its one-sided ``SAME`` padding), ``uaggan`` the
+first PyTorch port, ``cyclegan`` the baseline of Zhu et al. 2017 without attention. The parameter counts are
+tests. Every map takes and gives float images of shape (N, 3, H, W) in [-1, 1]; H and W are multiples of 4.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from agit_core.config import NetworkConfig
+
+STRIDE = 4
+"""Generators and attention networks halve the image twice: sides must be multiples of this."""
+
+
+class InstanceNorm(nn.Module):
+    """Instance normalisation without running statistics: the same in training and at inference.
+
+    Computed as a group norm with one channel per group, which is the same formula and, measured on CPU,
+    about three times faster than ``F.instance_norm``.
+    """
+
+    def __init__(self, channels: int, affine: bool) -> None:
+        super().__init__()
+        self.channels = channels
+        self.weight = nn.Parameter(torch.ones(channels)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.channels, self.weight, self.bias, eps=1e-5)
+
+
+class SamePadded(nn.Module):
+    """TensorFlow's ``SAME`` padding of a 3x3 stride-2 convolution on an even side: right and bottom only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, 1, 0, 1))
+
+
+class DropLast(nn.Module):
+    """An unpadded 3x3 stride-2 transposed convolution gives 2n + 1; TensorFlow's ``SAME`` drops the last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, :-1, :-1]
+
+
+class Residual(nn.Module):
+    """x + body(x), with a ReLU behind the sum in the authors' code only."""
+
+    def __init__(self, body: nn.Sequential, relu_after: bool) -> None:
+        super().__init__()
+        self.body = body
+        self.relu_after = relu_after
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + self.body(x)
+        return F.relu(y) if self.relu_after else y
+
+
+def _block(conv: nn.Module, channels: int, affine: bool, *before: nn.Module) -> list[nn.Module]:
+    return [*before, conv, InstanceNorm(channels, affine), nn.ReLU()]
+
+
+def _residual(channels: int, padding_mode: str, affine: bool, bias: bool, relu_after: bool) -> Residual:
+    def conv() -> nn.Conv2d:
+        return nn.Conv2d(channels, channels, 3, padding=1, padding_mode=padding_mode, bias=bias)
+
+    body = [conv(), InstanceNorm(channels, affine), nn.ReLU(), conv(), InstanceNorm(channels, affine)]
+    return Residual(nn.Sequential(*body), relu_after)
+
+
+def _resize_block(inputs: int, outputs: int, affine: bool, bias: bool) -> list[nn.Module]:
+    """Nearest x2, then a 3x3 convolution: upsampling without a checkerboard (Odena et al. 2016)."""
+    conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
+    return _block(conv, outputs, affine, nn.Upsample(scale_factor=2, mode="nearest"))
+
+
+def generator_agit(width: int, blocks: int, upsampling: str) -> nn.Sequential:
+    w = width
+    layers = _block(nn.Conv2d(3, w, 7, padding=3), w, True)
+    layers += _block(nn.Conv2d(w, 2 * w, 3, stride=2), 2 * w, True, SamePadded())
+    layers += _block(nn.Conv2d(2 * w, 4 * w, 3, stride=2), 4 * w, True, SamePadded())
+    layers += [_residual(4 * w, "zeros", affine=True, bias=True, relu_after=True) for _ in range(blocks)]
+    for inputs, outputs in ((4 * w, 2 * w), (2 * w, w)):
+        if upsampling == "resize":
+            layers += _resize_block(inputs, outputs, affine=True, bias=True)
+        else:
+            up = nn.Sequential(nn.ConvTranspose2d(inputs, outputs, 3, stride=2), DropLast())
+            layers += _block(up, outputs, True)
+    layers += [nn.Conv2d(w, 3, 7, padding=3), nn.Tanh()]
+    return nn.Sequential(*layers)
+
+
+def generator_cyclegan(width: int, blocks: int, upsampling: str, bias: bool, up_kernel: int) -> nn.Sequential:
+    """The resnet generator of CycleGAN; ``uaggan`` is the same without biases and with 4x4 upsampling."""
+    w = width
+    layers = _block(nn.Conv2d(3, w, 7, padding=3, padding_mode="reflect", bias=bias), w, False)
+    layers += _block(nn.Conv2d(w, 2 * w, 3, stride=2, padding=1, bias=bias), 2 * w, False)
+    layers += _block(nn.Conv2d(2 * w, 4 * w, 3, stride=2, padding=1, bias=bias), 4 * w, False)
+    layers += [_residual(4 * w, "reflect", affine=False, bias=bias, relu_after=False) for _ in range(blocks)]
+    for inputs, outputs in ((4 * w, 2 * w), (2 * w, w)):
+        if upsampling == "resize":
+            layers += _resize_block(inputs, outputs, affine=False, bias=bias)
+        else:
+            extra = 1 if up_kernel == 3 else 0
+            up = nn.ConvTranspose2d(inputs, outputs, up_kernel, 2, 1, output_padding=extra, bias=bias)
+            layers += _block(up, outputs, False)
+    layers += [nn.Conv2d(w, 3, 7, padding=3, padding_mode="reflect", bias=bias), nn.Tanh()]
+    return nn.Sequential(*layers)
+
+
+def attention_agit(width: int, decoder: str) -> nn.Sequential:
+    """One channel in [0, 1], shape (N, 1, H, W)."""
+    w = width
+    kernel, padding = (1, 0) if decoder == "1x1" else (3, 1)
+
+    def up() -> nn.Upsample:
+        return nn.Upsample(scale_factor=2, mode="nearest")
+
+    layers = _block(nn.Conv2d(3, w, 7, stride=2, padding=3, padding_mode="reflect"), w, True)
+    layers += _block(nn.Conv2d(w, 2 * w, 3, stride=2), 2 * w, True, SamePadded())
+    layers += [_residual(2 * w, "reflect", affine=True, bias=True, relu_after=True)]
+    layers += _block(nn.Conv2d(2 * w, 2 * w, kernel, padding=padding), 2 * w, True, up())
+    layers += _block(nn.Conv2d(2 * w, w, kernel, padding=padding), w, True, up())
+    layers += [nn.Conv2d(w, 1, kernel, padding=padding), nn.Sigmoid()]
+    return nn.Sequential(*layers)
+
+
+def attention_uaggan(width: int, bias: bool) -> nn.Sequential:
+    """One channel in [0, 1], shape (N, 1, H, W)."""
+    w = width
+
+    def up() -> nn.Upsample:
+        return nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+
+    layers = _block(nn.Conv2d(3, w, 7, stride=2, padding=3, padding_mode="reflect", bias=bias), w, False)
+    layers += _block(nn.Conv2d(w, 2 * w, 3, stride=2, padding=1, bias=bias), 2 * w, False)
+    layers += [_residual(2 * w, "reflect", affine=False, bias=bias, relu_after=False)]
+    layers += _block(nn.Conv2d(2 * w, 2 * w, 3, padding=1, bias=bias), 2 * w, False, up())
+    layers += _block(nn.Conv2d(2 * w, w, 3, padding=1, bias=bias), w, False, up())
+    layers += [nn.Conv2d(w, 1, 7, padding=3, padding_mode="reflect", bias=bias), nn.Sigmoid()]
+    return nn.Sequential(*layers)
+
+
+class Discriminator(nn.Module):
+    """A patch discriminator: one logit (or least-squares score) per overlapping patch.
+
+    Args:
+        channels: output channels of each convolution but the last, which gives one.
+        strides: stride of each convolution, the last included.
+        padding: zeros on each side of each convolution.
+        normed: which convolutions an instance norm follows.
+        affine, bias: parameters of the norms, biases of the convolutions.
+    """
+
+    def __init__(
+        self,
+        channels: list[int],
+        strides: list[int],
+        padding: int,
+        normed: list[bool],
+        affine: bool,
+        bias: bool,
+    ) -> None:
+        super().__init__()
+        widths = [3, *channels, 1]
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(widths[i], widths[i + 1], 4, stride, padding, bias=bias)
+            for i, stride in enumerate(strides)
+        )
+        self.norms = nn.ModuleList(
+            InstanceNorm(c, affine) if n else nn.Identity() for c, n in zip(channels, normed, strict=True)
+        )
+
+    def forward(self, x: Tensor, normalise: bool = True) -> Tensor:
+        """Scores (N, 1, h, w) of images (N, 3, H, W).
+
+        ``normalise=False`` leaves the inner instance norms out, with the same convolution weights: stage
+        ``masked``, where large parts of the image are exactly 0 and would distort the statistics.
+        """
+        for conv, norm in zip(self.convolutions, self.norms, strict=False):
+            x = conv(x)
+            if normalise:
+                x = norm(x)
+            x = F.leaky_relu(x, 0.2)
+        return self.convolutions[-1](x)
+
+
+def _discriminator(preset: str, w: int) -> Discriminator:
+    if preset == "agit":  # 256 px -> 35 x 35
+        return Discriminator([w, 2 * w, 4 * w, 8 * w], [2, 2, 2, 1, 1], 2, [True] * 4, affine=True, bias=True)
+    normed = [False, True, True, True]
+    if preset == "uaggan":  # 256 px -> 15 x 15
+        return Discriminator([w, w, 2 * w, 4 * w], [2, 2, 2, 2, 1], 1, normed, affine=False, bias=False)
+    # 256 px -> 30 x 30, each score sees 70 x 70 pixels
+    return Discriminator([w, 2 * w, 4 * w, 8 * w], [2, 2, 2, 1, 1], 1, normed, affine=False, bias=True)
+
+
+class Networks(nn.Module):
+    """The six networks; ``attention_a`` and ``attention_b`` are None when the configuration has no attention."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        preset = config.preset
+        generator_width = config.generator_width or (32 if preset == "agit" else 64)
+        attention_width = config.attention_width or (32 if preset == "agit" else 64)
+        discriminator_width = config.discriminator_width or 64
+
+        def generator() -> nn.Module:
+            if preset == "agit":
+                return generator_agit(generator_width, config.generator_blocks, config.upsampling)
+            bias, kernel = (False, 4) if preset == "uaggan" else (True, 3)
+            return generator_cyclegan(
+                generator_width, config.generator_blocks, config.upsampling, bias, kernel
+            )
+
+        def attention() -> nn.Module | None:
+            if not config.has_attention:
+                return None
+            if preset == "agit":
+                return attention_agit(attention_width, config.attention_decoder)
+            return attention_uaggan(attention_width, bias=preset == "cyclegan")
+
+        self.generator_ab = generator()
+        self.generator_ba = generator()
+        self.attention_a = attention()
+        self.attention_b = attention()
+        self.discriminator_a = _discriminator(preset, discriminator_width)
+        self.discriminator_b = _discriminator(preset, discriminator_width)
+
+
+def initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """Convolutions N(0, 0.02) with zero biases; norm scales N(1, 0.02), shifts 0 (authors' code)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.normal_(layer.weight, 0.0, 0.02, generator=generator)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, InstanceNorm) and layer.weight is not None and layer.bias is not None:
+            nn.init.normal_(layer.weight, 1.0, 0.02, generator=generator)
+            nn.init.zeros_(layer.bias)
+
+
+def build(config: NetworkConfig, seed: int = 0) -> Networks:
+    """Fresh networks on the CPU in fp32; the same seed gives the same weights everywhere."""
+    networks = Networks(config)
+    initialise(networks, torch.Generator().manual_seed(seed))
+    return networks

@@ -1,0 +1,49 @@
+"""Adam and its schedule: constant for the first half of all steps, then linear to 0."""
+
+from __future__ import annotations
+
+from torch import nn, optim
+from torch.nn import Parameter
+
+from agit_core.config import OptimizerConfig
+from agit_core.networks import Networks
+
+
+def _parameters(*modules: nn.Module | None) -> list[Parameter]:
+    return [p for m in modules if m is not None for p in m.parameters()]
+
+
+def build_optimizers(
+    networks: Networks, config: OptimizerConfig, fused: bool
+) -> tuple[optim.Adam, optim.Adam]:
+    """One Adam for generators and attention, one for the discriminators.
+
+    Attention is in the generators' optimiser: it trains through the same losses (Eq 5). When it is frozen its
+    parameters have no gradient and Adam passes them over, so they keep every bit.
+    """
+    rate = config.learning_rate
+    groups = [{"params": _parameters(networks.generator_ab, networks.generator_ba), "lr": rate, "peak": rate}]
+    attention = _parameters(networks.attention_a, networks.attention_b)
+    if attention:
+        own = config.attention_learning_rate or rate
+        groups.append({"params": attention, "lr": own, "peak": own})
+    critics = _parameters(networks.discriminator_a, networks.discriminator_b)
+    settings = {"betas": (config.beta1, config.beta2), "fused": fused}
+    return (
+        optim.Adam(groups, **settings),  # type: ignore[arg-type]
+        optim.Adam([{"params": critics, "lr": rate, "peak": rate}], **settings),  # type: ignore[arg-type]
+    )
+
+
+def learning_rate_factor(step: int, total_steps: int, constant_fraction: float) -> float:
+    """1 until ``constant_fraction`` of the steps, then a straight line that reaches 0 after the last one."""
+    constant = total_steps * constant_fraction
+    if step < constant:
+        return 1.0
+    return max(0.0, (total_steps - step) / max(total_steps - constant, 1e-9))
+
+
+def set_learning_rate(optimizer: optim.Optimizer, factor: float) -> None:
+    """Sets each group's rate to ``factor`` times its peak; a function of the step alone, so nothing to restore."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
