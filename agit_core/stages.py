@@ -8,9 +8,10 @@ all ones: that is why the second stage exists.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from agit_core.config import StageConfig
 
 
-class Stage(str, Enum):
+class Stage(StrEnum):
     """Named as in the reference: what the discriminator is shown."""
 
     FULL = "full"
@@ -98,7 +99,7 @@ class StageMachine:
 
     def _settled(self) -> bool:
         recent = self._coverages
-        moves = [abs(b - a) for a, b in zip(recent, recent[1:], strict=False)]
+        moves = [abs(b - a) for a, b in itertools.pairwise(recent)]
         return len(moves) >= self.config.settled_epochs and max(moves) < self.config.settled_tolerance
 
     def state_dict(self) -> dict[str, Any]:

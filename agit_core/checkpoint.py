@@ -1,0 +1,150 @@
+"""Exact state on disk: written whole or not at all, checked on load, loaded without running code.
+
+A checkpoint folder holds ``networks.pt``, ``averaged.pt`` (when there are averaged generators),
+``training.pt`` (optimisers, stage, epoch figures, random state), ``history.pt`` and, written last,
+``checkpoint.json`` with the step, the method's configuration and the SHA-256 of every file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agit_core.config import (
+    HistoryConfig,
+    LossConfig,
+    MethodConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    StageConfig,
+)
+from agit_core.errors import BadInput
+
+FORMAT = 1
+MANIFEST = "checkpoint.json"
+
+
+class CheckpointDamaged(RuntimeError):
+    """A checkpoint folder that is incomplete or does not match its checksums; the one before may do."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything a run needs to go on exactly, copied to the CPU so that training can proceed meanwhile."""
+
+    info: dict[str, Any]
+    """JSON-ready: step, epoch, stage, config, image_size, sample plan."""
+    networks: dict[str, Tensor]
+    averaged: dict[str, Tensor]
+    training: dict[str, Any]
+    history: dict[str, dict[int, Tensor]]
+
+
+def write(directory: Path, snapshot: Snapshot) -> None:
+    """Writes a checkpoint folder under a temporary name and renames it; an existing one is replaced."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        parts: dict[str, Any] = {
+            "networks.pt": snapshot.networks,
+            "training.pt": snapshot.training,
+            "history.pt": snapshot.history,
+        }
+        if snapshot.averaged:
+            parts["averaged.pt"] = snapshot.averaged
+        for name, value in parts.items():
+            torch.save(value, temporary / name)
+        files = {name: sha256(temporary / name) for name in sorted(parts)}
+        manifest = {"format": FORMAT, **snapshot.info, "files": files}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        if directory.exists():
+            shutil.rmtree(directory)
+        os.replace(temporary, directory)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def verify(directory: Path) -> dict[str, Any]:
+    """The manifest of a whole checkpoint folder.
+
+    Raises:
+        CheckpointDamaged: no manifest, an unreadable one, a missing file or a wrong checksum.
+    """
+    path = Path(directory) / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+        files: dict[str, str] = manifest["files"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointDamaged(f"{path} is missing or unreadable ({error})") from None
+    if manifest.get("format") != FORMAT:
+        raise BadInput(f"{path} has format {manifest.get('format')}; this version reads format {FORMAT}")
+    for name, digest in files.items():
+        file = Path(directory) / name
+        if not file.is_file() or sha256(file) != digest:
+            raise CheckpointDamaged(f"{file} is missing or does not match its checksum")
+    return manifest
+
+
+def read(directory: Path) -> Snapshot:
+    """A verified checkpoint. Tensors are on the CPU. Loads with ``weights_only=True``: no code is run."""
+    info = verify(directory)
+
+    def load(name: str) -> Any:
+        return torch.load(Path(directory) / name, map_location="cpu", weights_only=True)
+
+    averaged = load("averaged.pt") if "averaged.pt" in info["files"] else {}
+    return Snapshot(info, load("networks.pt"), averaged, load("training.pt"), load("history.pt"))
+
+
+def read_networks(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Manifest and weights for inference: averaged generators take the place of the trained ones."""
+    info = verify(directory)
+    weights = torch.load(Path(directory) / "networks.pt", map_location="cpu", weights_only=True)
+    if "averaged.pt" in info["files"]:
+        weights |= torch.load(Path(directory) / "averaged.pt", map_location="cpu", weights_only=True)
+    return info, weights
+
+
+def method_to_dict(config: MethodConfig) -> dict[str, Any]:
+    """JSON-ready form of a method's configuration."""
+    return dataclasses.asdict(config)
+
+
+def method_from_dict(tree: dict[str, Any]) -> MethodConfig:
+    """The inverse of :func:`method_to_dict`.
+
+    Raises:
+        BadInput: keys that this version does not know.
+    """
+    try:
+        return MethodConfig(
+            **{
+                **tree,
+                "networks": NetworkConfig(**tree["networks"]),
+                "losses": LossConfig(**tree["losses"]),
+                "stages": StageConfig(**tree["stages"]),
+                "history": HistoryConfig(**tree["history"]),
+                "optimizer": OptimizerConfig(**tree["optimizer"]),
+                "precision": PrecisionConfig(**tree["precision"]),
+            }
+        )
+    except (TypeError, KeyError) as error:
+        raise BadInput(f"this is not a method configuration that this version knows: {error}") from None
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

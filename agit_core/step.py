@@ -1,0 +1,177 @@
+"""One training step: four generator passes, generators and attention first, then the discriminators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from agit_core import losses
+from agit_core.config import MethodConfig
+from agit_core.history import History
+from agit_core.loader import Batch
+from agit_core.networks import Networks
+from agit_core.optimizers import build_optimizers
+from agit_core.precision import Numerics
+from agit_core.stages import HEALTH_KEYS, Rules, mask_health, shown_to_discriminator
+from agit_core.translation import translate
+from agit_core.world import World
+
+LOSS_KEYS = (
+    "generator_ab",
+    "generator_ba",
+    "cycle_a",
+    "cycle_b",
+    "identity_a",
+    "identity_b",
+    "discriminator_a",
+    "discriminator_b",
+)
+FIGURES = (*LOSS_KEYS, *(f"{key}_{domain}" for domain in "ab" for key in HEALTH_KEYS))
+"""What a step returns, in order: one float32 tensor, so that nothing waits for the device."""
+
+GENERATOR_NAMES = ("generator_ab", "generator_ba")
+ATTENTION_NAMES = ("attention_a", "attention_b")
+DISCRIMINATOR_NAMES = ("discriminator_a", "discriminator_b")
+
+
+class TrainingStep:
+    """Networks, optimisers and history, and the step that moves them.
+
+    The loss of a rank is scaled by ``n * W / B`` (its n items, W ranks, global batch B), so that DDP's mean
+    over ranks is the mean over the global batch at any world size.
+    """
+
+    def __init__(
+        self,
+        config: MethodConfig,
+        networks: Networks,
+        histories: tuple[History, History],
+        numerics: Numerics,
+        device: torch.device,
+        world: World,
+        batch_size: int,
+    ) -> None:
+        self.config = config
+        self.networks = networks.to(device, memory_format=numerics.memory_format)
+        self.history_a, self.history_b = histories
+        self.numerics = numerics
+        self.device = device
+        self.world = world
+        self.batch_size = batch_size
+        self.optimizer_g, self.optimizer_d = build_optimizers(networks, config.optimizer, fused=True)
+        self._calls: dict[str, Callable[..., Any]] = {}
+        self.rules: Rules | None = None
+
+    def enter(self, rules: Rules) -> None:
+        """Freezes what the stage does not train, then wraps each trained network in its own DDP.
+
+        DDP fixes the set of parameters it waits for when it is built, so the wrappers are rebuilt at the
+        switch, when attention and the discriminators' norms stop getting gradients.
+        """
+        self.rules = rules
+        modules = {n: m for n, m in self.networks.named_children() if isinstance(m, nn.Module)}
+        for name, module in modules.items():
+            module.requires_grad_(rules.attention_trains or name not in ATTENTION_NAMES)
+            if name in DISCRIMINATOR_NAMES:
+                module.norms.requires_grad_(rules.discriminator_normalises)  # type: ignore[union-attr,operator]
+            if self.numerics.compile and module._compiled_call_impl is None:
+                module.compile(dynamic=False)
+        self._calls = {name: self._wrap(module) for name, module in modules.items()}
+        # gradients of what has just been frozen must not reach the optimiser again
+        self.networks.zero_grad(set_to_none=True)
+
+    def _wrap(self, module: nn.Module) -> Callable[..., Any]:
+        if self.world.size == 1 or not any(p.requires_grad for p in module.parameters()):
+            return module
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        # no static_graph (wrong gradients on D while its requires_grad toggles); no buffers to broadcast
+        return DistributedDataParallel(
+            module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Moves every trained parameter once; returns :data:`FIGURES` as a float32 tensor on the device."""
+        rules, config = self.rules, self.config
+        assert rules is not None, "enter() a stage first"
+        move = {"device": self.device, "memory_format": self.numerics.memory_format, "non_blocking": True}
+        a, b = batch.a.to(**move), batch.b.to(**move)  # type: ignore[call-overload]
+        scale = len(a) * self.world.size / self.batch_size
+        g_ab, g_ba = (self._calls[n] for n in GENERATOR_NAMES)
+        att_a, att_b = (self._calls.get(n) for n in ATTENTION_NAMES)
+        d_a, d_b = (self._calls[n] for n in DISCRIMINATOR_NAMES)
+        kind, tau = config.losses.adversarial, config.stages.tau
+        source = 0 if config.stages.fake_source == "blend" else 2
+
+        # generators and attention (Eq 1, 3 and 5); D judges but does not learn
+        with self._autocast():
+            to_b = translate(a, g_ab, att_a)
+            to_a = translate(b, g_ba, att_b)
+            back_a = translate(to_b.output, g_ba, att_b)
+            back_b = translate(to_a.output, g_ab, att_a)
+            fake_b = shown_to_discriminator(to_b[source], to_b.mask, rules, tau)
+            fake_a = shown_to_discriminator(to_a[source], to_a.mask, rules, tau)
+            with frozen(self.networks.discriminator_a, self.networks.discriminator_b):
+                norm = rules.discriminator_normalises
+                judged_b = self.networks.discriminator_b(fake_b, normalise=norm)
+                judged_a = self.networks.discriminator_a(fake_a, normalise=norm)
+            identity_a, identity_b = self._identity(g_ab, g_ba, a, b)
+        gan_ab = losses.adversarial(judged_b.float(), True, kind)
+        gan_ba = losses.adversarial(judged_a.float(), True, kind)
+        cycle_a = losses.cycle_consistency(back_a.output.float(), a)
+        cycle_b = losses.cycle_consistency(back_b.output.float(), b)
+        weight = config.losses.cycle_weight
+        total = gan_ab + gan_ba + weight * (cycle_a + cycle_b)
+        total = total + weight * config.losses.identity_weight * (identity_a + identity_b)
+        self.optimizer_g.zero_grad(set_to_none=True)
+        (total * scale).backward()
+        self.optimizer_g.step()
+
+        # discriminators: real and (perhaps older) fake in one batch; instance norm keeps images apart
+        with torch.no_grad():
+            old_b, mask_b = self.history_b.exchange(batch.step, to_b[source].detach(), to_b.mask.detach())
+            old_a, mask_a = self.history_a.exchange(batch.step, to_a[source].detach(), to_a.mask.detach())
+            pair_a = torch.cat([a, old_a.to(a.dtype)]), torch.cat([to_b.mask, mask_a.to(to_b.mask.dtype)])
+            pair_b = torch.cat([b, old_b.to(b.dtype)]), torch.cat([to_a.mask, mask_b.to(to_a.mask.dtype)])
+            seen_a, seen_b = (shown_to_discriminator(x, m, rules, tau) for x, m in (pair_a, pair_b))
+        with self._autocast():
+            real_a, false_a = d_a(seen_a, normalise=norm).float().chunk(2)
+            real_b, false_b = d_b(seen_b, normalise=norm).float().chunk(2)
+        loss_a = losses.discriminator(real_a, false_a, kind)
+        loss_b = losses.discriminator(real_b, false_b, kind)
+        self.optimizer_d.zero_grad(set_to_none=True)
+        ((loss_a + loss_b) * scale).backward()
+        self.optimizer_d.step()
+
+        figures = [gan_ab, gan_ba, cycle_a, cycle_b, identity_a, identity_b, loss_a, loss_b]
+        health = [mask_health(to_b.mask, tau), mask_health(to_a.mask, tau)]
+        return torch.cat([torch.stack([f.detach().float() for f in figures]), *health])
+
+    def _identity(
+        self, g_ab: Callable[..., Tensor], g_ba: Callable[..., Tensor], a: Tensor, b: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if not self.config.losses.identity_weight:
+            zero = torch.zeros((), device=self.device)
+            return zero, zero
+        return losses.identity(g_ba(a).float(), a), losses.identity(g_ab(b).float(), b)
+
+    def _autocast(self) -> torch.autocast:
+        dtype = self.numerics.autocast
+        return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """No gradients for the parameters of these modules inside; what required them before does again after."""
+    parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)

@@ -1,0 +1,287 @@
+"""The training loop and its exact state.
+
+The loop is a generator: it yields after every step, and whoever drives it decides when to log, sample,
+checkpoint or stop. Nothing in it waits for the device unless asked to (``window``, ``snapshot``).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from agit_core import checkpoint, networks
+from agit_core.checkpoint import Snapshot, method_from_dict, method_to_dict
+from agit_core.config import MethodConfig
+from agit_core.errors import BadInput
+from agit_core.history import History
+from agit_core.loader import Batch, Loader
+from agit_core.optimizers import learning_rate_factor, set_learning_rate
+from agit_core.precision import make_deterministic, resolve
+from agit_core.sampling import SamplePlan, slots_of
+from agit_core.stages import HEALTH_KEYS, Stage, StageMachine
+from agit_core.step import FIGURES, GENERATOR_NAMES, LOSS_KEYS, TrainingStep
+from agit_core.world import World
+
+log = logging.getLogger(__name__)
+
+
+class StepResult(NamedTuple):
+    """What the driver of the loop is told after a step."""
+
+    step: int
+    """Steps done so far."""
+    epoch: int
+    stage: Stage
+    switched: bool
+    """This step was the first of stage ``masked``."""
+    figures: Tensor
+    """:data:`agit_core.step.FIGURES` of this rank's items, float32, on the device."""
+
+
+class Figures(NamedTuple):
+    """Means over the global batch and some steps."""
+
+    losses: dict[str, float]
+    mask_health: dict[str, float]
+    steps: int
+
+
+class Trainer:
+    """Trains the six networks of one run.
+
+    Args:
+        config: the method.
+        plan: which images each step takes; also fixes the global batch size.
+        image_size: side of the square training images.
+        total_steps: where the learning rate reaches 0 and the run ends.
+        device: of this rank.
+        seed: of the initial weights and the history's choices.
+        world: this rank's place; every rank must build its Trainer at the same time.
+    """
+
+    def __init__(
+        self,
+        config: MethodConfig,
+        plan: SamplePlan,
+        image_size: int,
+        total_steps: int,
+        device: torch.device | None = None,
+        seed: int = 0,
+        world: World | None = None,
+    ) -> None:
+        self.config = config
+        self.plan = plan
+        self.image_size = image_size
+        self.total_steps = total_steps
+        self.device = device or torch.device("cpu")
+        self.world = world or World.current()
+        self.slots = slots_of(self.world.rank, self.world.size, plan.batch_size)
+        self.numerics = resolve(config.precision, self.device)
+        make_deterministic(self.device, config.precision.deterministic)
+        self.networks = networks.build(config.networks, seed)
+        self.stages = StageMachine(config.stages, config.networks.has_attention)
+        history_a, history_b = (
+            History(config.history, self.slots, plan.batch_size, seed, domain) for domain in "ab"
+        )
+        self.training_step = TrainingStep(
+            config,
+            self.networks,
+            (history_a, history_b),
+            self.numerics,
+            self.device,
+            self.world,
+            plan.batch_size,
+        )
+        self.averaged = self._generator_weights() if config.optimizer.average_decay else {}
+        self.step = 0
+        self._window = torch.zeros(len(FIGURES) + 1, dtype=torch.float64, device=self.device)
+        self._epoch = torch.zeros_like(self._window)
+        self.training_step.enter(self.stages.rules)
+
+    # ------------------------------------------------------------------ the loop
+
+    def run(self, loader: Loader, until: int | None = None) -> Iterator[StepResult]:
+        """Trains from the present step to ``until`` (at most ``total_steps``), yielding after each step."""
+        stop = min(self.total_steps, until if until is not None else self.total_steps)
+        for batch in loader.batches(self.step, self.slots, stop):
+            yield self.train_on(batch)
+
+    def train_on(self, batch: Batch) -> StepResult:
+        """One step on a batch that must be the plan's next."""
+        assert batch.step == self.step, f"step {self.step} was given the batch of step {batch.step}"
+        if self.plan.starts_epoch(batch.step):
+            self.stages.epoch_ended(self._close_epoch())
+        switched = self.stages.advance(batch.step, batch.epoch)
+        if switched:
+            log.info("step %d: %s", batch.step, self.stages.rules.describe())
+            self.training_step.enter(self.stages.rules)
+        self._set_learning_rates()
+        figures = self.training_step(batch)
+        self._update_average()
+        # sums are weighted by items, so that ranks with one item more count for one more
+        items = len(self.slots)
+        weighted = torch.cat([figures.double() * items, figures.new_full((1,), items, dtype=torch.float64)])
+        self._window += weighted
+        self._epoch += weighted
+        self.step += 1
+        return StepResult(self.step, batch.epoch, self.stages.stage, switched, figures)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the generators, in the step that was done last."""
+        return float(self.training_step.optimizer_g.param_groups[0]["lr"])
+
+    def _set_learning_rates(self) -> None:
+        factor = learning_rate_factor(self.step, self.total_steps, self.config.optimizer.constant_fraction)
+        set_learning_rate(self.training_step.optimizer_g, factor)
+        set_learning_rate(self.training_step.optimizer_d, factor)
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        if not self.averaged:
+            return
+        # young averages follow quickly; the decay is reached after some 1 / (1 - decay) steps
+        decay = min(self.config.optimizer.average_decay, (1 + self.step) / (10 + self.step))
+        live = [p for n, p in self.networks.state_dict().items() if n in self.averaged]
+        torch._foreach_lerp_(list(self.averaged.values()), live, 1 - decay)
+
+    def _generator_weights(self) -> dict[str, Tensor]:
+        return {
+            name: value.detach().clone()
+            for name, value in self.networks.state_dict().items()
+            if name.startswith(GENERATOR_NAMES)
+        }
+
+    # ------------------------------------------------------------------ figures
+
+    def window(self) -> Figures:
+        """Means since the last call, over all ranks. Collective; waits for the device."""
+        total = self.world.sum(self._window)
+        self._window.zero_()
+        return _means(total, self.plan.batch_size)
+
+    def _close_epoch(self) -> float:
+        """Mean coverage of both domains over the epoch that ended, the same on every rank."""
+        health = _means(self.world.sum(self._epoch), self.plan.batch_size).mask_health
+        self._epoch.zero_()
+        return (health["coverage_a"] + health["coverage_b"]) / 2
+
+    # ------------------------------------------------------------------ state
+
+    def snapshot(self) -> Snapshot | None:
+        """The exact state, copied to the CPU, on rank 0; None elsewhere. Collective.
+
+        The history's parts and the epoch's figures are brought together, so that any world size can go on.
+        """
+        step = self.training_step
+        histories = self.world.gather((step.history_a.state(), step.history_b.state()))
+        # fold the live sums as a resumed run will see them, so that both go on bit for bit alike
+        total = self.world.sum(self._epoch)
+        self._epoch.copy_(total if self.world.rank == 0 else torch.zeros_like(total))
+        if histories is None:
+            return None
+        return Snapshot(
+            info={
+                "step": self.step,
+                "epoch": self.plan.epoch_of(self.step),
+                "stage": self.stages.stage.value,
+                "switched_at_step": self.stages.switched_at_step,
+                "total_steps": self.total_steps,
+                "image_size": self.image_size,
+                "batch_size": self.plan.batch_size,
+                "lengths": [self.plan.length_a, self.plan.length_b],
+                "seed": self.plan.seed,
+                "method": method_to_dict(self.config),
+            },
+            networks=_to_cpu(self.networks.state_dict()),
+            averaged=_to_cpu(self.averaged),
+            training={
+                "optimizer_g": _to_cpu(step.optimizer_g.state_dict()),
+                "optimizer_d": _to_cpu(step.optimizer_d.state_dict()),
+                "stages": self.stages.state_dict(),
+                "epoch_figures": total,
+                "torch_random_state": torch.get_rng_state(),
+            },
+            history={
+                "a": {s: t for part in histories for s, t in part[0].items()},
+                "b": {s: t for part in histories for s, t in part[1].items()},
+            },
+        )
+
+    def save(self, directory: Path) -> None:
+        """Writes the state as a checkpoint folder (rank 0 does). Collective."""
+        snapshot = self.snapshot()
+        if snapshot is not None:
+            checkpoint.write(directory, snapshot)
+
+    def load(self, directory: Path) -> None:
+        """Goes on from a checkpoint folder, at any world size.
+
+        Raises:
+            CheckpointDamaged: the folder is incomplete or does not match its checksums.
+            BadInput: it belongs to another method, data set, batch or image size.
+        """
+        self.restore(checkpoint.read(directory))
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Goes on from a snapshot; see :meth:`load`."""
+        self._check_belongs(snapshot.info)
+        self.networks.load_state_dict(snapshot.networks)
+        self.averaged = {n: t.to(self.device) for n, t in snapshot.averaged.items()}
+        training, step = snapshot.training, self.training_step
+        step.optimizer_g.load_state_dict(training["optimizer_g"])
+        step.optimizer_d.load_state_dict(training["optimizer_d"])
+        self.stages.load_state_dict(training["stages"])
+        step.history_a.load(snapshot.history["a"], self.device)
+        step.history_b.load(snapshot.history["b"], self.device)
+        self._epoch.zero_()
+        if self.world.rank == 0:
+            self._epoch.copy_(training["epoch_figures"])
+        self._window.zero_()
+        torch.set_rng_state(training["torch_random_state"])
+        self.step = int(snapshot.info["step"])
+        step.enter(self.stages.rules)
+
+    def start_from(self, weights: dict[str, Tensor]) -> None:
+        """Takes the weights of an earlier model and nothing else: a new run that does not begin at random."""
+        self.networks.load_state_dict(weights)
+        self.averaged = self._generator_weights() if self.config.optimizer.average_decay else {}
+
+    def _check_belongs(self, info: dict[str, Any]) -> None:
+        mine = {
+            "image_size": self.image_size,
+            "batch_size": self.plan.batch_size,
+            "lengths": [self.plan.length_a, self.plan.length_b],
+            "seed": self.plan.seed,
+            "total_steps": self.total_steps,
+        }
+        for key, value in mine.items():
+            if info[key] != value:
+                raise BadInput(
+                    f"the checkpoint was made with {key} {info[key]}, this run has {value}; "
+                    "start a new run or use the settings it was made with"
+                )
+        theirs = method_from_dict(info["method"])
+        # the precision may differ: the mathematics is the same, the bits are not
+        if method_to_dict(theirs) | {"precision": None} != method_to_dict(self.config) | {"precision": None}:
+            raise BadInput("the checkpoint was made with another method configuration; start a new run")
+
+
+def _means(total: Tensor, batch_size: int) -> Figures:
+    items = float(total[-1])
+    means = dict(zip(FIGURES, (total[:-1] / max(items, 1.0)).tolist(), strict=True))
+    health = {f"{key}_{domain}": means[f"{key}_{domain}"] for domain in "ab" for key in HEALTH_KEYS}
+    return Figures({k: means[k] for k in LOSS_KEYS}, health, round(items / batch_size))
+
+
+def _to_cpu(tree: Any) -> Any:
+    if isinstance(tree, Tensor):
+        return tree.detach().to("cpu", copy=True).contiguous()
+    if isinstance(tree, dict):
+        return {k: _to_cpu(v) for k, v in tree.items()}
+    return [_to_cpu(v) for v in tree] if isinstance(tree, list | tuple) else tree
