@@ -57,7 +57,7 @@ class TrainingStep:
         batch_size: int,
     ) -> None:
         self.config = config
-        self.networks = networks.to(device, memory_format=numerics.memory_format)
+        self.networks = networks.to(device).to(memory_format=numerics.memory_format)
         self.history_a, self.history_b = histories
         self.numerics = numerics
         self.device = device

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Translation(NamedTuple):
@@ -20,7 +21,10 @@ class Translation(NamedTuple):
 
 
 def translate(
-    image: Tensor, generator: nn.Module, attention: nn.Module | None, threshold: float | None = None
+    image: Tensor,
+    generator: Callable[[Tensor], Tensor],
+    attention: Callable[[Tensor], Tensor] | None,
+    threshold: float | None = None,
 ) -> Translation:
     """Eq 1: b' = m * G(a) + (1 - m) * a, with m = Att(a).
 

@@ -30,7 +30,7 @@ class World:
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over ranks of a tensor, on the CPU in float64."""
-        total = values.detach().to("cpu", torch.float64)
+        total = values.detach().to("cpu", torch.float64, copy=True)
         if self.size > 1:
             dist.all_reduce(total, group=self.group)
         return total
