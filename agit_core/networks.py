@@ -7,6 +7,8 @@ tests. Every map takes and gives float images of shape (N, 3, H, W) in [-1, 1]; 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,7 +67,9 @@ def _block(conv: nn.Module, channels: int, affine: bool, *before: nn.Module) -> 
     return [*before, conv, InstanceNorm(channels, affine), nn.ReLU()]
 
 
-def _residual(channels: int, padding_mode: str, affine: bool, bias: bool, relu_after: bool) -> Residual:
+def _residual(
+    channels: int, padding_mode: Literal["zeros", "reflect"], affine: bool, bias: bool, relu_after: bool
+) -> Residual:
     def conv() -> nn.Conv2d:
         return nn.Conv2d(channels, channels, 3, padding=1, padding_mode=padding_mode, bias=bias)
 
