@@ -109,8 +109,19 @@ class TrainConfig(Section):
     checkpoint_every: int = Field(
         1000, ge=1, description="steps between checkpoints: the most that a kill can cost"
     )
-    keep_checkpoints: int = Field(3, ge=1)
-    max_failures: int = Field(3, ge=-1, description="worker failures to survive; -1: without limit")
+    keep_checkpoints: int = Field(3, ge=1, description="how many of the newest checkpoints stay")
+    best_by: Literal["cycle", "generator", "discriminator", "identity"] | None = Field(
+        "cycle",
+        description="loss (both directions, mean since the last checkpoint) whose lowest value keeps one more",
+    )
+    storage_patience_s: float = Field(
+        180.0, ge=0, description="seconds that the storage may be away before the run gives up"
+    )
+    max_failures: int = Field(
+        3,
+        ge=-1,
+        description="failures in a row without a new checkpoint that are survived; -1: without limit",
+    )
     stop_on_collapse: bool = Field(
         False, description="end the run when a mask has collapsed (all zeros or all ones)"
     )

@@ -1,0 +1,169 @@
+"""Checkpoints of a run in storage: whole or invisible, verified on load, the last k and the best one kept.
+
+Ray Train could store them too. This does not use it, because its bookkeeping file is not written atomically (a
+controller killed at that moment leaves a run that can never start again), because an outage of the storage
+ends its controller, and because it keeps either the newest or the best checkpoints but not both. Here the
+storage itself is the truth: a folder ``checkpoints/step-00000100`` is whole when its ``checkpoint.json``,
+which is written last and holds every file's SHA-256, is there.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from agit_core import checkpoint
+from agit_core.checkpoint import CheckpointDamaged, Snapshot
+from pipeline import storage
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"^step-(\d{8,})$")
+_DAMAGED = "damaged.json"
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Args:
+        run_uri: the run's folder.
+        keep: how many of the newest stay.
+        best_by: key of ``info["scores"]`` whose lowest value keeps one more; None keeps none.
+    """
+
+    def __init__(self, run_uri: str, keep: int, best_by: str | None = None) -> None:
+        self.uri = storage.join(run_uri, "checkpoints")
+        self.keep = keep
+        self.best_by = best_by
+        self._info: dict[int, dict[str, Any]] = {}
+
+    def folder(self, step: int) -> str:
+        """URI of the checkpoint of a step."""
+        return storage.join(self.uri, f"step-{step:08d}")
+
+    def steps(self) -> list[int]:
+        """Steps whose checkpoints are whole as far as the names tell, newest first."""
+        return sorted((s for s, names in self._folders().items() if _looks_whole(names)), reverse=True)
+
+    def newest(self) -> int:
+        """The newest whole checkpoint's step; 0 when there is none."""
+        return next(iter(self.steps()), 0)
+
+    def info(self, step: int) -> dict[str, Any]:
+        """A checkpoint's manifest."""
+        if step not in self._info:
+            self._info[step] = storage.read_json(storage.join(self.folder(step), checkpoint.MANIFEST))
+        return self._info[step]
+
+    def best(self) -> int | None:
+        """The step with the lowest score of the stage that the newest checkpoint is in.
+
+        Losses of the two stages are not comparable: the discriminators see different pictures.
+        """
+        steps = self.steps()
+        if self.best_by is None or not steps:
+            return None
+        stage = self.info(steps[0])["stage"]
+        scored = {
+            step: float(info["scores"][self.best_by])
+            for step in steps
+            if (info := self.info(step))["stage"] == stage and self.best_by in info.get("scores", {})
+        }
+        return min(scored, key=lambda step: (scored[step], -step)) if scored else None
+
+    # ------------------------------------------------------------------ reading
+
+    def load_newest(self) -> tuple[Snapshot | None, list[str]]:
+        """The newest checkpoint that is what its checksums say, and a sentence for each that is not.
+
+        Damaged ones are marked and not looked at again.
+        """
+        damaged = []
+        for step in self.steps():
+            try:
+                return self.load(step), damaged
+            except CheckpointDamaged as error:
+                damaged.append(f"the checkpoint of step {step} is damaged ({error}); using the one before")
+                log.warning(damaged[-1])
+                self._info.pop(step, None)
+                storage.write_json(
+                    storage.join(self.folder(step), _DAMAGED), {"reason": str(error), "time": time.time()}
+                )
+        return None, damaged
+
+    def load(self, step: int) -> Snapshot:
+        """One checkpoint, verified.
+
+        Raises:
+            CheckpointDamaged: a file is missing or does not match its checksum.
+        """
+        folder = self.folder(step)
+        if not storage.is_remote(folder):
+            return checkpoint.read(storage.local_path(folder))
+        with tempfile.TemporaryDirectory(prefix="agit-load-") as scratch:
+            storage.download_folder(folder, scratch)
+            return checkpoint.read(Path(scratch))
+
+    # ------------------------------------------------------------------ writing
+
+    def write(self, snapshot: Snapshot) -> None:
+        """Stores a snapshot under its step and removes what need not be kept. May be repeated after a failure."""
+        step = int(snapshot.info["step"])
+        folder = self.folder(step)
+        if storage.is_remote(folder):
+            self._upload(snapshot, folder)
+        else:
+            _sweep(storage.local_path(self.uri))
+            checkpoint.write(storage.local_path(folder), snapshot)
+        self._info[step] = snapshot.info
+        self._prune()
+
+    def _upload(self, snapshot: Snapshot, folder: str) -> None:
+        manifest = storage.join(folder, checkpoint.MANIFEST)
+        # a folder of the same step is there when a damaged checkpoint made the run go back behind it
+        storage.remove(manifest)
+        storage.remove(folder)
+        with tempfile.TemporaryDirectory(prefix="agit-save-") as scratch:
+            local = Path(scratch) / storage.name(folder)
+            checkpoint.write(local, snapshot)
+            last = (local / checkpoint.MANIFEST).read_bytes()
+            (local / checkpoint.MANIFEST).unlink()
+            storage.upload_folder(local, folder)
+            storage.write_bytes(manifest, last)
+
+    def _prune(self) -> None:
+        folders = self._folders()
+        whole = sorted((s for s, names in folders.items() if _looks_whole(names)), reverse=True)
+        kept = {*whole[: self.keep], self.best()}
+        for step in folders:
+            # newer leftovers may be an upload in progress
+            if step not in kept and step < whole[0]:
+                storage.remove(storage.join(self.folder(step), checkpoint.MANIFEST))
+                storage.remove(self.folder(step))
+                self._info.pop(step, None)
+
+    def _folders(self) -> dict[int, set[str]]:
+        """Step -> names of the files in its folder."""
+        found: dict[int, set[str]] = {}
+        start = len(self.uri) + 1
+        for uri in storage.list_(self.uri, recursive=True):
+            parts = uri[start:].split("/")
+            match = _NAME.match(parts[0])
+            if match and len(parts) == 2:
+                found.setdefault(int(match[1]), set()).add(parts[1])
+        return found
+
+
+def _looks_whole(names: set[str]) -> bool:
+    return checkpoint.MANIFEST in names and _DAMAGED not in names
+
+
+def _sweep(root: Path) -> None:
+    """Removes what a killed writer left half done; there is one writer at a time."""
+    for leftover in root.glob(".step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)

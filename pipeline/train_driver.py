@@ -1,0 +1,122 @@
+"""Ray Train, started again for as long as failures are worth another try."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from agit_core.errors import BadInput
+from pipeline import train_events, train_worker
+from pipeline.config import Config
+from pipeline.train_checkpoints import CheckpointStore
+from pipeline.train_failures import Allowance, Preempted, root_cause, sentence
+
+log = logging.getLogger(__name__)
+
+# A rank that waits longer for another one considers it lost.
+_COLLECTIVE_SECONDS = 600
+
+
+class _Trainer(TorchTrainer):
+    """Without the process that cleans up after a lost driver when Ray itself ends with the driver."""
+
+    own_ray: bool = False
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        if not self.own_ray:
+            return callbacks
+        return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
+
+
+class WorkerFailures(ray.train.UserCallback):
+    """Runs in Ray Train's controller: notes why workers failed and ends the run when trying again is pointless.
+
+    Ray's own policy counts failures over the whole run and repeats every error, also one in the configuration.
+    What this raises ends the run at once.
+    """
+
+    def __init__(self, run_uri: str, allowance: Allowance) -> None:
+        self._run_uri = run_uri
+        self._allowance = allowance
+
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+        """Called by Ray Train with the exceptions of the failed ranks."""
+        cause = root_cause(*worker_exceptions.values())
+        ranks = sorted(worker_exceptions)
+        if isinstance(cause, Preempted):
+            train_events.record(self._run_uri, "preempted", str(cause), ranks=ranks)
+            return
+        train_events.record(self._run_uri, "worker_failed", sentence(cause), ranks=ranks)
+        self._allowance.spend(cause)
+
+
+def drive(spec: dict[str, Any], config: Config, callbacks: tuple[Any, ...] = ()) -> dict[str, Any]:
+    """Trains to the end on the Ray that this process is connected to; returns rank 0's result.
+
+    Worker failures are handled by Ray Train, which starts all workers anew; the loss of its controller is
+    handled here, by starting Ray Train anew. Either way the workers go on from the newest whole checkpoint.
+
+    Args:
+        callbacks: further Ray Train callbacks (those of a search).
+
+    Raises:
+        BadInput, RunFailed: the cause, when another try is pointless or one too many.
+    """
+    store = CheckpointStore(spec["run_uri"], config.train.keep_checkpoints, config.train.best_by)
+    allowance = Allowance(store, config.train.max_failures)
+    own_ray = not os.environ.get("RAY_ADDRESS")
+    use_gpu = _use_gpu(config)
+    while True:
+        trainer = _Trainer(
+            train_worker.train,
+            train_loop_config={"spec": spec, "watch_preemption": not own_ray},
+            torch_config=TorchConfig(
+                backend="nccl" if use_gpu else "gloo",
+                timeout_s=_COLLECTIVE_SECONDS,
+            ),
+            scaling_config=ray.train.ScalingConfig(num_workers=_workers(config), use_gpu=use_gpu),
+            run_config=ray.train.RunConfig(
+                name=spec["run_id"],
+                # Ray keeps nothing there but a marker: the state is in our own storage
+                storage_path=str(Path(tempfile.gettempdir()) / f"agit-ray-train-{os.getuid()}"),
+                failure_config=ray.train.FailureConfig(max_failures=-1),
+                callbacks=[WorkerFailures(spec["run_uri"], allowance), *callbacks],
+                logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            ),
+        )
+        trainer.own_ray = own_ray
+        try:
+            result: dict[str, Any] = trainer.fit().return_value
+            return result
+        except Exception as error:
+            cause = root_cause(error)
+            log.warning("Ray Train ended: %s", sentence(cause))
+            allowance.spend(cause)
+            train_events.record(spec["run_uri"], "controller_lost", sentence(cause))
+            time.sleep(1)
+
+
+def _workers(config: Config) -> int | tuple[int, int]:
+    least, most = config.train.minimum_workers, config.train.workers
+    return most if least is None or least == most else (least, most)
+
+
+def _use_gpu(config: Config) -> bool:
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    wanted = config.train.minimum_workers or config.train.workers
+    if config.train.device == "cuda" and gpus < wanted:
+        raise BadInput(
+            f"train.device is cuda and {wanted} worker(s) need a GPU each, but Ray sees {gpus}; "
+            "set train.device=cpu or train.workers lower, or add GPU nodes"
+        )
+    return config.train.device == "cuda" or (config.train.device == "auto" and gpus >= wanted)

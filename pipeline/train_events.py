@@ -1,0 +1,41 @@
+"""What happened to a run: one small JSON file per event, so that any process can add one, on any storage."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+import uuid
+from typing import Any
+
+from agit_core.errors import RunFailed
+from pipeline import storage
+
+FAILURES = ("worker_failed", "controller_lost", "job_lost", "preempted", "checkpoint_damaged", "failed")
+"""Kinds that tell of something that went wrong; ``resumed`` tells that the run went on after it."""
+
+
+def record(run_uri: str, kind: str, message: str = "", **details: Any) -> None:
+    """Adds an event. A storage that does not answer loses it: events inform, nothing depends on them."""
+    now = time.time()
+    event = {
+        "time": now,
+        "kind": kind,
+        "message": message,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        **details,
+    }
+    name = f"{int(now * 1000):013d}-{kind}-{uuid.uuid4().hex[:6]}.json"
+    with contextlib.suppress(RunFailed, OSError):
+        storage.write_json(storage.join(run_uri, "events", name), event)
+
+
+def read(run_uri: str) -> list[dict[str, Any]]:
+    """All events of a run in the order of time."""
+    events = []
+    for uri in storage.list_(storage.join(run_uri, "events")):
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            events.append(storage.read_json(uri))
+    return sorted(events, key=lambda event: float(event["time"]))

@@ -1,0 +1,196 @@
+"""The training job: ``python -m pipeline.train_job SPEC_URI``, locally and on a cluster the same.
+
+It drives Ray Train until the run is finished, whatever fails underneath, and writes ``result.json`` last.
+Without ``RAY_ADDRESS`` it starts a Ray of its own on this machine, which ends with it. Exit status: 0 done,
+2 a wrong configuration, 1 a failed run; the last line of its output then says why, for people and for
+:mod:`pipeline.launch`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from agit_core.errors import BadInput, RunFailed
+from agit_core.sampling import SamplePlan, slots_of
+from pipeline import storage, train_events
+from pipeline.config import Config, parse
+from pipeline.launch import VERDICT
+
+log = logging.getLogger("pipeline.train_job")
+
+
+# Read by Ray Train in the driver and handed on to its controller and workers.
+_RAY_TRAIN = {
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # imports alone take long on a loaded machine, and a large cluster may have to grow first
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+}
+_OBJECT_STORE_BYTES = 96 * 2**20
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the job and says in the last line how it ended."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stdout)
+    if len(arguments) != 1:
+        return _verdict(BadInput("call it as: python -m pipeline.train_job SPEC_URI"))
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    _end_with_launcher()
+    try:
+        run(arguments[0])
+    except (BadInput, RunFailed) as error:
+        return _verdict(error)
+    except FileNotFoundError as error:
+        return _verdict(BadInput(f"{error}; prepare the data and start the run again"))
+    return 0
+
+
+def run(spec_uri: str) -> dict[str, Any]:
+    """Trains what the specification says, or returns the result that is there already.
+
+    Raises:
+        BadInput: the specification does not fit the data or the cluster.
+        RunFailed: with the cause in one sentence; the same call goes on from the last checkpoint.
+    """
+    spec = storage.read_json(spec_uri)
+    config = parse(spec["config"], where=spec_uri)
+    run_uri = spec["run_uri"]
+    result_uri = storage.join(run_uri, "result.json")
+    with contextlib.suppress(FileNotFoundError):
+        result: dict[str, Any] = storage.read_json(result_uri)
+        return result
+    check(config, storage.read_json(storage.join(spec["data_uri"], "manifest.json")))
+    _progress(spec, "starting", message="starting the workers")
+    try:
+        with ray_session(config):
+            from pipeline.train_driver import drive
+
+            result = drive(spec, config)
+        storage.write_json(result_uri, result)
+    except (BadInput, RunFailed) as error:
+        train_events.record(run_uri, "failed", str(error))
+        _progress(spec, "failed", message=str(error))
+        raise
+    train_events.record(run_uri, "finished", step=result["steps"])
+    _progress(spec, "finished", step=result["steps"], total_steps=result["steps"], eta_s=0)
+    return result
+
+
+def check(config: Config, manifest: dict[str, Any]) -> None:
+    """Refuses what cannot work before anything is started.
+
+    Raises:
+        BadInput: an empty domain, more workers than items in a batch, another image size.
+    """
+    rows = {split: int(manifest["splits"][split]["rows"]) for split in ("trainA", "trainB")}
+    SamplePlan(config.seed, rows["trainA"], rows["trainB"], config.train.batch_size)
+    slots_of(0, config.train.workers, config.train.batch_size)
+    if (least := config.train.minimum_workers) is not None and least > config.train.workers:
+        raise BadInput(
+            f"train.minimum_workers ({least}) must not be larger than train.workers ({config.train.workers})"
+        )
+    if manifest["image_size"] != config.data.image_size:
+        raise BadInput(
+            f"the data was prepared for {manifest['image_size']} pixels but data.image_size is "
+            f"{config.data.image_size}; prepare it again"
+        )
+
+
+@contextlib.contextmanager
+def ray_session(config: Config) -> Iterator[None]:
+    """The cluster that ``RAY_ADDRESS`` names, or a Ray of this process's own.
+
+    The own one listens on this machine only, keeps its token out of the home directory, shows no dashboard
+    and lives in a folder with a short name, because socket paths must not exceed 107 bytes.
+    """
+    for key, value in _RAY_TRAIN.items():
+        os.environ.setdefault(key, value)
+    import ray
+
+    quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    # node drains are announced by clusters; here the watcher would only be one more process to start
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    with tempfile.TemporaryDirectory(
+        prefix="agit-", dir=_short_folder(), ignore_cleanup_errors=True
+    ) as folder:
+        folder = os.environ.get("AGIT_RAY_FOLDER", folder)
+        ray.init(
+            address="local",
+            num_cpus=config.train.workers,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _temp_dir=folder,
+            _node_ip_address="127.0.0.1",
+            **quiet,
+        )
+        # ray.init installs its own, which does not end a driver that waits
+        signal.signal(signal.SIGTERM, _on_sigterm)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _short_folder() -> str:
+    return "/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir()
+
+
+def _progress(spec: dict[str, Any], state: str, **changes: Any) -> None:
+    """Rewrites ``progress.json`` where no worker does: before the first step and after the last."""
+    uri = storage.join(spec["run_uri"], "progress.json")
+    before: dict[str, Any] = {"step": 0, "total_steps": None, "epoch": 0, "stage": None, "losses": {}}
+    with contextlib.suppress(FileNotFoundError, ValueError, RunFailed):
+        before |= storage.read_json(uri)
+    now = {"state": state, "time": time.time(), "attempt": spec["attempt"], "message": ""}
+    with contextlib.suppress(RunFailed):
+        storage.write_json(uri, before | now | changes)
+
+
+def _verdict(error: BadInput | RunFailed) -> int:
+    kind = "BadInput" if isinstance(error, BadInput) else "RunFailed"
+    message = " ".join(str(error).split())
+    sys.stdout.flush()
+    print(VERDICT + json.dumps({"kind": kind, "message": message}), flush=True)
+    return 2 if kind == "BadInput" else 1
+
+
+def _on_sigterm(signum: int, frame: Any) -> None:
+    # whatever the main thread does, also inside Ray: leave through the finally blocks
+    raise SystemExit(128 + signum)
+
+
+def _end_with_launcher() -> None:
+    """Ends this process when the one that started it is gone, so that nothing trains on unseen."""
+    launcher = os.environ.get("AGIT_LAUNCHER_PID")
+    if launcher is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(launcher):
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,384 @@
+"""What every Ray Train worker runs: the trainer on its slice of the batch, with state that survives it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from agit_core import model_folder, networks, preview
+from agit_core.augment import to_float
+from agit_core.checkpoint import Snapshot
+from agit_core.errors import BadInput, RunFailed
+from agit_core.loader import ImageSource, Loader
+from agit_core.sampling import SamplePlan
+from agit_core.stages import HEALTH_KEYS, collapse
+from agit_core.trainer import Figures, StepResult, Trainer
+from agit_core.world import World
+from pipeline import storage, train_events
+from pipeline.config import Config
+from pipeline.data.reader import ShardImages
+from pipeline.train_checkpoints import CheckpointStore
+from pipeline.train_failures import Preempted
+from pipeline.train_saver import Progress, Saver
+
+log = logging.getLogger(__name__)
+
+_COLLAPSED_WINDOWS = 3
+T = TypeVar("T")
+
+
+def train(loop: dict[str, Any]) -> dict[str, Any] | None:
+    """Trains from the newest whole checkpoint to the end.
+
+    Args:
+        loop: ``spec`` (see :mod:`pipeline.launch`) and ``watch_preemption``.
+
+    Returns:
+        What ``result.json`` holds, on rank 0; None elsewhere.
+    """
+    return _Worker(loop["spec"], loop["watch_preemption"]).run()
+
+
+class _Worker:
+    def __init__(self, spec: dict[str, Any], watch_preemption: bool) -> None:
+        self.started = time.time()
+        self.spec = spec
+        self.run_uri: str = spec["run_uri"]
+        self.config = Config.model_validate(spec["config"])
+        self.watch_preemption = watch_preemption
+        context = ray.train.get_context()
+        train = self.config.train
+        # before anything else uses the pool: results must not depend on when it was sized
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(train.threads_per_worker or max(1, cores // context.get_local_world_size()))
+        self.device: torch.device = ray.train.torch.get_device()
+        self.world = World.current()
+        self.store = CheckpointStore(self.run_uri, train.keep_checkpoints, train.best_by)
+        sources: dict[Any, ImageSource] = {d: self._images(f"train{d.upper()}") for d in "ab"}
+        self.plan = SamplePlan(self.config.seed, len(sources["a"]), len(sources["b"]), train.batch_size)
+        self.total = total_steps(self.config, self.plan)
+        self.loader = Loader(
+            sources,
+            self.plan,
+            self.config.data.image_size,
+            self.config.method.flip,
+            train.prefetch_threads,
+            pin=self.device.type == "cuda",
+        )
+        self.trainer = Trainer(
+            self.config.method,
+            self.plan,
+            self.config.data.image_size,
+            self.total,
+            self.device,
+            self.config.seed,
+            self.world,
+        )
+        self.rows: list[dict[str, Any]] = []
+        self.figures: Figures | None = None
+        self.collapsed = 0
+        self.seconds = {"data_wait": 0.0, "checkpoint": 0.0, "sample": 0.0}
+
+    # ------------------------------------------------------------------ the loop
+
+    def run(self) -> dict[str, Any] | None:
+        self._resume()
+        first = self.trainer.step
+        if self.world.rank:
+            self._loop(None, None)
+            return None
+        saver = Saver(self.store, self.config.train.storage_patience_s)
+        progress = Progress(self.run_uri, saver, self.plan.batch_size, **self._state(first))
+        try:
+            self._loop(saver, progress)
+            saver.drain()
+        finally:
+            saver.close()
+            progress.close(step=self.trainer.step)
+        return self._result(first)
+
+    def _loop(self, saver: Saver | None, progress: Progress | None) -> None:
+        """The same collectives on every rank: ``saver`` and ``progress`` are rank 0's and only listen."""
+        train, began = self.config.train, time.perf_counter()
+        self.loop_began = began
+        batches = self.loader.batches(self.trainer.step, self.trainer.slots, self.total)
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self.seconds["data_wait"] += time.perf_counter() - asked
+            if batch is None:
+                break
+            result = self.trainer.train_on(batch)
+            if saver is not None and progress is not None:
+                saver.check()
+                progress.update(step=result.step, epoch=result.epoch, stage=result.stage.value)
+                if result.switched:
+                    train_events.record(self.run_uri, "switched", step=result.step - 1)
+            last = result.step == self.total
+            if result.step % train.log_every == 0 or last:
+                self._log(result, progress)
+            if train.samples and (result.step % train.sample_every == 0 or last):
+                self._sample(result.step, saver)
+            if result.step % train.checkpoint_every == 0 or last:
+                self._checkpoint(saver)
+            if result.step % train.log_every == 0 and not last:
+                self._leave_if_preempted(saver)
+        self.loop_seconds = time.perf_counter() - began
+
+    def _log(self, result: StepResult, progress: Progress | None) -> None:
+        self.figures = self.trainer.window()
+        losses, health = self.figures.losses, self.figures.mask_health
+        self._watch_masks(result.step, health, progress)
+        if progress is None:
+            return
+        now = time.perf_counter()
+        then, before = getattr(self, "logged", (self.loop_began, self.trainer.step - self.figures.steps))
+        self.logged = (now, result.step)
+        row = {
+            "step": result.step,
+            "epoch": result.epoch,
+            "stage": result.stage.value,
+            "learning_rate": self.trainer.learning_rate,
+            "losses": losses,
+            "mask_health": health,
+            "images_per_s": round((result.step - before) * self.plan.batch_size / max(now - then, 1e-9), 2),
+            "time": time.time(),
+        }
+        self.rows.append(row)
+        progress.update(losses=losses, mask_health=health)
+
+    def _watch_masks(self, step: int, health: dict[str, float], progress: Progress | None) -> None:
+        if not self.config.method.networks.has_attention:
+            return
+        found = {d: collapse({key: health[f"{key}_{d}"] for key in HEALTH_KEYS}) for d in "ab"}
+        self.collapsed = self.collapsed + 1 if any(found.values()) else 0
+        if self.collapsed != _COLLAPSED_WINDOWS:
+            return
+        domain, how = next((d, how) for d, how in found.items() if how)
+        message = f"the attention of domain {domain} has collapsed to {how} at step {step}"
+        if progress is not None:
+            train_events.record(self.run_uri, "mask_collapsed", message, step=step)
+            progress.update(message=message)
+        if self.config.train.stop_on_collapse:
+            raise CollapsedMask(
+                f"{message}; lower method.optimizer.attention_learning_rate or switch stages earlier "
+                "(method.stages.switch_at)"
+            )
+
+    def _sample(self, step: int, saver: Saver | None) -> None:
+        if saver is None:
+            return
+        began = time.perf_counter()
+        saver.put(sample_files(self._pictures(), storage.join(self.run_uri, "samples"), step))
+        self.seconds["sample"] += time.perf_counter() - began
+
+    def _checkpoint(self, saver: Saver | None) -> None:
+        began = time.perf_counter()
+        snapshot = self.trainer.snapshot()
+        if saver is not None and snapshot is not None:
+            rows, self.rows = self.rows, []
+            info = snapshot.info | {"run_id": self.spec["run_id"], "scores": scores(rows)}
+            name = storage.join(self.run_uri, "metrics", f"{self.trainer.step:08d}.jsonl")
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            saver.put({name: text.encode()} if rows else {}, dataclasses.replace(snapshot, info=info))
+        ray.train.report(
+            {"step": self.trainer.step, "epoch": self.plan.epoch_of(self.trainer.step)}
+            | (self.figures.losses if self.figures else {})
+        )
+        self.seconds["checkpoint"] += time.perf_counter() - began
+
+    def _leave_if_preempted(self, saver: Saver | None) -> None:
+        """A node that will be taken away is left with nothing lost. Collective."""
+        if not self.watch_preemption or (info := ray.train.get_preemption_info()) is None:
+            return
+        self._checkpoint(saver)
+        if saver is not None:
+            saver.drain()
+        if self.world.size > 1:
+            dist.barrier(group=self.world.group)
+        raise Preempted(f"{len(info.preempted_node_to_ranks)} node(s) are being taken away")
+
+    # ------------------------------------------------------------------ state
+
+    def _resume(self) -> None:
+        """Every rank goes on from the checkpoint that rank 0 found whole."""
+        snapshot: Snapshot | None = None
+        if self.world.rank == 0:
+            snapshot, damaged = self._patiently(self.store.load_newest)
+            for message in damaged:
+                train_events.record(self.run_uri, "checkpoint_damaged", message)
+        if self.world.size > 1:
+            shared = [snapshot]
+            dist.broadcast_object_list(shared, src=0, group=self.world.group)
+            snapshot = shared[0]
+        if snapshot is not None:
+            self.trainer.restore(snapshot)
+        elif self.config.train.start_from is not None:
+            self.trainer.start_from(self._patiently(lambda: start_weights(self.config)))
+        if self.world.rank == 0:
+            self._patiently(lambda: remove_metrics_after(self.run_uri, self.trainer.step))
+            kind = "started" if self.trainer.step == 0 else "resumed"
+            train_events.record(self.run_uri, kind, step=self.trainer.step, workers=self.world.size)
+
+    def _images(self, split: str) -> PatientImages:
+        return PatientImages(lambda: open_split(self.spec, self.config, split), self._patiently)
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        return patiently(action, self.config.train.storage_patience_s)
+
+    def _pictures(self) -> dict[str, Tensor]:
+        """Strips of the fixed test images, by name."""
+        if not hasattr(self, "_fixed"):
+            self._fixed = {
+                d: to_float(torch.stack([source.read(i) for i in range(min(len(source), count))]))
+                for d in "ab"
+                if (source := self._images(f"test{d.upper()}")) and (count := self.config.train.samples)
+            }
+            self._shown = networks.build(self.config.method.networks, self.config.seed).to(self.device)
+        # an own copy: not compiled, not wrapped, with averaged generators where there are any
+        self._shown.load_state_dict(self.trainer.networks.state_dict() | self.trainer.averaged)
+        out = {}
+        for domain, images in self._fixed.items():
+            direction = "a2b" if domain == "a" else "b2a"
+            for i, image in enumerate(images.split(1)):
+                out[f"{direction}-{i}.png"] = preview.strips(self._shown, image.to(self.device), direction)[0]
+        return out
+
+    def _state(self, first: int) -> dict[str, Any]:
+        return {
+            "state": "running",
+            "step": first,
+            "total_steps": self.total,
+            "epoch": self.plan.epoch_of(first),
+            "stage": self.trainer.stages.stage.value,
+            "resumed_from": first,
+            "workers": self.world.size,
+            "attempt": self.spec["attempt"],
+            "message": "",
+        }
+
+    def _result(self, first: int) -> dict[str, Any]:
+        step, best = self.trainer.step, self.store.best()
+        pictures = storage.list_(storage.join(self.run_uri, "samples", f"step-{step:08d}"))
+        seconds = max(getattr(self, "loop_seconds", 0.0), 1e-9)
+        return {
+            "run_id": self.spec["run_id"],
+            "steps": step,
+            "epoch": self.plan.epoch_of(step - 1),
+            "stage": self.trainer.stages.stage.value,
+            "switched_at_step": self.trainer.stages.switched_at_step,
+            "checkpoint": self.store.folder(step),
+            "best_checkpoint": None if best is None else self.store.folder(best),
+            "samples": [uri for uri in pictures if uri.endswith(".png")],
+            "losses": self.figures.losses if self.figures else {},
+            "mask_health": self.figures.mask_health if self.figures else {},
+            "workers": self.world.size,
+            "device": self.device.type,
+            "resumed_from": first,
+            "images_per_s": round((step - first) * self.plan.batch_size / seconds, 2),
+            "seconds": {"loop": round(seconds, 3)} | {k: round(v, 3) for k, v in self.seconds.items()},
+        }
+
+
+class CollapsedMask(RunFailed):
+    """Training on would be a waste: ``train.stop_on_collapse``."""
+
+
+class PatientImages:
+    """Images of a split whose storage may be away for a while."""
+
+    def __init__(self, open_: Callable[[], ShardImages], patiently_: Callable[..., Any]) -> None:
+        self._patiently = patiently_
+        self._images: ShardImages = patiently_(open_)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, index: int) -> Tensor:
+        """uint8 (3, H, W)."""
+        try:
+            return self._images.read(index)
+        except RunFailed:
+            return self._patiently(lambda: self._images.read(index))
+
+
+def patiently(action: Callable[[], T], seconds: float) -> T:
+    """Repeats what failed because the storage did not answer, for so long."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return action()
+        except RunFailed as error:
+            if time.monotonic() >= until:
+                raise
+            log.warning("trying again: %s", error)
+            time.sleep(1)
+
+
+def open_split(spec: dict[str, Any], config: Config, split: str) -> ShardImages:
+    """The shards of a split, cached on this node when they come from object storage."""
+    cache = Path(tempfile.gettempdir()) / f"agit-shards-{os.getuid()}"
+    return ShardImages(spec["data_uri"], split, cache, config.data.cache_bytes)
+
+
+def total_steps(config: Config, plan: SamplePlan) -> int:
+    """Where the run ends and the learning rate reaches 0."""
+    steps = plan.steps(config.train.epochs)
+    return min(steps, config.train.max_steps) if config.train.max_steps else steps
+
+
+def scores(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Means over rows of the metrics: losses of both directions together, lower is better."""
+    names = {key.rpartition("_")[0] for row in rows for key in row["losses"]}
+    return {
+        name: sum(v for row in rows for k, v in row["losses"].items() if k.rpartition("_")[0] == name)
+        / len(rows)
+        for name in sorted(names)
+    }
+
+
+def sample_files(strips: dict[str, Tensor], samples_uri: str, step: int) -> dict[str, bytes]:
+    """Sample strips as PNG files; their description comes last."""
+    from torchvision.io import encode_png
+
+    folder = storage.join(samples_uri, f"step-{step:08d}")
+    files = {
+        storage.join(folder, name): encode_png(strip.cpu()).numpy().tobytes()
+        for name, strip in strips.items()
+    }
+    tile = next(iter(strips.values())).shape[-2] if strips else 0
+    description = {"step": step, "tile": tile, "columns": list(preview.COLUMNS), "strips": list(strips)}
+    return files | {storage.join(folder, "samples.json"): json.dumps(description).encode()}
+
+
+def remove_metrics_after(run_uri: str, step: int) -> None:
+    """Forgets rows of steps that will be done again."""
+    for uri in storage.list_(storage.join(run_uri, "metrics")):
+        stem = storage.name(uri).removesuffix(".jsonl")
+        if stem.isdigit() and int(stem) > step:
+            storage.remove(uri)
+
+
+def start_weights(config: Config) -> dict[str, Tensor]:
+    """The weights named by ``train.start_from``: a model or checkpoint folder of the same architecture."""
+    uri = str(config.train.start_from)
+    model = model_folder.read(uri)
+    if model.method.networks != config.method.networks:
+        raise BadInput(
+            f"train.start_from: the model at {uri} has other networks than method.networks; "
+            "use its method.networks or start from scratch"
+        )
+    return model.weights
