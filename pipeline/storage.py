@@ -1,0 +1,312 @@
+"""Everything the pipeline keeps, behind URIs: a local folder and ``s3://bucket/prefix`` are the same code.
+
+S3 is configured by the usual environment (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ...). Two rules hold
+everywhere: no reader ever sees half a file (a local file is renamed into place, an object appears whole), and
+a failing network is told in one sentence, :class:`BadInput` before the work starts (:func:`check_reachable`)
+and :class:`RunFailed` in the middle of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec import AbstractFileSystem
+
+from agit_core.errors import BadInput, RunFailed
+
+# Object stores other than Amazon's refuse the checksum trailers that newer SDKs send by default.
+os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+
+_TRANSFERS = 8
+_CONNECT_SECONDS = 5
+_READ_SECONDS = 60
+
+
+def is_remote(uri: str) -> bool:
+    """True for object storage, False for a folder of this machine."""
+    return "://" in uri and not uri.startswith("file://")
+
+
+def join(uri: str, *parts: str) -> str:
+    """``join("s3://bucket/a", "b", "c")`` is ``s3://bucket/a/b/c``; local paths likewise."""
+    root = uri.rstrip("/") if uri.strip("/") else "/"
+    inner = [part.strip("/") for part in parts]
+    return "/".join([root if root != "/" else "", *(part for part in inner if part)]) or "/"
+
+
+def name(uri: str) -> str:
+    """The last part of a URI."""
+    return uri.rstrip("/").rsplit("/", 1)[-1]
+
+
+def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
+    """The fsspec filesystem of a URI and the path inside it.
+
+    Nothing is cached between calls that another process may change, and the credentials are read from the
+    environment each time, so a renewed key is picked up.
+    """
+    if uri.startswith("s3://"):
+        options = {
+            "key": os.environ.get("AWS_ACCESS_KEY_ID"),
+            "secret": os.environ.get("AWS_SECRET_ACCESS_KEY"),
+            "token": os.environ.get("AWS_SESSION_TOKEN"),
+            "endpoint_url": os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
+        }
+        fs = fsspec.filesystem(
+            "s3",
+            **{key: value for key, value in options.items() if value},
+            use_listings_cache=False,
+            default_fill_cache=False,
+            config_kwargs={
+                "connect_timeout": _CONNECT_SECONDS,
+                "read_timeout": _READ_SECONDS,
+                "retries": {"max_attempts": 3, "mode": "standard"},
+                "max_pool_connections": 4 * _TRANSFERS,
+            },
+        )
+        return fs, uri.removeprefix("s3://").rstrip("/")
+    if is_remote(uri):
+        scheme = uri.split("://", 1)[0]
+        raise BadInput(f"storage '{uri}' has the scheme '{scheme}'; use a local folder or s3://bucket/prefix")
+    return fsspec.filesystem("file"), str(Path(uri.removeprefix("file://")).expanduser().absolute())
+
+
+def local_path(uri: str) -> Path:
+    """The path of a local URI.
+
+    Raises:
+        BadInput: the URI is remote.
+    """
+    if is_remote(uri):
+        raise BadInput(f"'{uri}' is not a local folder")
+    return Path(filesystem(uri)[1])
+
+
+def arrow(uri: str) -> tuple[Any, str]:
+    """The same as :func:`filesystem` for libraries that take a ``pyarrow.fs.FileSystem``."""
+    from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
+
+    fs, path = filesystem(uri)
+    return (PyFileSystem(FSSpecHandler(fs)) if is_remote(uri) else LocalFileSystem()), path
+
+
+def exists(uri: str) -> bool:
+    fs, path = filesystem(uri)
+    with _explained(uri, "look up"):
+        return bool(fs.exists(path))
+
+
+def size(uri: str) -> int:
+    """Bytes of one file; FileNotFoundError when there is none."""
+    fs, path = filesystem(uri)
+    with _explained(uri, "look up"):
+        return int(fs.info(path)["size"])
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RunFailed: the storage does not answer.
+    """
+    fs, path = filesystem(uri)
+    with _explained(uri, "read"):
+        return bytes(fs.cat_file(path))
+
+
+def read_text(uri: str) -> str:
+    return read_bytes(uri).decode()
+
+
+def read_json(uri: str) -> Any:
+    return json.loads(read_bytes(uri))
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Writes a file that appears whole or not at all, replacing what was there."""
+    fs, path = filesystem(uri)
+    with _explained(uri, "write"):
+        if is_remote(uri):
+            fs.pipe_file(path, data)
+            return
+        with _replacing(Path(path)) as temporary:
+            temporary.write_bytes(data)
+
+
+def write_text(uri: str, text: str) -> None:
+    write_bytes(uri, text.encode())
+
+
+def write_json(uri: str, value: Any) -> None:
+    """As :func:`write_bytes`, as indented JSON with a newline at the end."""
+    write_bytes(uri, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def list_(uri: str, recursive: bool = False) -> list[str]:
+    """URIs of the files and folders in a folder, sorted; with ``recursive`` of all files below it.
+
+    A folder that does not exist is an empty one, as object stores have no folders.
+    """
+    fs, path = filesystem(uri)
+    with _explained(uri, "list"):
+        try:
+            entries = fs.find(path) if recursive else [item["name"] for item in fs.ls(path, detail=True)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+    root = path.rstrip("/")
+    below = (entry.rstrip("/") for entry in entries)
+    return sorted(join(uri, entry[len(root) + 1 :]) for entry in below if entry.startswith(root + "/"))
+
+
+def remove(uri: str) -> None:
+    """Deletes a file or a folder with all it holds; nothing there is fine."""
+    fs, path = filesystem(uri)
+    with _explained(uri, "remove"), contextlib.suppress(FileNotFoundError):
+        fs.rm(path, recursive=True)
+
+
+def upload_file(local: str | Path, uri: str) -> None:
+    fs, path = filesystem(uri)
+    with _explained(uri, "write"):
+        if is_remote(uri):
+            fs.put_file(str(local), path)
+            return
+        with _replacing(Path(path)) as temporary:
+            shutil.copyfile(local, temporary)
+
+
+def download_file(uri: str, local: str | Path) -> None:
+    fs, path = filesystem(uri)
+    with _explained(uri, "read"), _replacing(Path(local)) as temporary:
+        if is_remote(uri):
+            fs.get_file(path, str(temporary))
+        else:
+            shutil.copyfile(path, temporary)
+
+
+def upload_folder(local: str | Path, uri: str) -> None:
+    """Copies every file of a folder, several at a time; the order is not defined."""
+    root = Path(local)
+    files = [path for path in sorted(root.rglob("*")) if path.is_file()]
+    _all(upload_file, ((path, join(uri, path.relative_to(root).as_posix())) for path in files))
+
+
+def download_folder(uri: str, local: str | Path) -> None:
+    """Copies every file below a URI into a local folder.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+    """
+    found = list_(uri, recursive=True)
+    if not found:
+        raise FileNotFoundError(f"nothing is stored at {uri}")
+    start = len(uri.rstrip("/")) + 1
+    _all(download_file, ((item, Path(local) / item[start:]) for item in found))
+
+
+def check_reachable(uri: str) -> None:
+    """Writes and removes a small object, so that a wrong endpoint, key or bucket is known before any work.
+
+    Raises:
+        BadInput: says in one sentence what is wrong and where to put it right.
+    """
+    fs, path = filesystem(uri)
+    probe = join(uri, f".probe-{uuid.uuid4().hex[:12]}")
+    try:
+        if is_remote(uri):
+            fs.ls(path.split("/", 1)[0])  # tells a missing bucket from a missing permission
+        write_bytes(probe, b"")
+        remove(probe)
+    except RunFailed as error:
+        raise BadInput(str(error)) from None
+    except Exception as error:
+        raise BadInput(_sentence(uri, "use", error)) from None
+
+
+def _all(transfer: Any, pairs: Iterable[tuple[Any, Any]]) -> None:
+    with ThreadPoolExecutor(_TRANSFERS) as pool:
+        for future in [pool.submit(transfer, *pair) for pair in pairs]:
+            future.result()
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A temporary path beside the target, renamed over it when the block succeeds."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, text = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    os.close(handle)
+    temporary = Path(text)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextlib.contextmanager
+def _explained(uri: str, verb: str) -> Iterator[None]:
+    """Turns whatever the SDK raises into one sentence; a missing file stays a FileNotFoundError."""
+    try:
+        yield
+    except (BadInput, RunFailed, FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError):
+        raise
+    except Exception as error:
+        raise RunFailed(_sentence(uri, verb, error)) from error
+
+
+def _sentence(uri: str, verb: str, error: BaseException) -> str:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "Amazon S3"
+    kinds = {kind.__name__ for link in _chain(error) for kind in type(link).__mro__}
+    codes = {
+        code
+        for link in _chain(error)
+        if isinstance(response := getattr(link, "response", None), dict)
+        and (code := response.get("Error", {}).get("Code"))
+    }
+    detail = " ".join(str(error).split()) or type(error).__name__
+    if not is_remote(uri):
+        return f"cannot {verb} {uri}: {detail}; check the folder's permissions and free space"
+    if {"NoCredentialsError", "PartialCredentialsError"} & kinds:
+        return f"cannot {verb} {uri}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    if {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "Forbidden", "403"} & codes or (
+        "PermissionError" in kinds
+    ):
+        return (
+            f"cannot {verb} {uri}: {endpoint} refuses the credentials ({detail}); "
+            "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's permissions"
+        )
+    if {"NoSuchBucket"} & codes or "FileNotFoundError" in kinds:
+        bucket = uri.removeprefix("s3://").split("/", 1)[0]
+        return f"cannot {verb} {uri}: {endpoint} has no bucket '{bucket}'; create it or correct the URI"
+    if {"HTTPClientError", "ClientConnectorError", "ClientError", "TimeoutError", "ConnectionError"} & kinds:
+        return (
+            f"cannot {verb} {uri}: {endpoint} does not answer ({detail}); "
+            "check AWS_ENDPOINT_URL and the network"
+        )
+    return f"cannot {verb} {uri} at {endpoint}: {detail}"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import storage
+from tests.browser import browser, screenshots  # noqa: F401
+from tests.pipeline.s3 import S3Server, free_port
+
+
+@pytest.fixture(scope="session")
+def _s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    server = S3Server(root=tmp_path_factory.mktemp("s3"), port=free_port()).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(_s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> S3Server:
+    """A real S3 server with an empty bucket of its own for the test; ``AWS_*`` point at it.
+
+    Use ``s3.uri`` (``s3://bucket``), ``s3.env`` for subprocesses, ``s3.endpoint``. To stop a server in the
+    middle of a test use the fixture ``s3_private``, which nobody else shares.
+    """
+    bucket = "test-" + hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]
+    for key, value in _s3_server.env.items():
+        monkeypatch.setenv(key, value)
+    # Through the server: it answers from its own view of the folders.
+    storage.filesystem(f"s3://{bucket}")[0].mkdir(bucket)
+    return S3Server(root=_s3_server.root, port=_s3_server.port, bucket=bucket)
+
+
+@pytest.fixture
+def s3_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """A server for one test alone, which may :meth:`~S3Server.stop` and :meth:`~S3Server.start` it."""
+    server = S3Server(root=tmp_path / "s3", port=free_port())
+    server.root.mkdir()
+    server.start()
+    for key, value in server.env.items():
+        monkeypatch.setenv(key, value)
+    yield server
+    server.stop()
