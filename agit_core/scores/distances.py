@@ -1,0 +1,134 @@
+"""FID and KID between two sets of Inception features, by torchmetrics (extra dependency of this package).
+
+KID (Binkowski et al. 2018) is the squared maximum mean discrepancy with the kernel
+
+    k(x, y) = (x . y / d + 1)^3,   d = 2048,
+
+its unbiased estimate averaged over random subsets. FID (Heusel et al. 2017) is the Frechet distance between
+two Gaussians, ||mu_x - mu_y||^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)), which is biased upwards with few images.
+Both are lower for more similar sets. KID is given raw; papers print it times 100.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from agit_core.errors import BadInput
+
+MINIMUM = 2
+"""Images per set below which neither distance is defined."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """KID over subsets.
+
+    ``std`` is the deviation between subsets, which share images: it is what papers print behind the sign
+    +-, not a confidence interval (see ``agit_core.scores.bootstrap`` for those).
+    """
+
+    mean: float
+    std: float
+    subsets: int
+    subset_size: int
+    counts: tuple[int, int]
+    warning: str | None = None
+
+
+class _Identity(nn.Identity):
+    """torchmetrics computes features with a module; ours are there already, for all metrics and caches."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.num_features = features
+
+
+def kid(x: Tensor, y: Tensor, subsets: int = 10, subset_size: int = 50, seed: int = 0) -> Estimate:
+    """Kernel Inception Distance of features x (N, d) and y (M, d).
+
+    A set smaller than ``subset_size`` shrinks the subsets to its size, and the estimate says so. The same
+    seed draws the same subsets from sets of the same sizes, so that two models are compared on equal terms.
+
+    Raises:
+        BadInput: fewer than two images in a set, or features that are not finite.
+    """
+    _check(x, y, "KID")
+    size = min(subset_size, len(x), len(y))
+    warning = None
+    if size < subset_size:
+        warning = (
+            f"KID subsets hold {size} images instead of {subset_size}: the smaller set has no more than that; "
+            "its deviation between subsets says little"
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*will save all extracted features in buffer.*")
+        metric = KernelInceptionDistance(_Identity(x.shape[1]), subsets=subsets, subset_size=size)
+    metric.update(y.double(), real=True)
+    metric.update(x.double(), real=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        mean, std = metric.compute()
+    return Estimate(float(mean), float(std), subsets, size, (len(x), len(y)), warning)
+
+
+def fid(x: Tensor, y: Tensor) -> float:
+    """Frechet Inception Distance of features x (N, d) and y (M, d).
+
+    Both sets are first rotated into the space they span, which changes no distance: with few images the
+    matrix root is then taken of an (N + M) x (N + M) matrix instead of a d x d one of the same rank.
+
+    Raises:
+        BadInput: as :func:`kid`.
+    """
+    _check(x, y, "FID")
+    x, y = rotated(x, y)
+    metric = FrechetInceptionDistance(_Identity(x.shape[1]))
+    metric.update(y, real=True)
+    metric.update(x, real=False)
+    # rounding can leave the distance of two equal sets a hair below zero
+    return max(0.0, float(metric.compute()))
+
+
+def rotated(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sets in float64, in an orthonormal basis of the space that they span together."""
+    x, y = x.double(), y.double()
+    if len(x) + len(y) >= x.shape[1]:
+        return x, y
+    basis = torch.linalg.qr(torch.cat([x, y]).T).Q
+    return x @ basis, y @ basis
+
+
+def kernel(x: Tensor, y: Tensor) -> Tensor:
+    """k(x, y) of every pair, float64 (N, M)."""
+    return (x.double() @ y.double().T / x.shape[1] + 1.0) ** 3
+
+
+def progress_to_target(x: Tensor, source: Tensor, target: Tensor) -> Tensor | None:
+    """Score of single images (N,): 0 looks like the average source image, 1 like the average target image.
+
+    The witness function of the KID between source and target, w(x) = mean k(x, target) - mean k(x, source),
+    scaled so that its mean is 0 over the source images and 1 over the target images. None when the two
+    domains cannot be told apart.
+    """
+
+    def witness(images: Tensor) -> Tensor:
+        return kernel(images, target).mean(dim=1) - kernel(images, source).mean(dim=1)
+
+    low, high = witness(source).mean(), witness(target).mean()
+    return None if high - low <= 1e-9 else (witness(x) - low) / (high - low)
+
+
+def _check(x: Tensor, y: Tensor, name: str) -> None:
+    if min(len(x), len(y)) < MINIMUM:
+        raise BadInput(
+            f"{name} needs at least {MINIMUM} images in each set, not {len(x)} and {len(y)}; "
+            "add test images or raise evaluate.max_images"
+        )
+    if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
+        raise BadInput(f"{name} got features that are not finite; the translated images are damaged")

@@ -1,0 +1,92 @@
+"""Attention against true masks, and change outside of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from agit_core.scores import attention, images
+
+
+def squares() -> tuple[torch.Tensor, torch.Tensor]:
+    """Truth: the upper half. Attention: the left half at 0.9, elsewhere 0.2. Second image: no object."""
+    truth = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+    truth[0, :, :4] = True
+    mask = torch.full((2, 1, 8, 8), 0.2)
+    mask[:, :, :, :4] = 0.9
+    return mask, truth
+
+
+def test_agreement_with_a_mask_by_hand() -> None:
+    mask, truth = squares()
+    scores = attention.agreement(mask, truth)
+    assert scores["iou"][0].item() == pytest.approx(16 / 48)
+    assert scores["precision"][0].item() == 0.5
+    assert scores["recall"][0].item() == 0.5
+    assert all(values[1].isnan() for values in scores.values())
+    assert attention.everywhere(truth)[0].item() == 0.5
+    assert attention.everywhere(truth)[1].isnan()
+
+
+def test_the_threshold_counts() -> None:
+    mask, truth = squares()
+    assert attention.agreement(mask, truth, threshold=0.1)["recall"][0].item() == 1.0
+    nothing = attention.agreement(mask, truth, threshold=0.95)
+    assert nothing["iou"][0].item() == 0.0
+    assert nothing["precision"][0].isnan()
+
+
+def test_coverage_is_the_mean_per_image() -> None:
+    mask, _ = squares()
+    assert attention.coverage(mask).tolist() == pytest.approx([0.55, 0.55])
+
+
+def test_health_names_what_training_watches() -> None:
+    figures = attention.health(squares()[0], tau=0.1)
+    assert figures["coverage"] == pytest.approx(0.55)
+    assert figures["above_tau"] == 1.0
+    assert figures["spread"] > 0
+
+
+def test_background_change_ignores_the_object() -> None:
+    image = torch.rand(2, 3, 32, 32) * 2 - 1
+    outside = torch.ones(2, 1, 32, 32, dtype=torch.bool)
+    outside[:, :, :16] = False
+    changed = image.clone()
+    changed[:, :, :8] = 1.0  # far enough from the border for the SSIM window
+    same = images.background(image, changed, outside)
+    assert same["l1"].tolist() == [0.0, 0.0]
+    assert same["psnr"].tolist() == [images.PSNR_CAP] * 2
+    assert same["ssim"].tolist() == pytest.approx([1.0, 1.0])
+    changed[1, :, 24:] += 0.2
+    differing = images.background(image, changed, outside)
+    assert differing["l1"][0].item() == 0.0
+    assert differing["l1"][1].item() == pytest.approx(0.05, abs=1e-6)  # 0.1 on half of the background
+    assert differing["psnr"][1].item() == pytest.approx(
+        10 * torch.log10(torch.tensor(1 / 0.005)).item(), abs=1e-3
+    )
+    assert differing["ssim"][1].item() < 1.0
+
+
+def test_ssim_over_the_whole_image_is_the_usual_one() -> None:
+    image = torch.rand(2, 3, 40, 40) * 2 - 1
+    other = (image + 0.1 * torch.randn_like(image)).clamp(-1, 1)
+    expected = structural_similarity_index_measure(
+        image / 2 + 0.5, other / 2 + 0.5, data_range=1.0, reduction="none"
+    )
+    scores = images.background(image, other, torch.ones(2, 1, 40, 40, dtype=torch.bool))
+    torch.testing.assert_close(scores["ssim"].float(), expected, atol=0.02, rtol=0)
+
+
+def test_an_image_without_background_has_no_score() -> None:
+    image = torch.zeros(1, 3, 16, 16)
+    scores = images.background(image, image, torch.zeros(1, 1, 16, 16, dtype=torch.bool))
+    assert all(values.isnan().all() for values in scores.values())
+
+
+def test_cycle_error() -> None:
+    image = torch.zeros(2, 3, 8, 8)
+    restored = image.clone()
+    restored[1] += 0.5
+    assert images.cycle_l1(image, restored).tolist() == [0.0, 0.25]
