@@ -21,7 +21,6 @@ from typing import Any, Protocol
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage, train_events
 from pipeline.config import Config, fingerprint
-from pipeline.train_checkpoints import CheckpointStore
 from pipeline.train_failures import Allowance
 
 log = logging.getLogger(__name__)
@@ -136,8 +135,7 @@ def train(config: Config, prepared_uri: str, progress: ProgressCallback | None =
         log.info("run %s is finished already; its result is used again", name)
         return TrainResult.of(run_uri, done, reused=True)
     spec = {"run_id": name, "run_uri": run_uri, "data_uri": data_uri, "config": _absolute_config(config)}
-    store = CheckpointStore(run_uri, config.train.keep_checkpoints, config.train.best_by)
-    allowance = Allowance(store, config.train.max_failures)
+    allowance = Allowance(lambda: _newest_checkpoint(run_uri), config.train.max_failures)
     with _sigterm_as_exception():
         while True:
             job = _start(config, spec)
@@ -239,6 +237,13 @@ def _result(run_uri: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return tree
+
+
+def _newest_checkpoint(run_uri: str) -> int:
+    # imported when it is needed: PyTorch takes seconds to load, and the job is to start at once
+    from pipeline.train_checkpoints import CheckpointStore
+
+    return CheckpointStore(run_uri, keep=1).newest()
 
 
 def _absolute_config(config: Config) -> dict[str, Any]:

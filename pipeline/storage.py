@@ -103,14 +103,14 @@ def arrow(uri: str) -> tuple[Any, str]:
 
 def exists(uri: str) -> bool:
     fs, path = filesystem(uri)
-    with _explained(uri, "look up"):
+    with explained(uri, "look up"):
         return bool(fs.exists(path))
 
 
 def size(uri: str) -> int:
     """Bytes of one file; FileNotFoundError when there is none."""
     fs, path = filesystem(uri)
-    with _explained(uri, "look up"):
+    with explained(uri, "look up"):
         return int(fs.info(path)["size"])
 
 
@@ -122,7 +122,7 @@ def read_bytes(uri: str) -> bytes:
         RunFailed: the storage does not answer.
     """
     fs, path = filesystem(uri)
-    with _explained(uri, "read"):
+    with explained(uri, "read"):
         return bytes(fs.cat_file(path))
 
 
@@ -137,7 +137,7 @@ def read_json(uri: str) -> Any:
 def write_bytes(uri: str, data: bytes) -> None:
     """Writes a file that appears whole or not at all, replacing what was there."""
     fs, path = filesystem(uri)
-    with _explained(uri, "write"):
+    with explained(uri, "write"):
         if is_remote(uri):
             fs.pipe_file(path, data)
             return
@@ -160,7 +160,7 @@ def list_(uri: str, recursive: bool = False) -> list[str]:
     A folder that does not exist is an empty one, as object stores have no folders.
     """
     fs, path = filesystem(uri)
-    with _explained(uri, "list"):
+    with explained(uri, "list"):
         try:
             entries = fs.find(path) if recursive else [item["name"] for item in fs.ls(path, detail=True)]
         except (FileNotFoundError, NotADirectoryError):
@@ -173,13 +173,13 @@ def list_(uri: str, recursive: bool = False) -> list[str]:
 def remove(uri: str) -> None:
     """Deletes a file or a folder with all it holds; nothing there is fine."""
     fs, path = filesystem(uri)
-    with _explained(uri, "remove"), contextlib.suppress(FileNotFoundError):
+    with explained(uri, "remove"), contextlib.suppress(FileNotFoundError):
         fs.rm(path, recursive=True)
 
 
 def upload_file(local: str | Path, uri: str) -> None:
     fs, path = filesystem(uri)
-    with _explained(uri, "write"):
+    with explained(uri, "write"):
         if is_remote(uri):
             fs.put_file(str(local), path)
             return
@@ -189,7 +189,7 @@ def upload_file(local: str | Path, uri: str) -> None:
 
 def download_file(uri: str, local: str | Path) -> None:
     fs, path = filesystem(uri)
-    with _explained(uri, "read"), _replacing(Path(local)) as temporary:
+    with explained(uri, "read"), _replacing(Path(local)) as temporary:
         if is_remote(uri):
             fs.get_file(path, str(temporary))
         else:
@@ -264,7 +264,7 @@ def _umask() -> int:
 
 
 @contextlib.contextmanager
-def _explained(uri: str, verb: str) -> Iterator[None]:
+def explained(uri: str, verb: str) -> Iterator[None]:
     """Turns whatever the SDK raises into one sentence; a missing file stays a FileNotFoundError."""
     try:
         yield

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
+from ray import PlacementGroupID
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from agit_core.errors import BadInput
 from pipeline import train_events, train_worker
@@ -27,15 +27,19 @@ _COLLECTIVE_SECONDS = 600
 
 
 class _Trainer(TorchTrainer):
-    """Without the process that cleans up after a lost driver when Ray itself ends with the driver."""
+    """Without helpers that this use has no need of: each is a process that takes seconds to start.
+
+    They manage Ray datasets, of which there are none, and clean up after a lost driver, which matters only
+    where Ray outlives it.
+    """
 
     own_ray: bool = False
 
     def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
-        if not self.own_ray:
-            return callbacks
-        return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
+        spared = (
+            {"DatasetsCallback", "PlacementGroupCleanerCallback"} if self.own_ray else {"DatasetsCallback"}
+        )
+        return [c for c in super()._create_default_callbacks() if type(c).__name__ not in spared]
 
 
 class WorkerFailures(ray.train.UserCallback):
@@ -60,20 +64,23 @@ class WorkerFailures(ray.train.UserCallback):
         self._allowance.spend(cause)
 
 
-def drive(spec: dict[str, Any], config: Config, callbacks: tuple[Any, ...] = ()) -> dict[str, Any]:
+def drive(
+    spec: dict[str, Any], config: Config, scratch: str, callbacks: tuple[Any, ...] = ()
+) -> dict[str, Any]:
     """Trains to the end on the Ray that this process is connected to; returns rank 0's result.
 
     Worker failures are handled by Ray Train, which starts all workers anew; the loss of its controller is
     handled here, by starting Ray Train anew. Either way the workers go on from the newest whole checkpoint.
 
     Args:
+        scratch: a local folder for what Ray Train wants to keep, which is next to nothing.
         callbacks: further Ray Train callbacks (those of a search).
 
     Raises:
         BadInput, RunFailed: the cause, when another try is pointless or one too many.
     """
     store = CheckpointStore(spec["run_uri"], config.train.keep_checkpoints, config.train.best_by)
-    allowance = Allowance(store, config.train.max_failures)
+    allowance = Allowance(store.newest, config.train.max_failures)
     own_ray = not os.environ.get("RAY_ADDRESS")
     use_gpu = _use_gpu(config)
     while True:
@@ -87,8 +94,7 @@ def drive(spec: dict[str, Any], config: Config, callbacks: tuple[Any, ...] = ())
             scaling_config=ray.train.ScalingConfig(num_workers=_workers(config), use_gpu=use_gpu),
             run_config=ray.train.RunConfig(
                 name=spec["run_id"],
-                # Ray keeps nothing there but a marker: the state is in our own storage
-                storage_path=str(Path(tempfile.gettempdir()) / f"agit-ray-train-{os.getuid()}"),
+                storage_path=scratch,
                 failure_config=ray.train.FailureConfig(max_failures=-1),
                 callbacks=[WorkerFailures(spec["run_uri"], allowance), *callbacks],
                 logging_config=ray.train.LoggingConfig(log_level="WARNING"),
@@ -103,7 +109,18 @@ def drive(spec: dict[str, Any], config: Config, callbacks: tuple[Any, ...] = ())
             log.warning("Ray Train ended: %s", sentence(cause))
             allowance.spend(cause)
             train_events.record(spec["run_uri"], "controller_lost", sentence(cause))
+            if own_ray:
+                _free_workers_places()
             time.sleep(1)
+
+
+def _free_workers_places() -> None:
+    """What a lost controller had reserved; on a cluster, Ray Train's own cleaner does it."""
+    for entry in placement_group_table().values():
+        if entry["state"] != "REMOVED":
+            remove_placement_group(
+                PlacementGroup(PlacementGroupID(bytes.fromhex(entry["placement_group_id"])))
+            )
 
 
 def _workers(config: Config) -> int | tuple[int, int]:

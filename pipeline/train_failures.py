@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from agit_core.errors import BadInput, RunFailed
-from pipeline.train_checkpoints import CheckpointStore
 
 _PERMANENT = (
     BadInput,
@@ -32,8 +31,9 @@ class Allowance:
     A weekend on pre-emptible machines may see dozens of failures; only those that bring nothing count.
     """
 
-    def __init__(self, store: CheckpointStore, limit: int) -> None:
-        self._store = store
+    def __init__(self, newest: Callable[[], int], limit: int) -> None:
+        """``newest`` tells the step of the newest checkpoint; ``limit`` is ``train.max_failures``."""
+        self._look = newest
         self._limit = limit
         self._newest = 0
         self._failures = 0
@@ -52,7 +52,7 @@ class Allowance:
             ) from cause
         newest = self._newest
         with contextlib.suppress(RunFailed, FileNotFoundError):
-            newest = self._store.newest()
+            newest = self._look()
         self._failures = 1 if newest > self._newest else self._failures + 1
         self._newest = newest
         if 0 <= self._limit < self._failures:

@@ -9,6 +9,7 @@ Without ``RAY_ADDRESS`` it starts a Ray of its own on this machine, which ends w
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -21,7 +22,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from agit_core.errors import BadInput, RunFailed
-from agit_core.sampling import SamplePlan, slots_of
 from pipeline import storage, train_events
 from pipeline.config import Config, parse
 from pipeline.launch import VERDICT
@@ -72,10 +72,10 @@ def run(spec_uri: str) -> dict[str, Any]:
     check(config, storage.read_json(storage.join(spec["data_uri"], "manifest.json")))
     _progress(spec, "starting", message="starting the workers")
     try:
-        with ray_session(config):
+        with ray_session(config) as scratch:
             from pipeline.train_driver import drive
 
-            result = drive(spec, config)
+            result = drive(spec, config, scratch)
         storage.write_json(result_uri, result)
     except (BadInput, RunFailed) as error:
         train_events.record(run_uri, "failed", str(error))
@@ -92,9 +92,15 @@ def check(config: Config, manifest: dict[str, Any]) -> None:
     Raises:
         BadInput: an empty domain, more workers than items in a batch, another image size.
     """
-    rows = {split: int(manifest["splits"][split]["rows"]) for split in ("trainA", "trainB")}
-    SamplePlan(config.seed, rows["trainA"], rows["trainB"], config.train.batch_size)
-    slots_of(0, config.train.workers, config.train.batch_size)
+    for split in ("trainA", "trainB"):
+        if int(manifest["splits"][split]["rows"]) < 1:
+            raise BadInput(f"the data has no training images in {split}; prepare it from another source")
+    workers, batch = config.train.workers, config.train.batch_size
+    if workers > batch:
+        raise BadInput(
+            f"a global batch of {batch} cannot be split over {workers} workers; "
+            f"set train.batch_size to at least {workers}"
+        )
     if (least := config.train.minimum_workers) is not None and least > config.train.workers:
         raise BadInput(
             f"train.minimum_workers ({least}) must not be larger than train.workers ({config.train.workers})"
@@ -107,43 +113,41 @@ def check(config: Config, manifest: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def ray_session(config: Config) -> Iterator[None]:
-    """The cluster that ``RAY_ADDRESS`` names, or a Ray of this process's own.
+def ray_session(config: Config) -> Iterator[str]:
+    """The cluster that ``RAY_ADDRESS`` names, or a Ray of this process's own; yields a scratch folder.
 
     The own one listens on this machine only, keeps its token out of the home directory, shows no dashboard
     and lives in a folder with a short name, because socket paths must not exceed 107 bytes.
     """
     for key, value in _RAY_TRAIN.items():
         os.environ.setdefault(key, value)
+    # loads while the processes of Ray start; the driver needs it next
+    threading.Thread(target=lambda: importlib.import_module("torch"), daemon=True).start()
     import ray
 
     quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
-        try:
-            yield
-        finally:
-            ray.shutdown()
-        return
-    # node drains are announced by clusters; here the watcher would only be one more process to start
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    own: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(
         prefix="agit-", dir=_short_folder(), ignore_cleanup_errors=True
     ) as folder:
+        # the launcher's folder, where there is one, because it also removes it when this process is killed
         folder = os.environ.get("AGIT_RAY_FOLDER", folder)
-        ray.init(
-            address="local",
-            num_cpus=config.train.workers,
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            _temp_dir=folder,
-            _node_ip_address="127.0.0.1",
-            **quiet,
-        )
+        if not os.environ.get("RAY_ADDRESS"):
+            # clusters announce that a node will be drained; here the watcher would only be one more process
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+            own = {
+                "address": "local",
+                "num_cpus": config.train.workers,
+                "include_dashboard": False,
+                "object_store_memory": _OBJECT_STORE_BYTES,
+                "_temp_dir": folder,
+                "_node_ip_address": "127.0.0.1",
+            }
+        ray.init(**quiet, **own)
         # ray.init installs its own, which does not end a driver that waits
         signal.signal(signal.SIGTERM, _on_sigterm)
         try:
-            yield
+            yield os.path.join(folder, "train")
         finally:
             ray.shutdown()
 

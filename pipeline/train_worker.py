@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
+import mmap
 import os
 import tempfile
 import time
@@ -28,7 +30,7 @@ from agit_core.stages import HEALTH_KEYS, collapse
 from agit_core.trainer import Figures, StepResult, Trainer
 from agit_core.world import World
 from pipeline import storage, train_events
-from pipeline.config import Config
+from pipeline.config import Config, fingerprint
 from pipeline.data.reader import ShardImages
 from pipeline.train_checkpoints import CheckpointStore
 from pipeline.train_failures import Preempted
@@ -60,6 +62,7 @@ class _Worker:
         self.config = Config.model_validate(spec["config"])
         self.watch_preemption = watch_preemption
         context = ray.train.get_context()
+        _silence_reports()
         train = self.config.train
         # before anything else uses the pool: results must not depend on when it was sized
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -87,6 +90,8 @@ class _Worker:
             self.config.seed,
             self.world,
         )
+        # twice as often as promised: a kill in the middle of an upload still costs one interval at most
+        self.checkpoint_every = max(1, train.checkpoint_every // 2)
         self.rows: list[dict[str, Any]] = []
         self.figures: Figures | None = None
         self.collapsed = 0
@@ -100,6 +105,7 @@ class _Worker:
         if self.world.rank:
             self._loop(None, None)
             return None
+        self.furthest.step = first
         saver = Saver(self.store, self.config.train.storage_patience_s)
         progress = Progress(self.run_uri, saver, self.plan.batch_size, **self._state(first))
         try:
@@ -108,6 +114,7 @@ class _Worker:
         finally:
             saver.close()
             progress.close(step=self.trainer.step)
+        self.furthest.remove()
         return self._result(first)
 
     def _loop(self, saver: Saver | None, progress: Progress | None) -> None:
@@ -124,6 +131,7 @@ class _Worker:
             result = self.trainer.train_on(batch)
             if saver is not None and progress is not None:
                 saver.check()
+                self.furthest.step = result.step
                 progress.update(step=result.step, epoch=result.epoch, stage=result.stage.value)
                 if result.switched:
                     train_events.record(self.run_uri, "switched", step=result.step - 1)
@@ -132,7 +140,7 @@ class _Worker:
                 self._log(result, progress)
             if train.samples and (result.step % train.sample_every == 0 or last):
                 self._sample(result.step, saver)
-            if result.step % train.checkpoint_every == 0 or last:
+            if result.step % self.checkpoint_every == 0 or last:
                 self._checkpoint(saver)
             if result.step % train.log_every == 0 and not last:
                 self._leave_if_preempted(saver)
@@ -230,8 +238,20 @@ class _Worker:
             self.trainer.start_from(self._patiently(lambda: start_weights(self.config)))
         if self.world.rank == 0:
             self._patiently(lambda: remove_metrics_after(self.run_uri, self.trainer.step))
-            kind = "started" if self.trainer.step == 0 else "resumed"
-            train_events.record(self.run_uri, kind, step=self.trainer.step, workers=self.world.size)
+            self._tell_start()
+
+    def _tell_start(self) -> None:
+        step = self.trainer.step
+        self.furthest = Furthest(self.run_uri)
+        with contextlib.suppress(RunFailed):
+            if not train_events.read(self.run_uri):
+                self.furthest.step = 0  # left by an earlier run in a folder that was removed
+        before = self.furthest.step
+        with contextlib.suppress(FileNotFoundError, ValueError, RunFailed):
+            before = max(before, int(storage.read_json(storage.join(self.run_uri, "progress.json"))["step"]))
+        kind = "resumed" if step or before else "started"
+        redone = max(0, before - step)
+        train_events.record(self.run_uri, kind, step=step, redone=redone, workers=self.world.size)
 
     def _images(self, split: str) -> PatientImages:
         return PatientImages(lambda: open_split(self.spec, self.config, split), self._patiently)
@@ -297,6 +317,34 @@ class CollapsedMask(RunFailed):
     """Training on would be a waste: ``train.stop_on_collapse``."""
 
 
+class Furthest:
+    """The step that was reached, kept where the death of this process does not take it: in a mapped file.
+
+    It costs nothing in the loop and tells, after a restart on the same node, how many steps are done again.
+    """
+
+    def __init__(self, run_uri: str) -> None:
+        folder = Path(tempfile.gettempdir()) / f"agit-furthest-{os.getuid()}"
+        folder.mkdir(exist_ok=True)
+        self._path = folder / f"{storage.name(run_uri)}-{fingerprint(run_uri)}"
+        self._path.touch()
+        os.truncate(self._path, 8)
+        with self._path.open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), 8)
+
+    @property
+    def step(self) -> int:
+        return int.from_bytes(self._map[:], "little")
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self._map[:] = value.to_bytes(8, "little")
+
+    def remove(self) -> None:
+        """The run is finished."""
+        self._path.unlink(missing_ok=True)
+
+
 class PatientImages:
     """Images of a split whose storage may be away for a while."""
 
@@ -332,6 +380,13 @@ def open_split(spec: dict[str, Any], config: Config, split: str) -> ShardImages:
     """The shards of a split, cached on this node when they come from object storage."""
     cache = Path(tempfile.gettempdir()) / f"agit-shards-{os.getuid()}"
     return ShardImages(spec["data_uri"], split, cache, config.data.cache_bytes)
+
+
+def _silence_reports() -> None:
+    """Ray Train logs every report of every rank, under a logger that it names by a file."""
+    for name in logging.root.manager.loggerDict:
+        if name.endswith(os.path.join("execution", "context.py")):
+            logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def total_steps(config: Config, plan: SamplePlan) -> int:

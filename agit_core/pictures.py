@@ -1,0 +1,127 @@
+"""The image types that people have, as the tensors that networks take, and back again.
+
+PIL images, numpy arrays and torch tensors are accepted; the answer is of the same type, size and device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from agit_core.errors import BadInput
+
+
+class Opened(NamedTuple):
+    """A picture as a tensor, and the way back."""
+
+    pixels: Tensor
+    """(N, 3, H, W), uint8 or float in [0, 1]."""
+    image: Callable[[Tensor], Any]
+    """Makes the answer from a translation: a tensor like ``pixels``."""
+    mask: Callable[[Tensor], Any]
+    """Makes the mask's answer from (N, 1, H, W), of the type of ``pixels``."""
+
+
+def open_picture(picture: Any) -> Opened:
+    """Reads a picture of any accepted type.
+
+    - ``PIL.Image`` of any mode: turned upright by its EXIF orientation; an alpha channel (or a palette's
+      transparent colour) goes into the answer as it is; grey becomes RGB; 16 bits become 8. Mask: mode L.
+    - numpy uint8 (H, W), (H, W, 3) or (H, W, 4), the fourth channel being alpha. Mask: (H, W).
+    - torch (3, H, W) or (N, 3, H, W), uint8 or floating in [0, 1]. Mask: (1, H, W) or (N, 1, H, W).
+
+    Raises:
+        BadInput: anything else.
+    """
+    if isinstance(picture, Image.Image):
+        return _open_pil(picture)
+    if isinstance(picture, np.ndarray):
+        return _open_array(picture)
+    if isinstance(picture, Tensor):
+        return _open_tensor(picture)
+    raise BadInput(
+        f"cannot translate a {type(picture).__name__}; give a PIL image, a numpy array or a torch tensor"
+    )
+
+
+def _open_pil(picture: Image.Image) -> Opened:
+    upright = ImageOps.exif_transpose(picture)
+    alpha = upright.convert("RGBA").getchannel("A") if upright.has_transparency_data else None
+    if upright.mode.startswith("I"):  # 16 bits, also when held in 32
+        deep = np.asarray(upright)
+        upright = Image.fromarray((deep >> 8 if deep.max(initial=0) > 255 else deep).astype(np.uint8))
+
+    def image(output: Tensor) -> Image.Image:
+        translated = Image.fromarray(_to_array(output))
+        if alpha is not None:
+            translated.putalpha(alpha)
+        if (profile := picture.info.get("icc_profile")) and picture.mode in {"RGB", "RGBA", "P"}:
+            translated.info["icc_profile"] = profile
+        return translated
+
+    return Opened(
+        _from_array(np.asarray(upright.convert("RGB"))), image, lambda m: Image.fromarray(_to_array(m))
+    )
+
+
+def _open_array(picture: np.ndarray[Any, Any]) -> Opened:
+    channels = picture.shape[2] if picture.ndim == 3 else 1
+    if picture.dtype != np.uint8 or picture.ndim not in {2, 3} or channels not in {1, 3, 4}:
+        raise BadInput(
+            f"cannot translate a numpy array of {picture.dtype} and shape {picture.shape}; "
+            "give uint8 of shape (H, W), (H, W, 3) or (H, W, 4)"
+        )
+    colour = (
+        picture[..., :3]
+        if channels >= 3
+        else np.broadcast_to(picture.reshape(*picture.shape[:2], 1), (*picture.shape[:2], 3))
+    )
+    alpha = picture[..., 3:] if channels == 4 else None
+
+    def image(output: Tensor) -> np.ndarray[Any, Any]:
+        array = _to_array(output)
+        return array if alpha is None else np.concatenate([array, alpha], axis=2)
+
+    return Opened(_from_array(colour), image, _to_array)
+
+
+def _open_tensor(picture: Tensor) -> Opened:
+    if (
+        picture.ndim not in {3, 4}
+        or picture.shape[-3] != 3
+        or not (picture.dtype == torch.uint8 or picture.is_floating_point())
+    ):
+        raise BadInput(
+            f"cannot translate a tensor of {picture.dtype} and shape {tuple(picture.shape)}; "
+            "give uint8 or floats of shape (3, H, W) or (N, 3, H, W)"
+        )
+    if picture.is_floating_point() and picture.numel():
+        low, high = (float(x) for x in torch.aminmax(picture.detach()))
+        if not (low >= 0 and high <= 1):
+            raise BadInput(
+                f"a float image must lie in [0, 1], this one in [{low:.3g}, {high:.3g}]; rescale it"
+            )
+    batch = picture.detach() if picture.ndim == 4 else picture.detach()[None]
+
+    def back(output: Tensor) -> Tensor:
+        output = output.to(picture.device, picture.dtype)
+        return output if picture.ndim == 4 else output[0]
+
+    pixels = batch if batch.dtype in {torch.uint8, torch.float32} else batch.float()
+    return Opened(pixels, back, back)
+
+
+def _from_array(array: np.ndarray[Any, Any]) -> Tensor:
+    # a copy: the array may be read-only, and the tensor is to be contiguous
+    return torch.from_numpy(array.transpose(2, 0, 1).copy())[None]
+
+
+def _to_array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """(1, C, H, W) uint8 to (H, W, 3) or (H, W)."""
+    array = tensor[0].cpu().numpy()
+    return array[0] if array.shape[0] == 1 else np.ascontiguousarray(array.transpose(1, 2, 0))

@@ -1,0 +1,219 @@
+"""Inference on any image, in three lines::
+
+from agit_core import Translator
+translator = Translator.load("models/h2z")
+zebra = translator(PIL.Image.open("horse.jpg"))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from agit_core import model_folder, precision, tiling
+from agit_core.augment import to_float
+from agit_core.errors import BadInput
+from agit_core.model_folder import Model
+from agit_core.networks import STRIDE
+from agit_core.pictures import open_picture
+from agit_core.translation import translate
+
+Direction = Literal["a2b", "b2a"]
+Picture = TypeVar("Picture", Image.Image, "np.ndarray[Any, Any]", Tensor)
+
+TILE_PIXELS = 1024 * 1024
+"""Larger images are translated in tiles of at most this many pixels."""
+SMALLEST_TILE = 3 * tiling.OVERLAP
+SMALLEST_SIDE = 16
+"""Smaller images are padded to this: the networks reflect at a quarter of the size and normalise over it."""
+_PATCH = 256
+
+
+class Result(NamedTuple, Generic[Picture]):
+    """A translation and where it was applied."""
+
+    image: Picture
+    """Of the kind and size of what was given (grey images become RGB)."""
+    mask: Picture
+    """Attention, one channel: 255 (or 1.0) where the translation shows, 0 where the source was kept."""
+
+
+class Translator:
+    """A trained model, ready to translate images of any size; safe to call from several threads.
+
+    Args:
+        model: what :func:`agit_core.model_folder.read` gave.
+        device: ``auto`` (the GPU when there is one), ``cpu``, ``cuda``, ``cuda:1``.
+        autocast: ``bf16`` computes the convolutions in bfloat16, ``auto`` does where the hardware is fast at
+            it, ``off`` is the reference. Outputs differ by some grey levels.
+        tile_pixels: images with more pixels are translated in overlapping tiles (:mod:`agit_core.tiling`):
+            the more, the closer to whole-image statistics and the more memory (see the README's table).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        device: str = "auto",
+        autocast: Literal["auto", "bf16", "off"] = "off",
+        tile_pixels: int = TILE_PIXELS,
+    ) -> None:
+        if tile_pixels < SMALLEST_TILE**2:
+            raise BadInput(f"tile_pixels must be at least {SMALLEST_TILE**2}, not {tile_pixels}")
+        self.model = model
+        self.device = precision.pick_device(device)
+        settings = replace(model.method.precision, autocast=autocast, compile="off")
+        self.numerics = precision.resolve(settings, self.device)
+        self.tile_pixels = tile_pixels
+        networks = model.networks().to(self.device).to(memory_format=self.numerics.memory_format)
+        self._maps: dict[str, tuple[nn.Module, nn.Module | None]] = {
+            "a2b": (networks.generator_ab, networks.attention_a),
+            "b2a": (networks.generator_ba, networks.attention_b),
+        }
+
+    @classmethod
+    def load(
+        cls,
+        uri: str | Path,
+        device: str = "auto",
+        autocast: Literal["auto", "bf16", "off"] = "off",
+        tile_pixels: int = TILE_PIXELS,
+    ) -> Translator:
+        """Loads a model folder or a checkpoint folder.
+
+        Args:
+            uri: a local path, ``s3://...`` or anything else fsspec opens, or ``models:/h2z@champion`` where
+                the pipeline is installed. Checksums are verified and no code from the folder is run.
+
+        Raises:
+            BadInput: no model there, a damaged one, or one of another version.
+        """
+        return cls(model_folder.read(uri), device, autocast, tile_pixels)
+
+    @property
+    def directions(self) -> Sequence[str]:
+        """What ``direction`` may be."""
+        return self.model.directions
+
+    def maps(self, direction: str) -> tuple[nn.Module, nn.Module | None]:
+        """The generator of a direction, and the attention network of its source domain.
+
+        Raises:
+            BadInput: there is no such direction.
+        """
+        if direction not in self.directions:
+            raise BadInput(f"there is no direction '{direction}'; use {' or '.join(self.directions)}")
+        return self._maps[direction]
+
+    def __call__(self, image: Picture, direction: str = "a2b") -> Picture:
+        """The translated image, of the same kind and size. See :meth:`translate`."""
+        return self.translate(image, direction).image
+
+    @torch.no_grad()
+    def translate(self, image: Picture, direction: str = "a2b") -> Result[Picture]:
+        """Translates an image and says where.
+
+        Args:
+            image: a PIL image, a numpy uint8 array (H, W), (H, W, 3) or (H, W, 4), or a torch tensor
+                (3, H, W) or (N, 3, H, W), uint8 or float in [0, 1]; any height and width. PIL images are
+                turned upright by their EXIF orientation. Alpha goes into the answer untouched.
+            direction: ``a2b`` or ``b2a``.
+
+        Raises:
+            BadInput: another kind of image, an empty one, or an unknown direction.
+        """
+        maps = self.maps(direction)
+        opened = open_picture(image)
+        count, _, height, width = opened.pixels.shape
+        if not opened.pixels.numel():
+            raise BadInput(f"cannot translate an empty image ({count} of {width} x {height} pixels)")
+        size = _padded(height) * _padded(width)
+        if size > self.tile_pixels:
+            parts = [self._tiled(pixels[None], *maps) for pixels in opened.pixels]
+        else:
+            batches = opened.pixels.split(max(1, self.tile_pixels // size))
+            parts = [self._whole(pixels, *maps) for pixels in batches]
+        output, mask = (torch.cat(kind) if len(kind) > 1 else kind[0] for kind in zip(*parts, strict=True))
+        return cast("Result[Picture]", Result(opened.image(output), opened.mask(mask)))
+
+    def _forward(self, x: Tensor, generator: nn.Module, attention: nn.Module | None) -> Tensor:
+        """Eq 1 on (N, 3, H, W) in [-1, 1]: output in [-1, 1] and mask in [0, 1], as (N, 4, H, W)."""
+        x = x.to(self.device, memory_format=self.numerics.memory_format)
+        autocast = self.numerics.autocast
+        with torch.autocast(self.device.type, autocast or torch.bfloat16, enabled=autocast is not None):
+            done = translate(x, generator, attention, self.model.method.threshold_at_test)
+        return torch.cat([done.output.float(), done.mask.float()], 1)
+
+    def _whole(
+        self, pixels: Tensor, generator: nn.Module, attention: nn.Module | None
+    ) -> tuple[Tensor, Tensor]:
+        height, width = pixels.shape[-2:]
+        x = _crop(pixels, range(_padded(height)), range(_padded(width)))
+        return _finish(self._forward(x, generator, attention)[..., :height, :width], pixels.dtype)
+
+    def _tiled(
+        self, pixels: Tensor, generator: nn.Module, attention: nn.Module | None
+    ) -> tuple[Tensor, Tensor]:
+        height, width = pixels.shape[-2:]
+        full_height, full_width = _padded(height), _padded(width)
+        side = int(self.tile_pixels**0.5) // STRIDE * STRIDE
+        generator = tiling.with_pooled_norms(generator, self.device)
+        attention = None if attention is None else tiling.with_pooled_norms(attention, self.device)
+
+        def read(top: int, bottom: int, left: int, right: int) -> Tensor:
+            return _crop(pixels, range(top, bottom), range(left, right))
+
+        patch = min(_PATCH, full_height, full_width)
+        corners = tiling.patches(full_height, full_width, patch, self.tile_pixels)
+        sample = torch.cat([read(top, top + patch, left, left + patch) for top, left in corners])
+        self._forward(sample, generator, attention)
+        for network in (generator, attention):
+            if network is not None:
+                tiling.hold_statistics(network)
+
+        output = torch.empty_like(pixels, device="cpu")
+        mask = output.new_empty(1, 1, height, width)
+
+        def forward(x: Tensor) -> Tensor:
+            return self._forward(x, generator, attention)
+
+        for top, band in tiling.run(read, forward, full_height, full_width, side):
+            rows = slice(top, min(top + band.shape[2], height))
+            output[:, :, rows], mask[:, :, rows] = _finish(
+                band[:, :, : rows.stop - rows.start, :width], pixels.dtype
+            )
+        return output, mask
+
+
+def _padded(length: int) -> int:
+    """The next multiple of the stride, at least the smallest side."""
+    return max(SMALLEST_SIDE, -(-length // STRIDE) * STRIDE)
+
+
+def _reflected(indices: range, length: int, device: torch.device) -> Tensor:
+    """Pixel numbers along an axis that goes on by reflection, however far (edge replication when it has one)."""
+    wave = torch.arange(indices.start, indices.stop, device=device) % max(1, 2 * length - 2)
+    return torch.where(wave < length, wave, 2 * length - 2 - wave)
+
+
+def _crop(pixels: Tensor, rows: range, columns: range) -> Tensor:
+    """Part of images (N, 3, H, W), uint8 or float in [0, 1], which may reach beyond; float32 in [-1, 1]."""
+    height, width = pixels.shape[-2:]
+    vertical = _reflected(rows, height, pixels.device)
+    horizontal = _reflected(columns, width, pixels.device)
+    part = pixels.index_select(2, vertical).index_select(3, horizontal)
+    return to_float(part) if part.dtype == torch.uint8 else part.float() * 2 - 1
+
+
+def _finish(done: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(N, 4, H, W), the output in [-1, 1] and the mask in [0, 1], as images of uint8 or float in [0, 1]."""
+    output, mask = (done[:, :3] + 1) / 2, done[:, 3:]
+    if dtype != torch.uint8:
+        return output.clamp(0, 1), mask.clamp(0, 1)
+    return tuple((x * 255).round().clamp(0, 255).to(torch.uint8) for x in (output, mask))  # type: ignore[return-value]

@@ -1,0 +1,206 @@
+"""The command ``agit``. Every command is thin: it reads the configuration and calls one plain function.
+
+Stages are imported inside the commands, so that ``agit --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from agit_core.errors import BadInput
+from pipeline import cli_data, cli_model, cli_output, cli_runs, cli_show
+from pipeline.cli_output import Answer, Debug, Json
+from pipeline.config import Config, load, presets
+
+app = typer.Typer(
+    name="agit",
+    help="Attention-guided image-to-image translation: from two folders of images to a scored, registered model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(cli_data.app, name="data")
+cli_model.add_to(app)
+cli_runs.add_to(app)
+
+ConfigName = Annotated[str, typer.Argument(metavar="CONFIG", help="A preset's name (see `agit presets`) or a YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A setting that differs, such as data.source=./photos or storage=s3://bucket/prefix.",
+    ),
+]
+
+
+def _load(config: str, overrides: list[str] | None) -> Config:
+    return load(config, overrides or [])
+
+
+@app.command()
+def run(config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False) -> Answer:
+    """Everything: prepare, train, evaluate, register, report, as the Prefect flow `agit`.
+
+    The same command again reuses what is done and resumes what is not.
+    """
+    settings = _load(config, overrides)
+    from pipeline import prefect_local, progress
+
+    prefect_local.configure(cli_output.debugging())
+    with progress.shown_on(progress.for_terminal()):
+        summary = prefect_local.run_flow("agit", config=config, overrides=overrides or [])
+    del settings
+    return Answer(summary, cli_show.summary)
+
+
+@app.command()
+def prepare(config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False) -> Answer:
+    """Read the source, validate and resize the images, write Parquet shards and a manifest."""
+    settings = _load(config, overrides)
+    from pipeline import journey, progress
+
+    with progress.shown_on(progress.for_terminal()):
+        data = journey.prepare(settings)
+    counts = {name: split["rows"] for name, split in data.manifest["splits"].items()}
+    quarantined = {
+        name: split["quarantined"] for name, split in data.manifest["splits"].items() if split.get("quarantined")
+    }
+    return Answer(
+        {
+            "storage": settings.storage,
+            "data": data.uri,
+            "fingerprint": data.manifest["fingerprint"],
+            "rows": counts,
+            "quarantined": quarantined,
+            "reused": data.reused,
+        },
+        cli_show.prepared,
+    )
+
+
+@app.command()
+def train(config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False) -> Answer:
+    """Train (after preparing, where that is not done yet), or resume an unfinished training."""
+    settings = _load(config, overrides)
+    from pipeline import journey, progress
+
+    with progress.shown_on(progress.for_terminal()):
+        data = journey.prepare(settings)
+        done = journey.train(settings, data)
+    return Answer(
+        {
+            "run_id": done.run_id,
+            "storage": settings.storage,
+            "steps": done.result["steps"],
+            "checkpoint": done.result["checkpoint"],
+            "run": done.uri,
+            "reused": done.reused,
+        },
+        cli_show.trained,
+    )
+
+
+@app.command()
+def evaluate(config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False) -> Answer:
+    """Score a finished training: KID, FID, attention; doing nothing is scored beside it."""
+    settings = _load(config, overrides)
+    from pipeline import journey, progress
+
+    with progress.shown_on(progress.for_terminal()):
+        data = journey.prepare(settings)
+        done = journey.trained(settings, data)
+        evaluation = journey.evaluate(settings, data, done)
+    return Answer(
+        {
+            "run_id": done.run_id,
+            "storage": settings.storage,
+            "steps": done.result["steps"],
+            "metrics": evaluation["metrics"],
+            "baseline": evaluation.get("baseline"),
+        },
+        cli_show.scores,
+    )
+
+
+@app.command()
+def report(config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False) -> Answer:
+    """Build the HTML report of a run from what the storage holds, also while it trains."""
+    settings = _load(config, overrides)
+    from pipeline import journey, progress, storage
+
+    with progress.shown_on(progress.for_terminal()):
+        data = journey.prepare(settings)
+        name, uri = journey.locate(settings, data)
+        if not storage.list_(uri):
+            raise BadInput(f"run {name} is not in {settings.storage}; run `agit train` with the same settings")
+        report_uri = journey.report(settings, data, journey.Run(name, uri, {}))
+    return Answer({"run_id": name, "storage": settings.storage, "report": report_uri}, cli_show.built)
+
+
+@app.command()
+def tune(config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False) -> Answer:
+    """Search the settings of `tune.space` with Ray Tune (flow `agit-tune`); resumes after a kill."""
+    _load(config, overrides)
+    from pipeline import prefect_local, progress
+
+    prefect_local.configure(cli_output.debugging())
+    with progress.shown_on(progress.for_terminal()):
+        found = prefect_local.run_flow("agit-tune", config=config, overrides=overrides or [])
+    return Answer(found, cli_show.tuned)
+
+
+@app.command()
+def doctor(
+    config: Annotated[str, typer.Argument(metavar="[CONFIG]", help="Check what this configuration needs.")] = "demo",
+    overrides: Overrides = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """What is installed, reachable and missing, each with its remedy; status 0 when a local run can work."""
+    settings = _load(config, overrides)
+    from pipeline.doctor import examine
+
+    findings = examine(settings)
+    return Answer(findings, cli_show.findings, cli_output.DONE if findings["ok"] else cli_output.FAILED)
+
+
+@app.command(name="presets")
+def list_presets(json: Json = False, debug: Debug = False) -> Answer:
+    """The configurations that come with the package."""
+    from importlib import resources
+
+    folder = resources.files("pipeline.configs")
+    texts = {name: folder.joinpath(f"{name}.yaml").read_text().splitlines()[0].lstrip("# ") for name in presets()}
+    return Answer(texts, cli_show.mapping)
+
+
+@app.command(name="config")
+def show_config(
+    config: ConfigName,
+    overrides: Overrides = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a YAML file instead.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """The resolved configuration, every default included, as YAML that `agit run` takes."""
+    plain: dict[str, Any] = _load(config, overrides).plain()
+    if output is not None:
+        from pipeline import storage
+
+        storage.write_text(str(output), cli_show.yaml_text(plain))
+        return Answer({"written": str(output)}, cli_show.mapping)
+    return Answer(plain, cli_show.as_yaml)
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(cli_output.execute(app))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""What the commands print and how they end.
+
+``--json`` gives standard output to one JSON object, printed last; whatever a library prints before that goes
+to standard error. Errors are one line: exit status 2 for a wrong call, 1 for a run that failed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from agit_core.errors import BadInput, RunFailed
+
+DONE, FAILED, WRONG_CALL = 0, 1, 2
+_ERROR_LOG = Path(".agit/last-error.log")
+_RESUME = "run the same command again to resume"
+
+
+@dataclass
+class Answer:
+    """What a command found: an object for ``--json`` and a way to show it to a person."""
+
+    value: Any
+    show: Callable[[Any], None] | None = None
+    status: int = DONE
+
+
+class _State:
+    """The two switches that every command has."""
+
+    debug = bool(os.environ.get("AGIT_DEBUG"))
+    json_to: int | None = None
+
+
+def _on_json(value: bool) -> bool:
+    if value and _State.json_to is None:
+        sys.stdout.flush()
+        _State.json_to = os.dup(1)
+        os.dup2(2, 1)
+    return value
+
+
+def _on_debug(value: bool) -> bool:
+    if value:
+        _State.debug = True
+        logging.getLogger().setLevel(logging.DEBUG)
+    return value
+
+
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON object, last, on standard output.", callback=_on_json, is_eager=True),
+]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show tracebacks and every log line.", callback=_on_debug, is_eager=True)
+]
+
+
+def debugging() -> bool:
+    return _State.debug
+
+
+def execute(app: typer.Typer) -> int:
+    """Runs the command line and returns the exit status; the last line on standard error names the cause."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    # A termination asked for by a scheduler ends like Ctrl-C: the workers and servers of the run are stopped.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        outcome = app(standalone_mode=False)
+    except BadInput as error:
+        return _fail(WRONG_CALL, str(error))
+    except RunFailed as error:
+        return _fail(FAILED, f"{str(error).rstrip('.')}; {_RESUME}")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return FAILED
+    except KeyboardInterrupt:
+        return _fail(FAILED, f"interrupted; {_RESUME}")
+    except Exception as error:
+        if hasattr(error, "format_message"):
+            return _fail(WRONG_CALL, _usage(error))
+        return _fail(FAILED, f"{type(error).__name__}: {error}; {_RESUME} ({_keep(error)})")
+    except BaseException as error:  # Prefect's TerminationSignal
+        if isinstance(error, SystemExit | GeneratorExit):
+            raise
+        return _fail(FAILED, f"terminated; {_RESUME}")
+    if outcome == 130:  # how typer answers Ctrl-C
+        return _fail(FAILED, f"interrupted; {_RESUME}")
+    return _answer(outcome)
+
+
+def _answer(outcome: Any) -> int:
+    if isinstance(outcome, int):
+        return outcome
+    answer = outcome if isinstance(outcome, Answer) else Answer(outcome)
+    if answer.value is None and answer.show is None:
+        return answer.status
+    if _State.json_to is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        with os.fdopen(_State.json_to, "w") as out:
+            out.write(json.dumps(answer.value, indent=1, allow_nan=False, default=str) + "\n")
+    elif answer.show is not None:
+        answer.show(answer.value)
+    return answer.status
+
+
+def _usage(error: Any) -> str:
+    """One line out of typer's usage error."""
+    context = getattr(error, "ctx", None)
+    hint = f" (see `{context.command_path} --help`)" if context is not None else ""
+    return f"{error.format_message().rstrip('.')}{hint}"
+
+
+def _fail(status: int, message: str) -> int:
+    if _State.debug:
+        traceback.print_exc()
+    sys.stdout.flush()
+    print(f"agit: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return status
+
+
+def _keep(error: BaseException) -> str:
+    try:
+        _ERROR_LOG.parent.mkdir(parents=True, exist_ok=True)
+        _ERROR_LOG.write_text("".join(traceback.format_exception(error)))
+    except OSError:
+        return "--debug shows the traceback"
+    return f"traceback in {_ERROR_LOG}"

@@ -1,0 +1,120 @@
+"""How the commands' answers look to a person; ``--json`` prints the same values as they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+_out = Console(highlight=False)
+_MARKS = {"ok": "[green]ok[/green]", "missing": "[red]missing[/red]", "optional": "[yellow]optional[/yellow]"}
+
+
+def summary(value: dict[str, Any]) -> None:
+    _scores(value["metrics"])
+    model = value["model"]
+    aliases = f" ({', '.join(model['aliases'])})" if model["aliases"] else ""
+    _pairs(
+        {
+            "run": f"{value['run_id']}, {value['steps']} steps",
+            "model": f"{model['name']} version {model['version']}{aliases}",
+            "report": value["report"],
+        }
+    )
+
+
+def prepared(value: dict[str, Any]) -> None:
+    for split, entries in value["quarantined"].items():
+        for entry in entries:
+            _out.print(f"quarantined {split}/{entry['name']}: {entry['reason']}", markup=False)
+    _pairs({"data": value["data"], **{name: f"{rows} images" for name, rows in value["rows"].items()}})
+
+
+def trained(value: dict[str, Any]) -> None:
+    _pairs({"run": f"{value['run_id']}, {value['steps']} steps", "checkpoint": value["checkpoint"]})
+
+
+def scores(value: dict[str, Any]) -> None:
+    _scores(value["metrics"], value.get("baseline") or {})
+
+
+def built(value: dict[str, Any]) -> None:
+    _pairs({"report": value["report"]})
+
+
+def tuned(value: dict[str, Any]) -> None:
+    rows = value["trials"]
+    table_of(rows, list(rows[0]) if rows else [])
+    _pairs({"best": value["best"]["trial"] if value.get("best") else "none", "preset": value.get("preset")})
+
+
+def findings(value: dict[str, Any]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "what", "found", "remedy"):
+        table.add_column(column, overflow="fold")
+    for check in value["checks"]:
+        table.add_row(_MARKS[check["state"]], check["name"], check["found"], check.get("remedy") or "")
+    _out.print(table)
+    _out.print("A local run can work." if value["ok"] else "A local run cannot work yet: see what is missing.")
+
+
+def mapping(value: dict[str, Any]) -> None:
+    _pairs(value)
+
+
+def as_yaml(value: Any) -> None:
+    print(yaml_text(value), end="")
+
+
+def yaml_text(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=110)
+
+
+def table_of(rows: list[dict[str, Any]], columns: list[str]) -> None:
+    """A plain table of dicts; nested values are written out."""
+    if not rows:
+        _out.print("nothing there")
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    _out.print(table)
+
+
+def _scores(metrics: dict[str, Any], baseline: dict[str, Any] | None = None) -> None:
+    names = list(dict.fromkeys(key.removesuffix("_a2b").removesuffix("_b2a") for key in metrics))
+    table = Table(box=None, pad_edge=False)
+    table.add_column("score")
+    for column in ("a2b", "b2a", *(["doing nothing a2b", "b2a"] if baseline else [])):
+        table.add_column(column, justify="right")
+    for name in names:
+        if name in metrics:
+            table.add_row(name, _cell(metrics[name]))
+            continue
+        cells = [_cell(metrics.get(f"{name}_{d}")) for d in ("a2b", "b2a")]
+        cells += [_cell(baseline.get(f"{name}_{d}")) for d in ("a2b", "b2a")] if baseline else []
+        table.add_row(name, *cells)
+    _out.print(table)
+
+
+def _pairs(values: dict[str, Any]) -> None:
+    width = max((len(key) for key in values), default=0)
+    for key, value in values.items():
+        if value is not None:
+            _out.print(f"{key:<{width}}  {_cell(value)}", markup=False, soft_wrap=True)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_cell(item) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_cell(item)}" for key, item in value.items())
+    return str(value)

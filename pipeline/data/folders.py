@@ -1,0 +1,181 @@
+"""Folders of images, on this machine or in object storage: listing, digests, masks and the automatic split."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from agit_core.errors import BadInput
+from pipeline import storage
+from pipeline.data.source import Entry, LocalFile, Readable, Source, StoredFile
+
+_HASHING = 4
+_BLOCK = 1 << 20
+_LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of a folder: its path relative to the folder, where it is, and what identifies its contents."""
+
+    relative: str
+    readable: Readable
+    digest: Callable[[], str]
+
+
+def open_folder(uri: str, masks: str | None, test_fraction: float) -> Source:
+    """``trainA``, ``trainB`` and optionally ``testA``, ``testB`` (or ``A`` and ``B``) below one folder.
+
+    Masks lie in ``masks/<split>/`` below it, or below ``masks`` if that is given, under the image's name with
+    any extension. Without test folders a share of the images is held out, chosen by their contents alone.
+
+    Raises:
+        BadInput: the folder is missing or holds neither layout.
+    """
+    children = {storage.name(child).lower(): child for child in _children(uri)}
+    train = {
+        d: next((children[n] for n in (f"train{d}".lower(), f"train_{d}".lower(), d.lower()) if n in children), None)
+        for d in "AB"
+    }
+    if train["A"] is None or train["B"] is None:
+        lacking = " and ".join(f"train{d}" for d in "AB" if train[d] is None)
+        found = ", ".join(sorted(children)[:8]) or "nothing"
+        raise BadInput(
+            f"{uri} has no folder {lacking} (it holds {found}); "
+            "put the images into trainA and trainB, or give two folders as 'path/to/A,path/to/B'"
+        )
+    folders = {f"train{d}": str(train[d]) for d in "AB"}
+    for d in "AB":
+        for name in (f"test{d}".lower(), f"test_{d}".lower()):
+            if name in children:
+                folders[f"test{d}"] = children[name]
+    mask_root = masks or children.get("masks")
+    return from_folders(uri, folders, mask_root, test_fraction)
+
+
+def open_two_folders(a: str, b: str, masks: str | None, test_fraction: float) -> Source:
+    """Any two folders as domains A and B, with an automatic test split; masks below ``masks/A``, ``masks/B``."""
+    source = from_folders(f"{a},{b}", {"trainA": a, "trainB": b}, masks, test_fraction)
+    names = {"a": storage.name(a) or "A", "b": storage.name(b) or "B"}
+    if names["a"] != names["b"]:
+        source.names = names
+    return source
+
+
+def from_folders(
+    description: str, folders: dict[str, str], mask_root: str | None, test_fraction: float
+) -> Source:
+    """Entries of one folder per split."""
+    splits: dict[str, list[Entry]] = {}
+    remote = any(storage.is_remote(folder) for folder in folders.values())
+    for split, folder in folders.items():
+        masks: dict[str, File] = {}
+        for candidate in (split, split[-1]) if mask_root else ():
+            found = listing(storage.join(str(mask_root), candidate))
+            masks = {_stem(f.relative): f for f in found} | masks
+        splits[split] = _entries(listing(folder), masks)
+    return Source(description, with_test(splits, test_fraction), remote=remote)
+
+
+def with_test(splits: dict[str, list[Entry]], fraction: float) -> dict[str, list[Entry]]:
+    """Holds out a share of the training entries of each domain that has no test entries.
+
+    The digest decides: the choice survives renaming, adding and removing files, and copies of one picture
+    always fall on the same side.
+    """
+    result = dict(splits)
+    for domain in "AB":
+        train, test = f"train{domain}", f"test{domain}"
+        if splits.get(test) or not splits.get(train):
+            result.setdefault(test, [])
+            continue
+        ranked = sorted(splits[train], key=lambda entry: (_rank(entry), entry.name))
+        held = [entry for entry in ranked if _rank(entry) < fraction * 2**64]
+        if not held:  # a handful of images: at least one to test with
+            held = ranked[: 1 if len(ranked) > 1 else 0]
+        names = {entry.name for entry in held}
+        result[test] = sorted(held, key=lambda entry: entry.name)
+        result[train] = [entry for entry in splits[train] if entry.name not in names]
+    return result
+
+
+def listing(uri: str) -> list[File]:
+    """Every file below a folder, sorted by path; hidden files and the litter of desktops are left out."""
+    if storage.is_remote(uri):
+        return _listing_remote(uri)
+    root = storage.local_path(uri)
+    files: list[File] = []
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not _litter(name)]
+        for name in names:
+            if not _litter(name):
+                path = Path(folder, name)
+                relative = path.relative_to(root).as_posix()
+                files.append(File(relative, LocalFile(str(path)), lambda path=path: file_digest(path)))  # type: ignore[misc]
+    return sorted(files, key=lambda file: file.relative)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's contents."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        # It stays in the listing and is quarantined with this reason when it is read.
+        return f"unreadable:{error.errno}"
+
+
+def _listing_remote(uri: str) -> list[File]:
+    fs, path = storage.filesystem(uri)
+    with storage.explained(uri, "list"):
+        try:
+            found = fs.find(path, detail=True)
+        except FileNotFoundError:
+            return []
+    files = []
+    for name, info in found.items():
+        relative = name[len(path) + 1 :]
+        if relative and not any(_litter(part) for part in relative.split("/")):
+            tag = str(info.get("ETag") or f"{relative} {info.get('LastModified')}").strip('"')
+            stamp = hashlib.sha256(f"{tag}:{info.get('size')}".encode()).hexdigest()
+            files.append(File(relative, StoredFile(storage.join(uri, relative)), lambda stamp=stamp: stamp))  # type: ignore[misc]
+    return sorted(files, key=lambda file: file.relative)
+
+
+def _entries(files: list[File], masks: dict[str, File]) -> list[Entry]:
+    pairs = [(file, masks.get(_stem(file.relative))) for file in files]
+
+    def entry(pair: tuple[File, File | None]) -> Entry:
+        file, mask = pair
+        digest = file.digest() + (f"+{mask.digest()}" if mask else "")
+        return Entry(file.relative, file.readable, mask.readable if mask else None, digest)
+
+    with ThreadPoolExecutor(_HASHING) as pool:
+        return list(pool.map(entry, pairs, chunksize=64))
+
+
+def _rank(entry: Entry) -> int:
+    return int.from_bytes(hashlib.sha256(entry.digest.split("+")[0].encode()).digest()[:8], "big")
+
+
+def _children(uri: str) -> Iterable[str]:
+    if not storage.is_remote(uri) and not storage.local_path(uri).is_dir():
+        raise BadInput(f"there is no folder {uri}; give the path of the images in data.source")
+    found = storage.list_(uri)
+    if not found and storage.is_remote(uri):
+        raise BadInput(f"there is nothing at {uri}; give the prefix of the images in data.source")
+    return found
+
+
+def _litter(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _LITTER
+
+
+def _stem(relative: str) -> str:
+    return str(PurePosixPath(relative).with_suffix(""))
+
+

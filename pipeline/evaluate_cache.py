@@ -1,0 +1,108 @@
+"""Inception features kept in storage: of real test images, and of what a model made of them.
+
+One ``features/{key}.npz`` each; the key holds everything that decides the contents, so nothing is ever stale.
+A file that cannot be read is computed again, with a warning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agit_core import checkpoint
+from agit_core.errors import BadInput
+from agit_core.model_folder import Model
+from agit_core.scores import inception
+from pipeline import storage
+from pipeline.config import Config, fingerprint
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Part of every key: raise it when the same key would mean other numbers."""
+Arrays = dict[str, Tensor]
+
+
+def load_inception(config: Config, device: torch.device) -> inception.Inception:
+    """The feature network, from ``evaluate.inception`` where that is set.
+
+    Raises:
+        BadInput: there is none, or it is another network.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "agit"
+    given = config.evaluate.inception
+    if given is None:
+        return inception.load(None, home, device)
+    local: str | Path = given
+    if storage.is_remote(given):
+        local = home / f"inception-{hashlib.sha256(given.encode()).hexdigest()[:12]}.pt"
+        try:
+            storage.download_file(given, local)
+        except FileNotFoundError:
+            raise BadInput(
+                f"no Inception file at {given}; correct evaluate.inception or leave it out"
+            ) from None
+    found = inception.load(local, home, device)
+    found.source = f"configured file {given}"
+    return found
+
+
+def key(config: Config, **parts: Any) -> str:
+    """A name for what is computed from ``parts`` with the 2015-12-05 Inception."""
+    return fingerprint(
+        {"format": FORMAT, "inception": inception.SHA256, "resize": inception.RESIZE, **parts}, 24
+    )
+
+
+def weights_digest(model: Model) -> str:
+    """Identity of what a model does: its weights, architecture and threshold, not where it is stored."""
+    digest = hashlib.sha256()
+    method = checkpoint.method_to_dict(model.method)
+    digest.update(fingerprint([method["networks"], method["threshold_at_test"]]).encode())
+    for name in sorted(model.weights):
+        if not name.startswith("discriminator"):
+            digest.update(name.encode() + model.weights[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def cached(config: Config, name: str, compute: Callable[[], Arrays], rows: int) -> tuple[Arrays, bool]:
+    """The arrays under ``name``, computed and stored where they are not there; and whether they were.
+
+    Args:
+        rows: length of the array ``features``, which every entry has.
+    """
+    uri = storage.join(config.storage, "features", f"{name}.npz")
+    try:
+        return _unpack(storage.read_bytes(uri), rows), True
+    except FileNotFoundError:
+        pass
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        log.warning("cached features %s cannot be read (%s); computing them again", uri, error)
+    arrays = compute()
+    storage.write_bytes(uri, _pack(arrays))
+    return arrays, False
+
+
+def _pack(arrays: Arrays) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: value.numpy() for name, value in arrays.items()})  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _unpack(data: bytes, rows: int) -> Arrays:
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        arrays = {name: torch.from_numpy(file[name]) for name in file.files}
+    shape = tuple(arrays["features"].shape)
+    if shape != (rows, inception.FEATURES):
+        raise ValueError(f"features are {shape}, expected {(rows, inception.FEATURES)}")
+    return arrays

@@ -1,0 +1,151 @@
+"""What a flow run leaves in the Prefect UI: progress, the score table, sample pictures, the report's link.
+
+An artifact that cannot be written is told once in the log and never ends a run.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from prefect import get_run_logger
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
+
+from pipeline import storage
+from pipeline.config import Config
+from pipeline.journey import DIRECTIONS, Run
+from pipeline.progress import Status
+
+UPDATE_SECONDS = 10.0
+_SAMPLE_WIDTH = 1024
+
+
+def limit_of(config: Config) -> str:
+    """Name of the global concurrency limit that a training takes a slot of.
+
+    A limit that nobody created does not limit: ``infra/`` creates ``agit-gpu`` with one slot per machine.
+    """
+    return "agit-cpu" if config.train.device == "cpu" else "agit-gpu"
+
+
+class Progress:
+    """A listener that keeps one progress artifact up to date."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._artifact: Any = None
+        self._last = 0.0
+        self._off = False
+
+    def __call__(self, stage: str, status: Status) -> None:
+        if self._off or not status.total or time.monotonic() - self._last < UPDATE_SECONDS:
+            return
+        self._last = time.monotonic()
+        percent = min(100.0, 100.0 * (status.done or 0) / status.total)
+        self._off = True  # stays off when the next lines fail
+        with _told(f"progress of {stage}"):
+            if self._artifact is None:
+                self._artifact = create_progress_artifact(
+                    progress=percent, key=f"agit-{stage}-progress", description=status.line()
+                )
+            else:
+                update_progress_artifact(
+                    artifact_id=self._artifact, progress=percent, description=status.line()
+                )
+            self._off = False
+
+
+def scores(run: Run, evaluation: dict[str, Any]) -> None:
+    """The score table, with what doing nothing would score beside it."""
+    with _told("score table"):
+        create_markdown_artifact(key=_key("scores", run), markdown=score_table(run.run_id, evaluation))
+
+
+def score_table(run_id: str, evaluation: dict[str, Any]) -> str:
+    """Markdown: one row per metric, one column per direction and for the do-nothing baseline."""
+    metrics, baseline = evaluation["metrics"], evaluation.get("baseline") or {}
+    names: dict[str, None] = {}
+    for key in metrics:
+        names[re.sub(r"_(a2b|b2a)$", "", key)] = None
+    lines = [f"# Scores of {run_id}", "", "| metric | a2b | b2a | doing nothing a2b | doing nothing b2a |"]
+    lines.append("|---|---:|---:|---:|---:|")
+    for name in names:
+        if name in metrics:
+            lines.append(f"| {name} | {_figure(metrics[name])} | | | |")
+            continue
+        cells = [_figure(metrics.get(f"{name}_{d}")) for d in DIRECTIONS]
+        cells += [_figure(baseline.get(f"{name}_{d}")) for d in DIRECTIONS]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    counts = evaluation.get("counts") or {}
+    if counts:
+        lines += ["", "Images: " + ", ".join(f"{key} {value}" for key, value in counts.items())]
+    return "\n".join(lines)
+
+
+def report_link(run: Run, uri: str) -> None:
+    with _told("report link"):
+        link = uri if "://" in uri else f"file://{storage.local_path(uri)}"
+        create_link_artifact(key=_key("report", run), link=link, link_text=f"Report of {run.run_id}")
+
+
+def samples(run: Run) -> None:
+    """The newest sample strips as one picture, small enough to live in Prefect's database."""
+    with _told("sample pictures"):
+        picture = _newest_samples(run.uri)
+        if picture is not None:
+            encoded = base64.b64encode(picture).decode()
+            create_image_artifact(
+                key=_key("samples", run),
+                image_url=f"data:image/jpeg;base64,{encoded}",
+                description="real, attention, translated, reconstructed",
+            )
+
+
+def _newest_samples(run_uri: str, strips: int = 4) -> bytes | None:
+    from PIL import Image
+
+    steps = storage.list_(storage.join(run_uri, "samples"))
+    if not steps:
+        return None
+    names = [uri for uri in storage.list_(steps[-1]) if uri.endswith(".png")]
+    chosen = [n for d in DIRECTIONS for n in [u for u in names if storage.name(u).startswith(d)][: strips // 2]]
+    images = [Image.open(io.BytesIO(storage.read_bytes(uri))).convert("RGB") for uri in chosen]
+    if not images:
+        return None
+    sheet = Image.new("RGB", (max(i.width for i in images), sum(i.height for i in images)))
+    top = 0
+    for image in images:
+        sheet.paste(image, (0, top))
+        top += image.height
+    if sheet.width > _SAMPLE_WIDTH:
+        sheet.thumbnail((_SAMPLE_WIDTH, 4 * _SAMPLE_WIDTH))
+    out = io.BytesIO()
+    sheet.save(out, "JPEG", quality=85)
+    return out.getvalue()
+
+
+def _key(kind: str, run: Run) -> str:
+    return re.sub(r"[^a-z0-9-]+", "-", f"agit-{kind}-{run.run_id}".lower())
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else ""
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        get_run_logger().warning("artifact '%s' could not be written: %s", what, " ".join(str(error).split()))

@@ -1,0 +1,24 @@
+"""In a Prefect worker nobody watches a terminal: the progress goes to the flow run's log instead."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from prefect import get_run_logger
+from prefect.runtime import deployment
+
+from pipeline import progress
+
+LINE_SECONDS = 15.0
+
+
+@contextlib.contextmanager
+def in_worker() -> Iterator[None]:
+    """Shows the stages in the run's log when a deployment runs; on the command line nothing changes."""
+    if deployment.id is None:
+        yield
+        return
+    logger = get_run_logger()
+    with progress.shown_on(progress.Lines(logger.info, every=LINE_SECONDS)):
+        yield

@@ -1,0 +1,200 @@
+"""The five stages of a run as plain functions, each of which says what it reuses.
+
+prepare -> train -> evaluate -> register -> report; every function takes what the one before it returned,
+reads and writes URIs under ``config.storage``, and works without Prefect. Doing a stage again costs a look
+into the storage: prepared data is found by its fingerprint, a finished training by its ``result.json``, an
+evaluation by its checkpoint and settings, a registration by its source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from agit_core.errors import BadInput
+from pipeline import lineage, progress, storage
+from pipeline.config import Config, fingerprint
+
+DIRECTIONS = ("a2b", "b2a")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Prepared images: where they are and what their manifest says."""
+
+    uri: str
+    manifest: dict[str, Any]
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run and what has become of it so far."""
+
+    run_id: str
+    uri: str
+    result: dict[str, Any]
+    reused: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def prepare(config: Config) -> Data:
+    """Reads the source and writes shards, or finds them written.
+
+    Raises:
+        BadInput: the storage or the source cannot be used; says why.
+    """
+    from pipeline.data.prepare import prepare as run_stage
+
+    with progress.stage("prepare") as stage:
+        storage.check_reachable(config.storage)
+        prepared = run_stage(config, stage)
+        splits = prepared.manifest["splits"]
+        counts = ", ".join(f"{name} {split['rows']}" for name, split in splits.items())
+        aside = sum(len(split.get("quarantined", [])) for split in splits.values())
+        stage.message = f"{counts} images" + (f", {aside} quarantined (see the manifest)" if aside else "")
+        if prepared.reused:
+            stage.reuse(f"prepared data {storage.name(prepared.uri)} ({stage.message})")
+    return Data(prepared.uri, prepared.manifest, prepared.reused)
+
+
+def locate(config: Config, data: Data) -> tuple[str, str]:
+    """``(run_id, run_uri)`` of this configuration on this data, started or not."""
+    from pipeline.launch import run_id
+
+    name = run_id(config, data.manifest)
+    return name, storage.join(config.storage, "runs", name)
+
+
+def train(config: Config, data: Data) -> Run:
+    """Trains, resumes or finds the finished training.
+
+    Raises:
+        RunFailed: the job did not finish; the same call resumes it.
+    """
+    from pipeline.launch import train as run_stage
+
+    name, uri = locate(config, data)
+    with progress.stage("train") as stage:
+        done = finished(uri)
+        if done is None:
+            result = run_stage(config, data.uri, stage)
+            done = read(uri, "result.json") or dict(vars(result))
+            stage.message = f"{done['steps']} steps, run {name}"
+        else:
+            stage.reuse(f"finished training {name} ({done['steps']} steps)")
+    return Run(name, uri, done, stage.reused)
+
+
+def trained(config: Config, data: Data) -> Run:
+    """The finished training of this configuration.
+
+    Raises:
+        BadInput: there is none.
+    """
+    name, uri = locate(config, data)
+    done = finished(uri)
+    if done is None:
+        raise BadInput(f"run {name} is not trained in {config.storage}; run `agit train` with the same settings")
+    return Run(name, uri, done, True)
+
+
+def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
+    """Scores the run's last checkpoint on the test images, or finds the scores of exactly that.
+
+    Raises:
+        BadInput: no Inception network can be had.
+        RunFailed: the storage does not answer.
+    """
+    from pipeline.evaluate import evaluate as run_stage
+
+    key = fingerprint(
+        {
+            "checkpoint": run.result["checkpoint"],
+            "data": data.manifest["fingerprint"],
+            "evaluate": config.evaluate.model_dump(mode="json", exclude={"device", "batch_size"}),
+            "threshold": config.method.threshold_at_test,
+        }
+    )
+    with progress.stage("evaluate") as stage:
+        evaluation = read(run.uri, "evaluation.json")
+        if evaluation is not None and evaluation.get("key") == key:
+            stage.reuse("scores of this checkpoint")
+        else:
+            evaluation = {**run_stage(config, run.uri, data.uri, stage), "key": key}
+            storage.write_json(storage.join(run.uri, "evaluation.json"), evaluation)
+        shown = scores_line(evaluation)
+        stage.message = f"{stage.message}: {shown}" if stage.reused else shown
+    return evaluation
+
+
+def register(config: Config, data: Data, run: Run, evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Registers the model with its metrics and lineage; the same run keeps its version.
+
+    Raises:
+        RunFailed: the tracking server does not answer.
+    """
+    from pipeline.registry import register as run_stage
+
+    with progress.stage("register") as stage:
+        before = read(run.uri, "registration.json")
+        registration = run_stage(config, run.uri, evaluation, lineage.of(config, data, run))
+        aliases = ", ".join(registration.get("aliases") or []) or "no alias"
+        stage.message = f"{registration['name']} version {registration['version']} ({aliases})"
+        if before is not None and before.get("version") == registration["version"]:
+            stage.reuse(stage.message)
+    return registration
+
+
+def report(config: Config, data: Data, run: Run) -> str:
+    """Builds the report and returns its URI."""
+    from pipeline.report import build
+
+    with progress.stage("report") as stage:
+        uri = build(config, run.uri, data.uri)
+        stage.message = uri
+    return uri
+
+
+def summarize(
+    config: Config, run: Run, evaluation: dict[str, Any], registration: dict[str, Any], report_uri: str
+) -> dict[str, Any]:
+    """The object that ``--json`` prints, also kept as ``summary.json`` of the run."""
+    summary = {
+        "run_id": run.run_id,
+        "storage": config.storage,
+        "steps": run.result["steps"],
+        "metrics": evaluation["metrics"],
+        "model": {key: registration[key] for key in ("name", "version", "aliases")},
+        "report": report_uri,
+    }
+    storage.write_json(storage.join(run.uri, "summary.json"), summary)
+    return summary
+
+
+def finished(run_uri: str) -> dict[str, Any] | None:
+    """The ``result.json`` of a finished training, else None."""
+    return read(run_uri, "result.json")
+
+
+def read(run_uri: str, name: str) -> dict[str, Any] | None:
+    """A JSON object of the run's folder, None when it is not there."""
+    try:
+        value = storage.read_json(storage.join(run_uri, name))
+    except FileNotFoundError:
+        return None
+    return dict(value)
+
+
+def scores_line(evaluation: dict[str, Any]) -> str:
+    """``a2b KID 9.1 (doing nothing 20.2), b2a ...``: KID x 100 against the target domain."""
+    metrics, baseline = evaluation["metrics"], evaluation.get("baseline") or {}
+    parts = []
+    for direction in DIRECTIONS:
+        value = metrics.get(f"kid_target_{direction}")
+        if value is None:
+            continue
+        nothing = baseline.get(f"kid_target_{direction}")
+        beside = f" (doing nothing {nothing:.2f})" if isinstance(nothing, int | float) else ""
+        parts.append(f"{direction} KID x100 {value:.2f}{beside}")
+    return ", ".join(parts) or "scored"

@@ -1,0 +1,47 @@
+"""Nothing that opens a door leaves with a report: credentials in URIs and in settings are blacked out."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+HIDDEN = "•••"
+
+_USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*://)[^/\s@'\"]+@")
+# signed links and tokens in a query string: the name may stay, the value may not
+_QUERY = re.compile(
+    r"(?P<name>[?&;](?:[\w\-]*(?:signature|token|secret|password|passwd|credential|access[-_]?key|api[-_]?key)"
+    r"[\w\-]*|sig|pwd|key)=)[^&#\s'\"]+",
+    re.IGNORECASE,
+)
+_AWS_KEY = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")
+_SECRET_NAME = re.compile(
+    r"secret|password|passwd|pwd|token|credential|api[-_]?key|access[-_]?key|private[-_]?key|authorization",
+    re.IGNORECASE,
+)
+# settings whose names only look like secrets
+_HARMLESS = re.compile(r"tokens?_per|tokenizer", re.IGNORECASE)
+
+
+def redact(value: Any, name: str = "") -> Any:
+    """A copy of JSON-ready data without credentials.
+
+    ``scheme://user:password@host`` loses what stands before the ``@``, signed links lose their signatures,
+    and every value whose key speaks of a secret is hidden, as are all environment variables of a job
+    (``env``), whose names cannot be trusted to say what they hold.
+    """
+    if isinstance(value, dict):
+        if name == "env":
+            return dict.fromkeys(value, HIDDEN)
+        return {key: redact(item, str(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact(item, name) for item in value]
+    if value is None or isinstance(value, bool):
+        return value
+    if name and _SECRET_NAME.search(name) and not _HARMLESS.search(name):
+        return HIDDEN
+    if isinstance(value, str):
+        value = _USERINFO.sub(rf"\g<scheme>{HIDDEN}@", value)
+        value = _QUERY.sub(rf"\g<name>{HIDDEN}", value)
+        return _AWS_KEY.sub(HIDDEN, value)
+    return value

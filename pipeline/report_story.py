@@ -1,0 +1,291 @@
+"""What the page says between its pictures and charts: words and small tables from the run's files."""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline import report_images
+from pipeline.config import Config
+from pipeline.report_charts import BLUE, GREEN, GREY, Chart, intervals
+from pipeline.report_images import Viewer
+from pipeline.report_redact import redact
+from pipeline.report_scores import DIRECTIONS, KID_SCALE, Opponent, Scores
+from pipeline.report_sources import Run
+
+EXTREMES = 6
+_MOST_ROWS = 1000
+_EVENTS = {
+    "started": "started",
+    "resumed": "resumed",
+    "switched": "stage switched",
+    "mask_collapsed": "mask collapsed",
+}
+
+
+def domain_names(manifest: dict[str, Any] | None) -> tuple[str, str]:
+    """What the two domains are called, A and B when the data does not say."""
+    domains = (manifest or {}).get("domains") or {}
+    a, b = (str((domains.get(key) or {}).get("name") or key.upper()) for key in "ab")
+    return a, b
+
+
+def scores(run: Run, names: tuple[str, str]) -> Scores:
+    """The evaluation beside doing nothing and the champion."""
+    evaluation = run.evaluation or {}
+    return Scores(
+        model=_opponent(evaluation.get("metrics"), evaluation.get("intervals")),
+        nothing=_opponent(evaluation.get("baseline"), evaluation.get("baseline_intervals")),
+        champion=_opponent(champion.get("metrics"), champion.get("intervals"))
+        if (champion := _champion(run))
+        else None,
+        names=names,
+    )
+
+
+def _opponent(metrics: Any, intervals_: Any) -> Opponent:
+    return Opponent(metrics or {}, intervals_ or {})
+
+
+def _champion(run: Run) -> dict[str, Any] | None:
+    champion = (run.evaluation or {}).get("champion")
+    return champion if isinstance(champion, dict) and champion.get("metrics") else None
+
+
+def champion_name(run: Run) -> str:
+    champion = _champion(run) or {}
+    version = champion.get("version")
+    return f"Champion (version {version})" if version else "Champion"
+
+
+def scores_lead(run: Run) -> str:
+    counts = (run.evaluation or {}).get("counts") or {}
+    images = ", ".join(f"{key} {value}" for key, value in counts.items() if isinstance(value, int))
+    return (
+        "Beside each figure, what a translator that changes nothing gets. "
+        "Where the 95 % intervals do not tell two apart, the difference is called noise. "
+        + (f"Images: {images}." if images else "")
+    )
+
+
+def kid_chart(scores: Scores) -> Chart | None:
+    """KID both ways with intervals, the model beside its opponents."""
+    groups, keys = [], []
+    for prefix, name in (("kid_target", "to target"), ("kid_mean", "mean of both")):
+        for direction in DIRECTIONS:
+            if scores.model.estimate(f"{prefix}_{direction}"):
+                groups.append(f"{scores.label(direction)}<br>{name}")
+                keys.append(f"{prefix}_{direction}")
+    if not keys:
+        return None
+    opponents = [("This model", BLUE, "circle", scores.model), ("Doing nothing", GREY, "x", scores.nothing)]
+    if scores.champion:
+        opponents.append(("Champion", GREEN, "diamond", scores.champion))
+    series = []
+    for name, colour, symbol, opponent in opponents:
+        points = []
+        for key in keys:
+            found = opponent.estimate(key)
+            points.append(
+                tuple(None if v is None else v * KID_SCALE for v in (found.value, found.low, found.high))
+                if found
+                else (None, None, None)
+            )
+        series.append((name, colour, symbol, points))
+    return intervals(
+        "kid",
+        "KID × 100",
+        "Lower is closer to real images; the bars are 95 % intervals.",
+        groups,
+        series,
+        "KID × 100",
+    )
+
+
+def hero(viewer: Viewer, count: int) -> list[dict[str, Any]]:
+    """The fixed images at the last checkpoint, the directions in turn."""
+    shown: list[dict[str, Any]] = []
+    longest = max((len(d["images"]) for d in viewer.directions), default=0)
+    for index in range(longest):
+        for direction in viewer.directions:
+            if index < len(direction["images"]):
+                image = direction["images"][index]
+                tiles = {"real": image["real"], **image["steps"][-1]}
+                shown.append({"label": direction["label"], "number": index + 1, "tiles": tiles})
+    return shown[:count]
+
+
+def score_label(run: Run) -> str:
+    """What the score of a single image is."""
+    described = ((run.evaluation or {}).get("protocol") or {}).get("per_image")
+    return str(described) if isinstance(described, str) else "score"
+
+
+def _rows(run: Run, direction: str) -> list[dict[str, Any]]:
+    rows = [
+        row
+        for row in (run.evaluation or {}).get("per_image") or []
+        if row.get("direction") == direction and isinstance(row.get("score"), int | float)
+    ]
+    return sorted(rows, key=lambda row: row["score"])
+
+
+def extremes(run: Run, labels: dict[str, str]) -> list[dict[str, Any]]:
+    """The images with the best and the worst scores of each direction, with pictures where they were kept."""
+    groups = []
+    for direction in DIRECTIONS:
+        rows = _rows(run, direction)
+        kept = [row for row in rows if row.get("strip")]
+        rows = kept if len(kept) >= 2 else rows
+        half = min(EXTREMES, len(rows) // 2)
+        for title, chosen in (("best", rows[:half]), ("worst", rows[::-1][:half])):
+            if chosen:
+                items = [
+                    {
+                        "name": str(row["name"]),
+                        "score": f"{row['score']:.3f}",
+                        "tiles": report_images.strip_tiles(run, row.get("strip")),
+                    }
+                    for row in chosen
+                ]
+                groups.append({"title": f"{labels[direction]}: {title}", "items": items})
+    return groups
+
+
+def extremes_lead(run: Run) -> str:
+    return f"Test images by {score_label(run)}; from left to right: original, attention, translation."
+
+
+def per_image(run: Run, labels: dict[str, str]) -> list[dict[str, str]]:
+    rows = [(d, row) for d in DIRECTIONS for row in _rows(run, d)]
+    return [
+        {"name": str(row["name"]), "label": labels[d], "score": f"{row['score']:.4f}"}
+        for d, row in rows[:_MOST_ROWS]
+    ]
+
+
+def alarms(config: Config, run: Run, names: tuple[str, str]) -> list[str]:
+    """What a reader must not overlook: masks that have collapsed by the gate's limits, a failed run."""
+    found = []
+    gate = config.register_.gate
+    metrics = (run.evaluation or {}).get("metrics") or {}
+    health = (run.result or {}).get("mask_health") or {}
+    for domain, name in zip("ab", names, strict=True):
+        coverage = metrics.get(f"attention_coverage_{domain}", health.get(f"coverage_{domain}"))
+        if not config.method.networks.has_attention or not isinstance(coverage, int | float):
+            continue
+        if coverage > gate.maximum_coverage:
+            found.append(f"The attention on {name} has collapsed to all ones (it covers {coverage:.1%}).")
+        elif coverage < gate.minimum_coverage:
+            found.append(f"The attention on {name} has collapsed to nothing (it covers {coverage:.2%}).")
+    progress = run.progress or {}
+    if progress.get("state") == "failed" and not run.result:
+        found.append(f"The training failed: {progress.get('message') or 'it left no message'}")
+    return found
+
+
+def curves_lead(run: Run, switch: int | None) -> str:
+    if not run.metrics:
+        return ""
+    rows, last = len(run.metrics), run.metrics[-1]
+    text = f"{rows:,} rows up to step {int(last['step']):,}, epoch {last.get('epoch', '?')}; "
+    text += "thick lines are moving means. " if rows >= 40 else ""
+    if switch is not None:
+        return text + f"From step {switch:,} the discriminators see masked images and attention is frozen."
+    return text + "The run did not switch to the masked stage."
+
+
+def masks_absent(config: Config) -> str:
+    if not config.method.networks.has_attention:
+        return "This model has no attention: its mask is one everywhere."
+    return "There is nothing about the masks: the run wrote no metrics."
+
+
+def decision(run: Run) -> list[tuple[str, str]]:
+    """The gate's decision as a small table; its reasons stand in the headline."""
+    registration = run.registration or {}
+    found = registration.get("decision") or {}
+    shown = [
+        ("Model", f"{registration['name']} version {registration.get('version')}")
+        if registration.get("name")
+        else None,
+        ("Aliases", ", ".join(registration.get("aliases") or []) or "none") if registration else None,
+    ]
+    facts = [fact for fact in shown if fact]
+    return facts + _flat(found)
+
+
+def lineage(run: Run) -> list[tuple[str, str]]:
+    """Where the model comes from and how its training went."""
+    result, spec, manifest = run.result or {}, run.spec or {}, run.manifest or {}
+    recorded = (run.registration or {}).get("lineage") or {}
+    facts: dict[str, Any] = {
+        "Run": run.run_id,
+        "Stored at": redact(run.uri),
+        "Data": redact(run.data_uri),
+        "Data fingerprint": manifest.get("fingerprint"),
+        "Checkpoint": result.get("checkpoint"),
+        "Seed": (spec.get("config") or {}).get("seed"),
+        "Steps": result.get("steps"),
+        "Workers": result.get("workers"),
+        "Device": result.get("device"),
+        "Attempts": spec.get("attempt"),
+    }
+    code = recorded.get("code") or {}
+    facts["Code"] = ", ".join(
+        str(part)
+        for part in (
+            f"agit {code['version']}" if code.get("version") else None,
+            f"commit {code['git_commit'][:12]}" if code.get("git_commit") else None,
+            "with uncommitted changes" if code.get("git_dirty") else None,
+        )
+        if part
+    )
+    packages = recorded.get("packages") or {}
+    facts["Libraries"] = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+    facts["History"] = _history(run.events)
+    return [(name, _text(value)) for name, value in facts.items() if value not in (None, "", [], {})]
+
+
+def _history(events: list[dict[str, Any]]) -> str:
+    told = []
+    for event in events:
+        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
+            when = datetime.fromtimestamp(float(event["time"]), UTC).strftime("%m-%d %H:%M:%S")
+            kind = str(event["kind"])
+            step = f" at step {event['step']}" if event.get("step") is not None else ""
+            told.append(f"{when} {_EVENTS.get(kind, kind.replace('_', ' '))}{step}")
+    more = len(told) - 20
+    return "; ".join(told[:20]) + (f"; and {more} more" if more > 0 else "")
+
+
+def protocol(run: Run) -> list[tuple[str, str]]:
+    """How the scores were computed, the network with its name and SHA-256 first."""
+    evaluation = run.evaluation or {}
+    parts = {"Inception": evaluation.get("inception"), "Images": evaluation.get("counts")}
+    described = evaluation.get("protocol")
+    return _flat({k: v for k, v in parts.items() if v}) + _flat(described or {})
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    facts: list[tuple[str, str]] = []
+    for key, item in value.items():
+        name = f"{prefix}{' ' if prefix else ''}{key}".replace("_", " ")
+        if isinstance(item, dict):
+            facts += _flat(item, name)
+        elif item not in (None, "", []):
+            facts.append((name[:1].upper() + name[1:], _text(item)))
+    return facts
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return "; ".join(_text(item) for item in value)
+    return str(value)

@@ -1,0 +1,96 @@
+"""The presets are what the reference says: parameter counts, output sizes, padding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from agit_core.config import NetworkConfig
+from agit_core.networks import InstanceNorm, Networks, build
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("preset", "generator", "attention", "discriminator", "patches"),
+    [
+        ("agit", 2_855_811, 104_001, 2_766_657, 35),
+        ("uaggan", 11_659_648, 602_368, 728_064, 15),
+        ("cyclegan", 11_378_179, None, 2_764_737, 30),
+    ],
+)
+def test_presets_have_the_published_sizes(
+    preset: str, generator: int, attention: int | None, discriminator: int, patches: int
+) -> None:
+    networks = Networks(NetworkConfig(preset=preset))  # type: ignore[arg-type]
+    assert count(networks.generator_ab) == count(networks.generator_ba) == generator
+    assert count(networks.discriminator_a) == count(networks.discriminator_b) == discriminator
+    if attention is None:
+        assert networks.attention_a is None
+        assert networks.attention_b is None
+    else:
+        assert count(networks.attention_a) == count(networks.attention_b) == attention
+    with torch.no_grad():
+        scores = networks.discriminator_a(torch.zeros(1, 3, 256, 256))
+    assert scores.shape == (1, 1, patches, patches)
+
+
+@pytest.mark.parametrize("preset", ["agit", "uaggan", "cyclegan"])
+@pytest.mark.parametrize("upsampling", ["transposed", "resize"])
+@pytest.mark.parametrize("decoder", ["1x1", "3x3"])
+def test_maps_keep_the_size_of_any_image(preset: str, upsampling: str, decoder: str) -> None:
+    config = NetworkConfig(
+        preset=preset,  # type: ignore[arg-type]
+        generator_width=4,
+        generator_blocks=1,
+        attention=True,
+        attention_width=4,
+        attention_decoder=decoder,  # type: ignore[arg-type]
+        upsampling=upsampling,  # type: ignore[arg-type]
+    )
+    networks = build(config)
+    image = torch.rand(2, 3, 36, 52) * 2 - 1
+    with torch.no_grad():
+        out, mask = networks.generator_ab(image), networks.attention_a(image)  # type: ignore[misc]
+    assert out.shape == image.shape
+    assert out.abs().max() <= 1
+    assert mask.shape == (2, 1, 36, 52)
+    assert 0 <= mask.min() <= mask.max() <= 1
+
+
+def test_instance_norm_is_the_textbook_one() -> None:
+    x = torch.randn(3, 5, 8, 6) * 4 + 2
+    norm = InstanceNorm(5, affine=True)
+    nn.init.normal_(norm.weight)  # type: ignore[arg-type]
+    nn.init.normal_(norm.bias)  # type: ignore[arg-type]
+    expected = nn.functional.instance_norm(x, weight=norm.weight, bias=norm.bias, eps=1e-5)
+    assert torch.allclose(norm(x), expected, atol=1e-5)
+
+
+def test_discriminator_without_norm_uses_the_same_convolutions() -> None:
+    d = build(NetworkConfig(discriminator_width=4)).discriminator_a
+    x = torch.randn(1, 3, 32, 32)
+    for layer in d.norms:
+        nn.init.constant_(layer.weight, 0.0)
+        nn.init.constant_(layer.bias, 0.0)
+    normed, plain = d(x), d(x, normalise=False)
+    assert normed.var() == 0, "dead norms must silence the input when they are on"
+    assert plain.var() > 0, "and must not be in the path when they are off"
+
+
+def test_the_seed_decides_the_initial_weights() -> None:
+    config = NetworkConfig(generator_width=4, generator_blocks=1)
+    one, two, other = build(config, 1), build(config, 1), build(config, 2)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert not torch.equal(next(one.parameters()), next(other.parameters()))
+
+
+def test_initialisation_is_the_authors() -> None:
+    convolutions = [m for m in build(NetworkConfig()).modules() if isinstance(m, nn.Conv2d)]
+    weights = torch.cat([c.weight.flatten() for c in convolutions])
+    assert abs(float(weights.mean())) < 1e-4
+    assert abs(float(weights.std()) - 0.02) < 1e-4
+    assert all(float(c.bias.abs().max()) == 0 for c in convolutions if c.bias is not None)

@@ -1,0 +1,101 @@
+"""The order of the images depends on (seed, step) alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agit_core.augment import augment, to_float, to_uint8
+from agit_core.errors import BadInput
+from agit_core.loader import Loader
+from agit_core.optimizers import learning_rate_factor
+from agit_core.sampling import SamplePlan, slots_of
+from tests.agit_core import tiny
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 12), st.integers(1, 12), st.integers(8, 17), st.integers(0, 9), st.sampled_from([1, 2, 3, 4, 8])
+)
+def test_any_number_of_ranks_sees_the_same_global_batch(a: int, b: int, batch: int, step: int, world: int) -> None:
+    plan = SamplePlan(1, a, b, batch)
+    for domain in ("a", "b"):
+        whole = plan.items(step, domain, range(batch))  # type: ignore[arg-type]
+        slices = [plan.items(step, domain, slots_of(r, world, batch)) for r in range(world)]  # type: ignore[arg-type]
+        assert [item for part in slices for item in part] == whole
+        assert max(map(len, slices)) - min(map(len, slices)) <= 1
+
+
+def test_an_epoch_shows_every_image_of_the_larger_domain_once() -> None:
+    plan = SamplePlan(0, 12, 5, 4)
+    for epoch in range(3):
+        steps = range(epoch * 3, epoch * 3 + 3)
+        seen_a = Counter(i.index for s in steps for i in plan.items(s, "a", range(4)))
+        seen_b = Counter(i.index for s in steps for i in plan.items(s, "b", range(4)))
+        assert seen_a == Counter(range(12))
+        assert set(seen_b) == set(range(5))
+        assert max(seen_b.values()) - min(seen_b.values()) <= 1
+
+
+def test_epochs_and_domains_have_orders_of_their_own() -> None:
+    plan = SamplePlan(0, 50, 50, 50)
+    orders = [
+        tuple(i.index for i in plan.items(step, domain, range(50)))  # type: ignore[arg-type]
+        for step in (0, 1)
+        for domain in ("a", "b")
+    ]
+    assert len(set(orders)) == 4, "A and B are not paired and each epoch is shuffled anew"
+    assert SamplePlan(1, 50, 50, 50).items(0, "a", range(50)) != plan.items(0, "a", range(50))
+
+
+def test_steps_cover_the_epochs() -> None:
+    plan = SamplePlan(0, 10, 7, 4)
+    assert plan.steps(3) == 8
+    assert [plan.epoch_of(s) for s in range(8)] == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert [s for s in range(8) if plan.starts_epoch(s)] == [3, 5]
+
+
+def test_more_ranks_than_items_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"train\.batch_size"):
+        slots_of(0, 3, 2)
+
+
+def test_augmentation_depends_on_its_key_alone() -> None:
+    image = torch.arange(3 * 20 * 20, dtype=torch.int64).reshape(3, 20, 20).remainder(256).to(torch.uint8)
+    crops = [augment(image, 16, f"key {i}", True) for i in range(40)]
+    assert all(torch.equal(augment(image, 16, f"key {i}", True), c) for i, c in enumerate(crops))
+    assert len({c.numpy().tobytes() for c in crops}) > 20
+    assert all(c.shape == (3, 16, 16) for c in crops)
+    assert torch.equal(augment(image, 20, "x", False), image)
+
+
+def test_pixels_survive_the_scaling() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8)
+    scaled = to_float(pixels)
+    assert scaled.min() == -1
+    assert scaled.max() == 1
+    assert torch.equal(to_uint8(scaled), pixels)
+
+
+def test_the_loader_starts_anywhere() -> None:
+    plan = tiny.plan()
+    every = list(tiny.loader(plan).batches(0, range(2), 9))
+    late = list(tiny.loader(plan).batches(5, range(2), 9))
+    assert [b.step for b in late] == [5, 6, 7, 8]
+    for one, two in zip(every[5:], late, strict=True):
+        assert torch.equal(one.a, two.a)
+        assert torch.equal(one.b, two.b)
+
+
+def test_the_loader_refuses_data_that_is_not_the_plans() -> None:
+    with pytest.raises(BadInput, match="prepare the data again"):
+        Loader({"a": tiny.Images(3, 0), "b": tiny.Images(5, 0)}, tiny.plan(), tiny.SIZE)
+
+
+def test_the_learning_rate_is_constant_and_then_falls_to_zero() -> None:
+    rates = [learning_rate_factor(s, 10, 0.5) for s in range(11)]
+    assert rates == pytest.approx([1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0.0])

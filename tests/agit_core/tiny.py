@@ -1,0 +1,78 @@
+"""A training run small enough for tests: 32 px, narrow networks, random images that depend on a seed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agit_core.config import HistoryConfig, MethodConfig, NetworkConfig, OptimizerConfig, StageConfig
+from agit_core.loader import Batch, Loader
+from agit_core.sampling import SamplePlan
+from agit_core.trainer import Trainer
+from agit_core.world import World
+
+SIZE = 32
+LENGTHS = (7, 5)
+TOTAL = 16
+
+
+class Images:
+    """Random uint8 images in memory."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.pixels = torch.randint(0, 256, (length, 3, 36, 36), generator=generator).to(torch.uint8)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def read(self, index: int) -> Tensor:
+        return self.pixels[index]
+
+
+def method(**stages: Any) -> MethodConfig:
+    """Narrow networks, a small pool, the switch at epoch 1 unless told otherwise."""
+    return MethodConfig(
+        networks=NetworkConfig(
+            generator_width=4, generator_blocks=1, attention_width=4, discriminator_width=4
+        ),
+        stages=replace(StageConfig(switch_at=1), **stages),
+        history=HistoryConfig(size=4),
+        optimizer=OptimizerConfig(learning_rate=2e-3),
+    )
+
+
+def plan(batch_size: int = 2) -> SamplePlan:
+    return SamplePlan(3, *LENGTHS, batch_size)
+
+
+def loader(sample_plan: SamplePlan) -> Loader:
+    return Loader({"a": Images(LENGTHS[0], 1), "b": Images(LENGTHS[1], 2)}, sample_plan, SIZE)
+
+
+def trainer(
+    config: MethodConfig | None = None, batch_size: int = 2, world: World | None = None, total: int = TOTAL
+) -> Trainer:
+    return Trainer(config or method(), plan(batch_size), SIZE, total, seed=5, world=world)
+
+
+def train(to: Trainer, until: int | None = None) -> None:
+    for _ in to.run(loader(to.plan), until):
+        pass
+
+
+def next_batch(of: Trainer) -> Batch:
+    """The batch of the trainer's next step."""
+    return next(loader(of.plan).batches(of.step, of.slots, of.step + 1))
+
+
+def weights(of: Trainer) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in of.networks.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
