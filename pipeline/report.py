@@ -96,7 +96,7 @@ def render(config: Config, run: Run) -> str:
         "switch_percent": _position(viewer.steps, switch),
         "scores": scores.groups(),
         "scores_lead": report_story.scores_lead(run),
-        "has_champion": scores.champion is not None,
+        "has_champion": bool(scores.champion),
         "champion_name": report_story.champion_name(run),
         "score_charts": charts["scores"],
         "decision": report_story.decision(run),

@@ -20,6 +20,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from pipeline.report_scores import Estimate
+
 BLUE, VERMILLION, GREEN, GREY, PURPLE = "#0072b2", "#c04f00", "#00795a", "#6b7280", "#a1497c"
 DARK = {BLUE: "#63b8ea", VERMILLION: "#f08c4a", GREEN: "#3ecfa0", GREY: "#9aa3b2", PURPLE: "#dd9bc2"}
 A, B = BLUE, VERMILLION
@@ -50,6 +52,16 @@ class Line:
     value: Callable[[dict[str, Any]], Any]
     colour: str
     dash: str = "solid"
+
+
+@dataclass(frozen=True)
+class Series:
+    """One competitor in a chart of intervals."""
+
+    name: str
+    colour: str
+    symbol: str
+    points: Sequence[Estimate | None]
 
 
 @functools.cache
@@ -165,57 +177,45 @@ def intervals(
     title: str,
     caption: str,
     groups: Sequence[str],
-    series: Sequence[tuple[str, str, str, Sequence[tuple[float | None, float | None, float | None]]]],
+    series: Sequence[Series],
     axis: str,
 ) -> Chart:
     """Points with intervals, one row of the chart per group.
 
     Args:
         groups: row labels, from the top.
-        series: (name, colour, symbol, one (value, low, high) per group, None where there is none).
+        series: the competitors, with one estimate per group, None where there is none.
         axis: title of the horizontal axis.
     """
     figure = _figure()
     spread = 0.5 / max(len(series), 1)
-    for index, (name, colour, symbol, points) in enumerate(series):
-        drawn = [(i, p) for i, p in enumerate(points) if p[0] is not None]
-        value = [float(p[0] or 0.0) for _, p in drawn]
-        figure.add_trace(
-            go.Scatter(
-                x=value,
-                # the first series on top of its row
-                y=[-(i + (index - (len(series) - 1) / 2) * spread) for i, _ in drawn],
-                mode="markers",
-                name=html.escape(name),
-                marker={"color": colour, "symbol": symbol, "size": 10},
-                error_x={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [
-                        (p[2] if p[2] is not None else v) - v for (_, p), v in zip(drawn, value, strict=True)
-                    ],
-                    "arrayminus": [
-                        v - (p[1] if p[1] is not None else v) for (_, p), v in zip(drawn, value, strict=True)
-                    ],
-                    "color": colour,
-                    "thickness": 2,
-                    "width": 5,
-                },
-                hovertemplate="%{x:.2f}",
-            )
+    for index, one in enumerate(series):
+        drawn = [(i, e) for i, e in enumerate(one.points) if e is not None]
+        # the first series on top of its row
+        rows = [-(i + (index - (len(series) - 1) / 2) * spread) for i, _ in drawn]
+        reach = [e.reach for _, e in drawn]
+        error = {"array": [up for _, up in reach], "arrayminus": [down for down, _ in reach]}
+        style = {"type": "data", "symmetric": False, "color": one.colour, "thickness": 2, "width": 5}
+        figure.add_scatter(
+            x=[e.value for _, e in drawn],
+            y=rows,
+            mode="markers",
+            name=html.escape(one.name),
+            marker={"color": one.colour, "symbol": one.symbol, "size": 10},
+            error_x=error | style if any(up or down for up, down in reach) else None,
+            hovertemplate="%{x:.2f}",
         )
     figure.update_layout(height=110 + 62 * len(groups), hovermode="closest")
     figure.update_xaxes(title_text=axis, zeroline=True)
     figure.update_yaxes(
         tickmode="array",
         tickvals=[-i for i in range(len(groups))],
-        ticktext=[html.escape(g) for g in groups],
+        ticktext=[html.escape(g).replace("\n", "<br>") for g in groups],
         range=[-(len(groups) - 0.45), 0.55],
         zeroline=False,
     )
     said = "; ".join(
-        f"{group}: "
-        + ", ".join(f"{name} {points[i][0]:.2f}" for name, _, _, points in series if points[i][0] is not None)
+        f"{group}: " + ", ".join(f"{one.name} {e.value:.2f}" for one in series if (e := one.points[i]))
         for i, group in enumerate(groups)
     )
     return Chart(key, title, caption, said, figure)

@@ -8,10 +8,10 @@ from typing import Any
 
 from pipeline import report_images
 from pipeline.config import Config
-from pipeline.report_charts import BLUE, GREEN, GREY, Chart, intervals
+from pipeline.report_charts import BLUE, GREEN, GREY, Chart, Series, intervals
 from pipeline.report_images import Viewer
 from pipeline.report_redact import redact
-from pipeline.report_scores import DIRECTIONS, KID_SCALE, Opponent, Scores
+from pipeline.report_scores import DIRECTIONS, KID_SCALE, Estimate, Scores, number
 from pipeline.report_sources import Run
 
 EXTREMES = 6
@@ -35,27 +35,21 @@ def scores(run: Run, names: tuple[str, str]) -> Scores:
     """The evaluation beside doing nothing and the champion."""
     evaluation = run.evaluation or {}
     return Scores(
-        model=_opponent(evaluation.get("metrics"), evaluation.get("intervals")),
-        nothing=_opponent(evaluation.get("baseline"), evaluation.get("baseline_intervals")),
-        champion=_opponent(champion.get("metrics"), champion.get("intervals"))
-        if (champion := _champion(run))
-        else None,
+        metrics=evaluation.get("metrics") or {},
+        intervals=evaluation.get("intervals") or {},
+        nothing=evaluation.get("baseline") or {},
+        champion=_champion(run).get("metrics") or {},
         names=names,
     )
 
 
-def _opponent(metrics: Any, intervals_: Any) -> Opponent:
-    return Opponent(metrics or {}, intervals_ or {})
-
-
-def _champion(run: Run) -> dict[str, Any] | None:
+def _champion(run: Run) -> dict[str, Any]:
     champion = (run.evaluation or {}).get("champion")
-    return champion if isinstance(champion, dict) and champion.get("metrics") else None
+    return champion if isinstance(champion, dict) else {}
 
 
 def champion_name(run: Run) -> str:
-    champion = _champion(run) or {}
-    version = champion.get("version")
+    version = _champion(run).get("version")
     return f"Champion (version {version})" if version else "Champion"
 
 
@@ -64,7 +58,7 @@ def scores_lead(run: Run) -> str:
     images = ", ".join(f"{key} {value}" for key, value in counts.items() if isinstance(value, int))
     return (
         "Beside each figure, what a translator that changes nothing gets. "
-        "Where the 95 % intervals do not tell two apart, the difference is called noise. "
+        "A difference whose 95 % interval holds zero is called noise. "
         + (f"Images: {images}." if images else "")
     )
 
@@ -74,25 +68,20 @@ def kid_chart(scores: Scores) -> Chart | None:
     groups, keys = [], []
     for prefix, name in (("kid_target", "to target"), ("kid_mean", "mean of both")):
         for direction in DIRECTIONS:
-            if scores.model.estimate(f"{prefix}_{direction}"):
-                groups.append(f"{scores.label(direction)}<br>{name}")
+            if scores.estimate(f"{prefix}_{direction}"):
+                groups.append(f"{scores.label(direction)}\n{name}")
                 keys.append(f"{prefix}_{direction}")
     if not keys:
         return None
-    opponents = [("This model", BLUE, "circle", scores.model), ("Doing nothing", GREY, "x", scores.nothing)]
-    if scores.champion:
-        opponents.append(("Champion", GREEN, "diamond", scores.champion))
-    series = []
-    for name, colour, symbol, opponent in opponents:
-        points = []
-        for key in keys:
-            found = opponent.estimate(key)
-            points.append(
-                tuple(None if v is None else v * KID_SCALE for v in (found.value, found.low, found.high))
-                if found
-                else (None, None, None)
-            )
-        series.append((name, colour, symbol, points))
+    series = [Series("This model", BLUE, "circle", _scaled([scores.estimate(key) for key in keys]))]
+    for name, colour, symbol, metrics in (
+        ("Doing nothing", GREY, "x", scores.nothing),
+        ("Champion", GREEN, "diamond", scores.champion),
+    ):
+        values = [number(metrics.get(key)) for key in keys]
+        if any(value is not None for value in values):
+            points = [None if value is None else Estimate(value) for value in values]
+            series.append(Series(name, colour, symbol, _scaled(points)))
     return intervals(
         "kid",
         "KID × 100",
@@ -101,6 +90,10 @@ def kid_chart(scores: Scores) -> Chart | None:
         series,
         "KID × 100",
     )
+
+
+def _scaled(points: list[Estimate | None]) -> list[Estimate | None]:
+    return [point and point.scaled(KID_SCALE) for point in points]
 
 
 def hero(viewer: Viewer, count: int) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.report_scores import DIRECTIONS, KID_SCALE, Judgement, Scores
+from pipeline.report_scores import DIRECTIONS, KID_SCALE, Judgement, Scores, number
 from pipeline.report_sources import Run
 
 
@@ -16,7 +16,7 @@ def headline(run: Run, scores: Scores) -> dict[str, Any]:
     if not scores.present:
         sentence = _unscored(run)
     elif not judged:
-        sentence = "Scored, but not compared with doing nothing" + _promotion_clause(registration, good=None)
+        sentence = "Scored, but not tested against doing nothing" + _promotion_clause(registration, good=None)
     else:
         good = all(verdict.tone == "good" for verdict in judged.values())
         sentence = _against_nothing(judged, scores) + _promotion_clause(registration, good)
@@ -102,12 +102,10 @@ def tiles(run: Run, scores: Scores) -> list[dict[str, str]]:
     judged = scores.against_nothing()
     for direction in DIRECTIONS:
         key = f"kid_target_{direction}"
-        mine, nothing = scores.model.estimate(key), scores.nothing.estimate(key)
+        mine, nothing = scores.estimate(key), number(scores.nothing.get(key))
         if mine is None:
             continue
-        beside = (
-            f"doing nothing: {nothing.value * KID_SCALE:.2f}" if nothing else "doing nothing: not measured"
-        )
+        beside = "doing nothing: " + ("not measured" if nothing is None else f"{nothing * KID_SCALE:.2f}")
         tone = judged[direction].tone if direction in judged else "even"
         shown.append(
             _tile(f"KID × 100, {scores.label(direction)}", f"{mine.value * KID_SCALE:.2f}", beside, tone)
@@ -126,7 +124,7 @@ def _attention_tile(scores: Scores) -> list[dict[str, str]]:
         ("attention_iou", "Attention IoU", "overlap with the true masks"),
         ("attention_coverage", "Attention coverage", "share of the image"),
     ):
-        found = [scores.model.estimate(f"{prefix}_{domain}") for domain in "ab"]
+        found = [scores.estimate(f"{prefix}_{domain}") for domain in "ab"]
         if all(found):
             value = " · ".join(f"{e.value:.0%}" for e in found if e)
             return [_tile(f"{name}, {scores.names[0]} · {scores.names[1]}", value.replace("%", " %"), note)]
