@@ -191,7 +191,7 @@ def _local_attempt(run_uri: str) -> int:
     Raises:
         RunFailed: another process trains this run.
     """
-    from pipeline.launch_local import process_started, sweep
+    from pipeline.launch_local import clear, process_started
 
     try:
         before = storage.read_json(storage.join(run_uri, "spec.json"))
@@ -203,7 +203,7 @@ def _local_attempt(run_uri: str) -> int:
             raise RunFailed(
                 f"run {name} is being trained by process {owner['pid']} of this machine; wait for it or stop it"
             )
-        sweep(owner["token"])
+        clear(owner)
     elif owner:
         with contextlib.suppress(FileNotFoundError, ValueError):
             state = storage.read_json(storage.join(run_uri, "progress.json"))

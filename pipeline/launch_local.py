@@ -56,10 +56,16 @@ class LocalJob:
         """Starts the job."""
         token = secrets.token_hex(16)
         pid = os.getpid()
-        owner = {"host": socket.gethostname(), "pid": pid, "started": process_started(pid), "token": token}
-        spec_uri = write_spec(spec, attempt, owner)
         # sockets live in it: a path longer than 107 bytes would not do
         folder = Path(tempfile.mkdtemp(prefix="agit-", dir="/tmp" if os.path.isdir("/tmp") else None))
+        owner = {
+            "host": socket.gethostname(),
+            "pid": pid,
+            "started": process_started(pid),
+            "token": token,
+            "folder": str(folder),
+        }
+        spec_uri = write_spec(spec, attempt, owner)
         # a Ray that happens to run here, and its settings, are none of this job's business
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         environment |= {
@@ -131,6 +137,12 @@ class LocalJob:
             self._tail.append(line)
             self._verdict = parse_verdict(line) or self._verdict
             output.info(line.rstrip())
+
+
+def clear(owner: dict[str, Any]) -> None:
+    """Removes what a job of a dead launcher on this machine left."""
+    sweep(owner["token"])
+    shutil.rmtree(owner["folder"], ignore_errors=True)
 
 
 def sweep(token: str, seconds: float = 5.0) -> None:

@@ -92,7 +92,7 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, BadInput | RunFailed | Preempted):
         return " ".join(str(error).split())
     if "RayActorError" in _kinds(error):
-        return "a worker's process or node died (killed, out of memory, or taken away)"
+        return "a process of the training died (killed, out of memory, or its node was lost)"
     if _is_lost_peer(error):
         return "a worker lost the connection to another one"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -13,6 +13,7 @@ import importlib
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -146,10 +147,10 @@ def ray_session(config: Config) -> Iterator[str]:
         ray.init(**quiet, **own)
         # ray.init installs its own, which does not end a driver that waits
         signal.signal(signal.SIGTERM, _on_sigterm)
-        try:
-            yield os.path.join(folder, "train")
-        finally:
-            ray.shutdown()
+        yield os.path.join(folder, "train")
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _short_folder() -> str:
