@@ -60,7 +60,9 @@ def test_a_killed_process_goes_on_exactly(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        died = subprocess.run([sys.executable, "-c", DIES, str(tmp_path / "c")], env=os.environ | {"PYTHONPATH": "."})
+        died = subprocess.run(
+            [sys.executable, "-c", DIES, str(tmp_path / "c")], env=os.environ | {"PYTHONPATH": "."}
+        )
         assert died.returncode == -signal.SIGKILL
         straight, resumed = tiny.trainer(), tiny.trainer()
         tiny.train(straight)
@@ -95,7 +97,9 @@ def test_a_half_written_folder_is_noticed(saved: Path) -> None:
         tiny.trainer().load(saved)
 
 
-def test_a_failing_write_leaves_the_old_checkpoint_whole(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_write_leaves_the_old_checkpoint_whole(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = checkpoint.verify(saved)
     trainer = tiny.trainer()
     tiny.train(trainer, 3)

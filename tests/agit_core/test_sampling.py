@@ -19,9 +19,15 @@ from tests.agit_core import tiny
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(1, 12), st.integers(1, 12), st.integers(8, 17), st.integers(0, 9), st.sampled_from([1, 2, 3, 4, 8])
+    st.integers(1, 12),
+    st.integers(1, 12),
+    st.integers(8, 17),
+    st.integers(0, 9),
+    st.sampled_from([1, 2, 3, 4, 8]),
 )
-def test_any_number_of_ranks_sees_the_same_global_batch(a: int, b: int, batch: int, step: int, world: int) -> None:
+def test_any_number_of_ranks_sees_the_same_global_batch(
+    a: int, b: int, batch: int, step: int, world: int
+) -> None:
     plan = SamplePlan(1, a, b, batch)
     for domain in ("a", "b"):
         whole = plan.items(step, domain, range(batch))  # type: ignore[arg-type]

@@ -173,13 +173,13 @@ def test_fid_is_resampled_less_often_for_large_sets() -> None:
     assert bootstrap.fid_repeats(5, 2000) == 5
 
 
-def test_single_images_are_placed_between_source_and_target() -> None:
+def test_single_images_are_placed_between_target_and_source() -> None:
     source, target = features(40, dimensions=32), features(40, 0.3, 32, seed=3)
-    score = distances.progress_to_target(torch.cat([source, target]), source, target)
+    score = distances.distance_to_target(torch.cat([source, target]), source, target)
     assert score is not None
-    assert score[:40].mean().item() == pytest.approx(0.0, abs=1e-9)
-    assert score[40:].mean().item() == pytest.approx(1.0, abs=1e-9)
-    halfway = distances.progress_to_target(source + 0.15, source, target)
+    assert score[:40].mean().item() == pytest.approx(1.0, abs=1e-9)
+    assert score[40:].mean().item() == pytest.approx(0.0, abs=1e-9)
+    halfway = distances.distance_to_target(source + 0.15, source, target)
     assert halfway is not None
     assert 0.3 < halfway.mean().item() < 0.7
-    assert distances.progress_to_target(source, source, source) is None
+    assert distances.distance_to_target(source, source, source) is None

@@ -41,7 +41,9 @@ def test_3_the_discriminator_gets_what_the_history_answers() -> None:
     config = replace(tiny.method(masking="never"), history=HistoryConfig(size=2, probability=1.0))
     trainer = tiny.trainer(config)
     seen, fakes = [], []
-    trainer.networks.discriminator_b.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
+    trainer.networks.discriminator_b.register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].detach().clone())
+    )
     for _ in range(3):
         trainer.train_on(tiny.next_batch(trainer))
         fakes.append(seen[-2])
@@ -55,7 +57,9 @@ def test_4_the_threshold_is_hard_and_there_is_a_switch() -> None:
     assert StageConfig().masking == "staged"
     trainer = tiny.trainer(tiny.method(switch_at=0, tau=0.5))
     seen: list[torch.Tensor] = []
-    trainer.networks.discriminator_a.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
+    trainer.networks.discriminator_a.register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].detach().clone())
+    )
     batch = tiny.next_batch(trainer)
     trainer.train_on(batch)
     real = seen[-1][: len(batch.a)]
