@@ -52,7 +52,11 @@ class Snapshot:
 
 
 def write(directory: Path, snapshot: Snapshot) -> None:
-    """Writes a checkpoint folder under a temporary name and renames it; an existing one is replaced."""
+    """Writes a checkpoint folder under a temporary name and renames it; an existing one is replaced.
+
+    Killed at any moment, it leaves the old folder whole or the new one.
+    """
+    directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
@@ -65,15 +69,47 @@ def write(directory: Path, snapshot: Snapshot) -> None:
             parts["averaged.pt"] = snapshot.averaged
         for name, value in parts.items():
             torch.save(value, temporary / name)
+            _flush(temporary / name)
         files = {name: sha256(temporary / name) for name in sorted(parts)}
         manifest = {"format": FORMAT, **snapshot.info, "files": files}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        text = json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1)
+        (temporary / MANIFEST).write_text(text)
+        _flush(temporary / MANIFEST)
+        aside = _aside(directory)
         if directory.exists():
-            shutil.rmtree(directory)
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(directory, aside)
         os.replace(temporary, directory)
+        _flush(directory.parent)
+        shutil.rmtree(aside, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _aside(directory: Path) -> Path:
+    """Where an old folder stands for the moment between the two renames of a replacement."""
+    return directory.with_name(f".{directory.name}.old")
+
+
+def _located(directory: Path) -> Path:
+    directory = Path(directory)
+    return _aside(directory) if not directory.exists() and _aside(directory).exists() else directory
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file or folder is on the disk: a rename must not overtake what it publishes."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    """Checksum of the manifest itself: a flipped digit in ``step`` must not pass."""
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def verify(directory: Path) -> dict[str, Any]:
@@ -82,16 +118,19 @@ def verify(directory: Path) -> dict[str, Any]:
     Raises:
         CheckpointDamaged: no manifest, an unreadable one, a missing file or a wrong checksum.
     """
-    path = Path(directory) / MANIFEST
+    directory = _located(directory)
+    path = directory / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
-        files: dict[str, str] = manifest["files"]
-    except (OSError, ValueError, KeyError) as error:
+        whole = manifest["sha256"] == _digest(manifest)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointDamaged(f"{path} is missing or unreadable ({error})") from None
-    if manifest.get("format") != FORMAT:
-        raise BadInput(f"{path} has format {manifest.get('format')}; this version reads format {FORMAT}")
-    for name, digest in files.items():
-        file = Path(directory) / name
+    if not whole:
+        raise CheckpointDamaged(f"{path} does not match its checksum")
+    if manifest["format"] != FORMAT:
+        raise BadInput(f"{path} has format {manifest['format']}; this version reads format {FORMAT}")
+    for name, digest in manifest["files"].items():
+        file = directory / name
         if not file.is_file() or sha256(file) != digest:
             raise CheckpointDamaged(f"{file} is missing or does not match its checksum")
     return manifest
@@ -99,10 +138,11 @@ def verify(directory: Path) -> dict[str, Any]:
 
 def read(directory: Path) -> Snapshot:
     """A verified checkpoint. Tensors are on the CPU. Loads with ``weights_only=True``: no code is run."""
+    directory = _located(directory)
     info = verify(directory)
 
     def load(name: str) -> Any:
-        return torch.load(Path(directory) / name, map_location="cpu", weights_only=True)
+        return torch.load(directory / name, map_location="cpu", weights_only=True)
 
     averaged = load("averaged.pt") if "averaged.pt" in info["files"] else {}
     return Snapshot(info, load("networks.pt"), averaged, load("training.pt"), load("history.pt"))
@@ -110,10 +150,11 @@ def read(directory: Path) -> Snapshot:
 
 def read_networks(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Manifest and weights for inference: averaged generators take the place of the trained ones."""
+    directory = _located(directory)
     info = verify(directory)
-    weights = torch.load(Path(directory) / "networks.pt", map_location="cpu", weights_only=True)
+    weights = torch.load(directory / "networks.pt", map_location="cpu", weights_only=True)
     if "averaged.pt" in info["files"]:
-        weights |= torch.load(Path(directory) / "averaged.pt", map_location="cpu", weights_only=True)
+        weights |= torch.load(directory / "averaged.pt", map_location="cpu", weights_only=True)
     return info, weights
 
 

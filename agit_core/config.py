@@ -145,6 +145,7 @@ class MethodConfig:
             (self.networks.generator_blocks >= 1, "method.networks.generator_blocks must be at least 1"),
             (0.0 <= self.stages.tau <= 1.0, "method.stages.tau must lie in [0, 1]"),
             (self.stages.switch_at >= 0, "method.stages.switch_at must not be negative"),
+            (self.stages.settled_epochs >= 1, "method.stages.settled_epochs must be at least 1"),
             (self.history.size >= 0, "method.history.size must not be negative"),
             (0.0 <= self.history.probability <= 1.0, "method.history.probability must lie in [0, 1]"),
             (self.optimizer.learning_rate > 0, "method.optimizer.learning_rate must be positive"),
@@ -154,6 +155,7 @@ class MethodConfig:
             ),
             (0.0 <= self.optimizer.average_decay < 1.0, "method.optimizer.average_decay must lie in [0, 1)"),
             (self.losses.cycle_weight >= 0, "method.losses.cycle_weight must not be negative"),
+            (self.losses.identity_weight >= 0, "method.losses.identity_weight must not be negative"),
         ]
         for holds, message in checks:
             if not holds:

@@ -158,7 +158,7 @@ def _read_local(folder: Path, where: str) -> Model:
     try:
         manifest = json.loads(text)
         files: dict[str, str] = manifest["files"]
-        method = manifest["method"] if manifest_name == MANIFEST else manifest["config"]
+        method = manifest["method"]
         image_size = int(manifest["image_size"])
         version = manifest["format"]
     except (ValueError, KeyError, TypeError) as error:

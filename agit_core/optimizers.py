@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import nn, optim
 from torch.nn import Parameter
 
@@ -33,6 +36,19 @@ def build_optimizers(
         optim.Adam(groups, **settings),  # type: ignore[arg-type]
         optim.Adam([{"params": critics, "lr": rate, "peak": rate}], **settings),  # type: ignore[arg-type]
     )
+
+
+def load_state(optimizer: optim.Adam, state: dict[str, Any]) -> None:
+    """Restores an optimiser exactly.
+
+    Checkpoints hold contiguous tensors. The moments take the memory layout of their parameters again: the fused
+    kernel walks through both by address, so with channels_last weights it would pair the wrong elements.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if value.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter).copy_(value)
 
 
 def learning_rate_factor(step: int, total_steps: int, constant_fraction: float) -> float:

@@ -20,7 +20,7 @@ from agit_core.config import MethodConfig
 from agit_core.errors import BadInput
 from agit_core.history import History
 from agit_core.loader import Batch, Loader
-from agit_core.optimizers import learning_rate_factor, set_learning_rate
+from agit_core.optimizers import learning_rate_factor, load_state, set_learning_rate
 from agit_core.precision import make_deterministic, resolve
 from agit_core.sampling import SamplePlan, slots_of
 from agit_core.stages import HEALTH_KEYS, Stage, StageMachine
@@ -234,8 +234,8 @@ class Trainer:
         self.networks.load_state_dict(snapshot.networks)
         self.averaged = {n: t.to(self.device) for n, t in snapshot.averaged.items()}
         training, step = snapshot.training, self.training_step
-        step.optimizer_g.load_state_dict(training["optimizer_g"])
-        step.optimizer_d.load_state_dict(training["optimizer_d"])
+        load_state(step.optimizer_g, training["optimizer_g"])
+        load_state(step.optimizer_d, training["optimizer_d"])
         self.stages.load_state_dict(training["stages"])
         step.history_a.load(snapshot.history["a"], self.device)
         step.history_b.load(snapshot.history["b"], self.device)
