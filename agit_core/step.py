@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -90,9 +91,12 @@ class TrainingStep:
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
         # no static_graph (wrong gradients on D while its requires_grad toggles); no buffers to broadcast
-        return DistributedDataParallel(
-            module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        with warnings.catch_warnings():
+            # newer versions rename ``broadcast_buffers``; 2.11 knows only the old name
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(
+                module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
 
     def __call__(self, batch: Batch) -> Tensor:
         """Moves every trained parameter once; returns :data:`FIGURES` as a float32 tensor on the device."""

@@ -109,18 +109,18 @@ def kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x.double() @ y.double().T / x.shape[1] + 1.0) ** 3
 
 
-def progress_to_target(x: Tensor, source: Tensor, target: Tensor) -> Tensor | None:
-    """Score of single images (N,): 0 looks like the average source image, 1 like the average target image.
+def distance_to_target(x: Tensor, source: Tensor, target: Tensor) -> Tensor | None:
+    """Score of single images (N,): 0 looks like the average target image, 1 like the average source image.
 
-    The witness function of the KID between source and target, w(x) = mean k(x, target) - mean k(x, source),
-    scaled so that its mean is 0 over the source images and 1 over the target images. None when the two
+    The witness function of the KID between source and target, w(x) = mean k(x, source) - mean k(x, target),
+    scaled so that its mean is 0 over the target images and 1 over the source images. None when the two
     domains cannot be told apart.
     """
 
     def witness(images: Tensor) -> Tensor:
-        return kernel(images, target).mean(dim=1) - kernel(images, source).mean(dim=1)
+        return kernel(images, source).mean(dim=1) - kernel(images, target).mean(dim=1)
 
-    low, high = witness(source).mean(), witness(target).mean()
+    low, high = witness(target).mean(), witness(source).mean()
     return None if high - low <= 1e-9 else (witness(x) - low) / (high - low)
 
 

@@ -87,7 +87,7 @@ def parts(of: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def test_attention_moves_before_the_switch_and_not_one_bit_after() -> None:
     trainer = tiny.trainer()
-    start = tiny.weights(trainer)
+    before = start = at_switch = tiny.weights(trainer)
     switched = None
     for result in trainer.run(tiny.loader(trainer.plan)):
         if result.switched:
@@ -138,9 +138,9 @@ def test_the_discriminator_sees_exactly_the_masked_images(source: str) -> None:
 def test_four_generator_passes_and_two_more_only_for_identity() -> None:
     for weight, passes in ((0.0, 4), (0.5, 6)):
         trainer = tiny.trainer(replace(tiny.method(), losses=LossConfig(identity_weight=weight)))
-        calls = []
+        calls: list[int] = []
         for net in (trainer.networks.generator_ab, trainer.networks.generator_ba):
-            net.register_forward_hook(lambda *_: calls.append(1))
+            net.register_forward_hook(lambda *_, c=calls: c.append(1))
         result = trainer.train_on(tiny.next_batch(trainer))
         assert len(calls) == passes
         assert (result.figures[4] > 0) == (weight > 0)
