@@ -178,14 +178,12 @@ def intervals(
     caption: str,
     groups: Sequence[str],
     series: Sequence[Series],
-    axis: str,
 ) -> Chart:
     """Points with intervals, one row of the chart per group.
 
     Args:
         groups: row labels, from the top.
         series: the competitors, with one estimate per group, None where there is none.
-        axis: title of the horizontal axis.
     """
     figure = _figure()
     spread = 0.5 / max(len(series), 1)
@@ -205,8 +203,8 @@ def intervals(
             error_x=error | style if any(up or down for up, down in reach) else None,
             hovertemplate="%{x:.2f}",
         )
-    figure.update_layout(height=110 + 62 * len(groups), hovermode="closest")
-    figure.update_xaxes(title_text=axis, zeroline=True)
+    figure.update_layout(height=90 + 62 * len(groups), hovermode="closest")
+    figure.update_xaxes(rangemode="tozero", zeroline=True)
     figure.update_yaxes(
         tickmode="array",
         tickvals=[-i for i in range(len(groups))],

@@ -15,40 +15,51 @@ def card(manifest: dict[str, Any], names: tuple[str, str]) -> dict[str, Any]:
         manifest: of the prepared data; every part but ``splits`` may be missing.
         names: of domain A and domain B.
     """
-    splits = manifest.get("splits") or {}
-    rows = [_split(name, splits[name], names) for name in sorted(splits, key=_order)]
+    found = manifest.get("splits") or {}
+    splits = {name: found[name] for name in sorted(found, key=_order)}
+    rows = [_split(name, split, names) for name, split in splits.items()]
     total = sum(row["rows"] for row in rows)
-    quarantined = [
-        f"{entry.get('name', '?')} ({name}): {entry.get('reason', 'no reason given')}"
-        for name in sorted(splits, key=_order)
-        for entry in splits[name].get("quarantined") or []
-    ]
-    duplicates = _groups(manifest.get("duplicates"))
-    leaks = _groups(manifest.get("leaks"))
+    copies = manifest.get("duplicates") or {}
     return {
         "lead": f"{total:,} images of {names[0]} and {names[1]}, stored at {_size(manifest)}.",
         "splits": rows,
         "blocks": [
             _block(
                 "Quarantined",
-                quarantined,
-                "Every file could be read.",
-                "{} could not be used and did not take part.",
+                _reasons(splits, "quarantined"),
+                "Every file could be used.",
+                "{} did not take part.",
                 ("file", "files"),
             ),
             _block(
                 "Duplicates",
-                duplicates,
-                "No two files hold the same picture.",
-                "{} of files with the same content.",
+                _groups(copies.get("groups")),
+                "No two files are equal.",
+                f"{{}} of equal files ({_policy(copies)}).",
                 ("group", "groups"),
+                copies.get("exact_groups"),
+            ),
+            _block(
+                "Near copies",
+                _groups(copies.get("near")),
+                "No two pictures look the same.",
+                "{} of pictures that look the same.",
+                ("group", "groups"),
+                copies.get("near_groups"),
             ),
             _block(
                 "Leaks between training and test",
-                leaks,
+                _groups(manifest.get("leaks")) + _groups(manifest.get("near_leaks"), " (look the same)"),
                 "No test image is among the training images.",
-                "{} between training and test: the scores see something the model was trained on.",
+                "{} of a training and a test image: the scores see something the model was trained on.",
                 ("pair", "pairs"),
+            ),
+            _block(
+                "Noted",
+                _reasons(splits, "notes"),
+                "No image needed a remark.",
+                "{} used, with a remark.",
+                ("image", "images"),
             ),
         ],
         "facts": [
@@ -89,27 +100,28 @@ def _size(manifest: dict[str, Any]) -> str:
     return f"{image} × {image} px{cropped}"
 
 
-def _block(title: str, entries: list[str], none: str, some: str, units: tuple[str, str]) -> dict[str, Any]:
-    count = len(entries)
+def _reasons(splits: dict[str, Any], part: str) -> list[str]:
+    return [
+        f"{name}/{entry.get('name', '?')}: {entry.get('reason', 'no reason given')}"
+        for name, split in splits.items()
+        for entry in split.get(part) or []
+    ]
+
+
+def _groups(groups: list[list[str]] | None, remark: str = "") -> list[str]:
+    return [" = ".join(str(member) for member in group) + remark for group in groups or []]
+
+
+def _policy(copies: dict[str, Any]) -> str:
+    return "one of each kept" if copies.get("policy") == "drop" else "all kept"
+
+
+def _block(
+    title: str, entries: list[str], none: str, some: str, units: tuple[str, str], counted: int | None = None
+) -> dict[str, Any]:
+    """``counted``: how many there are where the manifest lists only the first."""
+    count = max(len(entries), counted or 0)
     text = some.format(f"{count:,} {units[count != 1]}") if count else none
     shown = entries[:_MOST_ENTRIES]
-    summary = "Show them" if count <= _MOST_ENTRIES else f"Show the first {_MOST_ENTRIES}"
+    summary = "Show them" if count == len(shown) else f"Show the first {len(shown)}"
     return {"title": title, "text": text, "entries": shown, "summary": summary}
-
-
-def _groups(value: Any) -> list[str]:
-    """One line per group, whether the manifest holds lists, objects or a mapping of them."""
-    if isinstance(value, dict):
-        value = value.get("groups") or [v for v in value.values() if isinstance(v, list | dict)]
-    if not isinstance(value, list):
-        return []
-    return [_line(group) for group in value]
-
-
-def _line(group: Any) -> str:
-    if isinstance(group, dict):
-        names = [_line(v) for v in group.values() if isinstance(v, list | dict | str)]
-        return " = ".join(names)
-    if isinstance(group, list | tuple):
-        return " = ".join(_line(item) for item in group)
-    return str(group)

@@ -19,6 +19,7 @@ from pipeline.report_sources import COLUMNS, Run, SampleStep, each
 
 LARGEST_TILE = 256
 """Tiles are shown at most this large: bigger ones are reduced."""
+LOSSLESS_TILE = 96
 VIEWER_BUDGET = 6_000_000
 """Bytes (as base64) for the fixed images over all checkpoints; steps are left out evenly to stay below."""
 MOST_STEPS = 40
@@ -182,9 +183,13 @@ def _reduced(tile: Image.Image) -> Image.Image:
 
 
 def _encoded(image: Image.Image) -> str:
-    """A data URI. WebP, because it is the one format with both photographs and transparency at this size;
-    small tiles are kept without loss, since a browser enlarges them and every artefact with them."""
+    """A data URI: WebP, the one format with both photographs and transparency at this size. Small tiles are
+    PNG, without loss, since a browser enlarges them and every artefact with them."""
     buffer = io.BytesIO()
-    small = max(image.size) <= 96
-    image.save(buffer, "WEBP", lossless=small, quality=_QUALITY, alpha_quality=80, method=4)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    if max(image.size) <= LOSSLESS_TILE:
+        image.save(buffer, "PNG", optimize=True)
+        kind = "png"
+    else:
+        image.save(buffer, "WEBP", quality=_QUALITY, alpha_quality=80, method=2)
+        kind = "webp"
+    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -32,7 +32,7 @@ class Spec:
 SPECS = (
     Spec("kid_target", "KID to the target × 100", "lower is closer to real images", True, KID_SCALE),
     Spec("kid_source", "KID to the source × 100", "doing nothing has 0 by construction", False, KID_SCALE),
-    Spec("kid_mean", "KID, mean of both × 100", "the paper's way to count", True, KID_SCALE),
+    Spec("kid_mean", "KID, target and source × 100", "their mean, the paper's way to count", True, KID_SCALE),
     Spec("fid", "FID to the target", "biased upwards with few images", True, digits=1),
     Spec("background_l1", "Background change, L1", "outside the mask; 0 keeps everything", digits=4),
     Spec("background_psnr", "Background, PSNR", "higher keeps more", digits=1, unit=" dB"),
@@ -103,21 +103,37 @@ _VERDICTS = {"better": ("better", "good"), "worse": ("worse", "bad"), "noise": (
 
 
 @dataclass(frozen=True)
+class Opponent:
+    """Figures under the contract's names, with their intervals (``value``, ``low``, ``high``) where tested."""
+
+    metrics: Mapping[str, Any]
+    intervals: Mapping[str, Any]
+
+    def estimate(self, key: str) -> Estimate | None:
+        """A figure, if it is finite."""
+        value = number(self.metrics.get(key))
+        interval = self.intervals.get(key) or {}
+        if value is None:
+            return None
+        return Estimate(value, number(interval.get("low")), number(interval.get("high")))
+
+
+@dataclass(frozen=True)
 class Scores:
     """An evaluation, ready to be shown.
 
     Attributes:
         metrics: of the model, under the contract's names; None where a value was not finite.
         intervals: by name: ``value``, ``low``, ``high`` and the tested differences ``do_nothing``, ``champion``.
-        nothing: metrics of a translator that changes nothing.
-        champion: metrics of the present champion; empty when there is none.
+        nothing: a translator that changes nothing, in the same form.
+        champion: the present champion; empty when there is none.
         names: of domain A and B.
     """
 
     metrics: Mapping[str, Any]
     intervals: Mapping[str, Any]
-    nothing: Mapping[str, Any]
-    champion: Mapping[str, Any]
+    nothing: Opponent
+    champion: Opponent
     names: tuple[str, str]
 
     @property
@@ -131,11 +147,7 @@ class Scores:
 
     def estimate(self, key: str) -> Estimate | None:
         """The model's figure by its contract name, if it is finite."""
-        value = number(self.metrics.get(key))
-        interval = self.intervals.get(key) or {}
-        if value is None:
-            return None
-        return Estimate(value, number(interval.get("low")), number(interval.get("high")))
+        return Opponent(self.metrics, self.intervals).estimate(key)
 
     def judged(self, key: str, opponent: str, spec: Spec | None = None) -> Judgement:
         """What the evaluation says of the difference to ``do_nothing`` or ``champion``."""
@@ -152,11 +164,12 @@ class Scores:
         return {direction: verdict for direction, verdict in found.items() if verdict.text}
 
     def groups(self) -> list[dict[str, Any]]:
-        """The table: a group of rows per direction and per domain, empty ones left out."""
+        """The table: a group of rows for both directions together, each of them, and each domain."""
+        titles = {"": "Mean of both directions"} | {f"_{d}": self.label(d) for d in DIRECTIONS}
+        titles |= {f"_{domain}": f"On images of {self.label(domain)}" for domain in "ab"}
         groups = []
-        for side in (*DIRECTIONS, "a", "b"):
-            rows = [row for spec in SPECS if (row := self._row(spec, f"{spec.prefix}_{side}"))]
-            title = self.label(side) if side in DIRECTIONS else f"On images of {self.label(side)}"
+        for side, title in titles.items():
+            rows = [row for spec in SPECS if (row := self._row(spec, spec.prefix + side))]
             if rows:
                 groups.append({"title": title, "rows": rows})
         return groups
@@ -169,8 +182,8 @@ class Scores:
             "label": spec.label,
             "hint": spec.hint,
             "model": _shown(mine, spec) if mine else Shown("not a number"),
-            "nothing": _shown(_plain(self.nothing, key), spec),
-            "champion": _shown(_plain(self.champion, key), spec),
+            "nothing": _shown(self.nothing.estimate(key), spec),
+            "champion": _shown(self.champion.estimate(key), spec),
             "against_nothing": self.judged(key, "do_nothing", spec) if spec.judged else NOTHING_SAID,
             "against_champion": self.judged(key, "champion", spec),
         }
@@ -181,11 +194,6 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
-
-
-def _plain(metrics: Mapping[str, Any], key: str) -> Estimate | None:
-    value = number(metrics.get(key))
-    return None if value is None else Estimate(value)
 
 
 def _shown(value: Estimate | None, spec: Spec) -> Shown | None:

@@ -6,16 +6,17 @@ import contextlib
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline import report_images
+from pipeline import registry_audit, report_images
 from pipeline.config import Config
 from pipeline.report_charts import BLUE, GREEN, GREY, Chart, Series, intervals
 from pipeline.report_images import Viewer
 from pipeline.report_redact import redact
-from pipeline.report_scores import DIRECTIONS, KID_SCALE, Estimate, Scores, number
+from pipeline.report_scores import DIRECTIONS, KID_SCALE, Opponent, Scores
 from pipeline.report_sources import Run
 
 EXTREMES = 6
 _MOST_ROWS = 1000
+_MOST_EVENTS = 20
 _EVENTS = {
     "started": "started",
     "resumed": "resumed",
@@ -37,8 +38,8 @@ def scores(run: Run, names: tuple[str, str]) -> Scores:
     return Scores(
         metrics=evaluation.get("metrics") or {},
         intervals=evaluation.get("intervals") or {},
-        nothing=evaluation.get("baseline") or {},
-        champion=_champion(run).get("metrics") or {},
+        nothing=Opponent(evaluation.get("baseline") or {}, evaluation.get("baseline_intervals") or {}),
+        champion=Opponent(_champion(run).get("metrics") or {}, _champion(run).get("intervals") or {}),
         names=names,
     )
 
@@ -53,47 +54,44 @@ def champion_name(run: Run) -> str:
     return f"Champion (version {version})" if version else "Champion"
 
 
-def scores_lead(run: Run) -> str:
+def scores_lead(run: Run, names: tuple[str, str]) -> str:
     counts = (run.evaluation or {}).get("counts") or {}
-    images = ", ".join(f"{key} {value}" for key, value in counts.items() if isinstance(value, int))
+    images = [
+        f"{counts[key]} of {n}" for key, n in zip(("test_a", "test_b"), names, strict=True) if key in counts
+    ]
+    scored = f"Scored on test images: {' and '.join(images)}. " if images else ""
     return (
-        "Beside each figure, what a translator that changes nothing gets. "
-        "A difference whose 95 % interval holds zero is called noise. "
-        + (f"Images: {images}." if images else "")
+        scored + "Beside each figure stands what a translator gets that changes nothing. "
+        "A difference whose 95 % interval holds zero is called noise."
     )
 
 
 def kid_chart(scores: Scores) -> Chart | None:
     """KID both ways with intervals, the model beside its opponents."""
     groups, keys = [], []
-    for prefix, name in (("kid_target", "to target"), ("kid_mean", "mean of both")):
+    for prefix, name in (("kid_target", "to target"), ("kid_mean", "target and source")):
         for direction in DIRECTIONS:
             if scores.estimate(f"{prefix}_{direction}"):
                 groups.append(f"{scores.label(direction)}\n{name}")
                 keys.append(f"{prefix}_{direction}")
     if not keys:
         return None
-    series = [Series("This model", BLUE, "circle", _scaled([scores.estimate(key) for key in keys]))]
-    for name, colour, symbol, metrics in (
+    series = []
+    for name, colour, symbol, one in (
+        ("This model", BLUE, "circle", Opponent(scores.metrics, scores.intervals)),
         ("Doing nothing", GREY, "x", scores.nothing),
         ("Champion", GREEN, "diamond", scores.champion),
     ):
-        values = [number(metrics.get(key)) for key in keys]
-        if any(value is not None for value in values):
-            points = [None if value is None else Estimate(value) for value in values]
-            series.append(Series(name, colour, symbol, _scaled(points)))
+        points = [found and found.scaled(KID_SCALE) for key in keys for found in (one.estimate(key),)]
+        if any(points):
+            series.append(Series(name, colour, symbol, points))
     return intervals(
         "kid",
         "KID × 100",
         "Lower is closer to real images; the bars are 95 % intervals.",
         groups,
         series,
-        "KID × 100",
     )
-
-
-def _scaled(points: list[Estimate | None]) -> list[Estimate | None]:
-    return [point and point.scaled(KID_SCALE) for point in points]
 
 
 def hero(viewer: Viewer, count: int) -> list[dict[str, Any]]:
@@ -110,9 +108,12 @@ def hero(viewer: Viewer, count: int) -> list[dict[str, Any]]:
 
 
 def score_label(run: Run) -> str:
-    """What the score of a single image is."""
-    described = ((run.evaluation or {}).get("protocol") or {}).get("per_image")
-    return str(described) if isinstance(described, str) else "score"
+    """What the score of a single image is, without its explanation in brackets."""
+    return _score_described(run).split(" (", 1)[0]
+
+
+def _score_described(run: Run) -> str:
+    return str(((run.evaluation or {}).get("protocol") or {}).get("per_image") or "score")
 
 
 def _rows(run: Run, direction: str) -> list[dict[str, Any]]:
@@ -142,12 +143,12 @@ def extremes(run: Run, labels: dict[str, str]) -> list[dict[str, Any]]:
                     }
                     for row in chosen
                 ]
-                groups.append({"title": f"{labels[direction]}: {title}", "items": items})
+                groups.append({"title": f"{labels[direction]}: {title}", "shown": items})
     return groups
 
 
 def extremes_lead(run: Run) -> str:
-    return f"Test images by {score_label(run)}; from left to right: original, attention, translation."
+    return f"Test images by {_score_described(run)}; from left to right: original, attention, translation."
 
 
 def per_image(run: Run, labels: dict[str, str]) -> list[dict[str, str]]:
@@ -195,18 +196,31 @@ def masks_absent(config: Config) -> str:
     return "There is nothing about the masks: the run wrote no metrics."
 
 
-def decision(run: Run) -> list[tuple[str, str]]:
-    """The gate's decision as a small table; its reasons stand in the headline."""
-    registration = run.registration or {}
+def decision(run: Run, storage_uri: str) -> list[tuple[str, str]]:
+    """The gate's decision, and what has become of it since (people promote and roll back)."""
+    registration = run.registration
+    if not registration:
+        return []
     found = registration.get("decision") or {}
-    shown = [
-        ("Model", f"{registration['name']} version {registration.get('version')}")
-        if registration.get("name")
-        else None,
-        ("Aliases", ", ".join(registration.get("aliases") or []) or "none") if registration else None,
-    ]
-    facts = [fact for fact in shown if fact]
-    return facts + _flat(found)
+    name = str(registration.get("name"))
+    facts: dict[str, Any] = {
+        "Model": f"{name} version {registration.get('version')}",
+        "Aliases given": ", ".join(registration.get("aliases") or []) or "none",
+        "Evaluation passed": found.get("passed"),
+        "Promoted to champion": found.get("promoted"),
+        "Reasons": found.get("reasons"),
+    }
+    events = registry_audit.events(storage_uri, name)
+    if stack := registry_audit.champions(events):
+        facts["Champion now"] = f"version {stack[-1]}"
+    told = [_audited(redact(event)) for event in events if event.get("action") != "gate"]
+    facts["Changed by people"] = told[-_MOST_EVENTS:]
+    return [(key, _text(value)) for key, value in facts.items() if value not in (None, "", [])]
+
+
+def _audited(event: dict[str, Any]) -> str:
+    when = datetime.fromtimestamp(float(event["time"]), UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"{event['action']} of version {event['version']} by {event.get('by', '?')}, {when}: {event.get('reason')}"
 
 
 def lineage(run: Run) -> list[tuple[str, str]]:
@@ -249,14 +263,14 @@ def _history(events: list[dict[str, Any]]) -> str:
             kind = str(event["kind"])
             step = f" at step {event['step']}" if event.get("step") is not None else ""
             told.append(f"{when} {_EVENTS.get(kind, kind.replace('_', ' '))}{step}")
-    more = len(told) - 20
-    return "; ".join(told[:20]) + (f"; and {more} more" if more > 0 else "")
+    more = len(told) - _MOST_EVENTS
+    return "; ".join(told[:_MOST_EVENTS]) + (f"; and {more} more" if more > 0 else "")
 
 
 def protocol(run: Run) -> list[tuple[str, str]]:
     """How the scores were computed, the network with its name and SHA-256 first."""
     evaluation = run.evaluation or {}
-    parts = {"Inception": evaluation.get("inception"), "Images": evaluation.get("counts")}
+    parts = {"Inception": evaluation.get("inception"), "Count": evaluation.get("counts")}
     described = evaluation.get("protocol")
     return _flat({k: v for k, v in parts.items() if v}) + _flat(described or {})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.report_scores import DIRECTIONS, KID_SCALE, Judgement, Scores, number
+from pipeline.report_scores import DIRECTIONS, KID_SCALE, Judgement, Scores
 from pipeline.report_sources import Run
 
 
@@ -56,6 +56,8 @@ def _against_nothing(judged: Mapping[str, Judgement], scores: Scores) -> str:
 def _promotion_clause(registration: Mapping[str, Any], good: bool | None) -> str:
     if not registration:
         return ", and not registered" if good is not None else ""
+    if (registration.get("decision") or {}).get("passed") is False:
+        return ", and refused by the gate" if good is False else ", but refused by the gate"
     if promoted(registration):
         return ", and promoted to champion" if good in (True, None) else ", yet promoted to champion"
     return ", but not promoted" if good in (True, None) else ", and not promoted"
@@ -80,7 +82,10 @@ def reasons(registration: Mapping[str, Any]) -> list[str]:
 
 def _sentence(text: str) -> str:
     text = text.strip()
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+    first = text.split(" ", 1)[0]
+    # a metric's name stays as it is written
+    text = text if "_" in first else text[:1].upper() + text[1:]
+    return text + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def _direction_chip(label: str, verdict: Judgement) -> dict[str, str]:
@@ -92,6 +97,8 @@ def _registry_chip(registration: Mapping[str, Any]) -> dict[str, str]:
     version = f"{registration.get('name', 'model')} version {registration.get('version', '?')}"
     if promoted(registration):
         return {"text": f"{version}: champion", "tone": "good"}
+    if (registration.get("decision") or {}).get("passed") is False:
+        return {"text": f"{version}: did not pass", "tone": "bad"}
     alias = ", ".join(str(a) for a in registration.get("aliases") or []) or "no alias"
     return {"text": f"{version}: {alias}", "tone": "even"}
 
@@ -102,10 +109,12 @@ def tiles(run: Run, scores: Scores) -> list[dict[str, str]]:
     judged = scores.against_nothing()
     for direction in DIRECTIONS:
         key = f"kid_target_{direction}"
-        mine, nothing = scores.estimate(key), number(scores.nothing.get(key))
+        mine, nothing = scores.estimate(key), scores.nothing.estimate(key)
         if mine is None:
             continue
-        beside = "doing nothing: " + ("not measured" if nothing is None else f"{nothing * KID_SCALE:.2f}")
+        beside = "doing nothing: " + (
+            "not measured" if nothing is None else f"{nothing.value * KID_SCALE:.2f}"
+        )
         tone = judged[direction].tone if direction in judged else "even"
         shown.append(
             _tile(f"KID × 100, {scores.label(direction)}", f"{mine.value * KID_SCALE:.2f}", beside, tone)

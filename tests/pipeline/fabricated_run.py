@@ -160,16 +160,17 @@ def _evaluation(run: Path) -> None:
         "kid_target_b2a": (0.094, 0.009, 0.2011, 0.092, "better", "noise"),
         "kid_source_a2b": (0.048, 0.006, 0.0003, 0.051, "worse", "noise"),
         "kid_source_b2a": (0.052, 0.006, -0.0002, 0.047, "worse", "noise"),
+        "kid_mean": (0.0663, 0.002, 0.1008, 0.0688, "better", "better"),
         "kid_mean_a2b": (0.0595, 0.005, 0.1013, 0.068, "better", "better"),
         "kid_mean_b2a": (0.073, 0.006, 0.1004, 0.0695, "better", "noise"),
         "fid_a2b": (122.4, 6.1, 214.9, 131.0, "better", "better"),
         "fid_b2a": (133.7, 7.2, 209.3, 129.8, "better", "noise"),
         "background_l1_a2b": (0.0121, 0.001, 0.0, 0.0135, "worse", "better"),
-        "background_ssim_a2b": (0.978, 0.002, 1.0, 0.975, "worse", "noise"),
+        "background_ssim_a2b": (0.978, 0.002, 1.0, 0.977, "worse", "noise"),
         "attention_iou_a": (0.71, 0.03, None, 0.66, None, "better"),
         "attention_iou_b": (0.64, 0.04, None, 0.65, None, "noise"),
         "attention_iou_everywhere_a": (0.22, 0.02, None, 0.22, None, None),
-        "attention_precision_a": (0.83, 0.02, None, 0.8, None, "noise"),
+        "attention_precision_a": (0.83, 0.02, None, 0.82, None, "noise"),
         "attention_coverage_a": (0.24, 0.01, None, 0.25, None, None),
         "attention_coverage_b": (0.29, 0.01, None, 0.28, None, None),
         "cycle_l1_a": (0.0312, 0.002, 0.0, 0.034, "worse", "better"),
@@ -201,22 +202,25 @@ def _evaluation(run: Path) -> None:
             "metrics": metrics,
             "intervals": intervals,
             "baseline": baseline,
-            "champion": {"version": 3, "metrics": champion},
+            "champion": {"name": "demo", "version": 3, "metrics": champion, "intervals": {}},
             "inception": {"name": "2015-12-05 (TorchScript)", "sha256": "7ff4a85c3a6378f0dfc8433ffd789663b0"},
             "counts": {"test_a": 100, "test_b": 100, "kid_subsets": 10},
-            "protocol": {"kid": "10 subsets of 50 images", "per_image": "distance to the target"},
+            "protocol": {
+                "kid": "10 subsets of 50 images",
+                "per_image": "distance to the target (0: target, 1: source)",
+            },
             "per_image": rows,
         },
     )
 
 
 def _registration(run: Path, data: Path, config: Config) -> dict[str, Any]:
-    reason = "kid_mean fell from 6.88 to 6.63, more than the margin of 0.00"
+    reason = "kid_mean 0.0663 against 0.0688 of the champion, version 3, is better by more than noise"
     return {
         "name": "demo",
         "version": "4",
         "aliases": ["challenger", "champion"],
-        "decision": {"promoted": True, "metric": "kid_mean", "reasons": [reason]},
+        "decision": {"passed": True, "promoted": True, "reasons": [reason]},
         "lineage": {
             "run_uri": str(run),
             "data_uri": str(data),
@@ -249,8 +253,15 @@ def _manifest() -> dict[str, Any]:
             }
             for name, count in rows.items()
         },
-        "duplicates": {"groups": [["trainB/1.jpg", "trainB/2.jpg"]]},
-        "leaks": [],
+        "duplicates": {
+            "policy": "report",
+            "groups": [["trainB/1.jpg", "trainB/2.jpg"]],
+            "exact_groups": 1,
+            "near": [],
+            "near_groups": 0,
+        },
+        "leaks": [["trainA/7.jpg", "testA/8.jpg"]],
+        "near_leaks": [],
         "totals": {"rows": 1000},
     }
 
