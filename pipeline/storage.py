@@ -126,6 +126,18 @@ def read_bytes(uri: str) -> bytes:
         return bytes(fs.cat_file(path))
 
 
+def read_range(uri: str, start: int, length: int) -> bytes:
+    """``length`` bytes from ``start`` on: one request.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RunFailed: the storage does not answer.
+    """
+    fs, path = filesystem(uri)
+    with explained(uri, "read"):
+        return bytes(fs.cat_file(path, start=start, end=start + length))
+
+
 def read_text(uri: str) -> str:
     return read_bytes(uri).decode()
 
@@ -175,6 +187,20 @@ def remove(uri: str) -> None:
     fs, path = filesystem(uri)
     with explained(uri, "remove"), contextlib.suppress(FileNotFoundError):
         fs.rm(path, recursive=True)
+
+
+def copy(uri: str, target: str) -> None:
+    """Copies a file within one storage; object stores do it without sending the bytes here and back.
+
+    Raises:
+        FileNotFoundError: there is nothing to copy.
+    """
+    if not is_remote(uri):
+        upload_file(local_path(uri), target)
+        return
+    fs, path = filesystem(uri)
+    with explained(uri, "copy"):
+        fs.cp_file(path, filesystem(target)[1])
 
 
 def upload_file(local: str | Path, uri: str) -> None:
@@ -265,7 +291,10 @@ def _umask() -> int:
 
 @contextlib.contextmanager
 def explained(uri: str, verb: str) -> Iterator[None]:
-    """Turns whatever the SDK raises into one sentence; a missing file stays a FileNotFoundError."""
+    """Turns whatever the SDK raises into one sentence; a missing file stays a FileNotFoundError.
+
+    For those who use :func:`filesystem` themselves.
+    """
     try:
         yield
     except (BadInput, RunFailed, FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError):

@@ -38,7 +38,10 @@ def open_folder(uri: str, masks: str | None, test_fraction: float) -> Source:
     """
     children = {storage.name(child).lower(): child for child in _children(uri)}
     train = {
-        d: next((children[n] for n in (f"train{d}".lower(), f"train_{d}".lower(), d.lower()) if n in children), None)
+        d: next(
+            (children[n] for n in (f"train{d}".lower(), f"train_{d}".lower(), d.lower()) if n in children),
+            None,
+        )
         for d in "AB"
     }
     if train["A"] is None or train["B"] is None:
@@ -177,5 +180,3 @@ def _litter(name: str) -> bool:
 
 def _stem(relative: str) -> str:
     return str(PurePosixPath(relative).with_suffix(""))
-
-

@@ -10,7 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "ICO", "TGA")
+Image.init()
+FORMATS = tuple(
+    name
+    for name in ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "ICO", "TGA")
+    if name in Image.OPEN
+)
 """What is read. Not EPS and its like, which would start another program."""
 
 _TRANSPOSED_BY_EXIF = {5, 6, 7, 8}
@@ -210,7 +215,10 @@ def _store_mask(
     if turned and grey.size == image_size[::-1]:
         return None, "the image is turned by its EXIF orientation and the mask is not"
     if abs(grey.width * image_size[1] - grey.height * image_size[0]) > max(*grey.size, *image_size):
-        return None, f"the mask is {grey.width} x {grey.height} but the image {image_size[0]} x {image_size[1]}"
+        return (
+            None,
+            f"the mask is {grey.width} x {grey.height} but the image {image_size[0]} x {image_size[1]}",
+        )
     resized = grey if grey.size == size else grey.resize(size, Image.Resampling.BOX)
     buffer = io.BytesIO()
     resized.point(lambda value: 255 if value >= 128 else 0).save(buffer, "PNG", compress_level=6)

@@ -1,0 +1,127 @@
+"""A folder of shards from object storage on the local disk, shared by the processes of a machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from agit_core.errors import RunFailed
+from pipeline import storage
+
+_RETRY_SECONDS = 1.0
+
+
+class ShardCache:
+    """Copies shards in the background, one process per shard, and keeps the folder below a size.
+
+    A shard appears under its SHA-256 when it is whole and right, so that a reader never sees half of one and a
+    changed data set never finds the old one. When the folder is full, the shards unused for longest go; a
+    process that has one of them open keeps it until it closes it. Nothing is evicted to make room for a set
+    that would not fit as a whole: such a set's remaining shards are read by byte ranges.
+
+    Args:
+        folder: may hold other sets' shards.
+        limit: bytes; 0 caches nothing.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self._folder = folder
+        self._limit = limit
+        self._wanted: dict[str, tuple[str, int]] = {}
+        self._queue: deque[str] = deque()
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def want(self, shards: Sequence[tuple[str, str, int]]) -> None:
+        """Starts to fetch ``(uri, sha256, bytes)``, in this order, as far as they fit."""
+        self._wanted = {uri: (sha256, size) for uri, sha256, size in shards}
+        room = self._limit
+        for uri, _, size in shards:
+            room -= size
+            if room < 0:
+                break
+            if self.path(uri) is None:
+                self._queue.append(uri)
+        if self._queue:
+            self._thread = threading.Thread(target=self._fetch_all, name="shard-cache", daemon=True)
+            self._thread.start()
+
+    def path(self, uri: str) -> Path | None:
+        """The local copy, or None while there is none."""
+        sha256, size = self._wanted[uri]
+        path = self._folder / f"{sha256}.parquet"
+        try:
+            if path.stat().st_size != size:
+                return None
+            os.utime(path)
+        except FileNotFoundError:
+            return None
+        return path
+
+    def close(self) -> None:
+        """Stops after the shard that is on its way."""
+        self._closed.set()
+
+    def _fetch_all(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        while self._queue and not self._closed.is_set():
+            uri = self._queue.popleft()
+            try:
+                done = self.path(uri) is not None or self._fetch(uri)
+            except (RunFailed, FileNotFoundError, OSError):
+                done = False  # reading by ranges will tell the trainer if the storage is gone for good
+            if not done:
+                self._queue.append(uri)
+                self._closed.wait(_RETRY_SECONDS)
+
+    def _fetch(self, uri: str) -> bool:
+        """Copies one shard; False when another process is at it."""
+        sha256, size = self._wanted[uri]
+        target = self._folder / f"{sha256}.parquet"
+        try:
+            with FileLock(f"{target}.lock", timeout=0):
+                if self.path(uri) is not None:
+                    return True
+                with FileLock(self._folder / "size.lock"):
+                    if not self._make_room(size):
+                        return True
+                partial = target.with_suffix(f".{os.getpid()}.part")
+                try:
+                    storage.download_file(uri, partial)
+                    with partial.open("rb") as file:
+                        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                            raise RunFailed(
+                                f"{uri} is not what its manifest says; check it with 'agit data verify'"
+                            )
+                    os.replace(partial, target)
+                finally:
+                    partial.unlink(missing_ok=True)
+        except Timeout:
+            return False
+        with suppress(FileNotFoundError):
+            Path(f"{target}.lock").unlink()
+        return True
+
+    def _make_room(self, size: int) -> bool:
+        """Evicts other sets' shards, the longest unused first, until ``size`` more bytes fit."""
+        held = []
+        for path in self._folder.iterdir():
+            with suppress(FileNotFoundError):
+                if path.suffix in {".parquet", ".part"}:
+                    held.append((path.stat().st_mtime, path.stat().st_size, path))
+        ours = {f"{sha256}.parquet" for sha256, _ in self._wanted.values()}
+        total = sum(item[1] for item in held)
+        for _, used, path in sorted(held):
+            if total + size <= self._limit:
+                break
+            if path.name not in ours and path.suffix == ".parquet":
+                path.unlink(missing_ok=True)
+                total -= used
+        return total + size <= self._limit

@@ -1,0 +1,131 @@
+"""Prepared images by index, for the trainer and everyone after it."""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+
+from agit_core.errors import BadInput
+from pipeline import storage
+from pipeline.data import manifest
+from pipeline.data.cache import ShardCache
+from pipeline.data.shards import check_length
+
+_COLUMNS = ["shard", "image_offset", "image_length", "mask_offset", "mask_length"]
+
+
+class ShardImages:
+    """The images of one split; an ``agit_core.loader.ImageSource``.
+
+    Any image is one slice of a memory-mapped shard: nothing but the index (about 30 bytes per image) is held in
+    memory, and processes on one machine share the pages. Shards in object storage are copied into a local cache
+    in the background; until a shard has arrived, or when the cache is too small for it, an image is fetched by
+    its byte range. All methods may be called from several threads.
+
+    Args:
+        data_uri: folder of a prepared data set.
+        split: ``trainA``, ``trainB``, ``testA`` or ``testB``.
+        cache_dir: local folder for shards from object storage, shared by the processes of a machine.
+        cache_bytes: what that folder may hold; 0 keeps nothing.
+
+    Raises:
+        BadInput: no prepared data there, no such split, or a damaged index.
+        RunFailed: the storage does not answer.
+    """
+
+    def __init__(self, data_uri: str, split: str, cache_dir: Path, cache_bytes: int) -> None:
+        self._uri = data_uri
+        described = manifest.read(data_uri)
+        self._shards = manifest.split_of(data_uri, described, split)["shards"]
+        index = manifest.read_index(data_uri, described, split, _COLUMNS)
+        self._shard, self._image_at, self._image_bytes, self._mask_at, self._mask_bytes = (
+            np.asarray(index[name].combine_chunks()) for name in _COLUMNS
+        )
+        self._split = split
+        self._described = described
+        self._names: list[str] | None = None
+        self._maps: dict[int, mmap.mmap] = {}
+        self._lock = threading.Lock()
+        self._cache = ShardCache(cache_dir, cache_bytes) if storage.is_remote(data_uri) else None
+        if self._cache is not None:
+            self._cache.want([(self._where(n), s["sha256"], s["bytes"]) for n, s in enumerate(self._shards)])
+
+    def __len__(self) -> int:
+        return len(self._shard)
+
+    def read(self, index: int) -> Tensor:
+        """uint8 (3, S, S), RGB."""
+        data = self._bytes(index, int(self._image_at[index]), int(self._image_bytes[index]))
+        return decode_image(_tensor(data), ImageReadMode.RGB)
+
+    def mask(self, index: int) -> Tensor | None:
+        """uint8 (1, S, S), 0 or 255 on the object, or None where the image has no mask."""
+        length = int(self._mask_bytes[index])
+        if not length:
+            return None
+        return decode_image(
+            _tensor(self._bytes(index, int(self._mask_at[index]), length)), ImageReadMode.GRAY
+        )
+
+    def name(self, index: int) -> str:
+        """The image's name in the source, such as ``n02381460_1000.jpg``."""
+        if self._names is None:
+            table = manifest.read_index(self._uri, self._described, self._split, ["name"])
+            self._names = table["name"].to_pylist()
+        return self._names[index]
+
+    def encoded(self, index: int) -> bytes:
+        """The stored JPEG or PNG."""
+        return bytes(self._bytes(index, int(self._image_at[index]), int(self._image_bytes[index])))
+
+    def close(self) -> None:
+        """Stops fetching and unmaps the shards."""
+        if self._cache is not None:
+            self._cache.close()
+        with self._lock:
+            for mapped in self._maps.values():
+                mapped.close()
+            self._maps = {}
+
+    def _where(self, number: int) -> str:
+        return storage.join(self._uri, self._shards[number]["path"])
+
+    def _bytes(self, index: int, offset: int, length: int) -> bytes:
+        mapped = self._map(int(self._shard[index]))
+        if mapped is None:
+            data = storage.read_range(self._where(int(self._shard[index])), offset - 4, length + 4)
+        else:
+            data = mapped[offset - 4 : offset + length]
+        check_length(data[:4], length)
+        return data[4:]
+
+    def _map(self, number: int) -> mmap.mmap | None:
+        mapped = self._maps.get(number)
+        if mapped is not None:
+            return mapped
+        if self._cache is None:
+            path: Path | None = storage.local_path(self._where(number))
+        else:
+            path = self._cache.path(self._where(number))
+        if path is None:
+            return None
+        with self._lock:
+            if number not in self._maps:
+                try:
+                    with path.open("rb") as file:
+                        self._maps[number] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                except FileNotFoundError:
+                    if self._cache is not None:
+                        return None  # evicted a moment ago
+                    raise BadInput(f"the shard {path} is missing; prepare the data again") from None
+            return self._maps[number]
+
+
+def _tensor(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)

@@ -1,0 +1,92 @@
+"""Opens whatever ``data.source`` names as a :class:`~pipeline.data.source.Source`."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from agit_core.errors import BadInput
+from pipeline import storage
+from pipeline.config import BuiltinConfig, DataConfig
+from pipeline.config import fingerprint as digest_of
+from pipeline.data import builtin
+from pipeline.data.archives import is_archive, open_archive
+from pipeline.data.folders import open_folder, open_two_folders
+from pipeline.data.source import Entry, Source
+
+
+def open_source(config: DataConfig) -> Source:
+    """Lists the images of a source and identifies their contents; use it as a context manager.
+
+    Raises:
+        BadInput: there is nothing there, or it is not laid out as images of two domains.
+        RunFailed: the storage that holds it does not answer.
+    """
+    source = _open(config)
+    try:
+        _check(source, config.source)
+    except BaseException:
+        source.resources.close()
+        raise
+    return source.limited(config.limit, config.test_limit)
+
+
+def _open(config: DataConfig) -> Source:
+    text = config.source
+    if text == "builtin":
+        return _builtin(config.builtin)
+    if "," in text and not storage.exists(text):
+        parts = [part.strip() for part in text.split(",")]
+        if len(parts) != 2 or not all(parts):
+            raise BadInput(f"data.source '{text}' must name two folders as 'path/to/A,path/to/B'")
+        for part in parts:
+            if not storage.is_remote(part) and not Path(part).is_dir():
+                raise BadInput(f"there is no folder {part}; give two folders in data.source as 'A,B'")
+        return open_two_folders(parts[0], parts[1], config.masks, config.test_fraction)
+    if is_archive(text):
+        return open_archive(text, config.masks, config.test_fraction)
+    return open_folder(text, config.masks, config.test_fraction)
+
+
+def _check(source: Source, text: str) -> None:
+    for split in ("trainA", "trainB", "testA", "testB"):
+        if not source.splits.get(split):
+            kind = "training" if split.startswith("train") else "test"
+            raise BadInput(f"{text} has no {kind} images of domain {split[-1]} ({split} is empty)")
+
+
+@dataclass(frozen=True, slots=True)
+class _Generated:
+    """A picture of the built-in set, or its mask, drawn when it is read."""
+
+    seed: int
+    split: str
+    domain: str
+    index: int
+    size: int
+    mask: bool
+
+    def read(self) -> bytes:
+        picture = builtin.draw(self.seed, self.split, self.domain, self.index, self.size)
+        buffer = io.BytesIO()
+        Image.fromarray(picture.mask if self.mask else picture.image).save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue()
+
+
+def _builtin(config: BuiltinConfig) -> Source:
+    splits: dict[str, list[Entry]] = {}
+    for split, count in (("train", config.train), ("test", config.test)):
+        for domain in "ab":
+            splits[split + domain.upper()] = [
+                Entry(
+                    name=f"{builtin.DOMAINS[domain]}-{index:06d}.png",
+                    image=_Generated(config.seed, split, domain, index, config.size, False),
+                    mask=_Generated(config.seed, split, domain, index, config.size, True),
+                    digest=digest_of([builtin.VERSION, config.seed, split, domain, index, config.size], 64),
+                )
+                for index in range(count)
+            ]
+    return Source("builtin", splits, dict(builtin.DOMAINS))
