@@ -106,7 +106,10 @@ class LocalJob:
         code = self._process.returncode
         if code == 0:
             return None
-        return f"killed by signal {-code}" if code < 0 else f"exit status {code}"
+        if code < 0:
+            return f"killed by signal {-code}"
+        said = next((line.strip() for line in reversed(self._tail) if line.strip()), "nothing was said")
+        return f"exit status {code}: {said[:300]}"
 
     def verdict(self) -> dict[str, str] | None:
         """What the job said about its failure."""

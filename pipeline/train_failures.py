@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from agit_core.errors import BadInput, RunFailed
 
-_PERMANENT = (
+PERMANENT = (
     BadInput,
     RunFailed,
     AssertionError,
@@ -46,7 +46,7 @@ class Allowance:
         """
         if isinstance(cause, BadInput | RunFailed):
             raise cause
-        if isinstance(cause, _PERMANENT):
+        if isinstance(cause, PERMANENT):
             raise RunFailed(
                 f"the training stopped with an error of the program: {sentence(cause)}"
             ) from cause
@@ -74,7 +74,7 @@ def root_cause(*errors: BaseException) -> BaseException:
             return 1
         if isinstance(error, Preempted):
             return 2
-        if isinstance(error, _PERMANENT):
+        if isinstance(error, PERMANENT):
             return 3
         if "OutOfMemoryError" in _kinds(error) or isinstance(error, MemoryError):
             return 4

@@ -26,6 +26,7 @@ from agit_core.errors import BadInput, RunFailed
 from pipeline import storage, train_events
 from pipeline.config import Config, parse
 from pipeline.launch import VERDICT
+from pipeline.train_failures import PERMANENT, sentence
 
 log = logging.getLogger("pipeline.train_job")
 
@@ -53,6 +54,9 @@ def main(arguments: list[str]) -> int:
         return _verdict(error)
     except FileNotFoundError as error:
         return _verdict(BadInput(f"{error}; prepare the data and start the run again"))
+    except PERMANENT as error:
+        log.exception("the driver failed")
+        return _verdict(RunFailed(f"the training stopped with an error of the program: {sentence(error)}"))
     return 0
 
 
@@ -128,11 +132,9 @@ def ray_session(config: Config) -> Iterator[str]:
 
     quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
     own: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(
-        prefix="agit-", dir=_short_folder(), ignore_cleanup_errors=True
-    ) as folder:
-        # the launcher's folder, where there is one, because it also removes it when this process is killed
-        folder = os.environ.get("AGIT_RAY_FOLDER", folder)
+    # the launcher's folder, where there is one: it also removes it when this process is killed
+    folder = os.environ.get("AGIT_RAY_FOLDER") or tempfile.mkdtemp(prefix="agit-", dir=_short_folder())
+    try:
         if not os.environ.get("RAY_ADDRESS"):
             # clusters announce that a node will be drained; here the watcher would only be one more process
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
