@@ -145,11 +145,23 @@ class EvaluateConfig(Section):
 
 
 class GateConfig(Section):
-    """When a challenger becomes champion."""
+    """When a model becomes challenger, and a challenger champion (see ``pipeline.gate``)."""
 
-    metric: str = "kid_mean"
+    metric: str = Field(
+        "kid_mean", description="what decides; without a direction or domain: the mean of both"
+    )
     margin: float = Field(
-        0.0, ge=0, description="the metric (mean of both directions) must fall by more than this"
+        0.0, ge=0, description="the metric must be better than the champion's by more than this"
+    )
+    beyond_noise: bool = Field(
+        True, description="the difference must also be larger than its bootstrap interval"
+    )
+    better_than_nothing: bool = Field(
+        True, description="KID to the target must beat doing nothing, in both directions"
+    )
+    maximum_regression: dict[str, float] = Field(
+        default_factory=dict,
+        description="how much worse than the champion's a metric may be, such as {attention_iou: 0.1}",
     )
     maximum_coverage: float = Field(0.98, description="mean attention above this is a collapse to all ones")
     minimum_coverage: float = Field(0.005, description="mean attention below this is a collapse to nothing")

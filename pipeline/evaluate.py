@@ -254,11 +254,11 @@ def _own(figures: Figures) -> dict[str, Any]:
 def _per_image(
     outcome: dict[str, Arrays], domains: dict[str, Domain], real: dict[str, Tensor]
 ) -> list[dict[str, Any]]:
-    """One row per translated test image; ``score`` 0: like the average source, 1: like the average target."""
+    """One row per translated test image; ``score`` 0: like the average target, 1: like the average source."""
     rows: list[dict[str, Any]] = []
     for direction in DIRECTIONS:
         arrays, test = outcome[direction], domains[direction[0]].test
-        scores = distances.progress_to_target(arrays["features"], real[direction[0]], real[direction[2]])
+        scores = distances.distance_to_target(arrays["features"], real[direction[0]], real[direction[2]])
         on_test = {"coverage": "coverage", "cycle_l1": "cycle"}
         if domains[direction[0]].masked in (None, test):
             on_test |= {"iou": "iou", "background_l1": "background_l1"}
@@ -303,7 +303,7 @@ def _protocol(config: Config, domains: dict[str, Domain], judge: Judge, model: M
         "do_nothing": "the source images taken as their own translation",
         "intervals": f"95 %: value +- 1.96 standard errors over {config.evaluate.bootstrap} resamples of images, "
         "shared by all that are compared",
-        "score": "of an image: 0 looks like the average source image, 1 like the average target image",
+        "per_image": "distance to the target (0: like the average target image, 1: the average source image)",
     }
     if model.method.networks.has_attention:
         told["attention"] = (

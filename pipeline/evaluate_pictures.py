@@ -35,7 +35,7 @@ def keep_extremes(
         storage.remove(old)
     for direction in ("a2b", "b2a"):
         scored = [row for row in rows if row["direction"] == direction and row["score"] is not None]
-        scored.sort(key=lambda row: row["score"], reverse=True)
+        scored.sort(key=lambda row: row["score"])
         chosen = {row["index"]: row for row in [*scored[:EACH_END], *scored[-EACH_END:]]}
         if not chosen:
             continue

@@ -1,0 +1,314 @@
+"""The model registry: versions of a model, who is challenger and champion, and why.
+
+MLflow keeps versions, aliases and tags; the model folders and the audit trail are files in storage:
+``models/{name}/{run_id}/`` and ``models/{name}/audit/*.json``, one per event, never changed. Only the process
+of the flow or of a person's command comes here; workers do not.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agit_core import model_folder
+from agit_core.errors import BadInput
+from pipeline import gate, registry_audit, registry_mlflow, registry_versions, storage
+from pipeline import lineage as code_lineage
+from pipeline.config import Config
+from pipeline.evaluate_cache import weights_digest
+from pipeline.registry_mlflow import client, explained, tracking_uri
+from pipeline.report_redact import redact
+
+CHALLENGER, CHAMPION = "challenger", "champion"
+_MODEL_URI = re.compile(r"models:/+(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[^/@]+))?$")
+
+
+def model_name(config: Config) -> str:
+    return config.register_.model or config.name
+
+
+def register(
+    config: Config, run_uri: str, evaluation: Mapping[str, Any], lineage: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Registers a finished run's model as a version and lets the gate decide about it.
+
+    The same weights of the same run are registered once: a second call returns the version that is there. A
+    call that was interrupted is finished by the next one.
+
+    Args:
+        evaluation: what :func:`pipeline.evaluate.evaluate` returned for this run.
+        lineage: JSON-ready; written into the model folder and the tags.
+
+    Returns:
+        ``name``, ``version``, ``aliases``, ``decision`` (passed, promoted, reasons), ``source`` (the model
+        folder), ``mlflow`` (tracking URI, run id) and ``lineage``; also in ``registration.json`` of the run.
+
+    Raises:
+        BadInput: the run is not finished.
+        RunFailed: the storage or the tracking server does not answer.
+    """
+    run = _Finished.read(config, run_uri, evaluation, lineage)
+    name, uri = run.name, tracking_uri(config)
+    version = registry_versions.find(uri, name, run.run_id, run.digest)
+    if version is None:
+        version = _create(uri, run, _write_folder(run))
+    if "agit.state" not in version.tags:
+        _decide(config, uri, version, evaluation)
+        version = registry_versions.get(uri, name, int(version.version))
+    registration = {
+        "name": name,
+        "version": int(version.version),
+        "aliases": sorted(version.aliases),
+        "decision": json.loads(version.tags["agit.decision"]),
+        "source": version.source,
+        "mlflow": {"tracking_uri": redact(uri), "run_id": version.run_id},
+        "lineage": run.lineage,
+    }
+    storage.write_json(storage.join(run_uri, "registration.json"), registration)
+    return registration
+
+
+def champion(config: Config) -> dict[str, Any] | None:
+    """``name``, ``version``, ``uri`` (the model folder) and ``metrics`` of the champion; None without one."""
+    return registry_versions.holder(tracking_uri(config), model_name(config), CHAMPION)
+
+
+def promote(config: Config, version: int | str, reason: str) -> dict[str, Any]:
+    """A person makes a version the champion, whatever the gate said. Returns the event that was recorded.
+
+    Args:
+        version: a number or an alias, such as ``challenger``.
+
+    Raises:
+        BadInput: no such version, it is the champion already, or no reason.
+    """
+    uri, name = tracking_uri(config), model_name(config)
+    target = registry_versions.named(uri, name, str(version))
+    present = champion(config)
+    if present is not None and present["version"] == target:
+        raise BadInput(f"version {target} of '{name}' is the champion already; nothing to promote")
+    return _change(config, "promote", target, present, reason)
+
+
+def rollback(config: Config, reason: str) -> dict[str, Any]:
+    """The champion before the present one becomes champion again. Returns the event that was recorded.
+
+    Raises:
+        BadInput: there is no earlier champion, or no reason.
+    """
+    present = champion(config)
+    name = model_name(config)
+    stack = registry_audit.champions(registry_audit.events(config.storage, name))
+    while stack and present is not None and stack[-1] == present["version"]:
+        stack.pop()
+    if present is None or not stack:
+        raise BadInput(f"model '{name}' has no earlier champion to roll back to; promote a version instead")
+    target = registry_versions.named(tracking_uri(config), name, str(stack[-1]))
+    return _change(config, "rollback", target, present, reason)
+
+
+def history(config: Config) -> dict[str, Any]:
+    """Versions with aliases, decision and scores, newest first, and the audit's events, oldest first."""
+    uri, name = tracking_uri(config), model_name(config)
+    told = []
+    for item in registry_versions.versions(uri, name):
+        # the search leaves the aliases out
+        full = registry_versions.get(uri, name, int(item.version))
+        told.append(
+            {
+                "version": int(full.version),
+                "aliases": sorted(full.aliases),
+                "run_id": full.tags.get("agit.run_id"),
+                "source": full.source,
+                "created": int(full.creation_timestamp) / 1000,
+                "decision": json.loads(full.tags.get("agit.decision", "{}")),
+                "metrics": json.loads(full.tags.get("agit.metrics", "{}")),
+            }
+        )
+    told.sort(key=lambda row: row["version"], reverse=True)
+    return {"name": name, "versions": told, "events": registry_audit.events(config.storage, name)}
+
+
+def resolve(uri: str, config: Config | None = None) -> str:
+    """The model folder behind ``models:/h2z@champion`` or ``models:/h2z/3``; any other URI as it is.
+
+    Without a configuration the registry of ``MLFLOW_TRACKING_URI``, or of ``./.agit``, is asked.
+
+    Raises:
+        BadInput: there is no such model, version or alias.
+    """
+    if not uri.startswith("models:"):
+        return uri
+    parsed = _MODEL_URI.match(uri)
+    if parsed is None or not (parsed["alias"] or parsed["version"]):
+        raise BadInput(f"'{uri}' names no version; write models:/NAME@champion or models:/NAME/3")
+    server = tracking_uri(config)
+    number = registry_versions.named(server, parsed["name"], parsed["alias"] or parsed["version"])
+    return str(registry_versions.get(server, parsed["name"], number).source)
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """A finished run that is about to be a version."""
+
+    config: Config
+    uri: str
+    run_id: str
+    checkpoint: str
+    model: model_folder.Model
+    digest: str
+    evaluation: dict[str, Any]
+    lineage: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return model_name(self.config)
+
+    @staticmethod
+    def read(
+        config: Config, uri: str, evaluation: Mapping[str, Any], lineage: Mapping[str, Any] | None
+    ) -> _Finished:
+        try:
+            result = storage.read_json(storage.join(uri, "result.json"))
+        except FileNotFoundError:
+            raise BadInput(f"the run at {uri} is not finished, so there is nothing to register") from None
+        run_id, checkpoint = str(result.get("run_id") or storage.name(uri)), str(result["checkpoint"])
+        model = model_folder.read(checkpoint)
+        origin = redact(dict(lineage or {"run_id": run_id, "run_uri": uri}))
+        origin.setdefault("code", code_lineage.code_version())
+        return _Finished(
+            config, uri, run_id, checkpoint, model, weights_digest(model), dict(evaluation), origin
+        )
+
+
+def _write_folder(run: _Finished) -> str:
+    """The model folder of the version; ``model.json``, which makes it valid, is uploaded last."""
+    uri = storage.join(run.config.storage, "models", run.name, run.run_id)
+    if not storage.is_remote(uri):
+        uri = str(storage.local_path(uri))  # the registry outlives the present working directory
+    manifest_uri = storage.join(uri, model_folder.MANIFEST)
+    if storage.exists(manifest_uri):
+        there = storage.read_json(manifest_uri).get("lineage", {}).get("weights_sha256")
+        if there == run.digest:
+            return uri
+        # the same run trained anew with another outcome: the version registered before keeps its folder
+        uri = f"{uri}-{run.digest[:8]}"
+    kept = ("metrics", "baseline", "counts", "inception", "protocol")
+    scores = {key: run.evaluation[key] for key in kept if key in run.evaluation}
+    with tempfile.TemporaryDirectory(prefix="agit-model-") as folder:
+        model_folder.write(
+            folder,
+            run.name,
+            run.model.method,
+            run.model.image_size,
+            run.model.weights,
+            lineage={**run.lineage, "weights_sha256": run.digest},
+            extra={"evaluation.json": json.dumps(scores, indent=1).encode()},
+        )
+        manifest = Path(folder) / model_folder.MANIFEST
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_file() and path != manifest:
+                storage.upload_file(path, storage.join(uri, path.relative_to(folder).as_posix()))
+        storage.upload_file(manifest, storage.join(uri, model_folder.MANIFEST))
+    return uri
+
+
+def _create(uri: str, run: _Finished, source: str) -> Any:
+    """Logs the run to MLflow and creates its version, with where everything is as tags."""
+    code, data = run.lineage.get("code") or {}, run.evaluation.get("data") or {}
+    tags = {
+        "agit.key": f"{run.run_id}-{run.digest[:12]}",
+        "agit.run_id": run.run_id,
+        "agit.weights_sha256": run.digest,
+        "agit.directions": ",".join(model_folder.DIRECTIONS),
+        "agit.run_uri": run.uri,
+        "agit.checkpoint": run.checkpoint,
+        "agit.model_uri": source,
+        "agit.report_uri": storage.join(run.uri, "report.html"),
+        "agit.data_uri": str(run.lineage.get("data_uri") or data.get("uri") or ""),
+        "agit.data_fingerprint": str(run.lineage.get("data_fingerprint") or data.get("fingerprint") or ""),
+        "agit.code": str(code.get("git_commit") or code.get("version") or "unknown"),
+        "agit.inception_sha256": str((run.evaluation.get("inception") or {}).get("sha256") or ""),
+    }
+    tags = {key: str(redact(value)) for key, value in tags.items() if value}
+    metrics = dict(run.evaluation["metrics"])
+    artifacts = storage.join(run.config.storage, "mlflow-artifacts")
+    if not storage.is_remote(artifacts):
+        artifacts = str(storage.local_path(artifacts))
+    mlflow_run = registry_mlflow.log_run(
+        uri,
+        experiment=run.config.name,
+        artifacts=artifacts,
+        run_name=run.run_id,
+        parameters=run.config.plain(),
+        tags=tags,
+        rows=registry_mlflow.curves(run.uri),
+        metrics=metrics,
+    )
+    connection = client(uri)
+    with explained(uri):
+        if not connection.search_registered_models(f"name = '{run.name}'"):
+            connection.create_registered_model(run.name)
+        return connection.create_model_version(
+            run.name, source, run_id=mlflow_run, tags=tags | {"agit.metrics": json.dumps(metrics)}
+        )
+
+
+def _decide(config: Config, uri: str, version: Any, evaluation: Mapping[str, Any]) -> None:
+    """Asks the gate once; an interrupted call goes on from what was decided."""
+    name, number = str(version.name), int(version.version)
+    present = registry_versions.holder(uri, name, CHAMPION)
+    connection = client(uri)
+    if "agit.decision" in version.tags:
+        decision = json.loads(version.tags["agit.decision"])
+    else:
+        decision = gate.decide(config.register_.gate, evaluation, present).plain()
+        with explained(uri):
+            connection.set_model_version_tag(name, str(number), "agit.decision", json.dumps(decision))
+    previous = present["version"] if present and present["version"] != number else None
+    registry_audit.record(
+        config.storage,
+        name,
+        f"gate-v{number:05d}",
+        action="gate",
+        version=number,
+        previous=previous,
+        champion=number if decision["promoted"] else previous,
+        decision=decision,
+        policy=config.register_.gate.model_dump(mode="json"),
+    )
+    with explained(uri):
+        if decision["passed"]:
+            connection.set_registered_model_alias(name, CHALLENGER, str(number))
+        if decision["promoted"]:
+            connection.set_registered_model_alias(name, CHAMPION, str(number))
+        connection.set_model_version_tag(name, str(number), "agit.state", "registered")
+
+
+def _change(
+    config: Config, action: str, target: int, present: dict[str, Any] | None, reason: str
+) -> dict[str, Any]:
+    if not reason.strip():
+        raise BadInput(f"a {action} needs a reason, for whoever asks later")
+    uri, name = tracking_uri(config), model_name(config)
+    event = registry_audit.record(
+        config.storage,
+        name,
+        f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{action}-v{target:05d}-{uuid.uuid4().hex[:6]}",
+        action=action,
+        version=target,
+        previous=present["version"] if present else None,
+        champion=target,
+        reason=reason.strip(),
+    )
+    with explained(uri):
+        client(uri).set_registered_model_alias(name, CHAMPION, str(target))
+        client(uri).set_model_version_tag(name, str(target), f"agit.{action}", json.dumps(event))
+    return event

@@ -1,0 +1,358 @@
+"""The registry on a real MLflow SQLite store, with tiny networks and evaluations written by hand."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agit_core import checkpoint, model_folder, networks
+from agit_core.checkpoint import Snapshot
+from agit_core.config import MethodConfig, NetworkConfig
+from agit_core.errors import BadInput, RunFailed
+from pipeline import config as configs
+from pipeline import gate, registry, registry_mlflow, storage
+from pipeline.config import Config, GateConfig
+from tests.pipeline.s3 import S3Server, free_port
+
+METHOD = MethodConfig(
+    networks=NetworkConfig(generator_width=4, generator_blocks=1, attention_width=4, discriminator_width=4)
+)
+Register = Callable[..., dict[str, Any]]
+
+
+def evaluation(kid: float = 0.05, nothing: float = 0.2, coverage: float = 0.3) -> dict[str, Any]:
+    metrics: dict[str, float | None] = {"kid_mean": kid}
+    baseline: dict[str, float | None] = {}
+    for direction in ("a2b", "b2a"):
+        metrics |= {f"kid_target_{direction}": kid, f"kid_mean_{direction}": kid, f"fid_{direction}": 90.0}
+        baseline[f"kid_target_{direction}"] = nothing
+        metrics[f"attention_coverage_{direction[0]}"] = coverage
+        metrics[f"attention_iou_{direction[0]}"] = 0.6
+    return {
+        "metrics": metrics,
+        "baseline": baseline,
+        "champion": None,
+        "intervals": {},
+        "data": {"uri": "data/x", "fingerprint": "abc"},
+        "inception": {"sha256": "7ff4"},
+    }
+
+
+def against(told: dict[str, Any], version: int, kid: float, verdict: str = "better") -> dict[str, Any]:
+    """The same evaluation, which has also scored the champion."""
+    champion = copy.deepcopy(told["metrics"]) | {"kid_mean": kid}
+    told["champion"] = {"version": version, "metrics": champion}
+    told["intervals"] = {"kid_mean": {"champion": {"verdict": verdict}}}
+    return told
+
+
+def make_run(storage_uri: str, run_id: str, seed: int) -> str:
+    """A finished run whose weights depend on the seed alone, with curves of two steps."""
+    uri = storage.join(storage_uri, "runs", run_id)
+    local = Path(os.environ["PYTEST_CHECKPOINTS"]) / run_id
+    net = networks.build(METHOD.networks, seed)
+    info = {"step": 20, "epoch": 2, "stage": "full", "image_size": 32}
+    info["method"] = checkpoint.method_to_dict(METHOD)
+    checkpoint.write(local, Snapshot(info, net.state_dict(), {}, {}, {}))
+    target = storage.join(uri, "checkpoints", "step-00000020")
+    storage.upload_folder(local, target)
+    rows = '{"step": 10, "losses": {"cycle_a": 2.0}, "epoch": 0}\n{"step": 20, "losses": {"cycle_a": 1.0}}\n'
+    storage.write_text(storage.join(uri, "metrics", "00000020.jsonl"), rows)
+    storage.write_json(
+        storage.join(uri, "result.json"), {"run_id": run_id, "steps": 20, "checkpoint": target}
+    )
+    return uri
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow takes seconds to create its tables: once is enough, every test gets a copy."""
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    registry_mlflow.client(f"sqlite:///{file}").search_registered_models()
+    return file
+
+
+@pytest.fixture
+def bare_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """A storage where nothing was ever written."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("PYTEST_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    monkeypatch.chdir(tmp_path)
+    return configs.parse({"name": "h2z", "storage": str(tmp_path / "state")})
+
+
+@pytest.fixture
+def config(bare_config: Config, empty_database: Path) -> Config:
+    Path(bare_config.storage).mkdir()
+    shutil.copy(empty_database, Path(bare_config.storage) / "mlflow.db")
+    return bare_config
+
+
+@pytest.fixture
+def register(config: Config) -> Register:
+    def _register(seed: int, told: dict[str, Any] | None = None, settings: Config = config) -> dict[str, Any]:
+        uri = make_run(settings.storage, f"h2z-run{seed}", seed)
+        return registry.register(settings, uri, told or evaluation(), {"data_fingerprint": "abc"})
+
+    return _register
+
+
+class TestGate:
+    def test_the_first_model_that_passes_becomes_champion(self) -> None:
+        decision = gate.decide(GateConfig(), evaluation(), None)
+        assert (decision.passed, decision.promoted) == (True, True)
+
+    @pytest.mark.parametrize(
+        ("told", "reason"),
+        [
+            (evaluation(kid=0.21), "no better than doing nothing"),
+            (evaluation(coverage=0.99), "collapsed to all ones"),
+            (evaluation(coverage=0.001), "collapsed to nothing"),
+        ],
+    )
+    def test_forbidden_outcomes_are_neither_challenger_nor_champion(
+        self, told: dict[str, Any], reason: str
+    ) -> None:
+        decision = gate.decide(GateConfig(), told, None)
+        assert (decision.passed, decision.promoted) == (False, False)
+        assert reason in decision.reasons[0]
+
+    def test_figures_that_are_not_finite_are_forbidden(self) -> None:
+        told = evaluation()
+        told["metrics"]["cycle_l1_a"] = None
+        decision = gate.decide(GateConfig(), told, None)
+        assert not decision.passed
+        assert "cycle_l1_a" in decision.reasons[0]
+
+    def test_a_champion_is_beaten_by_more_than_the_margin_and_noise(self) -> None:
+        champion = {"version": 4}
+        better = against(evaluation(kid=0.05), 4, 0.08)
+        assert gate.decide(GateConfig(), better, champion).promoted
+        assert not gate.decide(GateConfig(margin=0.03), better, champion).promoted
+        noise = against(evaluation(kid=0.05), 4, 0.08, "noise")
+        refused = gate.decide(GateConfig(), noise, champion)
+        assert (refused.passed, refused.promoted) == (True, False)
+        assert "within noise" in refused.reasons[0]
+        assert gate.decide(GateConfig(beyond_noise=False), noise, champion).promoted
+        worse = gate.decide(GateConfig(), against(evaluation(kid=0.09), 4, 0.08, "worse"), champion)
+        assert "is not better" in worse.reasons[0]
+
+    def test_a_regression_beyond_what_the_policy_allows_refuses(self) -> None:
+        policy = GateConfig(maximum_regression={"attention_iou": 0.1})
+        told = against(evaluation(kid=0.05), 4, 0.08)
+        assert gate.decide(policy, told, {"version": 4}).promoted
+        told["metrics"]["attention_iou_b"] = 0.45
+        refused = gate.decide(policy, told, {"version": 4})
+        assert not refused.promoted
+        assert any("attention_iou_b" in reason for reason in refused.reasons)
+
+    def test_a_champion_that_was_not_measured_alongside_stays(self) -> None:
+        decision = gate.decide(GateConfig(), against(evaluation(), 3, 0.1), {"version": 4})
+        assert not decision.promoted
+        assert "was not compared with the present champion" in decision.reasons[0]
+
+    def test_a_metric_of_one_direction_or_where_more_is_better_decides_too(self) -> None:
+        told = against(evaluation(kid=0.05), 4, 0.08)
+        told["champion"]["metrics"] |= {"attention_iou_a": 0.5, "attention_iou_b": 0.5, "fid_a2b": 80.0}
+        assert gate.decide(GateConfig(metric="attention_iou"), told, {"version": 4}).promoted
+        assert not gate.decide(GateConfig(metric="fid_a2b"), told, {"version": 4}).promoted
+        unknown = gate.decide(GateConfig(metric="kid_men"), told, {"version": 4})
+        assert "was not measured" in unknown.reasons[0]
+
+
+def test_registering_writes_a_model_folder_that_loads(config: Config, register: Register) -> None:
+    told = register(seed=1)
+    assert (told["name"], told["version"]) == ("h2z", 1)
+    assert told["aliases"] == ["challenger", "champion"]
+    model = model_folder.read(told["source"])
+    assert model.name == "h2z"
+    assert model.lineage["data_fingerprint"] == "abc"
+    expected = networks.build(METHOD.networks, 1).state_dict()
+    assert all((model.weights[key] == value).all() for key, value in expected.items())
+    assert storage.read_json(storage.join(config.storage, "runs/h2z-run1/registration.json")) == told
+
+
+def test_mlflow_holds_settings_curves_scores_and_tags(config: Config, register: Register) -> None:
+    told = register(seed=1)
+    client = registry_mlflow.client(registry_mlflow.tracking_uri(config))
+    run = client.get_run(told["mlflow"]["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["method.stages.switch_at"] == "30"
+    assert run.data.metrics["kid_target_a2b"] == 0.05
+    curve = client.get_metric_history(run.info.run_id, "losses.cycle_a")
+    assert [(point.step, point.value) for point in curve] == [(10, 2.0), (20, 1.0)]
+    assert run.data.tags["agit.data_fingerprint"] == "abc"
+    version = client.get_model_version("h2z", "1")
+    assert version.tags["agit.directions"] == "a2b,b2a"
+    assert version.tags["agit.code"]
+    assert version.source == told["source"]
+    assert not Path("mlruns").exists()
+
+
+def test_the_same_run_keeps_its_version(config: Config, register: Register) -> None:
+    first = register(seed=1)
+    assert register(seed=1) == first
+    assert len(registry.history(config)["versions"]) == 1
+    assert len(registry.history(config)["events"]) == 1
+
+
+def test_an_interrupted_registration_is_finished_by_the_next_call(
+    config: Config, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted at the worst moments: before the version exists, and between decision and aliases."""
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "_create", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            register(seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.registry_audit.record", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            register(seed=1)
+    assert registry.champion(config) is None
+    told = register(seed=1)
+    assert told["version"] == 1
+    assert told["aliases"] == ["challenger", "champion"]
+    assert [e["action"] for e in registry.history(config)["events"]] == ["gate"]
+
+
+def _interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_refused_model_is_registered_without_aliases(config: Config, register: Register) -> None:
+    told = register(seed=1, told=evaluation(kid=0.3))
+    assert told["aliases"] == []
+    assert told["decision"]["promoted"] is False
+    assert registry.champion(config) is None
+    second = register(seed=2)
+    assert second["aliases"] == ["challenger", "champion"]
+
+
+def test_promotion_refusal_and_rollback_with_their_audit(config: Config, register: Register) -> None:
+    register(seed=1)
+    register(seed=2, told=against(evaluation(kid=0.049), 1, 0.05, "noise"))
+    third = register(seed=3, told=against(evaluation(kid=0.02), 1, 0.05))
+    assert third["aliases"] == ["challenger", "champion"]
+
+    found = registry.champion(config)
+    assert found is not None
+    assert (found["version"], found["uri"]) == (3, third["source"])
+    with pytest.raises(BadInput, match="is the champion already"):
+        registry.promote(config, 3, "again")
+    with pytest.raises(BadInput, match="needs a reason"):
+        registry.promote(config, 2, " ")
+    registry.promote(config, 2, "looks better to the customer")
+    assert registry.resolve("models:/h2z@champion", config).endswith("h2z-run2")
+    assert registry.rollback(config, "the customer was wrong")["version"] == 3
+    assert registry.rollback(config, "and so were we")["version"] == 1
+    with pytest.raises(BadInput, match="no earlier champion"):
+        registry.rollback(config, "further")
+
+    told = registry.history(config)
+    assert [event["action"] for event in told["events"]] == ["gate"] * 3 + ["promote", "rollback", "rollback"]
+    assert [event["champion"] for event in told["events"]] == [1, 1, 3, 2, 3, 1]
+    assert told["events"][3]["reason"] == "looks better to the customer"
+    assert all(event["by"] and event["time"] for event in told["events"])
+    assert told["events"][1]["decision"]["reasons"]
+    assert [row["version"] for row in told["versions"]] == [3, 2, 1]
+    assert told["versions"][2]["aliases"] == ["champion"]
+    assert told["versions"][0]["metrics"]["kid_mean"] == 0.02
+
+
+def test_resolving_model_uris(config: Config, register: Register) -> None:
+    source = register(seed=1)["source"]
+    assert registry.resolve("models:/h2z@challenger", config) == source
+    assert registry.resolve("models:/h2z/1", config) == source
+    assert registry.resolve("some/folder", config) == "some/folder"
+    for uri, reason in {
+        "models:/h2z": "names no version",
+        "models:/h2z/7": "has no version 7",
+        "models:/h2z@prod": "has no alias 'prod'; its aliases are challenger, champion",
+        "models:/horse@champion": "no model 'horse' is registered",
+    }.items():
+        with pytest.raises(BadInput, match=reason):
+            registry.resolve(uri, config)
+
+
+def test_the_entry_point_resolves_without_a_configuration(
+    config: Config, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = register(seed=1)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry_mlflow.tracking_uri(config))
+    assert model_folder.read("models:/h2z@champion").digest == model_folder.read(told["source"]).digest
+
+
+def test_without_a_registry_nothing_is_created(bare_config: Config) -> None:
+    assert registry.champion(bare_config) is None
+    assert registry.history(bare_config) == {"name": "h2z", "versions": [], "events": []}
+    with pytest.raises(BadInput, match="no model 'h2z' is registered"):
+        registry.promote(bare_config, 1, "why not")
+    assert not Path(bare_config.storage).exists()
+
+
+def test_an_unfinished_run_is_not_registered(config: Config) -> None:
+    with pytest.raises(BadInput, match="is not finished"):
+        registry.register(config, storage.join(config.storage, "runs", "nothing"), evaluation())
+
+
+def test_a_server_that_does_not_answer_is_told_in_one_sentence(
+    config: Config, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    uri = f"http://user:secret@127.0.0.1:{free_port()}"
+    elsewhere = configs.parse({**config.plain(), "register": {"tracking_uri": uri}})
+    with pytest.raises(RunFailed, match="MLflow at http") as caught:
+        register(seed=1, settings=elsewhere)
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_no_password_reaches_the_registry(config: Config, register: Register) -> None:
+    tree = config.plain()
+    tree["data"]["source"] = "https://user:hunter2@example.org/set.zip"
+    told = register(seed=1, settings=configs.parse(tree))
+    database = Path(config.storage) / "mlflow.db"
+    assert b"hunter2" not in database.read_bytes()
+    assert b"example.org/set.zip" in database.read_bytes()
+    assert told["version"] == 1
+
+
+@pytest.mark.slow
+def test_storage_in_s3_keeps_models_and_audit_there(config: Config, register: Register, s3: S3Server) -> None:
+    remote = configs.parse({**config.plain(), "storage": f"{s3.uri}/prefix"})
+    shutil.copytree(config.storage, ".agit")
+    told = register(seed=1, settings=remote)
+    assert told["source"] == f"{s3.uri}/prefix/models/h2z/h2z-run1"
+    assert model_folder.read(registry.resolve("models:/h2z@champion", remote)).name == "h2z"
+    assert len(storage.list_(f"{s3.uri}/prefix/models/h2z/audit")) == 1
+    assert Path(".agit/mlflow.db").is_file()
+
+
+@pytest.mark.slow
+def test_mlflow_is_quiet(tmp_path: Path) -> None:
+    """A fresh process creates the database: nothing on standard output or standard error."""
+    script = (
+        "from pipeline import registry_mlflow\n"
+        f"client = registry_mlflow.client('sqlite:///{tmp_path}/state/mlflow.db')\n"
+        "client.create_registered_model('x')\n"
+        "import os; assert os.environ['MLFLOW_DISABLE_TELEMETRY'] == 'true'\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["state"]
