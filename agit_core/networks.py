@@ -7,6 +7,7 @@ tests. Every map takes and gives float images of shape (N, 3, H, W) in [-1, 1]; 
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal
 
 import torch
@@ -65,6 +66,27 @@ class Residual(nn.Module):
 
 def _block(conv: nn.Module, channels: int, affine: bool, *before: nn.Module) -> list[nn.Module]:
     return [*before, conv, InstanceNorm(channels, affine), nn.ReLU()]
+
+
+def cancelled_biases(network: nn.Module, normalise: bool = True) -> list[nn.Parameter]:
+    """The biases in front of an instance norm, which subtracts them again: they change no output.
+
+    Their gradient is zero but for rounding, out of which Adam would make full steps in random directions, and
+    a discriminator would carry that noise into stage ``masked``, where its norms are off and the biases count.
+    So they are not trained while the norm is on (``normalise``: for discriminators).
+    """
+    convolutions: list[nn.Module] = []
+    for parent in network.modules():
+        if isinstance(parent, nn.Sequential):
+            for layer, following in itertools.pairwise(parent):
+                if isinstance(following, InstanceNorm):
+                    convolutions += [
+                        m for m in layer.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)
+                    ]
+        elif isinstance(parent, Discriminator) and normalise:
+            pairs = zip(parent.convolutions, parent.norms, strict=False)
+            convolutions += [c for c, n in pairs if isinstance(n, InstanceNorm)]
+    return [m.bias for m in convolutions if isinstance(m.bias, nn.Parameter)]
 
 
 def _residual(

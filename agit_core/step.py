@@ -15,7 +15,7 @@ from agit_core import losses
 from agit_core.config import MethodConfig
 from agit_core.history import History
 from agit_core.loader import Batch
-from agit_core.networks import Networks
+from agit_core.networks import Networks, cancelled_biases
 from agit_core.optimizers import build_optimizers
 from agit_core.precision import Numerics
 from agit_core.stages import HEALTH_KEYS, Rules, mask_health, shown_to_discriminator
@@ -80,6 +80,8 @@ class TrainingStep:
             module.requires_grad_(rules.attention_trains or name not in ATTENTION_NAMES)
             if name in DISCRIMINATOR_NAMES:
                 module.norms.requires_grad_(rules.discriminator_normalises)  # type: ignore[union-attr,operator]
+            for bias in cancelled_biases(module, rules.discriminator_normalises):
+                bias.requires_grad_(False)
             if self.numerics.compile and module._compiled_call_impl is None:
                 module.compile(dynamic=False)
         self._calls = {name: self._wrap(module) for name, module in modules.items()}

@@ -1,115 +1,86 @@
-"""Several processes are one: gradients and weights do not depend on the number of workers."""
+"""Several processes are one: gradients and weights do not depend on the number of workers.
+
+Two real processes over gloo with batch b each, or 2 and 1 of 3 items, against one process with all of them.
+Tolerances are relative to a network's norm; what remains is fp32 sums in another order.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
-from agit_core.world import World
-from tests.agit_core import tiny
+from agit_core.config import MethodConfig
+from tests.agit_core import ranks, tiny
+from tests.agit_core.ranks import Scenario, difference
 
 pytestmark = pytest.mark.slow
 
-
-Case = tuple[int, int, list[tuple[str, Any]]]
-"""Epoch of the switch, global batch, and what to do: ("train", until), ("save", folder), ("load", folder)."""
-
-
-def _result(case: Case, world: World) -> dict[str, Any]:
-    switch_at, batch, plan = case
-    trainer = tiny.trainer(tiny.method(switch_at=switch_at), batch_size=batch, world=world)
-    for verb, value in plan:
-        if verb == "load":
-            trainer.load(Path(value))
-        elif verb == "train":
-            tiny.train(trainer, value)
-        elif verb == "save":
-            trainer.save(Path(value))
-    gradients = {n: p.grad for n, p in trainer.networks.named_parameters() if p.grad is not None}
-    return {
-        "weights": tiny.weights(trainer),
-        "gradients": gradients,
-        "losses": trainer.window().losses,
-        "stage": trainer.stages.stage.value,
-    }
+GRADIENTS = 1e-5
+WEIGHTS = 1e-4
 
 
-def _worker(rank: int, size: int, folder: str, cases: list[Case]) -> None:
-    torch.set_num_threads(1)
-    store = f"file://{Path(folder) / 'store'}"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size)
-    try:
-        results = [_result(case, World.current()) for case in cases]
-        torch.save(results, Path(folder) / f"rank-{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def method(preset: str = "agit", switch_at: int = 1) -> MethodConfig:
+    config = tiny.method(switch_at=switch_at)
+    identity = replace(config.losses, identity_weight=0.5)
+    return replace(config, networks=replace(config.networks, preset=preset), losses=identity)
 
 
-def together(folder: Path, size: int, *cases: Case) -> list[list[dict[str, Any]]]:
-    """Results by rank, then by case; one set of processes runs all of them."""
-    folder.mkdir()
-    mp.spawn(_worker, (size, str(folder), list(cases)), nprocs=size)  # type: ignore[no-untyped-call]
-    return [torch.load(folder / f"rank-{r}.pt", weights_only=True) for r in range(size)]
+# 7 items an epoch: with the switch at epoch 1, the first masked step is 4 for batch 2 and 3 for batch 3
+FIRST_STEPS = [
+    Scenario(f"first-{stage}-{batch}", method(switch_at=at), batch, 1)
+    for stage, at in (("full", 9), ("masked", 0))
+    for batch in (2, 3)
+]
+ACROSS = [Scenario(f"across-{p}-{b}", method(p), b, 6) for p in ("agit", "uaggan") for b in (2, 3)]
 
 
-def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    """The largest relative difference of any network.
-
-    Not of any tensor: the gradient of a bias in front of an instance norm is zero but for rounding, and Adam
-    makes a full step out of its sign.
-    """
-    assert one.keys() == other.keys()
-    networks = {k.split(".")[0] for k in one}
-
-    def flat(of: dict[str, torch.Tensor], name: str) -> torch.Tensor:
-        return torch.cat([v.flatten() for k, v in sorted(of.items()) if k.startswith(name)])
-
-    return max(float((flat(one, n) - flat(other, n)).norm() / flat(one, n).norm()) for n in networks)
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    return ranks.run(tmp_path_factory.mktemp("ranks") / "all", 2, [*FIRST_STEPS, *ACROSS])
 
 
-def test_two_workers_are_one_with_the_whole_batch(tmp_path: Path) -> None:
-    """fp32: first gradients to 1e-4 of their norm, weights after 4 steps to 1 % of theirs.
-
-    In both stages, with 2 items on 2 ranks and with 3 (ranks have 1 and 2). Adam divides by the gradient's
-    size, so rounding in a gradient that is zero but for rounding moves weights: hence the second bound.
-    """
-    cases: list[Case] = [
-        (switch_at, batch, [("train", until)]) for switch_at in (0, 9) for batch in (2, 3) for until in (1, 4)
-    ]
-    one_rank, other_rank = together(tmp_path / "two", 2, *cases)
-    for case, ours, theirs in zip(cases, one_rank, other_rank, strict=True):
-        alone = _result(case, World())
-        assert ours["stage"] == alone["stage"] == ("masked" if case[0] == 0 else "full")
-        assert tiny.same(ours["weights"], theirs["weights"]), "ranks must agree bit for bit"
-        assert tiny.same(ours["gradients"], theirs["gradients"])
-        assert any(n.startswith("attention") for n in ours["gradients"]) == (case[0] != 0)
-        if case[2] == [("train", 1)]:
-            assert difference(alone["gradients"], ours["gradients"]) < 1e-4
-        assert difference(alone["weights"], ours["weights"]) < 1e-2
-        assert ours["losses"] == pytest.approx(alone["losses"], rel=1e-2, abs=1e-6)
-        assert ours["losses"] == theirs["losses"]
+@pytest.mark.parametrize("scenario", FIRST_STEPS, ids=lambda s: s.name)
+def test_gradients_of_two_workers_are_those_of_one(
+    scenario: Scenario, together: dict[str, list[dict[str, Any]]]
+) -> None:
+    one = ranks.play(scenario)
+    for rank in together[scenario.name]:
+        assert difference(one["gradients"], rank["gradients"]) < GRADIENTS
+        assert rank["window"]["losses"] == pytest.approx(one["window"]["losses"], rel=1e-4, abs=1e-6)
+        assert rank["window"]["mask_health"] == pytest.approx(one["window"]["mask_health"], rel=1e-4)
+    has_attention = any(n.startswith("attention") for n in one["gradients"])
+    assert has_attention == ("full" in scenario.name)
 
 
-def test_two_workers_resume_exactly_and_one_can_take_over(tmp_path: Path) -> None:
-    saved = str(tmp_path / "checkpoint")
-    end = ("train", tiny.TOTAL)
-    straight, _, second = together(
-        tmp_path / "runs",
-        2,
-        (1, 2, [end]),
-        (1, 2, [("train", 3), ("save", saved)]),
-        (1, 2, [("load", saved), end]),
-    )[0]
-    assert tiny.same(straight["weights"], second["weights"])
-    single = tiny.trainer()
-    single.load(Path(saved))
-    assert len(single.training_step.history_a.state()) == 2, "both ranks' parts of the pool must be there"
-    tiny.train(single, 6)
-    whole = tiny.trainer()
-    tiny.train(whole, 6)
-    assert difference(tiny.weights(whole), tiny.weights(single)) < 2e-2
+@pytest.mark.parametrize("scenario", ACROSS, ids=lambda s: s.name)
+def test_weights_after_several_steps_and_the_switch(
+    scenario: Scenario, together: dict[str, list[dict[str, Any]]]
+) -> None:
+    one = ranks.play(scenario)
+    first, second = together[scenario.name]
+    assert one["stage"] == first["stage"] == "masked"
+    assert difference(one["weights"], first["weights"]) < WEIGHTS
+    assert tiny.same(first["weights"], second["weights"]), "ranks must agree bit for bit"
+
+
+def test_two_killed_workers_go_on_exactly_and_one_can_take_over(
+    tmp_path: Path, together: dict[str, list[dict[str, Any]]]
+) -> None:
+    """2 x ``kill -9`` before the switch (at 3) and after it (at 5), in mid-epoch: the weights are the same bits."""
+    straight = next(s for s in ACROSS if s.name == "across-agit-2")
+    saved = {at: str(tmp_path / f"step-{at}") for at in (3, 5)}
+    first = straight._replace(until=3, save=saved[3])
+    ranks.run(tmp_path / "first", 2, [first], die=True)
+    then = straight._replace(name="then", until=5, load=saved[3], save=saved[5])
+    end = straight._replace(name="end", load=saved[5])
+    ranks.run(tmp_path / "second", 2, [then], die=True)
+    finished = ranks.run(tmp_path / "third", 2, [end])["end"]
+    for rank, before in zip(finished, together[straight.name], strict=True):
+        assert tiny.same(before["weights"], rank["weights"])
+    alone = ranks.play(straight._replace(load=saved[3]))
+    assert difference(alone["weights"], finished[0]["weights"]) < WEIGHTS
+    back = ranks.play(straight)
+    assert difference(alone["weights"], back["weights"]) < WEIGHTS

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from agit_core.config import LossConfig, StageConfig
+from agit_core.networks import cancelled_biases
 from agit_core.stages import HEALTH_KEYS, Stage, StageMachine, collapse, hard_mask
+from agit_core.trainer import Trainer
 from tests.agit_core import tiny
 
 
@@ -87,25 +89,42 @@ def parts(of: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def test_attention_moves_before_the_switch_and_not_one_bit_after() -> None:
     trainer = tiny.trainer()
-    before = start = at_switch = tiny.weights(trainer)
+    nets = trainer.networks
+    start, before, at_switch = tiny.weights(trainer), tiny.weights(trainer), {}
+    moments: dict[str, Tensor] = {}
     switched = None
     for result in trainer.run(tiny.loader(trainer.plan)):
         if result.switched:
-            switched = result.step - 1
-            at_switch = before
-        before = tiny.weights(trainer)
+            switched, at_switch = result.step - 1, before
+        if switched is None:
+            before, moments = tiny.weights(trainer), attention_moments(trainer)
     # 7 items an epoch, 2 a step: step 4 is the first whose first item belongs to epoch 1
     assert switched == 4
     end = tiny.weights(trainer)
-    for name in ("attention_a", "attention_b"):
-        moved = [not torch.equal(start[k], at_switch[k]) for k in parts(start, name)]
-        assert all(moved), f"{name} must train in stage full"
+    names = {p: n for n, p in nets.named_parameters()}
+    for name, net in (("attention_a", nets.attention_a), ("attention_b", nets.attention_b)):
+        assert net is not None
+        idle = {names[p] for p in cancelled_biases(net)}
+        moved = {k for k in parts(start, name) if not torch.equal(start[k], at_switch[k])}
+        assert moved == parts(start, name).keys() - idle, f"{name} must train in stage full"
         assert tiny.same(parts(at_switch, name), parts(end, name)), f"{name} must be frozen after"
+    assert tiny.same(moments, attention_moments(trainer)), "not even Adam's moments and step counts may move"
+    assert moments
     for name in ("generator_ab", "generator_ba"):
         assert not tiny.same(parts(at_switch, name), parts(end, name))
     for name in ("discriminator_a", "discriminator_b"):
         assert not tiny.same(parts(at_switch, f"{name}.conv"), parts(end, f"{name}.conv"))
         assert tiny.same(parts(at_switch, f"{name}.norms"), parts(end, f"{name}.norms"))
+
+
+def attention_moments(trainer: Trainer) -> dict[str, Tensor]:
+    state = trainer.training_step.optimizer_g.state
+    return {
+        f"{name}.{key}": value.clone()
+        for name, parameter in trainer.networks.named_parameters()
+        if name.startswith("attention")
+        for key, value in state[parameter].items()
+    }
 
 
 @pytest.mark.parametrize("source", ["blend", "raw"])

@@ -1,0 +1,150 @@
+"""Checkpoints on disk: whole or refused, and loaded without running code."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from agit_core import checkpoint
+from agit_core.checkpoint import CheckpointDamaged
+from agit_core.errors import BadInput
+from tests.agit_core import tiny
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    trainer = tiny.trainer()
+    tiny.train(trainer, 1)
+    trainer.save(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+@pytest.mark.parametrize("name", ["networks.pt", "training.pt", "history.pt", "checkpoint.json"])
+def test_one_flipped_bit_is_noticed(saved: Path, name: str) -> None:
+    file = saved / name
+    data = bytearray(file.read_bytes())
+    place = data.index(b'"step": 1') + len('"step": ') if name.endswith("json") else len(data) // 2
+    data[place] ^= 1
+    file.write_bytes(bytes(data))
+    with pytest.raises(CheckpointDamaged, match=name):
+        checkpoint.read(saved)
+
+
+@pytest.mark.parametrize("name", ["networks.pt", "training.pt", "history.pt", "checkpoint.json"])
+def test_a_missing_or_cut_file_is_noticed(saved: Path, name: str) -> None:
+    file = saved / name
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(CheckpointDamaged, match=name):
+        checkpoint.read(saved)
+    file.unlink()
+    with pytest.raises(CheckpointDamaged, match=name):
+        checkpoint.read(saved)
+
+
+@pytest.mark.parametrize(
+    "text", ["[1, 2]", "null", "{}", '{"files": {}}', "\udc00".encode("utf-8", "surrogatepass")]
+)
+def test_a_manifest_that_is_none_is_noticed(saved: Path, text: str | bytes) -> None:
+    (saved / "checkpoint.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(CheckpointDamaged):
+        checkpoint.read(saved)
+
+
+def test_a_failing_write_leaves_the_old_checkpoint_whole(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = checkpoint.verify(saved)
+    trainer = tiny.trainer()
+    tiny.train(trainer, 2)
+    real = torch.save
+
+    def fails(value: object, path: Path) -> None:
+        if path.name == "training.pt":
+            raise OSError("no space left on device")
+        real(value, path)
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(OSError, match="no space"):
+        trainer.save(saved)
+    assert checkpoint.verify(saved) == before
+    assert [p.name for p in saved.parent.iterdir()] == ["checkpoint"], "nothing half-written stays"
+
+
+def test_killed_between_the_two_renames_the_old_one_is_found(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    before = checkpoint.read(saved)
+    real = os.replace
+
+    def dies(source: Path, target: Path) -> None:
+        if Path(target) == saved:
+            raise Killed
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", dies)
+    with pytest.raises(Killed):
+        tiny.trainer().save(saved)
+    assert not saved.exists()
+    assert checkpoint.read(saved).info == before.info
+    assert checkpoint.read_networks(saved)[0] == before.info
+    monkeypatch.undo()
+    tiny.trainer().save(saved)
+    assert checkpoint.read(saved).info["step"] == 0
+    assert [p.name for p in saved.parent.iterdir()] == ["checkpoint"]
+
+
+def test_loading_runs_no_code(saved: Path) -> None:
+    owned = saved.parent / "owned"
+
+    class Harmful:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(owned),)
+
+    snapshot = checkpoint.read(saved)
+    snapshot.history["a"] = Harmful()  # type: ignore[assignment]
+    checkpoint.write(saved, snapshot)
+    with pytest.raises(pickle.UnpicklingError):
+        tiny.trainer().load(saved)
+    assert not owned.exists()
+
+
+def test_averaged_generators_are_those_of_inference(tmp_path: Path) -> None:
+    config = tiny.method()
+    trainer = tiny.trainer(replace(config, optimizer=replace(config.optimizer, average_decay=0.9)))
+    tiny.train(trainer, 2)
+    trainer.save(tmp_path / "c")
+    info, weights = checkpoint.read_networks(tmp_path / "c")
+    live = tiny.weights(trainer)
+    assert info["step"] == 2
+    for name, value in weights.items():
+        generator = name.startswith("generator")
+        assert torch.equal(value, trainer.averaged[name] if generator else live[name])
+    assert not torch.equal(weights["generator_ab.0.weight"], live["generator_ab.0.weight"])
+
+
+def test_the_average_follows_its_formula() -> None:
+    config = tiny.method()
+    trainer = tiny.trainer(replace(config, optimizer=replace(config.optimizer, average_decay=0.5)))
+    name = "generator_ab.0.weight"
+    expected = tiny.weights(trainer)[name]
+    for step in range(12):
+        trainer.train_on(tiny.next_batch(trainer))
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * tiny.weights(trainer)[name]
+    assert torch.allclose(trainer.averaged[name], expected, atol=1e-6)
+
+
+def test_the_method_survives_json() -> None:
+    config = tiny.method(tau=0.25)
+    assert checkpoint.method_from_dict(json.loads(json.dumps(checkpoint.method_to_dict(config)))) == config
+    with pytest.raises(BadInput):
+        checkpoint.method_from_dict({"networks": {"widht": 3}})

@@ -1,0 +1,125 @@
+"""The yardstick: the same training step as public implementations write it.
+
+Eager, fp32, channels first; ``nn.InstanceNorm2d``; one discriminator pass for the real images and one for the
+fakes; a backward per discriminator; ``torch.optim.Adam`` as it comes; losses read with ``.item()``. The
+discriminators are frozen in the generators' half, as the most used CycleGAN code does. It computes what
+:class:`agit_core.step.TrainingStep` computes, which a test holds both to.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import random
+
+import torch
+from torch import Tensor, nn
+
+from agit_core.config import MethodConfig
+from agit_core.networks import InstanceNorm, Networks
+
+
+def with_plain_norms(networks: Networks) -> Networks:
+    """A copy with the same weights whose norms are PyTorch's own modules."""
+    networks = copy.deepcopy(networks)
+    for parent in list(networks.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, InstanceNorm):
+                norm = nn.InstanceNorm2d(child.channels, affine=child.weight is not None)
+                norm.load_state_dict(child.state_dict())
+                setattr(parent, name, norm)
+    return networks
+
+
+class ImagePool:
+    """Earlier fakes with their masks: the usual pool, image by image."""
+
+    def __init__(self, size: int = 50) -> None:
+        self.size = size
+        self.entries: list[tuple[Tensor, Tensor]] = []
+
+    def query(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        answer = []
+        for entry in zip(images, masks, strict=True):
+            if len(self.entries) < self.size:
+                self.entries.append(entry)
+            elif random.random() < 0.5:
+                place = random.randrange(self.size)
+                entry, self.entries[place] = self.entries[place], entry
+            answer.append(entry)
+        return torch.stack([image for image, _ in answer]), torch.stack([mask for _, mask in answer])
+
+
+class PlainStep:
+    """Call it with a batch of each domain; it moves every trained parameter once."""
+
+    def __init__(self, networks: Networks, config: MethodConfig, masked: bool) -> None:
+        self.nets = with_plain_norms(networks)
+        self.config, self.masked = config, masked
+        nets, adam = self.nets, config.optimizer
+        attention = [nets.attention_a, nets.attention_b]
+        if masked:
+            for net in (*attention, nets.discriminator_a.norms, nets.discriminator_b.norms):
+                net.requires_grad_(False)
+            attention = []
+        generators = [nets.generator_ab, nets.generator_ba, *attention]
+        self.discriminators = [nets.discriminator_a, nets.discriminator_b]
+        settings = {"lr": adam.learning_rate, "betas": (adam.beta1, adam.beta2)}
+        self.optimizer_g = torch.optim.Adam(
+            itertools.chain(*(n.parameters() for n in generators)),
+            **settings,  # type: ignore[arg-type]
+        )
+        self.optimizer_d = torch.optim.Adam(
+            [p for n in self.discriminators for p in n.parameters() if p.requires_grad],
+            **settings,  # type: ignore[arg-type]
+        )
+        self.pool_a, self.pool_b = ImagePool(config.history.size), ImagePool(config.history.size)
+        self.mse, self.l1 = nn.MSELoss(), nn.L1Loss()
+
+    def seen(self, image: Tensor, mask: Tensor) -> Tensor:
+        return image * (mask.detach() >= self.config.stages.tau).float() if self.masked else image
+
+    def judge(self, net: nn.Module, image: Tensor, real: bool) -> Tensor:
+        scores = net(image, normalise=not self.masked)
+        return self.mse(scores, torch.full_like(scores, float(real)))
+
+    def __call__(self, a: Tensor, b: Tensor) -> dict[str, float]:
+        nets, weight = self.nets, self.config.losses.cycle_weight
+        mask_a, mask_b = nets.attention_a(a), nets.attention_b(b)
+        fake_b = mask_a * nets.generator_ab(a) + (1 - mask_a) * a
+        fake_a = mask_b * nets.generator_ba(b) + (1 - mask_b) * b
+        mask_fake_b, mask_fake_a = nets.attention_b(fake_b), nets.attention_a(fake_a)
+        back_a = mask_fake_b * nets.generator_ba(fake_b) + (1 - mask_fake_b) * fake_b
+        back_b = mask_fake_a * nets.generator_ab(fake_a) + (1 - mask_fake_a) * fake_a
+
+        trained = list(self.optimizer_d.param_groups[0]["params"])
+        for p in trained:
+            p.requires_grad_(False)
+        self.optimizer_g.zero_grad()
+        gan_ab = self.judge(nets.discriminator_b, self.seen(fake_b, mask_a), True)
+        gan_ba = self.judge(nets.discriminator_a, self.seen(fake_a, mask_b), True)
+        cycle_a, cycle_b = self.l1(back_a, a), self.l1(back_b, b)
+        (gan_ab + gan_ba + weight * cycle_a + weight * cycle_b).backward()
+        self.optimizer_g.step()
+
+        for p in trained:
+            p.requires_grad_(True)
+        self.optimizer_d.zero_grad()
+        losses = {}
+        for name, net, real, real_mask, pool, fake, fake_mask in (
+            ("discriminator_a", nets.discriminator_a, a, mask_a, self.pool_a, fake_a, mask_b),
+            ("discriminator_b", nets.discriminator_b, b, mask_b, self.pool_b, fake_b, mask_a),
+        ):
+            old, old_mask = pool.query(fake.detach(), fake_mask.detach())
+            on_real = self.judge(net, self.seen(real, real_mask), True)
+            on_fake = self.judge(net, self.seen(old, old_mask), False)
+            loss = 0.5 * (on_real + on_fake)
+            loss.backward()
+            losses[name] = loss.item()
+        self.optimizer_d.step()
+        return losses | {
+            "generator_ab": gan_ab.item(),
+            "generator_ba": gan_ba.item(),
+            "cycle_a": cycle_a.item(),
+            "cycle_b": cycle_b.item(),
+        }
