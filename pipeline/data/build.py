@@ -26,8 +26,8 @@ from pipeline.data.shards import Row, ShardWriter, Written, read_rows
 from pipeline.data.source import Entry
 from pipeline.data.workers import ordered_map
 
-_ENTRIES_PER_TASK = 64
-_ENTRIES_PER_WORKER = 128
+ENTRIES_PER_TASK = 64
+ENTRIES_PER_WORKER = 128
 _UPLOADS = 2
 _META = b"agit"
 
@@ -71,7 +71,7 @@ def build(
                 owners.append(work)
                 yield Task(entries, work.policy, remote)
 
-    processes = min(workers, max(1, sum(len(plan.entries) for plan in plans) // _ENTRIES_PER_WORKER))
+    processes = min(workers, max(1, sum(len(plan.entries) for plan in plans) // ENTRIES_PER_WORKER))
     uploads: deque[Future[Done]] = deque()
     written: list[Done] = []
     with tempfile.TemporaryDirectory(prefix="agit-shards-") as folder, ThreadPoolExecutor(_UPLOADS) as pool:
@@ -153,8 +153,8 @@ class _Work:
 
     def portions(self) -> Iterator[tuple[Entry, ...]]:
         """The missing entries, a task's worth at a time; one empty portion when nothing is missing."""
-        for start in range(0, max(1, len(self._missing)), _ENTRIES_PER_TASK):
-            yield tuple(self._missing[start : start + _ENTRIES_PER_TASK])
+        for start in range(0, max(1, len(self._missing)), ENTRIES_PER_TASK):
+            yield tuple(self._missing[start : start + ENTRIES_PER_TASK])
 
     def add(self, folder: Path, encoded: Encoded) -> None:
         """Takes the result of the next portion."""

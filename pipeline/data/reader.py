@@ -64,6 +64,10 @@ class ShardImages:
         data = self._bytes(index, int(self._image_at[index]), int(self._image_bytes[index]))
         return decode_image(_tensor(data), ImageReadMode.RGB)
 
+    def has_mask(self, index: int) -> bool:
+        """Whether there is a mask, without reading it."""
+        return bool(self._mask_bytes[index])
+
     def mask(self, index: int) -> Tensor | None:
         """uint8 (1, S, S), 0 or 255 on the object, or None where the image has no mask."""
         length = int(self._mask_bytes[index])

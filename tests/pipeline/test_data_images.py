@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from pipeline.data.images import ImagePolicy, StoredImage, Unusable, look, store
+from tests.pipeline.pictures import encoded, picture
+
+SIZE = 40
+PNG = ImagePolicy(SIZE, "png", 95, 16)
+JPEG = ImagePolicy(SIZE, "jpeg", 95, 16)
+
+
+def pixels(stored: StoredImage) -> np.ndarray:
+    image = Image.open(io.BytesIO(stored.data))
+    assert image.mode == "RGB"
+    assert image.size == (SIZE, SIZE)
+    return np.asarray(image).astype(int)
+
+
+def grey16() -> bytes:
+    values = np.linspace(0, 65535, SIZE * SIZE).reshape(SIZE, SIZE).astype(np.uint16)
+    return encoded(Image.fromarray(values))
+
+
+def palette_with_hole() -> bytes:
+    image = picture(1).quantize(16)
+    return encoded(image, "PNG", transparency=0)
+
+
+def animated() -> bytes:
+    frames = [picture(seed) for seed in range(3)]
+    return encoded(frames[0], "WEBP", lossless=True, save_all=True, append_images=frames[1:])
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: encoded(picture(1)), lambda: picture(1)),
+        (lambda: encoded(picture(1, mode="L")), lambda: picture(1, mode="L").convert("RGB")),
+        (lambda: encoded(picture(1).convert("1")), lambda: picture(1).convert("1").convert("RGB")),
+        (grey16, lambda: Image.fromarray(np.linspace(0, 255.99, 1600).reshape(40, 40).astype(np.uint8))),
+        (animated, lambda: picture(0)),
+        (lambda: encoded(picture(1), "TIFF"), lambda: picture(1)),
+        (lambda: encoded(picture(1), "BMP"), lambda: picture(1)),
+        (lambda: encoded(picture(1), "WEBP", lossless=True), lambda: picture(1)),
+        (lambda: encoded(picture(1).quantize(255)), lambda: picture(1).quantize(255).convert("RGB")),
+    ],
+    ids=["rgb", "grey", "bilevel", "16 bit", "animated", "tiff", "bmp", "webp", "palette"],
+)
+def test_everything_becomes_rgb(make: Callable[[], bytes], expected: Callable[[], Image.Image]) -> None:
+    want = np.asarray(expected().convert("RGB")).astype(int)
+    assert np.abs(pixels(store(make(), None, PNG)) - want).max() <= 1
+
+
+def test_cmyk_jpeg_has_the_right_colours() -> None:
+    red = Image.new("CMYK", (SIZE, SIZE), (0, 255, 255, 0))
+    assert np.abs(pixels(store(encoded(red, "JPEG", quality=95), None, PNG)) - [255, 0, 0]).max() < 8
+
+
+def test_alpha_lies_over_white() -> None:
+    image = Image.new("RGBA", (SIZE, SIZE), (200, 0, 0, 0))
+    image.paste((0, 100, 0, 255), (0, 0, 20, SIZE))
+    out = pixels(store(encoded(image), None, PNG))
+    assert (out[:, :20] == [0, 100, 0]).all()
+    assert (out[:, 20:] == 255).all()
+    hole = pixels(store(palette_with_hole(), None, PNG))
+    where = np.asarray(picture(1).quantize(16)) == 0
+    assert where.any()
+    assert (hole[where] == 255).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    upright = picture(3, (60, 40))
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    turned = upright.transpose(undo[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = store(encoded(turned, "PNG", exif=exif), None, PNG)
+    want = np.asarray(upright.resize((SIZE, SIZE), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(pixels(stored) - want).max() <= 6
+    assert (stored.width, stored.height) == (60, 40)
+
+
+def test_a_colour_profile_is_converted_to_srgb() -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = srgb.replace(b"rXYZ", b"tmp!").replace(b"bXYZ", b"rXYZ").replace(b"tmp!", b"bXYZ")
+    swapped = swapped.replace("sRGB".encode("utf-16-be"), "xBGR".encode("utf-16-be"))
+    out = pixels(store(encoded(picture(1), icc_profile=swapped), None, PNG))
+    assert np.abs(out - np.asarray(picture(1)).astype(int)[..., ::-1]).max() < 8, "red and blue change places"
+    assert (pixels(store(encoded(picture(1), icc_profile=srgb), None, PNG)) == np.asarray(picture(1))).all()
+    broken = encoded(picture(1), icc_profile=b"not a profile")
+    assert (pixels(store(broken, None, PNG)) == np.asarray(picture(1))).all()
+
+
+def test_a_jpeg_that_fits_is_stored_as_it_came() -> None:
+    data = encoded(picture(1), "JPEG", quality=80)
+    assert store(data, None, JPEG).data == data
+    assert store(data, None, PNG).data != data
+    exif = Image.Exif()
+    exif[0x010F] = "A camera"
+    private = encoded(picture(1), "JPEG", quality=80, exif=exif, comment=b"my garden")
+    assert b"my garden" in private
+    stored = store(private, None, JPEG).data
+    assert b"camera" not in stored
+    assert b"my garden" not in stored
+    grey = encoded(picture(1, mode="L"), "JPEG")
+    assert Image.open(io.BytesIO(store(grey, None, JPEG).data)).mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"hello, this is text", "not an image"),
+        (encoded(picture(1, (200, 200)), "JPEG")[:900], "cannot be decoded"),
+        (encoded(picture(1, (200, 200)), "PNG")[:400], "cannot be decoded"),
+        (encoded(picture(1, (200, 12))), "200 x 12 pixels is smaller than minimum_size 16"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+    ],
+)
+def test_unusable_files_say_why(data: bytes, reason: str) -> None:
+    with pytest.raises(Unusable, match=reason):
+        store(data, None, JPEG)
+
+
+def test_a_bomb_is_refused() -> None:
+    bomb = encoded(Image.new("1", (20000, 20000)), "PNG")
+    assert len(bomb) < 100_000
+    with pytest.raises(Unusable, match="pixels"):
+        store(bomb, None, JPEG)
+
+
+def test_a_large_jpeg_is_close_to_full_decoding() -> None:
+    large = picture(5, (400, 300))
+    want = np.asarray(large.resize((SIZE, SIZE), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(pixels(store(encoded(large, "JPEG", quality=95), None, PNG)) - want).mean() < 2
+
+
+def test_the_mask_follows_the_image() -> None:
+    mask = Image.new("L", (80, 60))
+    mask.paste(255, (0, 0, 40, 60))
+    stored = store(encoded(picture(1, (80, 60))), encoded(mask), JPEG)
+    assert stored.mask is not None
+    out = np.asarray(Image.open(io.BytesIO(stored.mask)))
+    assert out.shape == (SIZE, SIZE)
+    assert set(np.unique(out)) == {0, 255}
+    assert (out[:, :20] == 255).all()
+    assert (out[:, 20:] == 0).all()
+    other = store(encoded(picture(1, (80, 60))), encoded(mask.resize((60, 80))), JPEG)
+    assert other.mask is None
+    assert "60 x 80" in (other.mask_refused or "")
+    broken = store(encoded(picture(1)), b"no mask", JPEG)
+    assert broken.mask is None
+    assert "mask" in (broken.mask_refused or "")
+
+
+def test_looks_of_copies_are_close_and_others_far() -> None:
+    def bits(one: bytes, other: bytes) -> int:
+        return (int.from_bytes(one, "big") ^ int.from_bytes(other, "big")).bit_count()
+
+    original = picture(7, (120, 90))
+    again = Image.open(io.BytesIO(encoded(original.resize((100, 75)), "JPEG", quality=70)))
+    assert bits(look(original), look(again)) <= 3
+    assert min(bits(look(original), look(picture(seed, (120, 90)))) for seed in range(8, 40)) > 20
