@@ -19,6 +19,7 @@ from typing import Any
 
 from agit_core import checkpoint
 from agit_core.checkpoint import CheckpointDamaged, Snapshot
+from agit_core.errors import RunFailed
 from pipeline import storage
 
 log = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ class CheckpointStore:
             self._upload(snapshot, folder)
         else:
             _sweep(storage.local_path(self.uri))
-            checkpoint.write(storage.local_path(folder), snapshot)
+            _write_local(storage.local_path(folder), snapshot)
         self._info[step] = snapshot.info
         self._prune()
 
@@ -130,7 +131,7 @@ class CheckpointStore:
         storage.remove(folder)
         with tempfile.TemporaryDirectory(prefix="agit-save-") as scratch:
             local = Path(scratch) / storage.name(folder)
-            checkpoint.write(local, snapshot)
+            _write_local(local, snapshot)
             last = (local / checkpoint.MANIFEST).read_bytes()
             (local / checkpoint.MANIFEST).unlink()
             storage.upload_folder(local, folder)
@@ -157,6 +158,19 @@ class CheckpointStore:
             if match and len(parts) == 2:
                 found.setdefault(int(match[1]), set()).add(parts[1])
         return found
+
+
+def _write_local(directory: Path, snapshot: Snapshot) -> None:
+    try:
+        checkpoint.write(directory, snapshot)
+    except (OSError, RuntimeError) as error:
+        # torch reports a full disk as a RuntimeError about streams
+        free = shutil.disk_usage(directory.parent).free
+        size = sum(tensor.nbytes for tensor in snapshot.networks.values())
+        reason = f"No space left ({free} bytes are free)" if free < size else " ".join(str(error).split())
+        raise RunFailed(
+            f"cannot write the checkpoint {directory}: {reason}; make room or set TMPDIR to a larger disk"
+        ) from error
 
 
 def _looks_whole(names: set[str]) -> bool:

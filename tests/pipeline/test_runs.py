@@ -1,0 +1,84 @@
+"""The state of runs, from what they left in storage."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agit_core.errors import BadInput
+from pipeline import runs, storage, train_events
+from pipeline.train_checkpoints import CheckpointStore
+from tests.pipeline.test_train_checkpoints import snapshot
+
+
+def write_run(root: Path, name: str, state: str, age: float = 0.0, **more: Any) -> str:
+    uri = str(root / "runs" / name)
+    storage.write_json(
+        storage.join(uri, "spec.json"), {"run_id": name, "attempt": 2, "owner": {"host": "h", "pid": 1}}
+    )
+    progress = {
+        "state": state,
+        "step": 40,
+        "total_steps": 100,
+        "time": time.time() - age,
+        "message": "",
+        **more,
+    }
+    storage.write_json(storage.join(uri, "progress.json"), progress)
+    return uri
+
+
+def test_lists_runs_last_active_first(tmp_path: Path) -> None:
+    write_run(tmp_path, "old", "failed", 1000, message="the disk is full")
+    write_run(tmp_path, "dead", "running", 500)
+    write_run(tmp_path, "live", "running", 1, images_per_s=12.5, eta_s=30, workers=2)
+    (tmp_path / "runs" / "stray").mkdir()
+    found = runs.list_runs(str(tmp_path))
+    assert [(run["run_id"], run["state"]) for run in found] == [
+        ("live", "running"),
+        ("dead", "interrupted"),
+        ("old", "failed"),
+    ]
+    assert found[0]["images_per_s"] == 12.5
+    assert found[2]["message"] == "the disk is full"
+
+
+def test_no_runs(tmp_path: Path) -> None:
+    assert runs.list_runs(str(tmp_path / "nothing")) == []
+    with pytest.raises(BadInput, match="no run at"):
+        runs.status(str(tmp_path / "runs" / "x"))
+
+
+def test_status_tells_failures_and_recoveries(tmp_path: Path) -> None:
+    uri = write_run(tmp_path, "r", "running", 300, last_checkpoint_step=40)
+    CheckpointStore(uri, keep=2).write(snapshot(40))
+    train_events.record(uri, "started", step=0, workers=2)
+    train_events.record(uri, "worker_failed", "a process of the training died")
+    train_events.record(uri, "resumed", step=30, redone=7, workers=2)
+    status = runs.status(uri)
+    assert status["state"] == "interrupted"
+    assert status["checkpoints"] == [40]
+    assert (status["failures"], status["steps_redone"], status["attempt"]) == (1, 7, 2)
+    assert [event["kind"] for event in status["events"]] == ["started", "worker_failed", "resumed"]
+    text = "\n".join(runs.describe(status))
+    assert "step 40 of 100" in text
+    assert "worker failed: a process of the training died" in text
+    assert "resumed at step 30 (7 steps done again)" in text
+    assert "goes on from the last checkpoint" in text
+
+
+def test_result_is_the_last_word(tmp_path: Path) -> None:
+    uri = write_run(tmp_path, "r", "running", 300)
+    storage.write_json(storage.join(uri, "result.json"), {"steps": 100})
+    status = runs.status(uri)
+    assert (status["state"], status["step"], status["last_checkpoint_step"]) == ("finished", 100, 100)
+
+
+def test_events_survive_an_outage(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    train_events.record(str(blocked), "started")  # a folder cannot be made below a file: told to nobody
+    assert train_events.read(str(tmp_path)) == []

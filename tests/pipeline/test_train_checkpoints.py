@@ -1,0 +1,135 @@
+"""Checkpoints in storage: whole or invisible, verified, the last k and the best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from agit_core.checkpoint import MANIFEST, CheckpointDamaged, Snapshot
+from pipeline import storage
+from pipeline.train_checkpoints import CheckpointStore
+from tests.pipeline.s3 import S3Server
+from tests.pipeline.training import same_state
+
+
+def snapshot(step: int, score: float = 1.0, stage: str = "full") -> Snapshot:
+    info = {"step": step, "stage": stage, "image_size": 8, "method": {}, "scores": {"cycle": score}}
+    weights = {"w": torch.arange(8.0) + step}
+    return Snapshot(info, weights, {}, {"optimizer": [step]}, {"a": {0: torch.zeros(1, 4, 2, 2)}, "b": {}})
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A run's folder, here and on a real S3 server."""
+    if request.param == "local":
+        return str(tmp_path / "run")
+    server: S3Server = request.getfixturevalue("s3")
+    return storage.join(server.uri, "run")
+
+
+def test_keeps_the_newest_and_the_best(root: str) -> None:
+    store = CheckpointStore(root, keep=2, best_by="cycle")
+    for step, score in ((10, 3.0), (20, 1.0), (30, 2.0), (40, 2.5), (50, 2.2)):
+        store.write(snapshot(step, score))
+    assert store.steps() == [50, 40, 20]
+    assert CheckpointStore(root, 2, "cycle").best() == 20
+    assert CheckpointStore(root, 2, None).best() is None
+
+
+def test_best_is_of_the_present_stage(root: str) -> None:
+    store = CheckpointStore(root, keep=1, best_by="cycle")
+    store.write(snapshot(10, 0.1, "full"))
+    store.write(snapshot(20, 0.9, "masked"))
+    store.write(snapshot(30, 1.5, "masked"))
+    assert store.best() == 20
+    assert store.steps() == [30, 20]
+
+
+def test_reads_what_was_written(root: str) -> None:
+    store = CheckpointStore(root, keep=3)
+    assert store.load_newest() == (None, [])
+    assert store.newest() == 0
+    written = snapshot(10)
+    store.write(written)
+    found, damaged = CheckpointStore(root, keep=3).load_newest()
+    assert found is not None
+    assert same_state(found, written)
+    assert not damaged
+
+
+@pytest.mark.parametrize("harm", ["truncate", "flip", "missing"])
+def test_damaged_newest_falls_back(root: str, harm: str) -> None:
+    store = CheckpointStore(root, keep=3)
+    store.write(snapshot(10))
+    store.write(snapshot(20))
+    victim = storage.join(store.folder(20), "networks.pt")
+    data = storage.read_bytes(victim)
+    if harm == "missing":
+        storage.remove(victim)
+    else:
+        changed = data[:-40] if harm == "truncate" else data[:200] + bytes([data[200] ^ 1]) + data[201:]
+        storage.write_bytes(victim, changed)
+    again = CheckpointStore(root, keep=3)
+    with pytest.raises(CheckpointDamaged):
+        again.load(20)
+    found, damaged = again.load_newest()
+    assert found is not None
+    assert found.info["step"] == 10
+    assert len(damaged) == 1
+    assert "step 20 is damaged" in damaged[0]
+    # it is not tried again, and the same step can be written anew
+    assert CheckpointStore(root, keep=3).steps() == [10]
+    again.write(snapshot(20))
+    assert CheckpointStore(root, keep=3).steps() == [20, 10]
+
+
+def test_half_a_checkpoint_is_invisible_and_goes(root: str) -> None:
+    store = CheckpointStore(root, keep=3)
+    store.write(snapshot(10))
+    for step in (5, 20):
+        storage.write_bytes(storage.join(store.folder(step), "networks.pt"), b"half")
+    assert store.steps() == [10]
+    assert store.newest() == 10
+    store.write(snapshot(30))
+    assert not [
+        uri for uri in storage.list_(store.uri, recursive=True) if "00000005" in uri or "00000020" in uri
+    ]
+
+
+def test_manifest_is_uploaded_last_and_removed_first(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At no moment does storage hold a manifest whose files are not all there."""
+    store = CheckpointStore(storage.join(s3.uri, "run"), keep=1)
+    moments: list[bool] = []
+
+    def look() -> None:
+        for folder in storage.list_(store.uri):
+            files = {storage.name(uri) for uri in storage.list_(folder)}
+            whole = {MANIFEST, "networks.pt", "training.pt", "history.pt"}
+            moments.append(MANIFEST not in files or whole <= files)
+
+    for name in ("upload_file", "write_bytes", "remove"):
+
+        def wrapped(*args: Any, real: Callable[..., None] = getattr(storage, name)) -> None:
+            real(*args)
+            look()
+
+        monkeypatch.setattr(storage, name, wrapped)
+    store.write(snapshot(10))
+    store.write(snapshot(20))
+    store.write(snapshot(20))
+    assert len(moments) > 10
+    assert all(moments)
+
+
+def test_a_killed_writers_rest_is_swept(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path), keep=2)
+    rest = tmp_path / "checkpoints" / ".step-00000010-abcd"
+    rest.mkdir(parents=True)
+    (rest / "networks.pt").write_bytes(b"half")
+    assert store.steps() == []
+    store.write(snapshot(20))
+    assert not rest.exists()

@@ -1,0 +1,150 @@
+"""Background writing: never in the step's way, patient with the storage, honest when it gives up."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from agit_core.checkpoint import Snapshot
+from agit_core.errors import RunFailed
+from pipeline import storage
+from pipeline.train_checkpoints import CheckpointStore
+from pipeline.train_saver import Progress, Saver
+from tests.pipeline.s3 import S3Server
+from tests.pipeline.test_train_checkpoints import snapshot
+from tests.pipeline.training import wait_for
+
+
+class SlowStore(CheckpointStore):
+    """A store whose storage needs a while."""
+
+    def write(self, snapshot: Snapshot) -> None:
+        time.sleep(0.5)
+        super().write(snapshot)
+
+
+def test_put_does_not_wait_and_the_newest_wins(tmp_path: Path) -> None:
+    saver = Saver(SlowStore(str(tmp_path), keep=9), patience_s=10)
+    began = time.perf_counter()
+    for step in (10, 20, 30, 40):
+        saver.put({str(tmp_path / f"m{step}"): b"x"}, snapshot(step))
+        if step == 10:
+            wait_for(lambda: saver._busy, "the thread to start on the first one")
+    handed = time.perf_counter() - began
+    saver.drain()
+    whole = time.perf_counter() - began
+    assert handed < whole / 2
+    assert saver.last_stored == 40
+    # the first was being stored; of those that waited only the newest was, and no file was lost
+    assert CheckpointStore(str(tmp_path), keep=9).steps() == [40, 10]
+    assert all((tmp_path / f"m{step}").exists() for step in (10, 20, 30, 40))
+    saver.close()
+
+
+def test_survives_an_outage(s3_private: S3Server) -> None:
+    store = CheckpointStore(storage.join(s3_private.uri, "run"), keep=3)
+    saver = Saver(store, patience_s=60)
+    saver.put({}, snapshot(10))
+    saver.drain()
+    s3_private.stop()
+    began = time.perf_counter()
+    saver.put({}, snapshot(20))
+    saver.put({storage.join(s3_private.uri, "run/row"): b"row"}, snapshot(30))
+    saver.check()
+    assert time.perf_counter() - began < 1
+    time.sleep(1)
+    s3_private.start()
+    saver.drain()
+    assert store.newest() == 30
+    assert storage.read_bytes(storage.join(s3_private.uri, "run/row")) == b"row"
+    saver.close()
+
+
+def test_gives_up_in_one_sentence(s3_private: S3Server) -> None:
+    saver = Saver(CheckpointStore(storage.join(s3_private.uri, "run"), keep=3), patience_s=0.1)
+    s3_private.stop()
+    saver.put({}, snapshot(10))
+    with pytest.raises(RunFailed, match="does not answer") as caught:
+        saver.drain()
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RunFailed):
+        saver.check()
+    saver.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", str(folder)], capture_output=True
+    )
+    if made.returncode:
+        pytest.skip("mounting a small file system needs more rights than this process has")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def large(step: int) -> Snapshot:
+    """More than a few blocks."""
+    return dataclasses.replace(snapshot(step), networks={"w": torch.randn(50_000)})
+
+
+def fill(disk: Path) -> Path:
+    ballast = disk / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 4096)
+    return ballast
+
+
+def test_a_full_disk_is_waited_for_and_told(small_disk: Path) -> None:
+    store = CheckpointStore(str(small_disk / "run"), keep=3)
+    (small_disk / "run").mkdir()
+    ballast = fill(small_disk)
+    saver = Saver(store, patience_s=30)
+    saver.put({}, large(10))
+    time.sleep(0.5)
+    assert store.steps() == []
+    saver.check()
+    ballast.unlink()
+    saver.drain()
+    assert store.steps() == [10]
+    saver.close()
+    fill(small_disk)
+    saver = Saver(store, patience_s=0)
+    saver.put({}, large(20))
+    with pytest.raises(RunFailed, match="No space left"):
+        saver.drain()
+    assert store.steps() == [10]
+    saver.close()
+
+
+def test_progress_is_written_while_the_step_sleeps(tmp_path: Path) -> None:
+    saver = Saver(CheckpointStore(str(tmp_path), keep=1), patience_s=1)
+    progress = Progress(str(tmp_path), saver, 4, state="running", step=10, total_steps=100, resumed_from=10)
+    file = tmp_path / "progress.json"
+    wait_for(file.exists, "the first progress.json", 5)
+    first = json.loads(file.read_text())
+    assert first["step"] == 10
+    assert first["images_per_s"] is None
+    assert first["last_checkpoint_step"] == 10
+    time.sleep(0.2)
+    progress.update(step=20, losses={"cycle_a": 0.5})
+    progress.close(message="done")
+    last = json.loads(file.read_text())
+    assert last["step"] == 20
+    assert last["losses"] == {"cycle_a": 0.5}
+    assert last["message"] == "done"
+    assert last["images_per_s"] > 0
+    assert last["eta_s"] > 0
+    saver.close()

@@ -1,0 +1,103 @@
+"""Tiny runs for the tests of training: seconds on one core, with every part real."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agit_core import checkpoint
+from agit_core.checkpoint import Snapshot
+from pipeline import launch, storage
+from pipeline.config import Config, parse
+from pipeline.data.prepare import prepare
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "data": {
+        "image_size": 32,
+        "load_size": 36,
+        "builtin": {"train": 12, "test": 4, "size": 36},
+        "workers": 1,
+    },
+    "method": {
+        "networks": {
+            "generator_width": 4,
+            "generator_blocks": 1,
+            "attention_width": 4,
+            "discriminator_width": 4,
+        },
+        "stages": {"switch_by": "step", "switch_at": 15},
+        "history": {"size": 4},
+    },
+    "train": {
+        "epochs": 1000,
+        "max_steps": 60,
+        "batch_size": 2,
+        "workers": 2,
+        "device": "cpu",
+        "threads_per_worker": 1,
+        "log_every": 5,
+        "sample_every": 40,
+        "samples": 1,
+        "checkpoint_every": 20,
+    },
+}
+
+
+def tiny(storage_uri: str | Path, **train: Any) -> Config:
+    """The tiny configuration with some of its training settings changed."""
+    return parse({**TINY, "storage": str(storage_uri), "train": TINY["train"] | train})
+
+
+def prepared(root: str | Path) -> str:
+    """URI of the prepared data of :data:`TINY`."""
+    return prepare(tiny(root)).uri
+
+
+def spec_of(config: Config, data_uri: str) -> dict[str, Any]:
+    """What the job of this configuration is told."""
+    manifest = storage.read_json(storage.join(data_uri, "manifest.json"))
+    name = launch.run_id(config, manifest)
+    run_uri = storage.join(launch.absolute(config.storage), "runs", name)
+    return {
+        "run_id": name,
+        "run_uri": run_uri,
+        "data_uri": data_uri,
+        "config": config.plain(),
+        "attempt": 1,
+        "owner": {},
+    }
+
+
+def read_checkpoint(uri: str) -> Snapshot:
+    return checkpoint.read(storage.local_path(uri))
+
+
+def same(left: Any, right: Any) -> bool:
+    """Bit for bit, however deep."""
+    if isinstance(left, torch.Tensor):
+        return isinstance(right, torch.Tensor) and left.dtype == right.dtype and torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[k], right[k]) for k in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(same, left, right))
+    return bool(left == right)
+
+
+def same_state(left: Snapshot, right: Snapshot) -> bool:
+    """Whether two checkpoints hold the same weights, optimiser, history and random state."""
+    parts = ("networks", "averaged", "training", "history")
+    return all(same(getattr(left, part), getattr(right, part)) for part in parts)
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
+    """Polls until the condition holds and returns what it said."""
+    until = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < until, f"waited {seconds:.0f} s for {what}"
+        time.sleep(0.05)
+    return found
