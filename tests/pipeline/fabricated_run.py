@@ -17,18 +17,22 @@ from pipeline.data import builtin
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">&amp;.jpg"
 SIZE = 64
-SWITCH, TOTAL, EVERY = 300, 600, 100
+SWITCH, TOTAL = 300, 600
 RUN_ID = "demo-0a1b2c3d"
 
 
 def configuration(storage: Path | str) -> Config:
-    return load("demo", [f"storage={storage}", "cluster.env={HF_TOKEN: hf_abc123}"])
+    return load(
+        "demo",
+        [f"storage={storage}", "cluster.env={HF_TOKEN: hf_abc123}", f"method.stages.switch_at={SWITCH}"],
+    )
 
 
-def fabricate(root: Path, **without: bool) -> tuple[Config, str, str]:
+def fabricate(root: Path, small: bool = True, **without: bool) -> tuple[Config, str, str]:
     """Writes ``runs/`` and ``data/`` below ``root``; returns the config, the run's URI and the data's.
 
     Args:
+        small: two checkpoints with one picture per direction, instead of six with four.
         without: parts to leave out, such as ``evaluation=True``.
     """
     run, data = root / "runs" / RUN_ID, root / "data" / "demo-ffffeeee"
@@ -36,9 +40,9 @@ def fabricate(root: Path, **without: bool) -> tuple[Config, str, str]:
     parts = {
         "spec": lambda: _json(run / "spec.json", _spec(run, data, config)),
         "metrics": lambda: _metrics(run),
-        "samples": lambda: _samples(run),
+        "samples": lambda: _samples(run, every=300 if small else 100, images=1 if small else 4),
         "result": lambda: _json(run / "result.json", _result(run)),
-        "evaluation": lambda: _evaluation(run),
+        "evaluation": lambda: _evaluation(run, kept=1 if small else 6),
         "registration": lambda: _json(run / "registration.json", _registration(run, data, config)),
         "manifest": lambda: _json(data / "manifest.json", _manifest()),
         "events": lambda: _events(run),
@@ -79,13 +83,13 @@ def _json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value))
 
 
-def _samples(run: Path) -> None:
-    for step in range(EVERY, TOTAL + 1, EVERY):
+def _samples(run: Path, every: int, images: int) -> None:
+    for step in range(every, TOTAL + 1, every):
         folder = run / "samples" / f"step-{step:08d}"
         folder.mkdir(parents=True)
         names = []
         for domain, direction in (("a", "a2b"), ("b", "b2a")):
-            for index in range(4):
+            for index in range(images):
                 names.append(f"{direction}-{index}.png")
                 (folder / names[-1]).write_bytes(png(strip(domain, index, step / TOTAL)))
         columns = ["real", "attention", "translated", "reconstructed"]
@@ -153,7 +157,7 @@ def _difference(value: float, half: float, verdict: str) -> dict[str, Any]:
     return {"difference": value, "low": value - half, "high": value + half, "verdict": verdict}
 
 
-def _evaluation(run: Path) -> None:
+def _evaluation(run: Path, kept: int) -> None:
     metrics, intervals, baseline, champion = {}, {}, {}, {}
     figures = {
         "kid_target_a2b": (0.071, 0.008, 0.2024, 0.085, "better", "better"),
@@ -188,7 +192,7 @@ def _evaluation(run: Path) -> None:
     (run / "evaluation").mkdir(parents=True)
     for domain, direction in (("a", "a2b"), ("b", "b2a")):
         for index in range(40):
-            strip_name = f"{direction}-{index}.png" if index < 6 or index >= 34 else None
+            strip_name = f"{direction}-{index}.png" if index < kept or index >= 40 - kept else None
             if strip_name:
                 learnt = 1 - index / 50
                 (run / "evaluation" / strip_name).write_bytes(png(strip(domain, 100 + index, learnt)))
