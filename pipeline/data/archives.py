@@ -14,6 +14,7 @@ from typing import IO
 
 from agit_core.errors import BadInput
 from pipeline import storage
+from pipeline.data import download
 from pipeline.data.folders import open_folder
 from pipeline.data.source import Source
 
@@ -23,18 +24,20 @@ _MAX_EXPANSION_FROM = 1 << 30
 
 
 def is_archive(uri: str) -> bool:
-    return uri.lower().endswith(_SUFFIXES)
+    return uri.partition("#")[0].partition("?")[0].lower().endswith(_SUFFIXES)
 
 
-def open_archive(uri: str, masks: str | None, test_fraction: float) -> Source:
-    """The folder inside an archive, local or in object storage; a single folder around everything is fine.
+def open_archive(uri: str, masks: str | None, test_fraction: float, downloads: Path) -> Source:
+    """The folder inside an archive, wherever it is; a single folder around everything is fine.
 
     Raises:
         BadInput: missing, damaged, or with members that would land outside the folder.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agit-unpack-")))
-        if storage.is_remote(uri):
+        if download.is_url(uri):
+            archive = download.fetch(uri, downloads)
+        elif storage.is_remote(uri):
             archive = folder / storage.name(uri)
             try:
                 storage.download_file(uri, archive)

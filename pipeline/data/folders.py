@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from agit_core.errors import BadInput
 from pipeline import storage
@@ -143,10 +144,25 @@ def _listing_remote(uri: str) -> list[File]:
     for name, info in found.items():
         relative = name[len(path) + 1 :]
         if relative and not any(_litter(part) for part in relative.split("/")):
-            tag = str(info.get("ETag") or f"{relative} {info.get('LastModified')}").strip('"')
-            stamp = hashlib.sha256(f"{tag}:{info.get('size')}".encode()).hexdigest()
+            stamp = _stamp(info)
             files.append(File(relative, StoredFile(storage.join(uri, relative)), lambda stamp=stamp: stamp))  # type: ignore[misc]
     return sorted(files, key=lambda file: file.relative)
+
+
+def remote_file(uri: str) -> tuple[Readable, str]:
+    """One object and what identifies its contents; a missing one is found out when it is read."""
+    fs, path = storage.filesystem(uri)
+    with storage.explained(uri, "look up"):
+        try:
+            return StoredFile(uri), _stamp(fs.info(path))
+        except FileNotFoundError:
+            return StoredFile(uri), f"unreadable:{uri}"
+
+
+def _stamp(info: dict[str, Any]) -> str:
+    """An object's ETag, which object stores derive from its contents, and its size."""
+    tag = str(info.get("ETag") or info.get("LastModified")).strip('"')
+    return hashlib.sha256(f"{tag}:{info.get('size')}".encode()).hexdigest()
 
 
 def _entries(files: list[File], masks: dict[str, File]) -> list[Entry]:

@@ -12,20 +12,25 @@ from agit_core.errors import BadInput
 from pipeline import storage
 from pipeline.config import BuiltinConfig, DataConfig
 from pipeline.config import fingerprint as digest_of
-from pipeline.data import builtin
+from pipeline.data import builtin, public
 from pipeline.data.archives import is_archive, open_archive
+from pipeline.data.download import is_url
 from pipeline.data.folders import open_folder, open_two_folders
 from pipeline.data.source import Entry, Source
+from pipeline.data.tables import is_csv, is_parquet, open_csv, open_parquet
 
 
-def open_source(config: DataConfig) -> Source:
+def open_source(config: DataConfig, downloads: Path) -> Source:
     """Lists the images of a source and identifies their contents; use it as a context manager.
+
+    Args:
+        downloads: folder where files from http(s) are kept.
 
     Raises:
         BadInput: there is nothing there, or it is not laid out as images of two domains.
         RunFailed: the storage that holds it does not answer.
     """
-    source = _open(config)
+    source = _open(config, downloads)
     try:
         _check(source, config.source)
     except BaseException:
@@ -34,21 +39,54 @@ def open_source(config: DataConfig) -> Source:
     return source.limited(config.limit, config.test_limit)
 
 
-def _open(config: DataConfig) -> Source:
-    text = config.source
+def _open(config: DataConfig, downloads: Path) -> Source:
+    text, fraction = config.source, config.test_fraction
     if text == "builtin":
         return _builtin(config.builtin)
-    if "," in text and not storage.exists(text):
-        parts = [part.strip() for part in text.split(",")]
-        if len(parts) != 2 or not all(parts):
-            raise BadInput(f"data.source '{text}' must name two folders as 'path/to/A,path/to/B'")
+    parts = _two(text)
+    tables = parts or [text]
+    if all(is_parquet(part) for part in tables):
+        return open_parquet(tables, fraction, downloads)
+    if parts:
         for part in parts:
             if not storage.is_remote(part) and not Path(part).is_dir():
                 raise BadInput(f"there is no folder {part}; give two folders in data.source as 'A,B'")
-        return open_two_folders(parts[0], parts[1], config.masks, config.test_fraction)
+        return open_two_folders(parts[0], parts[1], config.masks, fraction)
+    if is_csv(text):
+        return open_csv(text, fraction, downloads)
     if is_archive(text):
-        return open_archive(text, config.masks, config.test_fraction)
-    return open_folder(text, config.masks, config.test_fraction)
+        return open_archive(text, config.masks, fraction, downloads)
+    if is_url(text):
+        raise BadInput(
+            f"{text} is not the address of a zip, tar, Parquet or CSV file; give one in data.source"
+        )
+    known = public.canonical(text)
+    if known and not Path(text).exists():
+        return _public(known, config.masks, fraction, downloads)
+    return open_folder(text, config.masks, fraction)
+
+
+def _two(text: str) -> list[str]:
+    """The two parts of 'A,B'; nothing when the text names one thing."""
+    if "," not in text or (not storage.is_remote(text) and Path(text).exists()):
+        return []
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 2 or not all(parts):
+        raise BadInput(f"data.source '{text}' must name two folders or files as 'path/to/A,path/to/B'")
+    return parts
+
+
+def _public(name: str, masks: str | None, fraction: float, downloads: Path) -> Source:
+    address = public.url(name)
+    try:
+        source = open_archive(address, masks, fraction, downloads)
+    except BadInput as error:
+        raise BadInput(
+            f"the public set '{name}' could not be fetched: {error} "
+            "(a folder or zip of it that you have elsewhere can be given as data.source)"
+        ) from None
+    source.names = public.domain_names(name) or source.names
+    return source
 
 
 def _check(source: Source, text: str) -> None:

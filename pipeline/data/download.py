@@ -1,0 +1,155 @@
+"""Files from http(s): resumed after an interruption, checked, kept for the next time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import httpx
+from filelock import FileLock
+
+from agit_core.errors import BadInput, RunFailed
+
+ATTEMPTS = 5
+"""In a row without a single new byte."""
+
+_TIMEOUT = httpx.Timeout(30.0, connect=10.0)
+
+
+def is_url(text: str) -> bool:
+    return text.startswith(("http://", "https://"))
+
+
+def fetch(url: str, folder: Path, wait: Callable[[float], None] = time.sleep) -> Path:
+    """Downloads a file, or finds it downloaded.
+
+    A part that is there is continued when the server says that the file is still the same. A finished file is
+    used again unless the server, when it can be asked, has another version.
+
+    Args:
+        url: may end in ``#sha256=<hex>``; the file is then checked against it.
+        folder: where downloads are kept.
+
+    Raises:
+        BadInput: no such file, no access, no network, or not the file that ``#sha256=`` promises.
+        RunFailed: the connection kept breaking; the next call goes on from there.
+    """
+    address, _, fragment = url.partition("#")
+    expected = _expected(url, fragment)
+    name = re.sub(r"[^\w.-]", "_", unquote(Path(urlsplit(address).path).name)) or "download"
+    target = folder / f"{hashlib.sha256(address.encode()).hexdigest()[:12]}-{name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"), httpx.Client(follow_redirects=True, timeout=_TIMEOUT) as client:
+        if not target.is_file() or _changed(client, address, target):
+            _download(client, address, target, wait)
+        if expected and (found := _sha256(target)) != expected:
+            target.unlink()
+            raise BadInput(f"{address} has the SHA-256 {found}, not {expected}; it was removed again")
+    return target
+
+
+def _expected(url: str, fragment: str) -> str | None:
+    if not fragment:
+        return None
+    match = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
+    if match is None:
+        raise BadInput(f"{url}: write the checksum as #sha256=<64 hexadecimal digits>")
+    return match[1].lower()
+
+
+def _download(client: httpx.Client, url: str, target: Path, wait: Callable[[float], None]) -> None:
+    part, notes = Path(f"{target}.part"), Path(f"{target}.json")
+    failures = 0
+    while True:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            if _attempt(client, url, part, notes):
+                os.replace(part, target)
+                return
+            raise httpx.ReadError("the connection closed early")
+        except httpx.HTTPStatusError as error:
+            code = error.response.status_code
+            if code < 500 and code not in {408, 429}:
+                raise BadInput(
+                    f"{url} answers '{code} {error.response.reason_phrase}'; check the address"
+                ) from None
+            last: Exception = error
+        except httpx.TransportError as error:
+            last = error
+        after = part.stat().st_size if part.exists() else 0
+        failures = 0 if after > before else failures + 1
+        if failures >= ATTEMPTS:
+            text = " ".join(str(last).split()) or type(last).__name__
+            if after == 0:
+                raise BadInput(
+                    f"{url} cannot be reached ({text}); check the network, "
+                    "or fetch the file elsewhere and give its path as data.source"
+                )
+            raise RunFailed(
+                f"the download of {url} broke off after {after} bytes ({text}); run it again to go on"
+            )
+        wait(min(2.0**failures, 20.0) if failures else 0.1)
+
+
+def _attempt(client: httpx.Client, url: str, part: Path, notes: Path) -> bool:
+    """One request, from where the part ends; True when the file is complete."""
+    have = part.stat().st_size if part.exists() else 0
+    known = _notes(notes)
+    version = known.get("version")
+    headers = {"Accept-Encoding": "identity"}
+    if have and version:
+        headers |= {"Range": f"bytes={have}-", "If-Range": version}
+    with client.stream("GET", url, headers=headers) as response:
+        if response.status_code == 416:
+            if have == known.get("length"):
+                return True
+            part.unlink()
+            return False
+        response.raise_for_status()
+        if response.status_code != 206:
+            have = 0
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length is not None else None
+        notes.write_text(json.dumps({"version": _version(response), "length": total}))
+        with part.open("ab" if have else "wb") as file:
+            for block in response.iter_raw():  # as it arrives: what a breaking connection brought is kept
+                file.write(block)
+    return total is None or part.stat().st_size == total
+
+
+def _changed(client: httpx.Client, url: str, target: Path) -> bool:
+    """Whether the server has another version than the downloaded one; no answer means no."""
+    known = _notes(Path(f"{target}.json"))
+    with suppress(httpx.HTTPError):
+        response = client.head(url, headers={"Accept-Encoding": "identity"})
+        if response.is_success:
+            version, length = _version(response), response.headers.get("Content-Length")
+            if version and known.get("version"):
+                return bool(version != known["version"])
+            return length is not None and int(length) != target.stat().st_size
+    return False
+
+
+def _version(response: httpx.Response) -> str | None:
+    """A validator for If-Range: a strong ETag, or else the date."""
+    tag = response.headers.get("ETag")
+    return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified")
+
+
+def _notes(path: Path) -> dict[str, Any]:
+    with suppress(FileNotFoundError, ValueError):
+        return dict(json.loads(path.read_text()))
+    return {}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
