@@ -13,6 +13,7 @@ import typer
 
 from agit_core.errors import BadInput
 from pipeline import cli_data, cli_model, cli_output, cli_runs, cli_show
+from pipeline.cli_options import ConfigName, Overrides
 from pipeline.cli_output import Answer, Debug, Json
 from pipeline.config import Config, load, presets
 
@@ -27,16 +28,6 @@ app.add_typer(cli_data.app, name="data")
 cli_model.add_to(app)
 cli_runs.add_to(app)
 
-ConfigName = Annotated[str, typer.Argument(metavar="CONFIG", help="A preset's name (see `agit presets`) or a YAML file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="A setting that differs, such as data.source=./photos or storage=s3://bucket/prefix.",
-    ),
-]
-
 
 def _load(config: str, overrides: list[str] | None) -> Config:
     return load(config, overrides or [])
@@ -48,18 +39,20 @@ def run(config: ConfigName, overrides: Overrides = None, json: Json = False, deb
 
     The same command again reuses what is done and resumes what is not.
     """
-    settings = _load(config, overrides)
+    _load(config, overrides)
     from pipeline import prefect_local, progress
 
-    prefect_local.configure(cli_output.debugging())
     with progress.shown_on(progress.for_terminal()):
-        summary = prefect_local.run_flow("agit", config=config, overrides=overrides or [])
-    del settings
+        summary = prefect_local.run_flow(
+            "agit", cli_output.debugging(), config=config, overrides=overrides or []
+        )
     return Answer(summary, cli_show.summary)
 
 
 @app.command()
-def prepare(config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False) -> Answer:
+def prepare(
+    config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False
+) -> Answer:
     """Read the source, validate and resize the images, write Parquet shards and a manifest."""
     settings = _load(config, overrides)
     from pipeline import journey, progress
@@ -68,7 +61,9 @@ def prepare(config: ConfigName, overrides: Overrides = None, json: Json = False,
         data = journey.prepare(settings)
     counts = {name: split["rows"] for name, split in data.manifest["splits"].items()}
     quarantined = {
-        name: split["quarantined"] for name, split in data.manifest["splits"].items() if split.get("quarantined")
+        name: split["quarantined"]
+        for name, split in data.manifest["splits"].items()
+        if split.get("quarantined")
     }
     return Answer(
         {
@@ -84,7 +79,9 @@ def prepare(config: ConfigName, overrides: Overrides = None, json: Json = False,
 
 
 @app.command()
-def train(config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False) -> Answer:
+def train(
+    config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False
+) -> Answer:
     """Train (after preparing, where that is not done yet), or resume an unfinished training."""
     settings = _load(config, overrides)
     from pipeline import journey, progress
@@ -106,7 +103,9 @@ def train(config: ConfigName, overrides: Overrides = None, json: Json = False, d
 
 
 @app.command()
-def evaluate(config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False) -> Answer:
+def evaluate(
+    config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False
+) -> Answer:
     """Score a finished training: KID, FID, attention; doing nothing is scored beside it."""
     settings = _load(config, overrides)
     from pipeline import journey, progress
@@ -128,7 +127,9 @@ def evaluate(config: ConfigName, overrides: Overrides = None, json: Json = False
 
 
 @app.command()
-def report(config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False) -> Answer:
+def report(
+    config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False
+) -> Answer:
     """Build the HTML report of a run from what the storage holds, also while it trains."""
     settings = _load(config, overrides)
     from pipeline import journey, progress, storage
@@ -137,7 +138,9 @@ def report(config: ConfigName, overrides: Overrides = None, json: Json = False, 
         data = journey.prepare(settings)
         name, uri = journey.locate(settings, data)
         if not storage.list_(uri):
-            raise BadInput(f"run {name} is not in {settings.storage}; run `agit train` with the same settings")
+            raise BadInput(
+                f"run {name} is not in {settings.storage}; run `agit train` with the same settings"
+            )
         report_uri = journey.report(settings, data, journey.Run(name, uri, {}))
     return Answer({"run_id": name, "storage": settings.storage, "report": report_uri}, cli_show.built)
 
@@ -148,15 +151,18 @@ def tune(config: ConfigName, overrides: Overrides = None, json: Json = False, de
     _load(config, overrides)
     from pipeline import prefect_local, progress
 
-    prefect_local.configure(cli_output.debugging())
     with progress.shown_on(progress.for_terminal()):
-        found = prefect_local.run_flow("agit-tune", config=config, overrides=overrides or [])
+        found = prefect_local.run_flow(
+            "agit-tune", cli_output.debugging(), config=config, overrides=overrides or []
+        )
     return Answer(found, cli_show.tuned)
 
 
 @app.command()
 def doctor(
-    config: Annotated[str, typer.Argument(metavar="[CONFIG]", help="Check what this configuration needs.")] = "demo",
+    config: Annotated[
+        str, typer.Argument(metavar="[CONFIG]", help="Check what this configuration needs.")
+    ] = "demo",
     overrides: Overrides = None,
     json: Json = False,
     debug: Debug = False,
@@ -175,7 +181,9 @@ def list_presets(json: Json = False, debug: Debug = False) -> Answer:
     from importlib import resources
 
     folder = resources.files("pipeline.configs")
-    texts = {name: folder.joinpath(f"{name}.yaml").read_text().splitlines()[0].lstrip("# ") for name in presets()}
+    texts = {
+        name: folder.joinpath(f"{name}.yaml").read_text().splitlines()[0].lstrip("# ") for name in presets()
+    }
     return Answer(texts, cli_show.mapping)
 
 

@@ -53,17 +53,31 @@ def _on_json(value: bool) -> bool:
 def _on_debug(value: bool) -> bool:
     if value:
         _State.debug = True
-        logging.getLogger().setLevel(logging.DEBUG)
+        _log_from(logging.DEBUG)
     return value
 
 
 Json = Annotated[
     bool,
-    typer.Option("--json", help="Print one JSON object, last, on standard output.", callback=_on_json, is_eager=True),
+    typer.Option(
+        "--json", help="Print one JSON object, last, on standard output.", callback=_on_json, is_eager=True
+    ),
 ]
 Debug = Annotated[
-    bool, typer.Option("--debug", help="Show tracebacks and every log line.", callback=_on_debug, is_eager=True)
+    bool,
+    typer.Option("--debug", help="Show tracebacks and every log line.", callback=_on_debug, is_eager=True),
 ]
+
+
+def _log_from(level: int) -> None:
+    root = logging.getLogger()
+    root.setLevel(level)
+    for handler in root.handlers:
+        # the handlers as well: libraries set levels of their own on their loggers
+        handler.setLevel(level)
+        if level > logging.DEBUG:
+            # what a run does is shown by pipeline.progress, and how it fails by its exception
+            handler.addFilter(lambda record: not record.name.startswith("prefect"))
 
 
 def debugging() -> bool:
@@ -72,7 +86,8 @@ def debugging() -> bool:
 
 def execute(app: typer.Typer) -> int:
     """Runs the command line and returns the exit status; the last line on standard error names the cause."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    _log_from(logging.DEBUG if _State.debug else logging.WARNING)
     # A termination asked for by a scheduler ends like Ctrl-C: the workers and servers of the run are stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -87,13 +102,15 @@ def execute(app: typer.Typer) -> int:
     except KeyboardInterrupt:
         return _fail(FAILED, f"interrupted; {_RESUME}")
     except Exception as error:
+        if _interrupted(error):
+            return _fail(FAILED, f"interrupted; {_RESUME}")
         if hasattr(error, "format_message"):
             return _fail(WRONG_CALL, _usage(error))
         return _fail(FAILED, f"{type(error).__name__}: {error}; {_RESUME} ({_keep(error)})")
-    except BaseException as error:  # Prefect's TerminationSignal
-        if isinstance(error, SystemExit | GeneratorExit):
+    except BaseException as error:
+        if not _interrupted(error):
             raise
-        return _fail(FAILED, f"terminated; {_RESUME}")
+        return _fail(FAILED, f"interrupted; {_RESUME}")
     if outcome == 130:  # how typer answers Ctrl-C
         return _fail(FAILED, f"interrupted; {_RESUME}")
     return _answer(outcome)
@@ -128,6 +145,16 @@ def _fail(status: int, message: str) -> int:
     sys.stdout.flush()
     print(f"agit: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return status
+
+
+def _interrupted(error: BaseException) -> bool:
+    """True when a signal began it; what fails after that (a server that is gone) is only its echo."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, KeyboardInterrupt) or type(link).__name__ == "TerminationSignal":
+            return True
+        link = link.__cause__ or link.__context__
+    return False
 
 
 def _keep(error: BaseException) -> str:

@@ -57,7 +57,29 @@ def findings(value: dict[str, Any]) -> None:
     for check in value["checks"]:
         table.add_row(_MARKS[check["state"]], check["name"], check["found"], check.get("remedy") or "")
     _out.print(table)
-    _out.print("A local run can work." if value["ok"] else "A local run cannot work yet: see what is missing.")
+    _out.print(
+        "A local run can work." if value["ok"] else "A local run cannot work yet: see what is missing."
+    )
+
+
+def lines(value: list[str]) -> None:
+    for line in value:
+        _out.print(line, markup=False, soft_wrap=True)
+
+
+def versions(value: dict[str, Any]) -> None:
+    table_of(
+        [
+            {
+                **row,
+                "kid_target_a2b": row["metrics"].get("kid_target_a2b"),
+                "kid_target_b2a": row["metrics"].get("kid_target_b2a"),
+            }
+            for row in value["versions"]
+        ],
+        ["version", "aliases", "run_id", "kid_target_a2b", "kid_target_b2a"],
+    )
+    table_of(value["events"], ["time", "action", "version", "previous", "who", "reason"])
 
 
 def mapping(value: dict[str, Any]) -> None:

@@ -152,7 +152,13 @@ def _source(config: Config) -> Iterator[Check]:
 
 def _servers(config: Config) -> Iterator[Check]:
     servers = (
-        ("prefect", os.environ.get("PREFECT_API_URL"), "/health", "embedded, started by each run", "PREFECT_API_URL"),
+        (
+            "prefect",
+            os.environ.get("PREFECT_API_URL"),
+            "/health",
+            "embedded, started by each run",
+            "PREFECT_API_URL",
+        ),
         ("mlflow", config.register_.tracking_uri, "/health", "embedded SQLite file", "register.tracking_uri"),
         ("ray", config.cluster.address, "/api/version", "local, started by each run", "cluster.address"),
     )

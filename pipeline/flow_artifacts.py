@@ -119,7 +119,9 @@ def _newest_samples(run_uri: str, strips: int = 4) -> bytes | None:
     if not steps:
         return None
     names = [uri for uri in storage.list_(steps[-1]) if uri.endswith(".png")]
-    chosen = [n for d in DIRECTIONS for n in [u for u in names if storage.name(u).startswith(d)][: strips // 2]]
+    chosen = [
+        n for d in DIRECTIONS for n in [u for u in names if storage.name(u).startswith(d)][: strips // 2]
+    ]
     images = [Image.open(io.BytesIO(storage.read_bytes(uri))).convert("RGB") for uri in chosen]
     if not images:
         return None

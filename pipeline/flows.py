@@ -71,7 +71,11 @@ def prepare(config: Config) -> Data:
 
 # Ray restarts lost workers and resumes from the last checkpoint; another try from outside would only repeat.
 @task(
-    name="train", task_run_name="train {config.name}", tags=["train"], cache_policy=NO_CACHE, persist_result=False
+    name="train",
+    task_run_name="train {config.name}",
+    tags=["train"],
+    cache_policy=NO_CACHE,
+    persist_result=False,
 )
 def train(config: Config, data: Data) -> Run:
     with concurrency(artifacts.limit_of(config), occupy=1), progress.listening(artifacts.Progress("train")):
@@ -113,15 +117,20 @@ def _run_name() -> str:
 
 @flow(name="agit", flow_run_name=_run_name, persist_result=False)
 def agit(
-    config: Annotated[str, Field(description="A preset's name (demo, h2z, ...) or the path of a YAML file.")] = "demo",
+    config: Annotated[
+        str, Field(description="A preset's name (demo, h2z, ...) or the path of a YAML file.")
+    ] = "demo",
     overrides: Annotated[
-        list[str], Field(description="Settings that differ, as key=value: train.workers=4, data.source=s3://...")
+        list[str],
+        Field(description="Settings that differ, as key=value: train.workers=4, data.source=s3://..."),
     ] = [],  # noqa: B006 - Prefect copies parameters, and the form needs a list
     storage: Annotated[
-        str | None, Field(description="Folder or s3:// prefix for everything the run writes; empty: the config's.")
+        str | None,
+        Field(description="Folder or s3:// prefix for everything the run writes; empty: the config's."),
     ] = None,
     max_steps: Annotated[
-        int | None, Field(ge=1, description="Stop training after this many steps; empty: the config's epochs.")
+        int | None,
+        Field(ge=1, description="Stop training after this many steps; empty: the config's epochs."),
     ] = None,
 ) -> dict[str, Any]:
     """Prepares images, trains, scores, registers and reports; a second run reuses what is done."""

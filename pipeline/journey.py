@@ -8,7 +8,7 @@ evaluation by its checkpoint and settings, a registration by its source.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from agit_core.errors import BadInput
@@ -35,7 +35,6 @@ class Run:
     uri: str
     result: dict[str, Any]
     reused: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def prepare(config: Config) -> Data:
@@ -60,10 +59,10 @@ def prepare(config: Config) -> Data:
 
 def locate(config: Config, data: Data) -> tuple[str, str]:
     """``(run_id, run_uri)`` of this configuration on this data, started or not."""
-    from pipeline.launch import run_id
+    from pipeline.launch import absolute, run_id
 
     name = run_id(config, data.manifest)
-    return name, storage.join(config.storage, "runs", name)
+    return name, storage.join(absolute(config.storage), "runs", name)
 
 
 def train(config: Config, data: Data) -> Run:
@@ -78,8 +77,7 @@ def train(config: Config, data: Data) -> Run:
     with progress.stage("train") as stage:
         done = finished(uri)
         if done is None:
-            result = run_stage(config, data.uri, stage)
-            done = read(uri, "result.json") or dict(vars(result))
+            done = run_stage(config, data.uri, stage).details
             stage.message = f"{done['steps']} steps, run {name}"
         else:
             stage.reuse(f"finished training {name} ({done['steps']} steps)")
@@ -95,7 +93,9 @@ def trained(config: Config, data: Data) -> Run:
     name, uri = locate(config, data)
     done = finished(uri)
     if done is None:
-        raise BadInput(f"run {name} is not trained in {config.storage}; run `agit train` with the same settings")
+        raise BadInput(
+            f"run {name} is not trained in {config.storage}; run `agit train` with the same settings"
+        )
     return Run(name, uri, done, True)
 
 
@@ -195,6 +195,6 @@ def scores_line(evaluation: dict[str, Any]) -> str:
         if value is None:
             continue
         nothing = baseline.get(f"kid_target_{direction}")
-        beside = f" (doing nothing {nothing:.2f})" if isinstance(nothing, int | float) else ""
-        parts.append(f"{direction} KID x100 {value:.2f}{beside}")
+        beside = f" (doing nothing {100 * nothing:.2f})" if nothing is not None else ""
+        parts.append(f"{direction} KID x100 {100 * value:.2f}{beside}")
     return ", ".join(parts) or "scored"

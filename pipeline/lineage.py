@@ -40,7 +40,9 @@ def code_version() -> dict[str, Any]:
     for package in ("agit_core", "pipeline"):
         root = Path(str(resources.files(package)))
         for path in sorted(root.rglob("*.py")):
-            digest.update(path.relative_to(root.parent).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+            digest.update(
+                path.relative_to(root.parent).as_posix().encode() + b"\0" + path.read_bytes() + b"\0"
+            )
     root = Path(str(resources.files("pipeline"))).parent
     commit = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else None
     return {

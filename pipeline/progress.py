@@ -232,7 +232,9 @@ def clock(seconds: float) -> str:
 
 def _place(stage_name: str) -> str:
     if stage_name in STAGES:
-        return f"[{STAGES.index(stage_name) + 1}/{len(STAGES)}] {stage_name}".replace("[", "(").replace("]", ")")
+        return f"[{STAGES.index(stage_name) + 1}/{len(STAGES)}] {stage_name}".replace("[", "(").replace(
+            "]", ")"
+        )
     return stage_name
 
 
