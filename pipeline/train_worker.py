@@ -267,7 +267,10 @@ class _Worker:
                 for d in "ab"
                 if (source := self._images(f"test{d.upper()}")) and (count := self.config.train.samples)
             }
-            self._shown = networks.build(self.config.method.networks, self.config.seed).to(self.device)
+            # building draws random numbers: the training must not notice whether pictures are made
+            with torch.random.fork_rng(devices=[]):
+                self._shown = networks.build(self.config.method.networks, self.config.seed)
+            self._shown.to(self.device)
         # an own copy: not compiled, not wrapped, with averaged generators where there are any
         self._shown.load_state_dict(self.trainer.networks.state_dict() | self.trainer.averaged)
         out = {}

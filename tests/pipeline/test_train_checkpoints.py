@@ -13,7 +13,7 @@ from agit_core.checkpoint import MANIFEST, CheckpointDamaged, Snapshot
 from pipeline import storage
 from pipeline.train_checkpoints import CheckpointStore
 from tests.pipeline.s3 import S3Server
-from tests.pipeline.training import same_state
+from tests.pipeline.training import differences
 
 
 def snapshot(step: int, score: float = 1.0, stage: str = "full") -> Snapshot:
@@ -57,7 +57,7 @@ def test_reads_what_was_written(root: str) -> None:
     store.write(written)
     found, damaged = CheckpointStore(root, keep=3).load_newest()
     assert found is not None
-    assert same_state(found, written)
+    assert differences(found, written) == []
     assert not damaged
 
 

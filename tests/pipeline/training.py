@@ -77,21 +77,23 @@ def read_checkpoint(uri: str) -> Snapshot:
     return checkpoint.read(storage.local_path(uri))
 
 
-def same(left: Any, right: Any) -> bool:
-    """Bit for bit, however deep."""
+def differences(left: Any, right: Any, where: str = "") -> list[str]:
+    """Where two checkpoints (or parts of them) are not bit for bit the same; their ``info`` is not compared."""
+    if isinstance(left, Snapshot):
+        parts = ("networks", "averaged", "training", "history")
+        return [d for part in parts for d in differences(getattr(left, part), getattr(right, part), part)]
     if isinstance(left, torch.Tensor):
-        return isinstance(right, torch.Tensor) and left.dtype == right.dtype and torch.equal(left, right)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[k], right[k]) for k in left)
-    if isinstance(left, list | tuple):
-        return len(left) == len(right) and all(map(same, left, right))
-    return bool(left == right)
-
-
-def same_state(left: Snapshot, right: Snapshot) -> bool:
-    """Whether two checkpoints hold the same weights, optimiser, history and random state."""
-    parts = ("networks", "averaged", "training", "history")
-    return all(same(getattr(left, part), getattr(right, part)) for part in parts)
+        same = isinstance(right, torch.Tensor) and left.dtype == right.dtype and torch.equal(left, right)
+        return [] if same else [where]
+    if isinstance(left, dict) and left.keys() == right.keys():
+        return [d for key in left for d in differences(left[key], right[key], f"{where}.{key}")]
+    if isinstance(left, list | tuple) and len(left) == len(right):
+        return [
+            d
+            for i, pair in enumerate(zip(left, right, strict=True))
+            for d in differences(*pair, f"{where}[{i}]")
+        ]
+    return [] if left == right else [where]
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
