@@ -22,6 +22,7 @@ from agit_core.scores import attention, distances
 from agit_core.scores.inception import Inception
 from pipeline import evaluate_cache, evaluate_compare, evaluate_pictures, registry, storage
 from pipeline.config import Config
+from pipeline.data import manifest
 from pipeline.evaluate_cache import Arrays
 from pipeline.evaluate_compare import DIRECTIONS, Figures, Judge
 from pipeline.evaluate_images import Domain, Images, open_domain
@@ -62,30 +63,36 @@ def evaluate(config: Config, uri: str, data_uri: str, progress: Progress | None 
         RunFailed: the storage does not answer.
     """
     device = precision.pick_device(config.evaluate.device)
-    manifest = _manifest(data_uri)
-    subject = _subject(config, uri, manifest)
+    described = manifest.read(data_uri)
+    subject = _subject(config, uri, described)
     # Everything that can be wrong with the call is looked at before the first image.
     inception = evaluate_cache.load_inception(config, device)
-    domains = {name: open_domain(config, data_uri, manifest, name) for name in "ab"}
     champion, champion_model = _champion(config, subject.model)
-    scorer = _Scorer(config, manifest, domains, inception, device, progress, rivals=champion is not None)
-
-    real = {name: scorer.real(name) for name in "ab"}
-    judge = Judge(config.evaluate, config.seed, real["a"], real["b"])
-    outcome = scorer.outcome(subject.model, "the model")
-    mine, nothing = judge.model(outcome), judge.nothing()
-    others = {"do_nothing": nothing}
-    if champion is not None and champion_model is not None:
-        rival = judge.model(scorer.outcome(champion_model, "the champion"))
-        others["champion"] = rival
-        champion |= {"metrics": rival.metrics, "intervals": _own(rival)}
-
-    rows = _per_image(outcome, domains, real)
+    domains = {name: open_domain(config, data_uri, described, name) for name in "ab"}
+    try:
+        scorer = _Scorer(config, described, domains, inception, device, progress, rivals=champion is not None)
+        real = {name: scorer.real(name) for name in "ab"}
+        judge = Judge(config.evaluate, config.seed, real["a"], real["b"])
+        outcome = scorer.outcome(subject.model, "the model")
+        mine = judge.model(outcome)
+        nothing = judge.nothing(mine)
+        others = {"do_nothing": nothing}
+        if champion is not None and champion_model is not None:
+            others["champion"] = judge.model(scorer.outcome(champion_model, "the champion"))
+            champion |= {"metrics": others["champion"].metrics, "intervals": _own(others["champion"])}
+        rows = _per_image(outcome, domains, real)
+        pictures = storage.join(subject.folder, "evaluation")
+        scorer.message = "pictures of the best and the worst"
+        networks = scorer.networks(subject.model)
+        evaluate_pictures.keep_extremes(pictures, rows, networks, domains, device, scorer)
+    finally:
+        for domain in domains.values():
+            domain.close()
     evaluation = {
         "format": FORMAT,
         "uri": subject.folder,
         "model": {"uri": subject.model_uri, "weights_sha256": evaluate_cache.weights_digest(subject.model)},
-        "data": {"uri": data_uri, "fingerprint": manifest["fingerprint"], "name": manifest.get("name")},
+        "data": {"uri": data_uri, "fingerprint": described["fingerprint"], "name": described.get("name")},
         "metrics": mine.metrics | {f"do_nothing_{name}": value for name, value in nothing.metrics.items()},
         "baseline": nothing.metrics,
         "champion": champion,
@@ -96,15 +103,6 @@ def evaluate(config: Config, uri: str, data_uri: str, progress: Progress | None 
         "protocol": _protocol(config, domains, judge, subject.model),
         "per_image": rows,
     }
-    scorer.message = "pictures of the best and the worst"
-    evaluate_pictures.keep_extremes(
-        storage.join(subject.folder, "evaluation"),
-        rows,
-        scorer.networks(subject.model),
-        domains,
-        device,
-        scorer,
-    )
     storage.write_json(storage.join(subject.folder, "evaluation.json"), evaluation)
     return evaluation
 
@@ -115,7 +113,7 @@ class _Scorer:
     def __init__(
         self,
         config: Config,
-        manifest: dict[str, Any],
+        described: dict[str, Any],
         domains: dict[str, Domain],
         inception: Inception,
         device: torch.device,
@@ -123,7 +121,7 @@ class _Scorer:
         rivals: bool,
     ) -> None:
         self.config = config
-        self.manifest = manifest
+        self.described = described
         self.domains = domains
         self.inception = inception
         self.device = device
@@ -193,7 +191,7 @@ class _Scorer:
         which = self.domains[domain]
         masked = [which.masked.split, which.masked.indices] if which.masked is not None and parts else None
         return evaluate_cache.key(
-            data=self.manifest["fingerprint"],
+            data=self.described["fingerprint"],
             split=which.test.split,
             images=len(which.test),
             masked=masked,
@@ -212,17 +210,7 @@ def _model_images(domain: Domain) -> int:
     return len(domain.test) + (len(extra) if extra is not None else 0)
 
 
-def _manifest(data_uri: str) -> dict[str, Any]:
-    try:
-        manifest: dict[str, Any] = storage.read_json(storage.join(data_uri, "manifest.json"))
-    except FileNotFoundError:
-        raise BadInput(
-            f"no prepared data at {data_uri} (manifest.json is missing); run agit prepare"
-        ) from None
-    return manifest
-
-
-def _subject(config: Config, uri: str, manifest: dict[str, Any]) -> Subject:
+def _subject(config: Config, uri: str, described: dict[str, Any]) -> Subject:
     uri = registry.resolve(uri, config)
     result_uri = storage.join(uri, "result.json")
     if storage.exists(result_uri):
@@ -232,7 +220,7 @@ def _subject(config: Config, uri: str, manifest: dict[str, Any]) -> Subject:
         raise BadInput(f"the run at {uri} is not finished; finish it, or give one of its checkpoint folders")
     model = model_folder.read(uri)
     digest = evaluate_cache.weights_digest(model)[:12]
-    folder = storage.join(config.storage, "evaluations", f"{digest}-{manifest['fingerprint']}")
+    folder = storage.join(config.storage, "evaluations", f"{digest}-{described['fingerprint']}")
     return Subject(uri, folder, model)
 
 
@@ -241,7 +229,12 @@ def _champion(config: Config, model: Model) -> tuple[dict[str, Any] | None, Mode
     found = registry.champion(config)
     if found is None:
         return None, None
-    champion = model_folder.read(found["uri"])
+    try:
+        champion = model_folder.read(found["uri"])
+    except BadInput as error:
+        raise BadInput(
+            f"the champion to compare with, {found['name']} version {found['version']}, cannot be read: {error}"
+        ) from None
     if evaluate_cache.weights_digest(champion) == evaluate_cache.weights_digest(model):
         return None, None
     return {"name": found["name"], "version": found["version"], "uri": found["uri"]}, champion
@@ -300,7 +293,7 @@ def _protocol(config: Config, domains: dict[str, Domain], judge: Judge, model: M
         "raw (papers print it x 100); mean is of target and source; std is between subsets",
         "kid_source": "translations against the very images they came from, so it can fall slightly below 0",
         "fid": "translations against the real test images of the target; biased upwards with few images",
-        "do_nothing": "the source images taken as their own translation",
+        "do_nothing": "the source images taken as their own translation; it attends nowhere",
         "intervals": f"95 %: value +- 1.96 standard errors over {config.evaluate.bootstrap} resamples of images, "
         "shared by all that are compared",
         "per_image": "distance to the target (0: like the average target image, 1: the average source image)",

@@ -57,7 +57,7 @@ def load_inception(config: Config, device: torch.device) -> inception.Inception:
     return found
 
 
-def key(config: Config, **parts: Any) -> str:
+def key(**parts: Any) -> str:
     """A name for what is computed from ``parts`` with the 2015-12-05 Inception."""
     return fingerprint(
         {"format": FORMAT, "inception": inception.SHA256, "resize": inception.RESIZE, **parts}, 24

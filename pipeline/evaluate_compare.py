@@ -90,8 +90,12 @@ class Judge:
         self.fid_repeats = bootstrap.fid_repeats(repeats, max(len(real_a), len(real_b)))
         self.counts |= {"bootstrap": repeats, "bootstrap_fid": self.fid_repeats}
 
-    def nothing(self) -> Figures:
-        """Doing nothing: the source images taken as their own translation."""
+    def nothing(self, model: Figures) -> Figures:
+        """Doing nothing: the source images taken as their own translation, which attends nowhere.
+
+        Args:
+            model: attention is compared where this one has it.
+        """
         figures = Figures()
         for direction in DIRECTIONS:
             self._distances(figures, direction, self.real[direction[0]])
@@ -99,6 +103,9 @@ class Judge:
         for direction in DIRECTIONS:
             for name, value in _NOTHING.items():
                 figures.put(f"{name}_{direction[0] if name == 'cycle_l1' else direction}", value)
+            for name in ("coverage", "iou", "recall"):
+                if f"attention_{name}_{direction[0]}" in model.metrics:
+                    figures.put(f"attention_{name}_{direction[0]}", 0.0)
         return figures
 
     def model(self, outcome: dict[str, Arrays]) -> Figures:

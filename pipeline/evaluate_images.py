@@ -35,7 +35,9 @@ class Images:
         with_masks: every batch has true masks; an image without one counts as empty.
     """
 
-    def __init__(self, source: Any, split: str, indices: list[int], size: int, with_masks: bool) -> None:
+    def __init__(
+        self, source: ShardImages, split: str, indices: list[int], size: int, with_masks: bool
+    ) -> None:
         self.source = source
         self.split = split
         self.indices = indices
@@ -82,6 +84,11 @@ class Domain:
     def masks_on_test(self) -> bool:
         return self.masked is self.test
 
+    def close(self) -> None:
+        self.test.source.close()
+        if self.masked is not None and not self.masks_on_test:
+            self.masked.source.close()
+
 
 def open_domain(config: Config, data_uri: str, manifest: dict[str, Any], domain: str) -> Domain:
     """The domain ``a`` or ``b`` of prepared data.
@@ -112,7 +119,7 @@ def open_domain(config: Config, data_uri: str, manifest: dict[str, Any], domain:
         return Domain(test, None)
     train = images(train_split, [], with_masks=True)
     # Evenly spread, so that one photographer or folder does not decide.
-    usable = [i for i in range(len(train.source)) if train.source.mask(i) is not None]
+    usable = [i for i in range(len(train.source)) if train.source.has_mask(i)]
     step = max(1, len(usable) / count)
     train.indices = sorted({usable[int(k * step)] for k in range(min(count, len(usable)))})
     return Domain(test, train)

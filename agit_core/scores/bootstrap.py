@@ -9,7 +9,9 @@ because the bootstrap's own mean is biased (a resample holds images twice) while
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,7 +72,19 @@ def fid_replicates(x: Tensor, y: Tensor, x_counts: Tensor, y_counts: Tensor) -> 
     """
     x, y = x.double(), y.double()
     xx, yy, xy = x @ x.T, y @ y.T, x @ y.T
-    return torch.stack([_fid(xx, yy, xy, w, v) for w, v in zip(x_counts, y_counts, strict=True)])
+    with _threads(1 if max(len(x), len(y)) <= _FID_COMFORTABLE else torch.get_num_threads()):
+        return torch.stack([_fid(xx, yy, xy, w, v) for w, v in zip(x_counts, y_counts, strict=True)])
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Many small decompositions wait longer for each other's threads than they take on one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def fid_repeats(repeats: int, images: int) -> int:

@@ -1,0 +1,378 @@
+"""Evaluation with the real Inception, tiny networks and a few generated images."""
+
+from __future__ import annotations
+
+import io
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from agit_core import checkpoint, model_folder, networks
+from agit_core.checkpoint import Snapshot
+from agit_core.config import MethodConfig, NetworkConfig
+from agit_core.errors import BadInput
+from agit_core.scores import inception as inceptions
+from agit_core.scores.inception import Inception
+from pipeline import config as configs
+from pipeline import evaluate_cache, evaluate_compare, evaluate_images, registry, storage
+from pipeline.config import Config
+from pipeline.data.prepare import prepare
+from pipeline.evaluate import evaluate
+from pipeline.evaluate_compare import Judge
+
+SIDE = 32
+IMAGES = 8
+METHOD = MethodConfig(
+    networks=NetworkConfig(generator_width=4, generator_blocks=1, attention_width=4, discriminator_width=4)
+)
+
+
+def _tree(root: Path) -> dict[str, Any]:
+    return {
+        "name": "tiny",
+        "storage": str(root / "state"),
+        "data": {
+            "image_size": SIDE,
+            "load_size": SIDE + 8,
+            "encoding": "png",
+            "builtin": {"train": 6, "test": IMAGES, "size": SIDE + 8},
+            "workers": 1,
+        },
+        "evaluate": {"subsets": 4, "subset_size": 6, "bootstrap": 50, "device": "cpu"},
+    }
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("evaluate")
+
+
+@pytest.fixture(scope="module")
+def config(root: Path) -> Config:
+    return configs.parse(_tree(root))
+
+
+@pytest.fixture(scope="module")
+def data_uri(config: Config) -> str:
+    return prepare(config).uri
+
+
+@pytest.fixture(scope="module")
+def run_uri(config: Config) -> str:
+    return _run(config, "tiny-first", networks.build(METHOD.networks, seed=1))
+
+
+@pytest.fixture(scope="module")
+def first(config: Config, run_uri: str, data_uri: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The evaluation that most tests look at, and the events it told on its way."""
+    events: list[dict[str, Any]] = []
+    return evaluate(config, run_uri, data_uri, lambda event: events.append(dict(event))), events
+
+
+def _run(config: Config, run_id: str, net: nn.Module, method: MethodConfig = METHOD) -> str:
+    uri = storage.join(config.storage, "runs", run_id)
+    folder = storage.local_path(storage.join(uri, "checkpoint"))
+    info = {"step": 1, "epoch": 0, "stage": "full", "image_size": SIDE}
+    info["method"] = checkpoint.method_to_dict(method)
+    checkpoint.write(folder, Snapshot(info, net.state_dict(), {}, {}, {}))
+    result = {"run_id": run_id, "steps": 1, "checkpoint": str(folder)}
+    storage.write_json(storage.join(uri, "result.json"), result)
+    return uri
+
+
+def _attending(value: float, seed: int = 1) -> nn.Module:
+    """Networks whose attention is the same everywhere, and near ``value``."""
+    net = networks.build(METHOD.networks, seed)
+    for attention in (net.attention_a, net.attention_b):
+        assert attention is not None
+        last = [m for m in attention.modules() if isinstance(m, nn.Conv2d)][-1]
+        nn.init.zeros_(last.weight)
+        assert last.bias is not None
+        nn.init.constant_(last.bias, float(torch.logit(torch.tensor(value))))
+    return net
+
+
+def test_all_figures_of_the_contract_are_there_and_finite(first: tuple[dict[str, Any], Any]) -> None:
+    evaluation, _ = first
+    metrics = evaluation["metrics"]
+    for direction in ("a2b", "b2a"):
+        for name in ("kid_target", "kid_source", "kid_mean"):
+            assert f"{name}_{direction}" in metrics
+            assert f"{name}_{direction}_std" in metrics
+            assert f"do_nothing_{name}_{direction}" in metrics
+        for name in ("fid", "background_l1", "background_psnr", "background_ssim"):
+            assert f"{name}_{direction}" in metrics
+            assert f"do_nothing_{name}_{direction}" in metrics
+    for domain in "ab":
+        for name in ("coverage", "iou", "precision", "recall", "spread", "bimodality"):
+            assert f"attention_{name}_{domain}" in metrics
+        assert f"cycle_l1_{domain}" in metrics
+    assert all(isinstance(v, float) and np.isfinite(v) for v in metrics.values())
+    mean = (metrics["kid_target_a2b"] + metrics["kid_source_a2b"]) / 2
+    assert metrics["kid_mean_a2b"] == pytest.approx(mean)
+    both = (metrics["kid_mean_a2b"] + metrics["kid_mean_b2a"]) / 2
+    assert metrics["kid_mean"] == pytest.approx(both)
+    assert evaluation["baseline"]["kid_target_a2b"] == metrics["do_nothing_kid_target_a2b"]
+    assert evaluation["champion"] is None
+
+
+def test_it_is_written_with_its_protocol_and_network(first: tuple[dict[str, Any], Any], run_uri: str) -> None:
+    evaluation, _ = first
+    assert storage.read_json(storage.join(run_uri, "evaluation.json")) == evaluation
+    assert evaluation["inception"]["sha256"] == inceptions.SHA256
+    counts = evaluation["counts"]
+    assert (counts["test_a"], counts["test_b"], counts["kid_subsets"]) == (IMAGES, IMAGES, 4)
+    assert counts["kid_subset_size_target_a2b"] == 6
+    assert "true masks of testA" in evaluation["protocol"]["background_a"]
+    assert "warnings" not in evaluation["protocol"]
+
+
+def test_intervals_surround_their_figures_and_judge_against_doing_nothing(
+    first: tuple[dict[str, Any], Any],
+) -> None:
+    evaluation, _ = first
+    for name in ("kid_target_a2b", "kid_mean_b2a", "fid_a2b", "kid_mean", "attention_iou_a", "cycle_l1_b"):
+        told = evaluation["intervals"][name]
+        assert told["low"] < told["value"] < told["high"]
+        assert told["value"] == evaluation["metrics"][name]
+        against = told["do_nothing"]
+        assert against["verdict"] in {"better", "worse", "noise"}
+        assert against["low"] <= against["difference"] <= against["high"]
+    # an untrained network paints over everything
+    assert evaluation["intervals"]["background_l1_a2b"]["do_nothing"]["verdict"] == "worse"
+    assert evaluation["intervals"]["kid_source_a2b"]["do_nothing"]["verdict"] == "worse"
+
+
+def test_progress_counts_to_the_end(first: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
+    _, events = first
+    done = [event["done"] for event in events]
+    assert done == sorted(done)
+    assert events[-1]["done"] == events[-1]["total"]
+    assert {event["unit"] for event in events} == {"images"}
+    assert any("real images" in event["message"] for event in events)
+
+
+def test_images_have_scores_and_the_extremes_have_pictures(
+    first: tuple[dict[str, Any], Any], run_uri: str
+) -> None:
+    evaluation, _ = first
+    rows = evaluation["per_image"]
+    assert len(rows) == 2 * IMAGES
+    assert {row["direction"] for row in rows} == {"a2b", "b2a"}
+    assert all(row["name"] and np.isfinite(row["score"]) for row in rows)
+    pictures = {storage.name(uri): uri for uri in storage.list_(storage.join(run_uri, "evaluation"))}
+    assert {row["strip"] for row in rows if "strip" in row} == set(pictures)
+    with Image.open(io.BytesIO(storage.read_bytes(next(iter(pictures.values()))))) as picture:
+        assert picture.size == (4 * SIDE, SIDE)
+
+
+def test_a_model_that_changes_nothing_scores_like_doing_nothing(config: Config, data_uri: str) -> None:
+    """An attention of zero makes Eq 1 the identity: every figure must be that of the baseline."""
+    evaluation = evaluate(config, _run(config, "tiny-idle", _attending(1e-7)), data_uri)
+    metrics, baseline = evaluation["metrics"], evaluation["baseline"]
+    for name in ("kid_target_a2b", "kid_source_b2a", "fid_a2b", "fid_b2a"):
+        assert metrics[name] == pytest.approx(baseline[name], abs=1e-3)
+        assert evaluation["intervals"][name]["do_nothing"]["verdict"] == "noise"
+    assert metrics["background_l1_a2b"] == pytest.approx(0, abs=1e-6)
+    assert metrics["cycle_l1_a"] == pytest.approx(0, abs=1e-6)
+    assert metrics["attention_coverage_a"] == pytest.approx(0, abs=1e-6)
+    assert metrics["attention_iou_a"] == 0.0
+    scores = [row["score"] for row in evaluation["per_image"] if row["direction"] == "a2b"]
+    assert np.mean(scores) == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_mask_of_ones_has_the_trivial_iou(config: Config, data_uri: str) -> None:
+    metrics = evaluate(config, _run(config, "tiny-all", _attending(0.999)), data_uri)["metrics"]
+    assert metrics["attention_iou_a"] == pytest.approx(metrics["attention_iou_everywhere_a"])
+    assert 0 < metrics["attention_iou_a"] < 0.6
+    assert metrics["attention_recall_b"] == 1.0
+
+
+def test_the_second_evaluation_computes_no_features(
+    config: Config,
+    first: tuple[dict[str, Any], Any],
+    run_uri: str,
+    data_uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise AssertionError("features were computed again")
+
+    monkeypatch.setattr(Inception, "features", forbidden)
+    assert evaluate(config, run_uri, data_uri) == first[0]
+
+
+def test_damaged_cached_features_are_computed_again(
+    config: Config,
+    first: tuple[dict[str, Any], Any],
+    run_uri: str,
+    data_uri: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    kept = storage.list_(storage.join(config.storage, "features"))
+    sizes = [storage.size(uri) for uri in kept]
+    half = storage.read_bytes(kept[0])
+    storage.write_bytes(kept[0], half[: len(half) // 2])
+    with caplog.at_level(logging.WARNING):
+        again = evaluate(config, run_uri, data_uri)
+    assert "computing them again" in caplog.text
+    assert again["metrics"] == pytest.approx(first[0]["metrics"], rel=1e-5)
+    assert [storage.size(uri) for uri in kept] == sizes
+
+
+def test_any_model_folder_can_be_evaluated(
+    config: Config, first: tuple[dict[str, Any], Any], run_uri: str, data_uri: str, root: Path
+) -> None:
+    model = model_folder.read(storage.join(run_uri, "checkpoint"))
+    folder = model_folder.write(root / "somewhere", "x", model.method, model.image_size, model.weights)
+    told = evaluate(config, str(folder), data_uri)
+    assert told["metrics"] == first[0]["metrics"]
+    assert told["uri"].startswith(storage.join(config.storage, "evaluations"))
+    assert storage.exists(storage.join(told["uri"], "evaluation.json"))
+
+
+@pytest.mark.slow
+def test_the_champion_stands_beside_the_next_model(
+    config: Config, first: tuple[dict[str, Any], Any], run_uri: str, data_uri: str, root: Path
+) -> None:
+    """Registers the first as champion (with an open gate) and evaluates both against it."""
+    tree = _tree(root)
+    tree["register"] = {
+        "gate": {"better_than_nothing": False},
+        "tracking_uri": f"sqlite:///{root}/champion.db",
+    }
+    settings = configs.parse(tree)
+    assert registry.register(settings, run_uri, first[0])["aliases"] == ["challenger", "champion"]
+    itself = evaluate(settings, run_uri, data_uri)
+    assert itself["champion"] is None
+    other_uri = _run(config, "tiny-second", _attending(1e-7))
+    other = evaluate(settings, other_uri, data_uri)
+    assert other["champion"]["version"] == 1
+    alone = {k: v for k, v in first[0]["metrics"].items() if not k.startswith("do_nothing_")}
+    assert other["champion"]["metrics"] == alone
+    assert other["champion"]["intervals"]["kid_mean"]["low"] < other["champion"]["metrics"]["kid_mean"]
+    # changing nothing keeps the background better than an untrained network does
+    judged = other["intervals"]["background_l1_a2b"]["champion"]
+    assert judged["verdict"] == "better"
+    assert judged["difference"] == pytest.approx(-first[0]["metrics"]["background_l1_a2b"], rel=1e-3)
+    decision = registry.register(settings, other_uri, other)["decision"]
+    assert decision["passed"] is False  # its masks cover nothing
+    evaluated = evaluate(settings, "models:/tiny@champion", data_uri)
+    assert evaluated["metrics"] == first[0]["metrics"]
+
+
+def test_a_model_without_attention_has_no_attention_figures(config: Config, data_uri: str) -> None:
+    method = MethodConfig(
+        networks=NetworkConfig(
+            preset="cyclegan", attention=False, generator_width=4, generator_blocks=1, discriminator_width=4
+        )
+    )
+    net = networks.build(method.networks, seed=2)
+    evaluation = evaluate(config, _run(config, "tiny-plain", net, method), data_uri)
+    assert not [name for name in evaluation["metrics"] if "attention" in name]
+    assert evaluation["metrics"]["background_l1_a2b"] > 0
+    assert "attention" not in evaluation["protocol"]
+
+
+def test_a_broken_model_has_no_figures_and_says_so(config: Config, data_uri: str) -> None:
+    net = networks.build(METHOD.networks, seed=3)
+    parameter = next(net.generator_ab.parameters())
+    nn.init.constant_(parameter, torch.nan)
+    evaluation = evaluate(config, _run(config, "tiny-broken", net), data_uri)
+    assert evaluation["metrics"]["kid_target_a2b"] is None
+    assert evaluation["metrics"]["background_l1_a2b"] is None
+    assert evaluation["metrics"]["kid_mean"] is None
+    assert evaluation["metrics"]["do_nothing_kid_target_a2b"] is not None
+    assert evaluation["counts"]["not_finite_a2b"] == IMAGES
+    assert "kid_target_a2b" not in evaluation["intervals"]
+
+
+def test_masks_of_the_training_split_are_used_where_the_test_split_has_none(
+    root: Path, tmp_path: Path
+) -> None:
+    """The layout of horse2zebra: photographs, masks for training images only, one of them empty."""
+    source = tmp_path / "photos"
+    generator = np.random.default_rng(0)
+    for split, count in (("trainA", 5), ("trainB", 5), ("testA", 4), ("testB", 3)):
+        (source / split).mkdir(parents=True)
+        if split.startswith("train"):
+            (source / "masks" / split).mkdir(parents=True)
+        for index in range(count):
+            pixels = generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(source / split / f"{index}.png")
+            if split.startswith("train") and index < 4:
+                mask = np.zeros((40, 40), np.uint8)
+                mask[:20] = 255 if index else 0
+                Image.fromarray(mask).save(source / "masks" / split / f"{index}.png")
+    tree = _tree(tmp_path)
+    tree["data"] |= {"source": str(source)}
+    settings = configs.parse(tree)
+    uri = prepare(settings).uri
+    domain = evaluate_images.open_domain(settings, uri, storage.read_json(f"{uri}/manifest.json"), "a")
+    assert domain.masked is not None
+    assert (domain.masked.split, len(domain.masked), len(domain.test)) == ("trainA", 4, 4)
+    batch = domain.masked.batch(domain.masked.indices)
+    assert batch.images.shape == (4, 3, SIDE, SIDE)  # stored at SIDE + 8
+    assert batch.masks is not None
+    assert sorted(batch.masks.flatten(1).float().mean(1).tolist()) == pytest.approx(
+        [0, 0.5, 0.5, 0.5], abs=0.05
+    )
+    evaluation = evaluate(settings, _run(settings, "photos", _attending(0.999)), uri)
+    metrics, counts = evaluation["metrics"], evaluation["counts"]
+    assert metrics["attention_iou_a"] == pytest.approx(0.5, abs=0.02)
+    assert (counts["masks_trainA"], counts["masks_empty_trainA"], counts["masks_trainB"]) == (4, 1, 3)
+    assert "trainB" in evaluation["protocol"]["background_b"]
+    assert evaluation["protocol"]["warnings"]  # three images of domain B: smaller subsets than asked for
+    assert counts["kid_subset_size_target_a2b"] == 3
+
+
+def test_bad_calls_are_told_before_any_work(
+    config: Config, run_uri: str, data_uri: str, tmp_path: Path, root: Path
+) -> None:
+    with pytest.raises(BadInput, match="no model at"):
+        evaluate(config, str(tmp_path / "nothing"), data_uri)
+    with pytest.raises(BadInput, match="no prepared data"):
+        evaluate(config, run_uri, str(tmp_path / "nothing"))
+    storage.write_json(str(tmp_path / "runs" / "spec.json"), {})
+    with pytest.raises(BadInput, match="is not finished"):
+        evaluate(config, str(tmp_path / "runs"), data_uri)
+    tree = _tree(root)
+    tree["evaluate"]["inception"] = str(tmp_path / "absent.pt")
+    with pytest.raises(BadInput, match="no Inception file at"):
+        evaluate(configs.parse(tree), run_uri, data_uri)
+    manifest = storage.read_json(storage.join(data_uri, "manifest.json"))
+    manifest["splits"]["testB"]["rows"] = 1
+    with pytest.raises(BadInput, match="at least 2"):
+        evaluate_images.open_domain(config, data_uri, manifest, "b")
+
+
+def test_every_competitor_meets_the_same_subsets_and_resamples(config: Config) -> None:
+    generator = torch.Generator().manual_seed(0)
+    real_a, real_b = (torch.rand(12, 2048, generator=generator) for _ in range(2))
+    judge = Judge(config.evaluate, 0, real_a, real_b)
+    ones = torch.ones(12)
+    arrays = {
+        d: {"features": f, "finite": ones.bool(), "cycle": ones.double()}
+        for d, f in (("a2b", real_a), ("b2a", real_b))
+    }
+    model = judge.model(arrays)
+    nothing = judge.nothing(model)
+    assert {name: model.metrics[name] for name in ("kid_mean", "fid", "kid_source_b2a")} == {
+        name: nothing.metrics[name] for name in ("kid_mean", "fid", "kid_source_b2a")
+    }
+    told = evaluate_compare.intervals(model, {"do_nothing": nothing})["kid_mean"]["do_nothing"]
+    assert told == {"difference": 0.0, "low": 0.0, "high": 0.0, "verdict": "noise"}
+
+
+def test_the_key_of_a_model_is_what_it_does(run_uri: str) -> None:
+    model = model_folder.read(storage.join(run_uri, "checkpoint"))
+    digest = evaluate_cache.weights_digest(model)
+    assert evaluate_cache.weights_digest(model_folder.read(storage.join(run_uri, "checkpoint"))) == digest
+    model.weights["generator_ab.1.bias"] = model.weights["generator_ab.1.bias"] + 1e-3
+    assert evaluate_cache.weights_digest(model) != digest
