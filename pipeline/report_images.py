@@ -20,7 +20,7 @@ from pipeline.report_sources import COLUMNS, Run, SampleStep, each
 LARGEST_TILE = 256
 """Tiles are shown at most this large: bigger ones are reduced."""
 LOSSLESS_TILE = 96
-VIEWER_BUDGET = 6_000_000
+VIEWER_BUDGET = 8_000_000
 """Bytes (as base64) for the fixed images over all checkpoints; steps are left out evenly to stay below."""
 MOST_STEPS = 40
 OVERLAY_COLOUR = (255, 0, 170)

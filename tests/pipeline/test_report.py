@@ -16,6 +16,7 @@ from playwright.sync_api import Page
 
 from agit_core.errors import BadInput
 from pipeline import (
+    registry_audit,
     report,
     report_charts,
     report_images,
@@ -184,6 +185,46 @@ def test_attention_that_was_off_is_not_called_collapsed(tmp_path: Path) -> None:
     said = text_of(Path(report.build(config, run, data)).read_text())
     assert "The attention on plain has collapsed to all ones" in said
     assert "The attention on striped" not in said
+
+
+def test_what_people_did_after_the_decision_is_told(tmp_path: Path) -> None:
+    config, run, data = fabricate(tmp_path)
+    for version, action, reason in (
+        (3, "gate", ""),
+        (4, "gate", ""),
+        (3, "rollback", "stripes on the <b>sky"),
+    ):
+        registry_audit.record(
+            config.storage,
+            "demo",
+            f"{action}-{version}",
+            action=action,
+            version=version,
+            champion=version,
+            reason=reason,
+        )
+    html = Path(report.build(config, run, data)).read_text()
+    said = text_of(html)
+    assert "Champion now version 3" in said
+    assert "rollback of version 3 by" in said
+    assert "stripes on the &lt;b&gt;sky" in html
+
+
+@pytest.mark.parametrize(
+    ("steps", "switch", "expected"),
+    [
+        ([100, 200, 300], 200, 50.0),
+        ([100, 200, 400], 300, 75.0),
+        ([100, 200], 200, 100.0),
+        ([100, 200], 50, None),
+        ([100, 200], None, None),
+        ([100], 100, None),
+    ],
+)
+def test_the_switch_stands_where_its_checkpoint_is(
+    steps: list[int], switch: int | None, expected: float | None
+) -> None:
+    assert report._position(steps, switch) == expected
 
 
 def test_published_numbers_only_beside_their_data_set(html: str, tmp_path: Path) -> None:
