@@ -84,7 +84,7 @@ class CheckpointStore:
 
         Damaged ones are marked and not looked at again.
         """
-        damaged = []
+        damaged: list[str] = []
         for step in self.steps():
             try:
                 return self.load(step), damaged
