@@ -170,7 +170,7 @@ def _read_local(folder: Path, where: str) -> Model:
         weights |= _load(folder, _AVERAGED, files, where)
     lineage = manifest.get("lineage") or {k: manifest[k] for k in ("step", "epoch", "stage") if k in manifest}
     return Model(
-        name=str(manifest.get("name", folder.name)),
+        name=str(manifest.get("name") or where.rstrip("/").rsplit("/", 1)[-1]),
         method=checkpoint.method_from_dict(method),
         image_size=image_size,
         weights=weights,
@@ -192,7 +192,10 @@ def _load(folder: Path, names: tuple[str, ...], files: dict[str, str], where: st
             f"{where}/{name} is missing or does not match its checksum; fetch or write the model again"
         )
     if name.endswith(".pt"):
-        loaded: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            loaded: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # what a pickle that wants more than tensors raises is not documented
+            raise BadInput(f"{where}/{name} cannot be read safely: {str(error).split('. ')[0]}") from None
         return loaded
     safetensors = _safetensors()
     if safetensors is None:

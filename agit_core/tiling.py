@@ -26,13 +26,18 @@ MARGIN = 32
 """Pixels at an inner tile edge that are computed but not used."""
 OVERLAP = 128
 """Pixels that neighbouring tiles share at least: two margins and the blending ramp between them."""
+PATCH = 64
+"""Side of the patches that the statistics are measured on. Many small ones spread over the image stand for it
+better than a few large ones, by a factor of two; still smaller ones are mostly rim."""
+RIM = 1 / 8
+"""Share of a patch's side, at each edge, that is left out of the statistics."""
 
 
 class PooledNorm(nn.Module):
     """An instance norm whose statistics are taken over a whole batch of patches and then held fixed.
 
-    That is batch normalisation over the patches of one image. While ``measuring`` the batch's own statistics
-    are used and kept.
+    Batch normalisation over the patches of one image, so to speak. While ``measuring`` the batch's own
+    statistics are used and kept; the rim of each patch, where the networks saw padding, does not count.
     """
 
     mean: Tensor
@@ -46,16 +51,12 @@ class PooledNorm(nn.Module):
         self.register_buffer("variance", torch.ones(norm.channels, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.batch_norm(
-            x,
-            self.mean,
-            self.variance,
-            self.weight,
-            self.bias,
-            training=self.measuring,
-            momentum=1.0,
-            eps=1e-5,
-        )
+        if self.measuring:
+            height, width = x.shape[-2:]
+            top, left = int(height * RIM), int(width * RIM)
+            inner = x[..., top : height - top, left : width - left].float()
+            self.variance, self.mean = torch.var_mean(inner, (0, 2, 3), correction=0)
+        return F.batch_norm(x, self.mean, self.variance, self.weight, self.bias, eps=1e-5)
 
 
 def with_pooled_norms(network: nn.Module, device: torch.device) -> nn.Module:

@@ -33,7 +33,6 @@ TILE_PIXELS = 1024 * 1024
 SMALLEST_TILE = 3 * tiling.OVERLAP
 SMALLEST_SIDE = 16
 """Smaller images are padded to this: the networks reflect at a quarter of the size and normalise over it."""
-_PATCH = 256
 
 
 class Result(NamedTuple, Generic[Picture]):
@@ -169,7 +168,7 @@ class Translator:
         def read(top: int, bottom: int, left: int, right: int) -> Tensor:
             return _crop(pixels, range(top, bottom), range(left, right))
 
-        patch = min(_PATCH, full_height, full_width)
+        patch = min(tiling.PATCH, full_height, full_width)
         corners = tiling.patches(full_height, full_width, patch, self.tile_pixels)
         sample = torch.cat([read(top, top + patch, left, left + patch) for top, left in corners])
         self._forward(sample, generator, attention)

@@ -8,6 +8,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from pipeline import score_table
+
 _out = Console(highlight=False)
 _MARKS = {"ok": "[green]ok[/green]", "missing": "[red]missing[/red]", "optional": "[yellow]optional[/yellow]"}
 
@@ -37,7 +39,7 @@ def trained(value: dict[str, Any]) -> None:
 
 
 def scores(value: dict[str, Any]) -> None:
-    _scores(value["metrics"], value.get("baseline") or {})
+    _scores(value["metrics"])
 
 
 def built(value: dict[str, Any]) -> None:
@@ -79,7 +81,7 @@ def versions(value: dict[str, Any]) -> None:
         ],
         ["version", "aliases", "run_id", "kid_target_a2b", "kid_target_b2a"],
     )
-    table_of(value["events"], ["time", "action", "version", "previous", "who", "reason"])
+    table_of(value["events"], ["time", "action", "version", "previous", "by", "reason"])
 
 
 def mapping(value: dict[str, Any]) -> None:
@@ -107,19 +109,14 @@ def table_of(rows: list[dict[str, Any]], columns: list[str]) -> None:
     _out.print(table)
 
 
-def _scores(metrics: dict[str, Any], baseline: dict[str, Any] | None = None) -> None:
-    names = list(dict.fromkeys(key.removesuffix("_a2b").removesuffix("_b2a") for key in metrics))
+def _scores(metrics: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("score")
-    for column in ("a2b", "b2a", *(["doing nothing a2b", "b2a"] if baseline else [])):
+    for column in ("a2b", "b2a", "doing nothing, a2b", "b2a"):
         table.add_column(column, justify="right")
-    for name in names:
-        if name in metrics:
-            table.add_row(name, _cell(metrics[name]))
-            continue
-        cells = [_cell(metrics.get(f"{name}_{d}")) for d in ("a2b", "b2a")]
-        cells += [_cell(baseline.get(f"{name}_{d}")) for d in ("a2b", "b2a")] if baseline else []
-        table.add_row(name, *cells)
+    for row in score_table.rows(metrics):
+        values = (row.a2b, row.b2a, row.nothing_a2b, row.nothing_b2a)
+        table.add_row(row.label, *map(score_table.figure, values))
     _out.print(table)
 
 

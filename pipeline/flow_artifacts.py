@@ -22,7 +22,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from pipeline import storage
+from pipeline import score_table, storage
 from pipeline.config import Config
 from pipeline.journey import DIRECTIONS, Run
 from pipeline.progress import Status
@@ -69,28 +69,10 @@ class Progress:
 def scores(run: Run, evaluation: dict[str, Any]) -> None:
     """The score table, with what doing nothing would score beside it."""
     with _told("score table"):
-        create_markdown_artifact(key=_key("scores", run), markdown=score_table(run.run_id, evaluation))
-
-
-def score_table(run_id: str, evaluation: dict[str, Any]) -> str:
-    """Markdown: one row per metric, one column per direction and for the do-nothing baseline."""
-    metrics, baseline = evaluation["metrics"], evaluation.get("baseline") or {}
-    names: dict[str, None] = {}
-    for key in metrics:
-        names[re.sub(r"_(a2b|b2a)$", "", key)] = None
-    lines = [f"# Scores of {run_id}", "", "| metric | a2b | b2a | doing nothing a2b | doing nothing b2a |"]
-    lines.append("|---|---:|---:|---:|---:|")
-    for name in names:
-        if name in metrics:
-            lines.append(f"| {name} | {_figure(metrics[name])} | | | |")
-            continue
-        cells = [_figure(metrics.get(f"{name}_{d}")) for d in DIRECTIONS]
-        cells += [_figure(baseline.get(f"{name}_{d}")) for d in DIRECTIONS]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    counts = evaluation.get("counts") or {}
-    if counts:
-        lines += ["", "Images: " + ", ".join(f"{key} {value}" for key, value in counts.items())]
-    return "\n".join(lines)
+        page = score_table.markdown(
+            f"Scores of {run.run_id}", evaluation["metrics"], evaluation.get("counts") or {}
+        )
+        create_markdown_artifact(key=_key("scores", run), markdown=page)
 
 
 def report_link(run: Run, uri: str) -> None:
@@ -139,10 +121,6 @@ def _newest_samples(run_uri: str, strips: int = 4) -> bytes | None:
 
 def _key(kind: str, run: Run) -> str:
     return re.sub(r"[^a-z0-9-]+", "-", f"agit-{kind}-{run.run_id}".lower())
-
-
-def _figure(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else ""
 
 
 @contextlib.contextmanager

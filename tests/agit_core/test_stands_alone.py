@@ -1,4 +1,4 @@
-"""``agit_core`` needs torch and torchvision alone; its numerics are switches over one mathematics."""
+"""``agit_core`` needs torch and torchvision alone."""
 
 from __future__ import annotations
 
@@ -7,46 +7,93 @@ import sys
 from dataclasses import replace
 
 import pytest
-import torch
 
-from agit_core.config import MethodConfig, OptimizerConfig, PrecisionConfig, StageConfig
+from agit_core.config import HistoryConfig, LossConfig, MethodConfig, OptimizerConfig, StageConfig
 from agit_core.errors import BadInput
-from tests.agit_core import tiny
 
-REFUSES = """
-import sys
-class Refuse:
+WITHOUT = """
+import importlib, pkgutil, sys
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"ray", "prefect", "mlflow", "pydantic", "pyarrow", "s3fs", "boto3", "pipeline"}:
-            raise ImportError(f"agit_core must not import {name}")
-sys.meta_path.insert(0, Refuse())
-import agit_core.trainer, agit_core.checkpoint, agit_core.preview, agit_core.loader
+        return None if name.split(".")[0] in refused else self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+import agit_core
+modules = [m.name for m in pkgutil.walk_packages(agit_core.__path__, "agit_core.")]
+"""
+PIPELINE = [
+    *("ray", "prefect", "mlflow", "pydantic", "pyarrow", "fsspec", "s3fs", "boto3", "botocore", "yaml"),
+    *("sqlalchemy", "safetensors", "scipy", "pipeline", "infra"),
+]
+
+
+def python(code: str, refused: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", f"refused = {refused!r}\n{WITHOUT}{code}"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_training_needs_torch_and_nothing_else() -> None:
+    """Not even numpy: a whole training step, checkpoint and resume."""
+    python(
+        """
+import tempfile, pathlib
 from tests.agit_core import tiny
 trainer = tiny.trainer()
-tiny.train(trainer, 2)
-"""
+tiny.train(trainer, 1)
+with tempfile.TemporaryDirectory() as folder:
+    trainer.save(pathlib.Path(folder) / "c")
+    other = tiny.trainer()
+    other.load(pathlib.Path(folder) / "c")
+assert tiny.same(tiny.weights(trainer), tiny.weights(other))
+from agit_core import preview
+preview.strips(other.networks, tiny.next_batch(other).a, "a2b")
+assert "numpy" not in sys.modules
+""",
+        [*PIPELINE, "numpy", "PIL", "torchmetrics"],
+    )
 
 
-def test_training_needs_no_pipeline() -> None:
-    subprocess.run([sys.executable, "-c", REFUSES], check=True)
+@pytest.mark.slow
+def test_every_module_imports_with_torch_and_torchvision() -> None:
+    """numpy and pillow are torchvision's own; the scores' distances are torchmetrics' and say so."""
+    python(
+        """
+for name in modules:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        assert name.startswith("agit_core.scores.") and error.name.startswith("torchmetrics"), name
+""",
+        [*PIPELINE, "torchmetrics"],
+    )
 
 
 @pytest.mark.parametrize(
-    ("change", "tolerance"),
-    [({"channels_last": "on"}, 1e-4), ({"autocast": "bf16"}, 0.1), ({"deterministic": False}, 1e-4)],
-    ids=["channels_last", "bf16", "not deterministic"],
+    ("section", "key"),
+    [
+        (StageConfig(tau=3), "stages.tau"),
+        (StageConfig(switch_at=-1), "stages.switch_at"),
+        (StageConfig(settled_epochs=0), "stages.settled_epochs"),
+        (OptimizerConfig(learning_rate=0), "optimizer.learning_rate"),
+        (OptimizerConfig(average_decay=1.0), "optimizer.average_decay"),
+        (OptimizerConfig(constant_fraction=1.5), "optimizer.constant_fraction"),
+        (HistoryConfig(size=-1), "history.size"),
+        (HistoryConfig(probability=2), "history.probability"),
+        (LossConfig(cycle_weight=-1), "losses.cycle_weight"),
+        (LossConfig(identity_weight=-1), "losses.identity_weight"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
 )
-def test_precision_switches_compute_the_same_losses(change: dict[str, object], tolerance: float) -> None:
-    reference = PrecisionConfig(autocast="off", channels_last="off", compile="off")
-    figures = []
-    for precision in (reference, replace(reference, **change)):  # type: ignore[arg-type]
-        trainer = tiny.trainer(replace(tiny.method(), precision=precision))
-        figures.append(trainer.train_on(tiny.next_batch(trainer)).figures[:8])
-    assert torch.allclose(figures[0], figures[1], rtol=tolerance, atol=tolerance)
-
-
-def test_impossible_settings_are_refused_by_name() -> None:
-    with pytest.raises(BadInput, match=r"stages\.tau"):
-        MethodConfig(stages=StageConfig(tau=3))
-    with pytest.raises(BadInput, match=r"learning_rate"):
-        MethodConfig(optimizer=OptimizerConfig(learning_rate=0))
+def test_impossible_settings_are_refused_by_name(section: object, key: str) -> None:
+    with pytest.raises(BadInput, match=key.replace(".", r"\.")):
+        replace(MethodConfig(), **{key.split(".")[0]: section})  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from agit_core.networks import InstanceNorm, Networks
 
 def with_plain_norms(networks: Networks) -> Networks:
     """A copy with the same weights whose norms are PyTorch's own modules."""
-    networks = copy.deepcopy(networks)
+    networks = copy.deepcopy(networks).requires_grad_(True)
     for parent in list(networks.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, InstanceNorm):

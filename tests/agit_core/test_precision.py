@@ -1,0 +1,84 @@
+"""How the same mathematics is computed: every switch against fp32, eager, channels first."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from agit_core.config import PrecisionConfig
+from agit_core.precision import pick_device, processor_has_bf16, resolve
+from tests.agit_core import ranks, tiny
+
+REFERENCE = PrecisionConfig(autocast="off", channels_last="off", compile="off")
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("switch_at", [9, 0], ids=["full", "masked"])
+@pytest.mark.parametrize(
+    ("change", "losses", "gradients"),
+    [
+        ({"channels_last": "on"}, 1e-5, 1e-4),
+        ({"deterministic": False}, 1e-5, 1e-4),
+        # 8 bits of mantissa through four networks in a row; the direction stays the same
+        ({"autocast": "bf16"}, 2e-2, 0.3),
+        pytest.param(
+            {"compile": "on"},
+            1e-5,
+            1e-4,
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler"),
+            ],
+        ),
+    ],
+    ids=["channels_last", "not deterministic", "bf16", "compile"],
+)
+def test_a_switch_computes_the_same(
+    change: dict[str, object], losses: float, gradients: float, switch_at: int
+) -> None:
+    got = []
+    for precision in (REFERENCE, replace(REFERENCE, **change)):  # type: ignore[arg-type]
+        trainer = tiny.trainer(replace(tiny.method(switch_at=switch_at), precision=precision))
+        trainer.train_on(tiny.next_batch(trainer))
+        assert all(p.dtype is torch.float32 for p in trainer.networks.parameters())
+        got.append((trainer.window(), ranks.gradients(trainer)))
+    (expected, reference), (figures, changed) = got
+    assert figures.losses == pytest.approx(expected.losses, rel=losses, abs=losses)
+    assert figures.mask_health == pytest.approx(expected.mask_health, rel=losses, abs=losses)
+    assert ranks.difference(reference, changed) < gradients
+
+
+def test_bf16_is_really_used() -> None:
+    trainer = tiny.trainer(replace(tiny.method(), precision=replace(REFERENCE, autocast="bf16")))
+    dtypes: list[torch.dtype] = []
+    trainer.networks.generator_ab[0].register_forward_hook(lambda *args: dtypes.append(args[2].dtype))
+    trainer.train_on(tiny.next_batch(trainer))
+    assert set(dtypes) == {torch.bfloat16}
+
+
+def test_auto_is_decided_by_the_machine() -> None:
+    numerics = resolve(PrecisionConfig(), CPU)
+    assert (numerics.autocast is torch.bfloat16) == processor_has_bf16()
+    assert not numerics.compile
+    assert resolve(PrecisionConfig(autocast="bf16"), CPU).describe().startswith("bf16 autocast")
+    assert resolve(REFERENCE, CPU).describe() == "fp32, channels_first, eager"
+    assert pick_device("cpu") == CPU
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_computes_the_same() -> None:
+    """bf16, channels_last and compiled, as by default, against the CPU in fp32."""
+    from agit_core.trainer import Trainer
+
+    plan = tiny.plan()
+    got = []
+    for device, precision in ((CPU, REFERENCE), (torch.device("cuda"), PrecisionConfig())):
+        config = replace(tiny.method(), precision=precision)
+        trainer = Trainer(config, plan, tiny.SIZE, tiny.TOTAL, device, seed=5)
+        trainer.train_on(tiny.next_batch(trainer))
+        got.append(trainer.window())
+    assert got[1].losses == pytest.approx(got[0].losses, rel=0.05, abs=0.02)

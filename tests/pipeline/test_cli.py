@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.command import agit, environment, tiny_config
+from tests.pipeline.s3 import S3Server, free_port
+
+CONTRACT = ("run", "prepare", "train", "tune", "evaluate", "report", "translate", "export", "doctor")
+
+
+def test_help_names_every_command_of_the_contract(tmp_path: Path) -> None:
+    called = agit("--help", cwd=tmp_path)
+    assert called.status == 0
+    assert all(f" {name} " in called.out for name in CONTRACT)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("run", "demo", "--set", "train.max_stepss=3"), "did you mean 'max_steps'"),
+        (("run", "demp"), "did you mean 'demo'"),
+        (("run",), "Missing argument 'CONFIG'"),
+        (("run", "demo", "--fast"), "No such option: --fast"),
+        (("frobnicate",), "No such command"),
+        (("prepare", "demo", "--set", "data.source=./nowhere"), "nowhere"),
+        (("prepare", "demo", "--set", "storage=ftp://host/x"), "ftp"),
+        (("status", "nobody"), "no run 'nobody'"),
+        (("train", "tiny.yaml", "--json"), "tiny.yaml"),
+    ],
+)
+def test_a_wrong_call_is_told_in_one_line(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    called = agit(*arguments, cwd=tmp_path)
+    assert called.status == 2
+    assert called.out == ""
+    assert said in called.last_line
+    assert called.last_line.startswith("agit: ")
+    assert "Traceback" not in called.err
+
+
+def test_json_is_one_object_alone_on_standard_output(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    first = agit("prepare", config, "--json", cwd=tmp_path)
+    assert first.status == 0, first.err
+    assert first.answer["rows"] == {"trainA": 6, "trainB": 6, "testA": 4, "testB": 4}
+    assert first.answer["reused"] is False
+    assert "prepare" in first.err
+
+    second = agit("prepare", config, "--json", cwd=tmp_path)
+    assert second.answer == {**first.answer, "reused": True}
+    assert "reused" in second.err
+
+
+def test_evaluate_and_report_ask_for_the_training_first(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    for command in ("evaluate", "report"):
+        called = agit(command, config, "--json", cwd=tmp_path)
+        assert called.status == 2
+        assert "agit train" in called.last_line
+        assert called.out == ""
+
+
+def test_storage_that_does_not_answer_is_told_before_any_work(tmp_path: Path) -> None:
+    called = agit(
+        "prepare",
+        tiny_config(tmp_path),
+        "--set",
+        "storage=s3://nobody/prefix",
+        cwd=tmp_path,
+        AWS_ENDPOINT_URL=f"http://127.0.0.1:{free_port()}",
+        AWS_ACCESS_KEY_ID="key",
+        AWS_SECRET_ACCESS_KEY="secret",
+    )
+    assert called.status == 2
+    assert "does not answer" in called.last_line
+
+
+def test_wrong_credentials_and_missing_buckets_are_told(tmp_path: Path, s3: S3Server) -> None:
+    config = tiny_config(tmp_path)
+    wrong = agit("prepare", config, "--set", f"storage={s3.uri}", cwd=tmp_path, AWS_SECRET_ACCESS_KEY="wrong")
+    assert wrong.status == 2
+    assert "credentials" in wrong.last_line
+    missing = agit("prepare", config, "--set", "storage=s3://not-there/x", cwd=tmp_path)
+    assert missing.status == 2
+    assert "not-there" in missing.last_line
+
+
+def test_an_unexpected_failure_ends_with_its_cause_and_keeps_the_traceback(tmp_path: Path) -> None:
+    code = """
+import sys, typer
+from pipeline import cli_output
+app = typer.Typer()
+@app.command()
+def broken(debug: cli_output.Debug = False):
+    raise ZeroDivisionError("of all things")
+@app.command()
+def other(): ...
+sys.exit(cli_output.execute(app))
+"""
+    for arguments, shown in (((), False), (("--debug",), True)):
+        done = subprocess.run(
+            [sys.executable, "-c", code, "broken", *arguments],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1
+        assert "of all things" in done.stderr.splitlines()[-1]
+        assert "same command" in done.stderr.splitlines()[-1]
+        assert ("Traceback" in done.stderr) is shown
+        assert "ZeroDivisionError" in (tmp_path / ".agit/last-error.log").read_text()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_is_not_a_traceback(tmp_path: Path, sent: signal.Signals) -> None:
+    code = """
+import sys, time, typer
+from pipeline import cli_output
+app = typer.Typer()
+@app.command()
+def slow():
+    print("ready", flush=True)
+    time.sleep(60)
+@app.command()
+def other(): ...
+sys.exit(cli_output.execute(app))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "slow"], cwd=tmp_path, env=environment(), stdout=-1, stderr=-1, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    os.kill(process.pid, sent)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "interrupted" in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def test_config_shows_what_a_run_would_take(tmp_path: Path) -> None:
+    written = agit("config", "demo", "--set", "train.max_steps=5", "-o", "full.yaml", cwd=tmp_path)
+    assert written.status == 0, written.err
+    again = agit("config", "full.yaml", "--json", cwd=tmp_path)
+    assert again.answer["train"]["max_steps"] == 5
+    assert again.answer == agit("config", "demo", "--set", "train.max_steps=5", "--json", cwd=tmp_path).answer

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agit_core.errors import BadInput
+from pipeline.config import Config, fingerprint, load, parse, presets
+
+
+def test_presets_load_and_round_trip() -> None:
+    assert {"demo", "h2z"} <= set(presets())
+    for name in presets():
+        config = load(name)
+        assert Config.model_validate(config.plain()) == config
+
+
+def test_h2z_is_the_papers_configuration() -> None:
+    config = load("h2z")
+    assert (config.data.image_size, config.data.load_size) == (256, 286)
+    assert (config.train.epochs, config.train.batch_size) == (100, 1)
+    assert (config.method.stages.switch_by, config.method.stages.switch_at) == ("epoch", 30)
+    assert (config.method.stages.tau, config.method.losses.cycle_weight) == (0.1, 10.0)
+    assert config.method.optimizer.learning_rate == 1e-4
+
+
+def test_overrides_reach_every_section() -> None:
+    config = load(
+        "demo",
+        [
+            "storage=s3://bucket/prefix",
+            "data.source=./photos",
+            "train.max_steps=7",
+            "method.optimizer.learning_rate=1e-3",
+            "method.networks.attention=false",
+            "register.model=zebras",
+            "evaluate.inception=null",
+        ],
+    )
+    assert config.storage == "s3://bucket/prefix"
+    assert config.data.source == "./photos"
+    assert config.train.max_steps == 7
+    assert config.method.optimizer.learning_rate == 1e-3
+    assert config.method.networks.attention is False
+    assert config.register_.model == "zebras"
+    assert config.method.stages.switch_by == load("demo").method.stages.switch_by
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.max_stepss=3", "did you mean 'max_steps'"),
+        ("trian.max_steps=3", "did you mean 'train'"),
+        ("method.optimizer.learning_rat=1", "did you mean 'learning_rate'"),
+        ("method.networkz.attention=true", "did you mean 'networks'"),
+        ("train.max_steps=many", "train.max_steps"),
+        ("train.max_steps=0", "train.max_steps"),
+        ("train.max_steps", "key=value"),
+        ("data.source.deeper=1", "'source' is a value"),
+        ("data.image_size=66", "multiple of 4"),
+        ("data.load_size=32", "must not be smaller"),
+        ("method.stages.tau=1.5", "method.stages.tau"),
+        ("name=../up", "name"),
+    ],
+)
+def test_a_wrong_override_is_told_in_one_sentence(override: str, said: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        load("demo", [override])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("- a\n- b\n", "must be a mapping"),
+        ("train: [1, 2", "not valid YAML"),
+        ("train:\n  epochz: 3\n", "did you mean 'epochs'"),
+    ],
+)
+def test_a_wrong_file_is_told_in_one_sentence(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(BadInput) as caught:
+        load(str(path))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_config_names_the_nearest_preset(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="did you mean 'demo'"):
+        load("demp")
+    with pytest.raises(BadInput, match="no config file"):
+        load(str(tmp_path / "none.yaml"))
+
+
+def test_a_file_is_a_config(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\ntrain:\n  epochs: 3\n")
+    config = load(str(path), ["train.epochs=4"])
+    assert (config.name, config.train.epochs) == ("mine", 4)
+
+
+def test_fingerprint_follows_the_value_and_not_the_order() -> None:
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+    assert parse({"name": "x"}).plain() == parse({"name": "x"}).plain()

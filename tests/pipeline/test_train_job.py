@@ -1,0 +1,201 @@
+"""Training on a real Ray with two workers: what it leaves, and what survives its processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agit_core.checkpoint import Snapshot
+from agit_core.errors import BadInput, RunFailed
+from pipeline import storage, train_events, train_job
+from pipeline.config import Config
+from pipeline.train_checkpoints import CheckpointStore
+from tests.chaos import processes
+from tests.pipeline.training import differences, prepared, read_checkpoint, spec_of, tiny, wait_for
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return prepared(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def scratch() -> Iterator[str]:
+    """A Ray of this module's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("RAY_", "AGIT_"))]:
+            patch.delenv(name)
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        terminate = signal.getsignal(signal.SIGTERM)
+        with train_job.ray_session(tiny("unused")) as folder:
+            yield folder
+        signal.signal(signal.SIGTERM, terminate)
+
+
+def drive(config: Config, data: str, scratch: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    from pipeline.train_driver import drive
+
+    spec = spec_of(config, data)
+    return spec, drive(spec, config, scratch)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: str, scratch: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict]:
+    """A run to the end that nobody troubled: its spec and its result."""
+    return drive(tiny(tmp_path_factory.mktemp("calm")), data, scratch)
+
+
+@pytest.fixture
+def final(undisturbed: tuple[dict[str, Any], dict[str, Any]]) -> Snapshot:
+    return read_checkpoint(undisturbed[1]["checkpoint"])
+
+
+def test_leaves_what_the_next_stages_need(undisturbed: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    spec, result = undisturbed
+    run = Path(spec["run_uri"])
+    assert result["steps"] == 60
+    assert result["stage"] == "masked"
+    assert result["switched_at_step"] == 15
+    assert result["workers"] == 2
+    assert result["checkpoint"] == str(run / "checkpoints" / "step-00000060")
+    # twice per interval, so that a kill during an upload costs one interval at most
+    assert CheckpointStore(str(run), 3).steps()[:3] == [60, 50, 40]
+    assert result["best_checkpoint"] in {str(path) for path in (run / "checkpoints").iterdir()}
+
+    files = sorted((run / "metrics").iterdir())
+    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(5, 61, 5))
+    assert [row["stage"] for row in rows] == ["full"] * 3 + ["masked"] * 9
+    assert {"epoch", "learning_rate", "losses", "mask_health", "images_per_s"} <= rows[0].keys()
+    assert rows[-1]["learning_rate"] < rows[0]["learning_rate"]
+
+    for step in (40, 60):
+        folder = run / "samples" / f"step-{step:08d}"
+        described = json.loads((folder / "samples.json").read_text())
+        assert described["strips"] == ["a2b-0.png", "b2a-0.png"]
+        assert (described["step"], described["tile"]) == (step, 32)
+        assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in described["strips"])
+    assert result["samples"] == [
+        str(run / "samples/step-00000060" / name) for name in ("a2b-0.png", "b2a-0.png")
+    ]
+
+    progress = json.loads((run / "progress.json").read_text())
+    assert (progress["step"], progress["total_steps"], progress["last_checkpoint_step"]) == (60, 60, 60)
+    assert [event["kind"] for event in train_events.read(str(run))] == ["started", "switched"]
+
+
+def killing(kind: str, spec: dict[str, Any], at: int) -> Callable[[], None]:
+    """Kills a process of this kind once the run has reached a step; call the answer to wait for it."""
+
+    def work() -> None:
+        progress = storage.join(spec["run_uri"], "progress.json")
+        wait_for(lambda: _step(progress) >= at, f"step {at}")
+        os.kill(processes.of_kind(kind, os.getpid())[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread.join
+
+
+def _step(uri: str) -> int:
+    try:
+        return int(storage.read_json(uri)["step"])
+    except FileNotFoundError:
+        return 0
+
+
+@pytest.mark.parametrize(("kind", "told"), [("worker", "worker_failed"), ("controller", "controller_lost")])
+def test_a_killed_process_costs_less_than_an_interval(
+    kind: str, told: str, data: str, scratch: str, final: Snapshot, tmp_path: Path
+) -> None:
+    config = tiny(tmp_path)
+    wait = killing(kind, spec_of(config, data), at=12)
+    spec, result = drive(config, data, scratch)
+    wait()
+    events = train_events.read(spec["run_uri"])
+    kinds = [event["kind"] for event in events if event["kind"] != "switched"]
+    assert kinds == ["started", told, "resumed"]
+    assert "process" in next(event for event in events if event["kind"] == told)["message"]
+    resumed = events[-1] if events[-1]["kind"] == "resumed" else events[-2]
+    assert resumed["step"] >= 10
+    assert 0 <= resumed["redone"] <= config.train.checkpoint_every
+    assert result["resumed_from"] == resumed["step"]
+    assert differences(read_checkpoint(result["checkpoint"]), final) == []
+    files = sorted((Path(spec["run_uri"]) / "metrics").iterdir())
+    rows = [json.loads(line)["step"] for file in files for line in file.read_text().splitlines()]
+    assert sorted(set(rows)) == list(range(5, 61, 5))
+    assert len(rows) == len(set(rows))
+
+
+def test_a_damaged_checkpoint_sends_it_one_back(
+    data: str,
+    scratch: str,
+    undisturbed: tuple[dict[str, Any], dict[str, Any]],
+    final: Snapshot,
+    tmp_path: Path,
+) -> None:
+    config = tiny(tmp_path)
+    spec = spec_of(config, data)
+    shutil.copytree(undisturbed[0]["run_uri"], spec["run_uri"])
+    checkpoints = Path(spec["run_uri"]) / "checkpoints"
+    shutil.rmtree(checkpoints / "step-00000060")
+    weights = checkpoints / "step-00000050" / "networks.pt"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    _, result = drive(config, data, scratch)
+    assert result["resumed_from"] == 40
+    assert differences(read_checkpoint(result["checkpoint"]), final) == []
+    told = [event for event in train_events.read(spec["run_uri"]) if event["kind"] == "checkpoint_damaged"]
+    assert "step 50 is damaged" in told[0]["message"]
+
+
+def test_bad_input_in_a_worker_is_not_tried_again(data: str, scratch: str, tmp_path: Path) -> None:
+    config = tiny(tmp_path, start_from=str(tmp_path / "nowhere"), max_failures=5)
+    with pytest.raises(BadInput, match=r"no model at .*nowhere"):
+        drive(config, data, scratch)
+    events = train_events.read(spec_of(config, data)["run_uri"])
+    assert [event["kind"] for event in events] == ["worker_failed"]
+
+
+def test_failures_without_progress_end_the_run(data: str, scratch: str, tmp_path: Path) -> None:
+    config = tiny(tmp_path, max_failures=0)
+    wait = killing("worker", spec_of(config, data), at=2)
+    began = time.monotonic()
+    with pytest.raises(RunFailed, match=r"^the training failed: a process of the training died"):
+        drive(config, data, scratch)
+    wait()
+    assert time.monotonic() - began < 300
+
+
+class TestCheck:
+    """What is refused before anything is started."""
+
+    def manifest(self, **changes: Any) -> dict[str, Any]:
+        rows = {split: {"rows": 12} for split in ("trainA", "trainB", "testA", "testB")}
+        return {"image_size": 32, "splits": rows, **changes}
+
+    @pytest.mark.parametrize(
+        ("train", "manifest", "says"),
+        [
+            ({"workers": 4}, {}, "batch of 2 cannot be split over 4 workers"),
+            ({"minimum_workers": 3}, {}, r"minimum_workers \(3\) must not be larger"),
+            ({}, {"image_size": 64}, "prepared for 64 pixels"),
+            ({}, {"splits": {"trainA": {"rows": 0}, "trainB": {"rows": 3}}}, "no training images in trainA"),
+        ],
+    )
+    def test_refused(self, train: dict[str, Any], manifest: dict[str, Any], says: str) -> None:
+        with pytest.raises(BadInput, match=says):
+            train_job.check(tiny("x", **train), self.manifest(**manifest))
+
+    def test_fine(self) -> None:
+        train_job.check(tiny("x"), self.manifest())
