@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -236,11 +237,12 @@ class _Worker:
             self.trainer.restore(snapshot)
         elif self.config.train.start_from is not None:
             self.trainer.start_from(self._patiently(lambda: start_weights(self.config)))
-        if self.world.rank == 0:
+        nodes = self.world.gather(ray.get_runtime_context().get_node_id())
+        if nodes is not None:
             self._patiently(lambda: remove_metrics_after(self.run_uri, self.trainer.step))
-            self._tell_start()
+            self._tell_start(len(set(nodes)))
 
-    def _tell_start(self) -> None:
+    def _tell_start(self, nodes: int) -> None:
         step = self.trainer.step
         self.furthest = Furthest(self.run_uri)
         with contextlib.suppress(RunFailed):
@@ -251,7 +253,9 @@ class _Worker:
             before = max(before, int(storage.read_json(storage.join(self.run_uri, "progress.json"))["step"]))
         kind = "resumed" if step or before else "started"
         redone = max(0, before - step)
-        train_events.record(self.run_uri, kind, step=step, redone=redone, workers=self.world.size)
+        train_events.record(
+            self.run_uri, kind, step=step, redone=redone, workers=self.world.size, nodes=nodes
+        )
 
     def _images(self, split: str) -> PatientImages:
         return PatientImages(lambda: open_split(self.spec, self.config, split), self._patiently)

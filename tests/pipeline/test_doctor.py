@@ -2,8 +2,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.config import load
-from pipeline.doctor import examine
 from tests.pipeline.command import agit
 from tests.pipeline.s3 import free_port
 
@@ -13,13 +11,14 @@ def _states(answer: dict) -> dict[str, str]:
 
 
 def test_a_working_installation_passes(tmp_path: Path) -> None:
-    called = agit("doctor", "--json", cwd=tmp_path)
+    called = agit("doctor", "--json", "--set", "storage=./new", cwd=tmp_path)
     assert called.status == 0, called.err
     states = _states(called.answer)
     assert called.answer["ok"] is True
     for name in ("python", "torch", "ray", "prefect", "cores", "memory", "storage", "mlflow server"):
         assert states[name] == "ok"
     assert "missing" not in states.values()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()], "the storage is left as it was"
 
 
 def test_what_is_missing_comes_with_its_remedy(tmp_path: Path) -> None:
@@ -53,8 +52,3 @@ def test_a_table_for_people(tmp_path: Path) -> None:
     called = agit("doctor", cwd=tmp_path)
     assert called.status == 0
     assert "A local run can work." in called.out
-
-
-def test_the_storage_is_left_as_it_was(tmp_path: Path) -> None:
-    examine(load("demo", [f"storage={tmp_path / 'new'}"]))
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
