@@ -1,0 +1,17 @@
+"""Stands in for a flow's process: follows one training to its end. ``python -m tests.chaos.launcher CONFIG DATA``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+from pipeline import launch
+from pipeline.config import parse
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    with open(sys.argv[1]) as file:
+        config = parse(json.load(file))
+    result = launch.train(config, sys.argv[2])
+    print(json.dumps(result.details))

@@ -1,0 +1,210 @@
+"""Starting and following the job on this machine: progress, reuse, refusal, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agit_core.errors import BadInput, RunFailed
+from pipeline import launch, launch_local, storage
+from pipeline.config import Config, parse
+from tests.chaos import processes
+from tests.pipeline.training import TINY, prepared, spec_of, tiny, wait_for
+
+MANIFEST = {"fingerprint": "0123456789ab"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return prepared(tmp_path_factory.mktemp("data"))
+
+
+class TestRunId:
+    """A training's name is what it computes."""
+
+    def name(self, fingerprint: str = "0123456789ab", **changes: Any) -> str:
+        tree: dict[str, Any] = {**TINY, "storage": "x"}
+        for section, values in changes.items():
+            tree[section] = tree[section] | values if isinstance(values, dict) else values
+        return launch.run_id(parse(tree), {"fingerprint": fingerprint})
+
+    def test_begins_with_the_data_sets_name(self) -> None:
+        assert self.name().startswith("tiny-")
+        assert len(self.name()) == len("tiny-") + 8
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"train": {"workers": 1}},
+            {"train": {"minimum_workers": 1}},
+            {"train": {"device": "auto", "threads_per_worker": 2, "prefetch_threads": 4}},
+            {"train": {"checkpoint_every": 7, "keep_checkpoints": 9, "sample_every": 3, "log_every": 1}},
+            {"train": {"max_failures": 0, "storage_patience_s": 1.0, "best_by": None}},
+            {"storage": "elsewhere"},
+            {"evaluate": {"subsets": 3}} if "evaluate" in TINY else {},
+        ],
+    )
+    def test_where_and_how_it_runs_do_not_matter(self, changes: dict[str, Any]) -> None:
+        assert self.name(**changes) == self.name()
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"train": {"max_steps": 61}},
+            {"train": {"batch_size": 4}},
+            {"method": {"flip": False}},
+            {"seed": 1},
+            {"fingerprint": "ffff"},
+        ],
+    )
+    def test_what_it_computes_does(self, changes: dict[str, Any]) -> None:
+        assert self.name(**changes) != self.name()
+
+
+class TestVerdict:
+    """The job's last line."""
+
+    def test_is_found_behind_a_prefix(self) -> None:
+        line = '(job) AGIT-VERDICT {"kind": "BadInput", "message": "no: {x}"}'
+        assert launch.parse_verdict(line) == {"kind": "BadInput", "message": "no: {x}"}
+
+    @pytest.mark.parametrize(
+        "line", ["", "AGIT-VERDICT", "AGIT-VERDICT {", "AGIT-VERDICT 3", 'AGIT-VERDICT {"a": 1}']
+    )
+    def test_other_lines_have_none(self, line: str) -> None:
+        assert launch.parse_verdict(line) is None
+
+
+def start_follower(config: Config, data: str, file: Path) -> subprocess.Popen[bytes]:
+    """A process that follows the training, as a flow's does."""
+    file.write_text(json.dumps(config.plain()))
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.chaos.launcher", str(file), data],
+        stdout=subprocess.DEVNULL,
+        stderr=file.with_suffix(".log").open("ab"),
+    )
+
+
+def token_of(run_uri: str) -> str:
+    return str(storage.read_json(storage.join(run_uri, "spec.json"))["owner"]["token"])
+
+
+@pytest.mark.slow
+def test_trains_shows_progress_and_leaves_nothing_but_the_run(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # somebody's cluster: not ours to use
+    monkeypatch.chdir(tmp_path)
+    seen: list[dict[str, Any]] = []
+    result = launch.train(tiny("./here", workers=1), data, seen.append)
+
+    assert (result.steps, result.reused) == (60, False)
+    assert Path(result.checkpoint).is_dir()
+    assert Path(result.run_uri).is_relative_to(tmp_path / "here" / "runs")
+    states = [state["state"] for state in seen]
+    assert states[0] == "starting"
+    assert states[-1] == "finished"
+    steps = [state["step"] for state in seen]
+    assert steps == sorted(steps)
+    assert all(0 <= state["step"] <= 60 for state in seen)
+    assert storage.read_text(storage.join(result.run_uri, "logs", "attempt-0001.log"))
+
+    spec = storage.read_json(storage.join(result.run_uri, "spec.json"))
+    assert launch_local.carriers(spec["owner"]["token"]) == []
+    assert not Path(spec["owner"]["folder"]).exists()
+    assert list(home.rglob("*")) == []
+
+    began = time.monotonic()
+    again = launch.train(tiny("./here", workers=2), data)
+    assert again.reused
+    assert again.checkpoint == result.checkpoint
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.slow
+def test_an_ended_launcher_takes_the_job_with_it(data: str, tmp_path: Path) -> None:
+    """By SIGTERM at once, after SIGKILL because the job notices; the next launcher goes on."""
+    config = tiny(tmp_path, workers=1, max_steps=100_000)
+    run_uri = spec_of(config, data)["run_uri"]
+    for end in (signal.SIGTERM, signal.SIGKILL):
+        follower = start_follower(config, data, tmp_path / "config.json")
+        wait_for(lambda: _progress(run_uri).get("state") == "running", "the first step")
+        with pytest.raises(RunFailed, match=f"is being trained by process {follower.pid} of this machine"):
+            launch.train(config, data)
+        token = token_of(run_uri)
+        assert launch_local.carriers(token)
+        os.kill(follower.pid, end)
+        status = follower.wait(60)
+        if end == signal.SIGTERM:
+            assert status == 128 + signal.SIGTERM
+            assert launch_local.carriers(token) == []
+        wait_for(lambda token=token: not launch_local.carriers(token), "the orphaned job to end", 60)
+        storage.remove(storage.join(run_uri, "progress.json"))
+    assert storage.read_json(storage.join(run_uri, "spec.json"))["attempt"] == 2
+
+
+def test_wrong_settings_are_told_without_starting_ray(data: str, tmp_path: Path) -> None:
+    config = tiny(tmp_path, workers=3)
+    with pytest.raises(BadInput, match="batch of 2 cannot be split over 3 workers"):
+        launch.train(config, data)
+    run_uri = spec_of(config, data)["run_uri"]
+    assert launch_local.carriers(token_of(run_uri)) == []
+    # what was wrong is put right: the run starts as if nothing had been
+    assert storage.read_json(storage.join(run_uri, "spec.json"))["attempt"] == 1
+
+
+def test_another_machine_at_work_is_respected(data: str, tmp_path: Path) -> None:
+    config = tiny(tmp_path)
+    spec = spec_of(config, data)
+    owner = {"host": "elsewhere", "pid": 1, "started": 1, "token": "t", "folder": "f"}
+    storage.write_json(storage.join(spec["run_uri"], "spec.json"), spec | {"owner": owner})
+    state = {"state": "running", "time": time.time(), "step": 3}
+    storage.write_json(storage.join(spec["run_uri"], "progress.json"), state)
+    with pytest.raises(RunFailed, match="is being trained on elsewhere"):
+        launch.train(config, data)
+
+
+def test_an_unreachable_cluster_is_told(data: str, tmp_path: Path) -> None:
+    config = parse({**TINY, "storage": str(tmp_path), "cluster": {"address": "http://127.0.0.1:9"}})
+    with pytest.raises(BadInput, match="does not answer"):
+        launch.train(config, data)
+
+
+def test_a_marked_process_is_found_however_deep_and_swept() -> None:
+    token = "test-" + os.urandom(8).hex()
+    sleep = "import time; time.sleep(60)"
+    child = f"subprocess.Popen([sys.executable, '-c', {sleep!r}], start_new_session=True)"
+    script = f"import subprocess, sys; {child}; {sleep}"
+    process = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {launch_local.TOKEN: token})
+    wait_for(lambda: len(launch_local.carriers(token)) == 2, "both processes")
+    launch_local.sweep(token)
+    process.wait()
+    assert launch_local.carriers(token) == []
+
+
+def _progress(run_uri: str) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = storage.read_json(storage.join(run_uri, "progress.json"))
+    except FileNotFoundError:
+        return {}
+    return state
+
+
+def test_descendants_are_seen() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert process.pid in processes.descendants(os.getpid())
+    assert processes.alive(process.pid)
+    process.kill()
+    process.wait()
+    assert not processes.alive(process.pid)

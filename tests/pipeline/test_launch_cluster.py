@@ -1,0 +1,140 @@
+"""Jobs on a real Ray cluster through its Job Submission API: attach, cancel, next attempt."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agit_core.errors import BadInput
+from pipeline import launch, storage, train_events
+from pipeline.config import Config, parse
+from tests.chaos import processes
+from tests.pipeline.s3 import free_port
+from tests.pipeline.test_launch import start_follower
+from tests.pipeline.training import TINY, prepared, spec_of, wait_for
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A cluster of one node with a dashboard, which runs the jobs."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("RAY_", "AGIT_"))]:
+            patch.delenv(name)
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        port = free_port()
+        head = {
+            "num_cpus": 2,
+            "include_dashboard": True,
+            "dashboard_port": port,
+            "dashboard_host": "127.0.0.1",
+        }
+        cluster = Cluster(initialize_head=True, head_node_args=head | {"object_store_memory": 100 * 2**20})
+        yield f"http://127.0.0.1:{port}"
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return prepared(tmp_path_factory.mktemp("data"))
+
+
+def on_cluster(address: str, root: Path, **train: Any) -> Config:
+    return parse(
+        {
+            **TINY,
+            "storage": str(root),
+            "train": TINY["train"] | {"workers": 1} | train,
+            "cluster": {"address": address, "env": {"OMP_NUM_THREADS": "1"}},
+        }
+    )
+
+
+def test_one_job_through_killed_and_cancelled_flows(
+    address: str, data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    config = on_cluster(address, tmp_path, max_steps=1500, checkpoint_every=20)
+    spec = spec_of(config, data)
+    client = JobSubmissionClient(address)
+
+    def step() -> int:
+        try:
+            return int(storage.read_json(storage.join(spec["run_uri"], "progress.json"))["step"])
+        except FileNotFoundError:
+            return 0
+
+    def job(attempt: int) -> JobStatus:
+        return client.get_job_status(f"{spec['run_id']}-{attempt}")
+
+    first = start_follower(config, data, tmp_path / "config.json")
+    wait_for(lambda: step() > 0, "the first step", 240)
+    first.kill()
+    first.wait()
+    assert job(1) == JobStatus.RUNNING
+
+    # the flow is run again: it follows the job that is there, and being cancelled stops that
+    second = start_follower(config, data, tmp_path / "config.json")
+    log = tmp_path / "config.log"
+    wait_for(
+        lambda: f"attached to the running job {spec['run_id']}-1" in log.read_text(), "the second to attach"
+    )
+    assert [info.submission_id for info in client.list_jobs()] == [f"{spec['run_id']}-1"]
+    wait_for(lambda: step() > 40, "some steps", 240)
+    second.send_signal(signal.SIGTERM)
+    assert second.wait(90) == 128 + signal.SIGTERM
+    assert job(1) == JobStatus.STOPPED
+    everything = " ".join(map(processes.command, processes.descendants(os.getpid())))
+    assert "pipeline.train_job" not in everything
+    wait_for(lambda: not processes.of_kind("worker", os.getpid()), "the workers to be gone", 60)
+    stopped_at = step()
+    assert stopped_at < 1500
+
+    # and again: the next attempt of the same run goes on from its checkpoint
+    seen: list[dict[str, Any]] = []
+    reached = threading.Event()
+
+    def watch(state: dict[str, Any]) -> None:
+        seen.append(state)
+        if state["state"] == "running" and state["attempt"] == 2:
+            reached.set()
+            raise KeyboardInterrupt
+
+    with caplog.at_level(logging.INFO, "pipeline"), pytest.raises(KeyboardInterrupt):
+        launch.train(config, data, watch)
+    assert reached.is_set()
+    assert job(2) == JobStatus.STOPPED
+    resumed = [event for event in train_events.read(spec["run_uri"]) if event["kind"] == "resumed"]
+    assert resumed[-1]["step"] >= 20
+
+
+def test_finishes_and_streams_the_output(
+    address: str, data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = on_cluster(address, tmp_path, max_steps=40)
+    with caplog.at_level(logging.INFO, "pipeline"):
+        result = launch.train(config, data)
+    assert (result.steps, result.reused) == (40, False)
+    lines = [record.getMessage() for record in caplog.records if record.name == "pipeline.train.output"]
+    assert any("stage masked" in line for line in lines)
+    assert len(lines) == len(set(lines)) or max(map(lines.count, lines)) < 4
+    assert launch.train(config, data).reused
+
+
+def test_a_wrong_setting_is_told_as_such(address: str, data: str, tmp_path: Path) -> None:
+    config = on_cluster(address, tmp_path, workers=3)
+    with pytest.raises(BadInput, match="batch of 2 cannot be split over 3 workers"):
+        launch.train(config, data)
