@@ -151,7 +151,7 @@ def _position(steps: list[int], switch: int | None) -> float | None:
 
 
 def _asset(name: str) -> str:
-    return resources.files("pipeline.templates").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("pipeline").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def _sha256(text: str) -> str:

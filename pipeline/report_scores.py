@@ -32,7 +32,13 @@ class Spec:
 SPECS = (
     Spec("kid_target", "KID to the target × 100", "lower is closer to real images", True, KID_SCALE),
     Spec("kid_source", "KID to the source × 100", "doing nothing has 0 by construction", False, KID_SCALE),
-    Spec("kid_mean", "KID, target and source × 100", "their mean, the paper's way to count", True, KID_SCALE),
+    Spec(
+        "kid_mean",
+        "KID, target and source × 100",
+        "their mean; doing nothing has a head start",
+        True,
+        KID_SCALE,
+    ),
     Spec("fid", "FID to the target", "biased upwards with few images", True, digits=1),
     Spec("background_l1", "Background change, L1", "outside the mask; 0 keeps everything", digits=4),
     Spec("background_psnr", "Background, PSNR", "higher keeps more", digits=1, unit=" dB"),

@@ -17,6 +17,7 @@ from pipeline.report_sources import Run
 EXTREMES = 6
 _MOST_ROWS = 1000
 _MOST_EVENTS = 20
+_SPELLED = {"kid": "KID", "fid": "FID", "sha256": "SHA-256", "a": "A", "b": "B"}
 _EVENTS = {
     "started": "started",
     "resumed": "resumed",
@@ -245,6 +246,7 @@ def lineage(run: Run) -> list[tuple[str, str]]:
         for part in (
             f"agit {code['version']}" if code.get("version") else None,
             f"commit {code['git_commit'][:12]}" if code.get("git_commit") else None,
+            f"source {code['source_sha256'][:12]}" if code.get("source_sha256") else None,
             "with uncommitted changes" if code.get("git_dirty") else None,
         )
         if part
@@ -270,9 +272,13 @@ def _history(events: list[dict[str, Any]]) -> str:
 def protocol(run: Run) -> list[tuple[str, str]]:
     """How the scores were computed, the network with its name and SHA-256 first."""
     evaluation = run.evaluation or {}
-    parts = {"Inception": evaluation.get("inception"), "Count": evaluation.get("counts")}
+    parts = {"Inception": evaluation.get("inception"), "Counts": _counts(evaluation.get("counts") or {})}
     described = evaluation.get("protocol")
     return _flat({k: v for k, v in parts.items() if v}) + _flat(described or {})
+
+
+def _counts(counts: dict[str, Any]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in counts.items())
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -282,6 +288,7 @@ def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(item, dict):
             facts += _flat(item, name)
         elif item not in (None, "", []):
+            name = " ".join(_SPELLED.get(word, word) for word in name.split(" "))
             facts.append((name[:1].upper() + name[1:], _text(item)))
     return facts
 

@@ -23,7 +23,25 @@ def headline(run: Run, scores: Scores) -> dict[str, Any]:
     chips = [_direction_chip(scores.label(d), judged[d]) for d in DIRECTIONS if d in judged]
     if registration:
         chips.append(_registry_chip(registration))
-    return {"sentence": sentence + ".", "because": " ".join(reasons(registration)), "chips": chips}
+    return {
+        "sentence": sentence + ".",
+        "because": " ".join([*_yardstick(scores, judged), *reasons(registration)]),
+        "chips": chips,
+    }
+
+
+def _yardstick(scores: Scores, judged: Mapping[str, Judgement]) -> list[str]:
+    """By what the headline judges, and what the other yardstick says where it disagrees."""
+    if not judged:
+        return []
+    mean = scores.judged("kid_mean", "do_nothing")
+    if not mean.text or mean.tone == "good":
+        return ["Judged by KID to the target."]
+    how = "worse than doing nothing" if mean.tone == "bad" else "no different from doing nothing"
+    return [
+        "Judged by KID to the target. "
+        f"On the mean of target and source it is {how}, which has a head start there: it is its own source."
+    ]
 
 
 def _unscored(run: Run) -> str:
@@ -57,10 +75,10 @@ def _promotion_clause(registration: Mapping[str, Any], good: bool | None) -> str
     if not registration:
         return ", and not registered" if good is not None else ""
     if (registration.get("decision") or {}).get("passed") is False:
-        return ", and refused by the gate" if good is False else ", but refused by the gate"
+        return ", but refused by the gate" if good else ", and refused by the gate"
     if promoted(registration):
         return ", and promoted to champion" if good in (True, None) else ", yet promoted to champion"
-    return ", but not promoted" if good in (True, None) else ", and not promoted"
+    return ", but not promoted" if good else ", and not promoted"
 
 
 def promoted(registration: Mapping[str, Any]) -> bool:
