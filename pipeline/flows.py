@@ -7,7 +7,7 @@ does the same without Prefect.
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
@@ -17,7 +17,7 @@ from pydantic import Field
 
 from agit_core.errors import RunFailed
 from pipeline import flow_artifacts as artifacts
-from pipeline import flow_logging, journey, progress
+from pipeline import flow_logging, journey, progress, retrain
 from pipeline.config import Config, load
 from pipeline.journey import Data, Run
 
@@ -112,33 +112,48 @@ def resolve(config: str, overrides: list[str], storage: str | None, max_steps: i
 
 def _run_name() -> str:
     given = flow_run.parameters
-    return f"{given.get('config', 'demo')} {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    what = "retrain" if given.get("only_when_changed") else "train"
+    return f"{what} {given.get('config', 'demo')} {time.strftime('%Y-%m-%d %H:%M:%S')}"
+
+
+ConfigName = Annotated[str, Field(description="A preset's name (demo, h2z, ...) or the path of a YAML file.")]
+Overrides = Annotated[
+    list[str], Field(description="Settings that differ, as key=value: train.workers=4, data.source=s3://...")
+]
+StorageUri = Annotated[
+    str | None,
+    Field(description="Folder or s3:// prefix for everything the run writes; empty: the config's."),
+]
+Steps = Annotated[
+    int | None, Field(ge=1, description="Stop training after this many steps; empty: the config's epochs.")
+]
 
 
 @flow(name="agit", flow_run_name=_run_name, persist_result=False)
 def agit(
-    config: Annotated[
-        str, Field(description="A preset's name (demo, h2z, ...) or the path of a YAML file.")
-    ] = "demo",
-    overrides: Annotated[
-        list[str],
-        Field(description="Settings that differ, as key=value: train.workers=4, data.source=s3://..."),
-    ] = [],  # noqa: B006 - Prefect copies parameters, and the form needs a list
-    storage: Annotated[
-        str | None,
-        Field(description="Folder or s3:// prefix for everything the run writes; empty: the config's."),
-    ] = None,
-    max_steps: Annotated[
-        int | None,
-        Field(ge=1, description="Stop training after this many steps; empty: the config's epochs."),
-    ] = None,
+    config: ConfigName = "demo",
+    overrides: Overrides = [],  # noqa: B006 - Prefect copies parameters, and the form needs a list
+    storage: StorageUri = None,
+    max_steps: Steps = None,
+    only_when_changed: Annotated[
+        bool, Field(description="Train only when images or settings differ from the newest version's.")
+    ] = False,
+    start_from: Annotated[
+        Literal["config", "scratch", "champion"],
+        Field(description="Weights that a training starts from; config: what train.start_from says."),
+    ] = "config",
 ) -> dict[str, Any]:
     """Prepares images, trains, scores, registers and reports; a second run reuses what is done."""
     with flow_logging.in_worker():
         settings = resolve(config, overrides, storage, max_steps)
         data = prepare(settings)
+        decision = retrain.decide(settings, data, start_from, only_when_changed)
+        if not decision.train:
+            return {"retrain": decision.plain()}
+        settings = decision.config
         run = train(settings, data)
         evaluation = evaluate(settings, data, run)
         registration = register(settings, data, run, evaluation)
         report_uri = report(settings, data, run)
-        return journey.summarize(settings, run, evaluation, registration, report_uri)
+        summary = journey.summarize(settings, run, evaluation, registration, report_uri)
+        return {**summary, "retrain": decision.plain()} if only_when_changed else summary

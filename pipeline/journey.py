@@ -51,7 +51,12 @@ def prepare(config: Config) -> Data:
         splits = prepared.manifest["splits"]
         counts = ", ".join(f"{name} {split['rows']}" for name, split in splits.items())
         aside = sum(len(split.get("quarantined", [])) for split in splits.values())
-        stage.message = f"{counts} images" + (f", {aside} quarantined (see the manifest)" if aside else "")
+        kept = prepared.manifest.get("kept", 0)
+        stage.message = f"{counts} images"
+        stage.message += f", {aside} quarantined (see the manifest)" if aside else ""
+        stage.message += (
+            f", {kept} taken over from the data set before" if kept and not prepared.reused else ""
+        )
         if prepared.reused:
             stage.reuse(f"prepared data {storage.name(prepared.uri)} ({stage.message})")
     return Data(prepared.uri, prepared.manifest, prepared.reused)
