@@ -1,0 +1,135 @@
+"""``agit translate --batch``: the images spread over a Ray cluster, each actor with its own model."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from agit_core.errors import BadInput, RunFailed
+from pipeline import storage
+from pipeline.translate_images import translate_item
+from pipeline.translate_inputs import Item
+
+if TYPE_CHECKING:
+    from pipeline.translate import Settings
+
+_IMAGES_PER_TASK = 8
+_ATTEMPTS = 3
+_OBJECT_STORE_BYTES = 100 * 2**20
+
+
+class _Worker:
+    """One process with the model loaded once."""
+
+    def __init__(self, settings: Settings, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.settings = settings
+        self.translator = settings.translator()
+
+    def translate(self, todo: list[tuple[Item, str]]) -> list[tuple[Item, str | None]]:
+        """Each item with None or the reason why it failed."""
+        direction, masks = self.settings.direction, self.settings.masks
+        return [
+            (item, translate_item(self.translator, item, target, direction, masks)) for item, target in todo
+        ]
+
+
+def run(
+    todo: list[tuple[Item, str]], settings: Settings, workers: int | None
+) -> Iterator[tuple[Item, str | None]]:
+    """Yields items as they are finished. What a lost machine had is done again by another.
+
+    The images travel from the storage to the actors directly; what passes through Ray are their names.
+
+    Raises:
+        BadInput: more workers than the cluster has processors.
+        RunFailed: the workers died again and again.
+    """
+    import ray
+    from ray.util.actor_pool import ActorPool
+
+    with _session():
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0)) if settings.device != "cpu" else 0
+        cpus = max(1, int(resources.get("CPU", 1)))
+        count = min(workers or gpus or max(1, cpus // 2), len(todo))
+        if count > cpus:
+            raise BadInput(f"{count} workers need as many CPUs and the cluster has {cpus}; ask for fewer")
+        each = cpus // count
+        actor = ray.remote(_Worker).options(
+            num_cpus=each,
+            num_gpus=1 if gpus else 0,
+            # a translation can be repeated without harm: it is written whole, under the same name
+            max_restarts=_ATTEMPTS,
+            max_task_retries=_ATTEMPTS,
+        )
+        pool = ActorPool([actor.remote(settings, each) for _ in range(count)])
+        chunks = [todo[i : i + _IMAGES_PER_TASK] for i in range(0, len(todo), _IMAGES_PER_TASK)]
+        targets = {item.name: target for item, target in todo}
+        try:
+            for outcomes in pool.map_unordered(lambda worker, chunk: worker.translate.remote(chunk), chunks):
+                for item, reason in outcomes:
+                    yield item, reason or _misplaced(targets[item.name])
+        except ray.exceptions.RayTaskError as error:
+            cause = error.as_instanceof_cause()
+            raise (
+                cause
+                if isinstance(cause, BadInput | RunFailed)
+                else RunFailed(f"a worker failed: {error.cause}")
+            ) from None
+        except ray.exceptions.RayError as error:
+            raise RunFailed(
+                f"the Ray workers were lost ({type(error).__name__}); the same command goes on"
+            ) from None
+
+
+def _misplaced(target: str) -> str | None:
+    """On a cluster a local path may be another machine's."""
+    if storage.is_remote(target) or storage.exists(target):
+        return None
+    return "was written on another machine; give a shared folder or an s3:// output"
+
+
+@contextlib.contextmanager
+def _session() -> Iterator[None]:
+    """The Ray that this process is connected to, the cluster that ``RAY_ADDRESS`` names, or one of its own."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+    folder = tempfile.mkdtemp(prefix="agit-", dir="/tmp" if os.path.isdir("/tmp") else None)
+    added: dict[str, str] = {}
+    if not os.environ.get("RAY_ADDRESS"):
+        # an own token in the environment: nothing is written to the home directory or read from there
+        wanted = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        added = {key: value for key, value in wanted.items() if key not in os.environ}
+        options |= {
+            "address": "local",
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+            "_temp_dir": folder,
+            "_node_ip_address": "127.0.0.1",
+        }
+    os.environ.update(added)
+    try:
+        ray.init(**options)
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+        for key in added:
+            os.environ.pop(key, None)

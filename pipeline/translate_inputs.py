@@ -1,0 +1,184 @@
+"""What ``agit translate`` is given: one image, a folder, a zip, Parquet; as a list of items to read later."""
+
+from __future__ import annotations
+
+import threading
+import zipfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import PurePosixPath
+from typing import Any
+
+from agit_core.errors import BadInput
+from pipeline import storage
+
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".ppm", ".jp2", ".tga")
+VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
+LARGEST_FILE = 2 * 2**30
+"""A zip member that claims to be larger than this is not unpacked."""
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image somewhere; small, so that it travels to other machines instead of the image.
+
+    Attributes:
+        name: relative path with ``/``: also the translation's.
+        uri: the file that holds it.
+        member: its name in a zip, or (row group, row) in a Parquet file.
+    """
+
+    name: str
+    uri: str
+    member: str | tuple[int, int] | None = None
+
+    def read(self) -> bytes:
+        """The encoded image. Raises what the storage or the archive raises."""
+        if self.member is None:
+            return storage.read_bytes(self.uri)
+        with _lock:  # one file handle per archive, shared
+            if isinstance(self.member, str):
+                return _zip(self.uri).read(self.member)
+            group, row = self.member
+            return _row_group(self.uri, group)[row]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The items of one input, and what in it cannot be one."""
+
+    kind: str
+    """``image``, ``folder``, ``zip``, ``parquet`` or ``video``."""
+    items: list[Item]
+    refused: list[dict[str, str]]
+    """``name`` and ``reason`` of what was refused unread."""
+
+
+def find(uri: str) -> Inputs:
+    """Lists the images of an input; sorted by name.
+
+    Raises:
+        BadInput: nothing there, or nothing that could be translated.
+    """
+    suffix = suffix_of(uri)
+    # a folder may be called photos.zip; asking the storage once is cheaper than guessing
+    below = storage.list_(uri, recursive=True)
+    if not below and not storage.exists(uri):
+        raise BadInput(f"there is nothing at {uri} to translate; check the path")
+    if not below and suffix in VIDEOS:
+        return Inputs("video", [Item(storage.name(uri), uri)], [])
+    if not below and suffix == ".zip":
+        found = _zip_members(uri)
+    elif not below and suffix == ".parquet":
+        found = Inputs("parquet", _rows([uri]), [])
+    elif not below:
+        return Inputs("image", [Item(storage.name(uri), uri)], [])
+    elif shards := [item for item in below if suffix_of(item) == ".parquet"]:
+        found = Inputs("parquet", _rows(shards), [])
+    else:
+        start = len(storage.join(uri)) + 1
+        images = [Item(item[start:], item) for item in below if suffix_of(item) in IMAGES]
+        found = Inputs("folder", [item for item in images if not item.name.startswith(".")], [])
+    if not found.items and not found.refused:
+        raise BadInput(
+            f"{uri} holds no images; they are recognised by suffixes such as .jpg, .png, .webp, .tif"
+        )
+    return found
+
+
+def suffix_of(uri: str) -> str:
+    return PurePosixPath(storage.name(uri)).suffix.lower()
+
+
+def _zip_members(uri: str) -> Inputs:
+    items, refused = [], []
+    try:
+        members = _zip(uri).infolist()
+    except zipfile.BadZipFile as error:
+        raise BadInput(f"{uri} is not a zip file or a damaged one ({error}); pack it again") from None
+    for member in members:
+        path = PurePosixPath(member.filename)
+        if member.is_dir() or path.suffix.lower() not in IMAGES or path.parts[0] == "__MACOSX":
+            continue
+        if reason := _unsafe(member):
+            refused.append({"name": member.filename, "reason": reason})
+        else:
+            items.append(Item(path.as_posix(), uri, member.filename))
+    return Inputs("zip", sorted(items, key=lambda item: item.name), refused)
+
+
+def _unsafe(member: zipfile.ZipInfo) -> str | None:
+    if not safe(member.filename):
+        return "its name leaves the output folder"
+    if member.flag_bits & 1:
+        return "it is encrypted"
+    if member.file_size > LARGEST_FILE:
+        return f"it claims to unpack to {member.file_size / 2**30:.0f} GiB"
+    return None
+
+
+def safe(name: str) -> bool:
+    """Whether a name from an archive stays below the folder that it is put into."""
+    path = PurePosixPath(name)
+    inside = not path.is_absolute() and ".." not in path.parts and bool(path.parts)
+    return inside and "\\" not in name and ":" not in name and "\0" not in name
+
+
+@lru_cache(maxsize=4)
+def _zip(uri: str) -> zipfile.ZipFile:
+    fs, path = storage.filesystem(uri)
+    return zipfile.ZipFile(fs.open(path, "rb"))
+
+
+def _rows(uris: list[str]) -> list[Item]:
+    """One item per row; named by the images' own paths, a second one of the same name by its place."""
+    items: list[Item] = []
+    names: set[str] = set()
+    for uri in uris:
+        file = _parquet(uri)
+        column = _image_column(file, uri)
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=[f"{column}.path"])
+            for row, value in enumerate(table.column(column).to_pylist()):
+                name = str((value or {}).get("path") or "")
+                place = f"{PurePosixPath(storage.name(uri)).stem}-{group:04d}-{row:05d}.png"
+                if not safe(name) or name in names:
+                    name = f"{PurePosixPath(name).stem}-{place}" if safe(name) else place
+                names.add(name)
+                items.append(Item(name, uri, (group, row)))
+    return items
+
+
+@lru_cache(maxsize=4)
+def _parquet(uri: str) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    fs, path = storage.arrow(uri)
+    try:
+        return pq.ParquetFile(fs.open_input_file(path))
+    except pa.ArrowInvalid as error:
+        raise BadInput(f"{uri} is not a Parquet file ({str(error).splitlines()[0]})") from None
+
+
+@lru_cache(maxsize=2)
+def _row_group(uri: str, group: int) -> list[bytes]:
+    file = _parquet(uri)
+    column = _image_column(file, uri)
+    values = file.read_row_group(group, columns=[f"{column}.bytes"]).column(column).to_pylist()
+    return [(value or {}).get("bytes") or b"" for value in values]
+
+
+def _image_column(file: Any, uri: str) -> str:
+    """The column in the Hugging Face convention: ``struct<bytes, path>``, ``image`` before others."""
+    import pyarrow as pa
+
+    found = [
+        field.name
+        for field in file.schema_arrow
+        if pa.types.is_struct(field.type) and {"bytes", "path"} <= {part.name for part in field.type}
+    ]
+    if not found:
+        raise BadInput(f"{uri} has no image column (struct<bytes, path>, as Hugging Face datasets have)")
+    return "image" if "image" in found else found[0]
