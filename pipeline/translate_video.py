@@ -184,7 +184,8 @@ class _Writer:
         self.container = av.open(str(path), "w")
         self.notes: list[str] = []
         codec, options = _CODECS.get(path.suffix, _USUAL_CODEC)
-        self._stream = self.container.add_stream(codec, rate=reader.rate, options=options)
+        # a video codec's stream, which its type does not say
+        self._stream: Any = self.container.add_stream(codec, rate=reader.rate, options=options)
         self._stream.time_base = reader.stream.time_base
         self._sound: Any = None
         self._waiting: list[Any] | None = []  # sound that comes before the first frame has opened the file
