@@ -32,6 +32,8 @@ from tests.browser import Browser
 from tests.pipeline.fabricated_run import HOSTILE, SWITCH, TOTAL, fabricate, png, strip
 from tests.pipeline.s3 import S3Server
 
+PLAY_MS = 450
+"""How long a checkpoint stands while the report plays them."""
 SECRETS = ("hunter2", "s3cr3t", "deadbeef", "hf_abc123")
 
 
@@ -398,6 +400,10 @@ def opened(browser: Browser, built: Path, width: int = 1280, height: int = 900) 
 
 
 def pixels(page: Page, selector: str) -> np.ndarray:
+    # a new source is shown once it is decoded, which a screenshot does not wait for
+    page.locator(selector).first.evaluate(
+        "box => Promise.all([...box.querySelectorAll('img[src]')].map(image => image.decode()))"
+    )
     data = page.locator(selector).first.screenshot(animations="disabled")
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
 
@@ -461,9 +467,20 @@ def test_the_sliders_move_the_pictures(browser: Browser, built: Path, screenshot
     page.locator(".segmented label").nth(1).click()
     assert "striped → plain, image 3" in str(page.locator("[data-tile=translated]").get_attribute("alt"))
 
+    # a step stands for less than half a second: the page's clock is ours, or a busy machine looks too late
+    page.clock.install(time=0)
+    page.clock.pause_at(1000)
     page.get_by_role("button", name="Play").click()
-    page.get_by_text("step 300 of 600").wait_for()
+    for step in (100, 200, 300):
+        assert page.locator("#checkpoint-said").inner_text() == f"step {step} of 600, attention learning"
+        page.clock.run_for(PLAY_MS)
     page.get_by_role("button", name="Pause").click()
+    page.clock.run_for(2 * PLAY_MS)
+    assert page.locator("#checkpoint-said").inner_text() == "step 400 of 600, attention frozen"
+    page.get_by_role("button", name="Play").click()
+    page.clock.run_for(9 * PLAY_MS)
+    assert page.locator("#checkpoint-said").inner_text() == "step 600 of 600, attention frozen"
+    assert page.locator("#play").inner_text() == "Play"
 
 
 @pytest.mark.slow
