@@ -23,20 +23,11 @@ from prefect.artifacts import (
 )
 
 from pipeline import score_table, storage
-from pipeline.config import Config
 from pipeline.journey import DIRECTIONS, Run
 from pipeline.progress import Status
 
 UPDATE_SECONDS = 10.0
 _SAMPLE_WIDTH = 1024
-
-
-def limit_of(config: Config) -> str:
-    """Name of the global concurrency limit that a training takes a slot of.
-
-    A limit that nobody created does not limit: ``infra/`` creates ``agit-gpu`` with one slot per machine.
-    """
-    return "agit-cpu" if config.train.device == "cpu" else "agit-gpu"
 
 
 class Progress:

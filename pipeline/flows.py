@@ -11,14 +11,13 @@ from typing import Annotated, Any, Literal
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.concurrency.sync import concurrency
 from prefect.runtime import flow_run
 from pydantic import Field
 
 from agit_core.errors import RunFailed
 from pipeline import flow_artifacts as artifacts
-from pipeline import flow_logging, journey, progress, retrain
-from pipeline.config import Config, load
+from pipeline import flow_limits, flow_logging, journey, progress, retrain
+from pipeline.config import Config, load, presets
 from pipeline.journey import Data, Run
 
 RETRY_SECONDS = [2, 10]
@@ -78,7 +77,7 @@ def prepare(config: Config) -> Data:
     persist_result=False,
 )
 def train(config: Config, data: Data) -> Run:
-    with concurrency(artifacts.limit_of(config), occupy=1), progress.listening(artifacts.Progress("train")):
+    with flow_limits.slot(config), progress.listening(artifacts.Progress("train")):
         return journey.train(config, data)
 
 
@@ -103,9 +102,16 @@ def report(config: Config, data: Data, run: Run) -> str:
     return uri
 
 
-def resolve(config: str, overrides: list[str], storage: str | None, max_steps: int | None) -> Config:
+def resolve(
+    config: str,
+    overrides: list[str],
+    storage: str | None,
+    max_steps: int | None,
+    cluster: str | None = None,
+) -> Config:
     """The configuration that a form's fields describe."""
     extra = [f"storage={storage}"] if storage else []
+    extra += [f"cluster.address={cluster}"] if cluster else []
     extra += [f"train.max_steps={max_steps}"] if max_steps else []
     return load(config, [*overrides, *extra])
 
@@ -116,17 +122,15 @@ def _run_name() -> str:
     return f"{what} {given.get('config', 'demo')} {time.strftime('%Y-%m-%d %H:%M:%S')}"
 
 
-ConfigName = Annotated[str, Field(description="A preset's name (demo, h2z, ...) or the path of a YAML file.")]
+# What Prefect's form checks; its texts come from the flow's docstring.
+ConfigName = Annotated[str, Field(min_length=1, examples=presets())]
 Overrides = Annotated[
-    list[str], Field(description="Settings that differ, as key=value: train.workers=4, data.source=s3://...")
+    list[Annotated[str, Field(pattern=r"^\s*[A-Za-z_][A-Za-z0-9_.]*\s*=")]],
+    Field(examples=[["train.max_steps=1000", "seed=1"]]),
 ]
-StorageUri = Annotated[
-    str | None,
-    Field(description="Folder or s3:// prefix for everything the run writes; empty: the config's."),
-]
-Steps = Annotated[
-    int | None, Field(ge=1, description="Stop training after this many steps; empty: the config's epochs.")
-]
+StorageUri = Annotated[str | None, Field(examples=["s3://bucket/prefix"])]
+Cluster = Annotated[str | None, Field(pattern=r"^(https?://\S+)?$", examples=["http://ray-head:8265"])]
+Steps = Annotated[int | None, Field(ge=1)]
 
 
 @flow(name="agit", flow_run_name=_run_name, persist_result=False)
@@ -134,18 +138,26 @@ def agit(
     config: ConfigName = "demo",
     overrides: Overrides = [],  # noqa: B006 - Prefect copies parameters, and the form needs a list
     storage: StorageUri = None,
+    cluster: Cluster = None,
     max_steps: Steps = None,
-    only_when_changed: Annotated[
-        bool, Field(description="Train only when images or settings differ from the newest version's.")
-    ] = False,
-    start_from: Annotated[
-        Literal["config", "scratch", "champion"],
-        Field(description="Weights that a training starts from; config: what train.start_from says."),
-    ] = "config",
+    only_when_changed: bool = False,
+    start_from: Literal["config", "scratch", "champion"] = "config",
 ) -> dict[str, Any]:
-    """Prepares images, trains, scores, registers and reports; a second run reuses what is done."""
+    """Prepares images, trains, scores, registers and reports; a second run reuses what is done.
+
+    Args:
+        config: A preset's name (demo, h2z, ...) or the path of a YAML file where the flow runs.
+        overrides: Settings that differ, one key=value each, as after `agit run --set`: `train.workers=4`.
+        storage: Folder or s3://bucket/prefix for everything the run writes; empty: the configuration's.
+        cluster: Jobs address of the Ray cluster that trains; empty: the configuration's, and without one a
+            Ray of the run's own on the worker's machine.
+        max_steps: Stop training after this many steps; empty: the configuration's epochs.
+        only_when_changed: Skip the training unless images or settings differ from the newest version's.
+        start_from: Weights to start from. config: what train.start_from says; champion: the champion's, or
+            from scratch while there is none.
+    """
     with flow_logging.in_worker():
-        settings = resolve(config, overrides, storage, max_steps)
+        settings = resolve(config, overrides, storage, max_steps, cluster)
         data = prepare(settings)
         decision = retrain.decide(settings, data, start_from, only_when_changed)
         if not decision.train:

@@ -23,10 +23,12 @@ from typing import Any
 from agit_core.errors import BadInput, RunFailed
 
 HOME = Path(".agit/prefect")
+EMBEDDED = "AGIT_PREFECT_EMBEDDED"
+"""Set in a process whose Prefect server is its own."""
 # On a slow, busy machine: import of the server, then some sixty migrations of a new SQLite file.
 _STARTUP_SECONDS = 300.0
 _STOP_SECONDS = 5.0
-_FLOWS = {"agit": ("pipeline.flows", "agit"), "agit-tune": ("pipeline.tune_flow", "agit_tune")}
+_FLOWS = {"agit": ("pipeline.flows", "agit"), "agit-tune": ("pipeline.flows_tune", "agit_tune")}
 
 
 def run_flow(name: str, debug: bool = False, **parameters: Any) -> Any:
@@ -98,7 +100,7 @@ class Server:
                 # Ctrl-C in the terminal is for the run, which then still has its server to tell about it
                 start_new_session=True,
             )
-        os.environ["PREFECT_API_URL"] = url
+        os.environ |= {"PREFECT_API_URL": url, EMBEDDED: "1"}
         return cls(url, process, log)
 
     def wait(self) -> None:
@@ -132,7 +134,8 @@ class Server:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        os.environ.pop("PREFECT_API_URL", None)
+        for name in ("PREFECT_API_URL", EMBEDDED):
+            os.environ.pop(name, None)
 
 
 def configured_url() -> str | None:
