@@ -5,12 +5,14 @@ PIL images, numpy arrays and torch tensors are accepted; the answer is of the sa
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
 from agit_core.errors import BadInput
@@ -31,7 +33,8 @@ def open_picture(picture: Any) -> Opened:
     """Reads a picture of any accepted type.
 
     - ``PIL.Image`` of any mode: turned upright by its EXIF orientation; an alpha channel (or a palette's
-      transparent colour) goes into the answer as it is; grey becomes RGB; 16 bits become 8. Mask: mode L.
+      transparent colour) goes into the answer as it is; grey becomes RGB; 16 bits become 8; CMYK is converted
+      by its colour profile, RGB keeps its own. Mask: mode L.
     - numpy uint8 (H, W), (H, W, 3) or (H, W, 4), the fourth channel being alpha. Mask: (H, W).
     - torch (3, H, W) or (N, 3, H, W), uint8 or floating in [0, 1]. Mask: (1, H, W) or (N, 1, H, W).
 
@@ -50,11 +53,14 @@ def open_picture(picture: Any) -> Opened:
 
 
 def _open_pil(picture: Image.Image) -> Opened:
-    upright = ImageOps.exif_transpose(picture)
-    alpha = upright.convert("RGBA").getchannel("A") if upright.has_transparency_data else None
-    if upright.mode.startswith("I"):  # 16 bits, also when held in 32
-        deep = np.asarray(upright)
-        upright = Image.fromarray((deep >> 8 if deep.max(initial=0) > 255 else deep).astype(np.uint8))
+    try:
+        upright = ImageOps.exif_transpose(picture)
+        # a 16-bit grey image can name a transparent value, which Pillow cannot make a channel of
+        transparent = upright.has_transparency_data and not upright.mode.startswith("I")
+        alpha = upright.convert("RGBA").getchannel("A") if transparent else None
+        colour = _colour(upright, picture.info.get("icc_profile"))
+    except (OSError, ValueError, SyntaxError) as error:  # files are read only now, some modes never
+        raise BadInput(f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from None
 
     def image(output: Tensor) -> Image.Image:
         translated = Image.fromarray(_to_array(output))
@@ -64,9 +70,34 @@ def _open_pil(picture: Image.Image) -> Opened:
             translated.info["icc_profile"] = profile
         return translated
 
-    return Opened(
-        _from_array(np.asarray(upright.convert("RGB"))), image, lambda m: Image.fromarray(_to_array(m))
-    )
+    return Opened(_from_array(np.asarray(colour)), image, lambda m: Image.fromarray(_to_array(m)))
+
+
+def _colour(upright: Image.Image, profile: bytes | None) -> Image.Image:
+    """8-bit RGB."""
+    if upright.mode.startswith("I;16"):
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    elif upright.mode in {"I", "F"}:
+        upright = Image.fromarray(_from_wide(np.asarray(upright, dtype=np.float64)))
+    elif upright.mode == "CMYK" and profile:
+        # a broken profile says nothing about the inks: then they are taken for ideal ones
+        with contextlib.suppress(ImageCms.PyCMSError, OSError, ValueError):
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            target = ImageCms.createProfile("sRGB")
+            return ImageCms.profileToProfile(upright, source, target, outputMode="RGB") or upright
+    elif upright.mode == "LAB":
+        lab, target = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(upright, lab, target, outputMode="RGB") or upright
+    return upright.convert("RGB")
+
+
+def _from_wide(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """32-bit grey to 8: [0, 1], [0, 255] or [0, 65535], told apart by the largest value."""
+    low, top = float(values.min(initial=0.0)), float(values.max(initial=0.0))
+    if not (low >= 0 and top <= 65535):
+        raise ValueError("32-bit values outside [0, 65535]")
+    scale = 255.0 if top <= 1 else 1.0 if top <= 255 else 255.0 / 65535.0
+    return np.rint(values * scale).astype(np.uint8)
 
 
 def _open_array(picture: np.ndarray[Any, Any]) -> Opened:

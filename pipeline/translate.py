@@ -7,23 +7,19 @@ which model, direction and input its files belong to. What cannot be read is lis
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
-from agit_core import Translator
+from agit_core import Translator, model_folder
 from agit_core.errors import BadInput
 from agit_core.translator import TILE_PIXELS
-from pipeline import storage
-from pipeline.translate_images import mask_name, output_name, translate_item
+from pipeline import storage, translate_outputs
+from pipeline.translate_images import translate_items
 from pipeline.translate_inputs import IMAGES, VIDEOS, Inputs, Item, find, suffix_of
+from pipeline.translate_outputs import JOURNAL, pack, single
 
-JOURNAL = ".agit-translate.json"
 Progress = Callable[[dict[str, Any]], None]
 
 
@@ -37,14 +33,16 @@ class Settings:
     device: str = "auto"
     autocast: Literal["auto", "bf16", "off"] = "off"
     tile_pixels: int = TILE_PIXELS
+    work_side: int | None = None
 
     def translator(self) -> Translator:
-        return Translator.load(self.model, self.device, self.autocast, self.tile_pixels)
+        return Translator.load(self.model, self.device, self.autocast, self.tile_pixels, self.work_side)
 
 
 @dataclass
 class _Outcome:
     translated: int = 0
+    skipped: int = 0
     failed: list[dict[str, str]] = field(default_factory=list)
 
 
@@ -62,6 +60,7 @@ def translate(
     device: str = "auto",
     autocast: Literal["auto", "bf16", "off"] = "off",
     tile_pixels: int = TILE_PIXELS,
+    work_side: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Translates everything in ``input``.
@@ -78,7 +77,7 @@ def translate(
         workers: Ray actors of a batch; default: one per GPU, without GPUs one per two CPUs.
         smooth: videos: share of the previous frame's change that unmoved pixels keep, in [0, 1): 0 translates
             each frame alone, 0.8 removes most flicker.
-        device, autocast, tile_pixels: see :class:`agit_core.translator.Translator`.
+        device, autocast, tile_pixels, work_side: see :class:`agit_core.translator.Translator`.
         progress: called with ``done``, ``total``, ``unit``, ``message``, ``images_per_s``, ``eta_s``.
 
     Returns:
@@ -90,126 +89,111 @@ def translate(
         RunFailed: the storage failed in the middle; the same call goes on.
     """
     began = time.monotonic()
-    settings = Settings(model, direction, masks, device, autocast, tile_pixels)
+    head = {"input": input, "output": output, "model": model, "direction": direction}
+    if workers is not None and not batch:
+        raise BadInput("workers are those of a batch; add --batch or leave them out")
+    # workers have other working directories, and an alias may move to another version while they load
+    input, output = _absolute(input), _absolute(output)
+    settings = Settings(
+        _absolute(model_folder.resolve(model)), direction, masks, device, autocast, tile_pixels, work_side
+    )
     found = find(input)
     # the workers of a batch have the GPUs
     translator = (replace(settings, device="cpu") if batch else settings).translator()
     translator.maps(direction)
-    head = {"input": input, "output": output, "model": model, "direction": direction}
     if found.kind == "video":
         from pipeline.translate_video import translate_video
 
-        target = _single_target(input, output, VIDEOS, masks, overwrite)
+        if batch:
+            raise BadInput("a video is translated frame after frame; leave --batch out")
+        head["output"] = target = single(input, output, VIDEOS, masks, overwrite)
         counts = translate_video(translator, input, target, direction, smooth, masks, progress)
-        return {**head, "output": target, "skipped": 0, **counts, "seconds": _since(began)}
+        return {**head, "skipped": 0, **counts, "seconds": _since(began)}
     if smooth:
         raise BadInput("smooth is for videos; leave it out for images")
-    if found.kind == "image":
-        target = _single_target(input, output, IMAGES, masks, overwrite)
-        todo, skipped = [(found.items[0], target)], 0
-        head["output"] = target
+    if found.kind == "image" and suffix_of(output) != ".zip":
+        head["output"] = target = single(input, output, IMAGES, masks, overwrite)
+        outcome = _Outcome()
+        _run([(found.items[0], target)], outcome, settings, translator, batch, workers, progress)
     else:
-        folder = f"{output}.parts" if suffix_of(output) == ".zip" else output
-        if folder != output and storage.exists(output) and not overwrite:
-            raise BadInput(f"{output} exists; name another output or allow it to be overwritten")
-        todo, skipped = _plan(found, input, folder, settings, translator.model.digest, overwrite)
-    outcome = _Outcome(failed=list(found.refused))
-    meter = _Meter(progress, len(todo))
-    for item, reason in _run(todo, settings, translator, batch, workers):
-        if reason is None:
-            outcome.translated += 1
-        else:
-            outcome.failed.append({"name": item.name, "reason": reason})
-        meter.tick(item.name)
-    if not outcome.translated and not skipped:
+        outcome = _many(found, input, output, settings, translator, overwrite, batch, workers, progress)
+    if not outcome.translated and not outcome.skipped:
         first = outcome.failed[0]
         many = f"none of the {len(outcome.failed)} images in {input}" if len(outcome.failed) > 1 else input
         raise BadInput(f"cannot translate {many}: {first['name']} {first['reason']}")
-    if found.kind != "image" and folder != output:
-        _pack(folder, output)
     return {
         **head,
         "translated": outcome.translated,
-        "skipped": skipped,
+        "skipped": outcome.skipped,
         "failed": outcome.failed,
         "seconds": _since(began),
     }
 
 
+def _many(
+    found: Inputs,
+    source: str,
+    output: str,
+    settings: Settings,
+    translator: Translator,
+    overwrite: bool,
+    batch: bool,
+    workers: int | None,
+    progress: Progress | None,
+) -> _Outcome:
+    """Translates a list of images into a folder, and that into a zip if one is asked for."""
+    zipped = suffix_of(output) == ".zip" and not output.endswith("/")
+    # not packed at once: an interrupted run would have to pack everything again
+    folder = f"{output}.parts" if zipped else output
+    there = zipped and not overwrite and storage.exists(output)
+    exists = BadInput(f"{output} exists; name another output or allow it to be overwritten (--overwrite)")
+    if there and not storage.exists(storage.join(folder, JOURNAL)):
+        raise exists
+    identity = {"model": translator.model.digest, "direction": settings.direction, "side": settings.work_side}
+    plan = translate_outputs.plan(found, source, folder, settings.masks, identity, overwrite)
+    outcome = _Outcome(skipped=plan.skipped, failed=[*found.refused, *plan.refused])
+    if there:
+        if plan.finished is None:
+            raise exists
+        storage.remove(folder)  # the run before was interrupted after packing
+        return replace(outcome, failed=plan.finished)
+    _run(plan.todo, outcome, settings, translator, batch, workers, progress)
+    if outcome.translated or outcome.skipped:
+        storage.write_json(storage.join(folder, JOURNAL), {**plan.journal, "failed": outcome.failed})
+        if zipped:
+            pack(folder, output)
+    return outcome
+
+
 def _run(
-    todo: list[tuple[Item, str]], settings: Settings, translator: Translator, batch: bool, workers: int | None
-) -> Iterator[tuple[Item, str | None]]:
-    """Translates and yields each item with None or the reason why it failed, in any order."""
+    todo: list[tuple[Item, str]],
+    outcome: _Outcome,
+    settings: Settings,
+    translator: Translator,
+    batch: bool,
+    workers: int | None,
+    progress: Progress | None,
+) -> None:
+    """Translates, and counts what became of each item."""
+    results: Iterator[tuple[Item, str | None]]
     if batch and todo:
         from pipeline.translate_batch import run
 
-        yield from run(todo, settings, workers)
-        return
-    for item, target in todo:
-        yield item, translate_item(translator, item, target, settings.direction, settings.masks)
+        results = run(todo, settings, workers)
+    else:
+        results = translate_items(translator, todo, settings.direction, settings.masks)
+    meter = _Meter(progress, len(todo))
+    for item, reason in results:
+        if reason is None:
+            outcome.translated += 1
+        else:
+            outcome.failed.append({"name": item.name, "reason": reason})
+        meter.tick(item.name)
 
 
-def _single_target(source: str, output: str, suffixes: tuple[str, ...], masks: bool, overwrite: bool) -> str:
-    """Where the translation of one file goes: the output itself, or a file in it when it is a folder."""
-    named = suffix_of(output) in suffixes and not output.endswith("/")
-    name = storage.name(source)
-    target = output if named else storage.join(output, name if suffixes is VIDEOS else output_name(name))
-    if _real(target) == _real(source):
-        raise BadInput(f"the output {target} is the input itself; name another output")
-    for uri in [target, *([mask_name(target)] if masks else [])]:
-        if storage.exists(uri) and not overwrite:
-            raise BadInput(f"{uri} exists; name another output or allow it to be overwritten")
-    return target
-
-
-def _plan(
-    found: Inputs, source: str, folder: str, settings: Settings, digest: str, overwrite: bool
-) -> tuple[list[tuple[Item, str]], int]:
-    """Which items are still to be translated and where to, and how many an earlier run has finished."""
-    inside, outside = _real(source), _real(folder)
-    if outside == inside or outside.startswith(inside.rstrip("/") + "/"):
-        raise BadInput(f"the output {folder} lies in the input; name another output")
-    targets = {storage.join(folder, output_name(item.name)): item for item in found.items}
-    there = set(storage.list_(folder, recursive=True))
-    journal_uri = storage.join(folder, JOURNAL)
-    journal = {"format": 1, "model": digest, "direction": settings.direction, "input": source}
-    resumed = journal_uri in there and storage.read_json(journal_uri) == journal and not overwrite
-
-    def files(target: str) -> list[str]:
-        return [target, mask_name(target)] if settings.masks else [target]
-
-    taken = [uri for target in targets for uri in files(target) if uri in there]
-    if taken and not resumed:
-        if not overwrite:
-            raise BadInput(
-                f"{taken[0]} exists and is not of this model, direction and input; "
-                "name another output or allow it to be overwritten"
-            )
-        # removed at once: should this run be interrupted, what is there is its own
-        for uri in [journal_uri, *taken]:
-            storage.remove(uri)
-        there -= set(taken)
-    if found.items:
-        storage.write_json(journal_uri, journal)
-    todo = [(item, target) for target, item in targets.items() if not there.issuperset(files(target))]
-    return todo, len(targets) - len(todo)
-
-
-def _pack(folder: str, output: str) -> None:
-    """The finished translations as one zip, which takes the folder's place."""
-    start = len(storage.join(folder)) + 1
-    with tempfile.TemporaryDirectory(prefix="agit-zip-") as scratch:
-        packed = Path(scratch) / "out.zip"
-        with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as file:  # images do not compress twice
-            for uri in storage.list_(folder, recursive=True):
-                if storage.name(uri) != JOURNAL:
-                    file.writestr(uri[start:], storage.read_bytes(uri))
-        storage.upload_file(packed, output)
-    storage.remove(folder)
-
-
-def _real(uri: str) -> str:
-    return uri.rstrip("/") if storage.is_remote(uri) else os.path.realpath(storage.local_path(uri))
+def _absolute(uri: str) -> str:
+    """The same place for a process with another working directory; a closing slash stays."""
+    return uri if storage.is_remote(uri) else f"{storage.local_path(uri)}{'/' if uri.endswith('/') else ''}"
 
 
 def _since(began: float) -> float:

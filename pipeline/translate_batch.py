@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
-from pipeline.translate_images import translate_item
+from pipeline.translate_images import translate_items
 from pipeline.translate_inputs import Item
 
 if TYPE_CHECKING:
@@ -36,10 +36,7 @@ class _Worker:
 
     def translate(self, todo: list[tuple[Item, str]]) -> list[tuple[Item, str | None]]:
         """Each item with None or the reason why it failed."""
-        direction, masks = self.settings.direction, self.settings.masks
-        return [
-            (item, translate_item(self.translator, item, target, direction, masks)) for item, target in todo
-        ]
+        return list(translate_items(self.translator, todo, self.settings.direction, self.settings.masks))
 
 
 def run(
@@ -50,20 +47,21 @@ def run(
     The images travel from the storage to the actors directly; what passes through Ray are their names.
 
     Raises:
-        BadInput: more workers than the cluster has processors.
+        BadInput: more workers than the cluster has GPUs or, without them, CPUs.
         RunFailed: the workers died again and again.
     """
     import ray
     from ray.util.actor_pool import ActorPool
 
     with _session():
-        resources = ray.cluster_resources()
-        gpus = int(resources.get("GPU", 0)) if settings.device != "cpu" else 0
-        cpus = max(1, int(resources.get("CPU", 1)))
-        count = min(workers or gpus or max(1, cpus // 2), len(todo))
-        if count > cpus:
-            raise BadInput(f"{count} workers need as many CPUs and the cluster has {cpus}; ask for fewer")
-        each = cpus // count
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = sum(int(node.get("GPU", 0)) for node in nodes) if settings.device != "cpu" else 0
+        cpus = [int(node.get("CPU", 0)) for node in nodes]
+        count = min(workers or gpus or max(1, sum(cpus) // 2), len(todo))
+        if count > (gpus or sum(cpus)):
+            kind = f"GPUs and the cluster has {gpus}" if gpus else f"CPUs and the cluster has {sum(cpus)}"
+            raise BadInput(f"{count} workers need as many {kind}; ask for fewer workers")
+        each = _share(cpus, count)
         actor = ray.remote(_Worker).options(
             num_cpus=each,
             num_gpus=1 if gpus else 0,
@@ -86,9 +84,17 @@ def run(
                 else RunFailed(f"a worker failed: {error.cause}")
             ) from None
         except ray.exceptions.RayError as error:
-            raise RunFailed(
-                f"the Ray workers were lost ({type(error).__name__}); the same command goes on"
-            ) from None
+            # of an actor that could not start, Ray tells the whole traceback: its last line is the cause
+            cause = str(error).strip().splitlines()[-1].strip()
+            raise RunFailed(f"the Ray workers were lost ({type(error).__name__}: {cause})") from None
+
+
+def _share(cpus: list[int], count: int) -> int:
+    """The most CPUs that each of ``count`` workers can have when none spreads over two machines."""
+    each = sum(cpus) // count
+    while each > 1 and sum(machine // each for machine in cpus) < count:
+        each -= 1
+    return each
 
 
 def _misplaced(target: str) -> str | None:

@@ -66,20 +66,20 @@ def find(uri: str) -> Inputs:
     below = storage.list_(uri, recursive=True)
     if not below and not storage.exists(uri):
         raise BadInput(f"there is nothing at {uri} to translate; check the path")
+    if not below and not storage.is_remote(uri) and storage.local_path(uri).is_dir():
+        raise BadInput(f"{uri} holds no images: it is an empty folder")
     if not below and suffix in VIDEOS:
         return Inputs("video", [Item(storage.name(uri), uri)], [])
     if not below and suffix == ".zip":
         found = _zip_members(uri)
     elif not below and suffix == ".parquet":
-        found = Inputs("parquet", _rows([uri]), [])
+        found = _rows([uri])
     elif not below:
         return Inputs("image", [Item(storage.name(uri), uri)], [])
     elif shards := [item for item in below if suffix_of(item) == ".parquet"]:
-        found = Inputs("parquet", _rows(shards), [])
+        found = _rows(shards)
     else:
-        start = len(storage.join(uri)) + 1
-        images = [Item(item[start:], item) for item in below if suffix_of(item) in IMAGES]
-        found = Inputs("folder", [item for item in images if not item.name.startswith(".")], [])
+        found = _files(below, len(storage.join(uri)) + 1)
     if not found.items and not found.refused:
         raise BadInput(
             f"{uri} holds no images; they are recognised by suffixes such as .jpg, .png, .webp, .tif"
@@ -89,6 +89,15 @@ def find(uri: str) -> Inputs:
 
 def suffix_of(uri: str) -> str:
     return PurePosixPath(storage.name(uri)).suffix.lower()
+
+
+def _files(uris: list[str], start: int) -> Inputs:
+    """The images of a folder, not hidden ones; ``start`` is where their relative names begin."""
+    names = {uri[start:]: uri for uri in uris if not storage.name(uri).startswith(".")}
+    items = [Item(name, uri) for name, uri in names.items() if suffix_of(uri) in IMAGES]
+    reason = "is a video; translate it by itself"
+    refused = [{"name": name, "reason": reason} for name, uri in names.items() if suffix_of(uri) in VIDEOS]
+    return Inputs("folder", items, refused)
 
 
 def _zip_members(uri: str) -> Inputs:
@@ -131,23 +140,47 @@ def _zip(uri: str) -> zipfile.ZipFile:
     return zipfile.ZipFile(fs.open(path, "rb"))
 
 
-def _rows(uris: list[str]) -> list[Item]:
+def _rows(uris: list[str]) -> Inputs:
     """One item per row; named by the images' own paths, a second one of the same name by its place."""
     items: list[Item] = []
+    refused: list[dict[str, str]] = []
     names: set[str] = set()
     for uri in uris:
-        file = _parquet(uri)
-        column = _image_column(file, uri)
+        try:
+            places = _paths(uri)
+        except BadInput as error:
+            if len(uris) == 1:
+                raise
+            refused.append({"name": storage.name(uri), "reason": str(error)})
+            continue
+        stem = PurePosixPath(storage.name(uri)).stem
+        for group, row, path in places:
+            place = f"{stem}-{group:04d}-{row:05d}"
+            # data sets that were made elsewhere name images by absolute paths of that machine
+            name = path if safe(path) else PurePosixPath(path.replace("\\", "/")).name
+            if not safe(name):
+                name = f"{place}.png"
+            elif name in names:
+                name = str(PurePosixPath(name).with_name(f"{place}-{PurePosixPath(name).name}"))
+            names.add(name)
+            items.append(Item(name, uri, (group, row)))
+    return Inputs("parquet", items, refused)
+
+
+def _paths(uri: str) -> list[tuple[int, int, str]]:
+    """(row group, row, the image's own path or nothing) of every row; reads no image."""
+    import pyarrow as pa
+
+    file = _parquet(uri)
+    column = _image_column(file, uri)
+    found: list[tuple[int, int, str]] = []
+    try:
         for group in range(file.num_row_groups):
-            table = file.read_row_group(group, columns=[f"{column}.path"])
-            for row, value in enumerate(table.column(column).to_pylist()):
-                name = str((value or {}).get("path") or "")
-                place = f"{PurePosixPath(storage.name(uri)).stem}-{group:04d}-{row:05d}.png"
-                if not safe(name) or name in names:
-                    name = f"{PurePosixPath(name).stem}-{place}" if safe(name) else place
-                names.add(name)
-                items.append(Item(name, uri, (group, row)))
-    return items
+            values = file.read_row_group(group, columns=[f"{column}.path"]).column(column).to_pylist()
+            found += [(group, row, str((value or {}).get("path") or "")) for row, value in enumerate(values)]
+    except (pa.ArrowException, OSError) as error:
+        raise BadInput(f"{uri} is damaged ({str(error).splitlines()[0]})") from None
+    return found
 
 
 @lru_cache(maxsize=4)
