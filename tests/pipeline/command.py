@@ -54,7 +54,9 @@ def tiny_config(folder: Path) -> Path:
 def environment(**changes: str) -> dict[str, str]:
     """The environment without what belongs to somebody's Prefect or Ray."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "RAY_", "MLFLOW_"))}
-    return {**kept, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **changes}
+    # the code beside these tests, also where another checkout is installed
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [kept.get("PYTHONPATH")])])
+    return {**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **changes}
 
 
 def agit(*arguments: str | Path, cwd: Path, timeout: float = 300, **changes: str) -> Called:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -358,7 +357,7 @@ def test_a_killed_call_goes_on_where_it_was(tmp_path: Path, model: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline.cli", *call],
         cwd=tmp_path,
-        env=environment(PYTHONPATH=os.getcwd()),
+        env=environment(),
         stderr=subprocess.DEVNULL,
     )
     parts = tmp_path / "out.zip.parts"
