@@ -60,7 +60,7 @@ class Trainer:
         image_size: side of the square training images.
         total_steps: where the learning rate reaches 0 and the run ends.
         device: of this rank.
-        seed: of the initial weights and the history's choices.
+        seed: of the initial weights, the history's choices and PyTorch's global random state.
         world: this rank's place; every rank must build its Trainer at the same time.
     """
 
@@ -83,6 +83,8 @@ class Trainer:
         self.slots = slots_of(self.world.rank, self.world.size, plan.batch_size)
         self.numerics = resolve(config.precision, self.device)
         make_deterministic(self.device, config.precision.deterministic)
+        # a process begins with a random state of its own, which checkpoints would carry
+        torch.manual_seed(seed)
         self.networks = networks.build(config.networks, seed)
         self.stages = StageMachine(config.stages, config.networks.has_attention)
         history_a, history_b = (

@@ -155,3 +155,14 @@ def test_a_run_can_start_from_earlier_weights(tmp_path: Path) -> None:
     assert all(torch.equal(v, run.networks.state_dict()[k]) for k, v in run.averaged.items())
     assert run.step == 0
     tiny.train(run, 1)
+
+
+def test_the_random_state_is_the_seeds_not_the_process() -> None:
+    """PyTorch seeds itself anew in every process; two runs of one seed must still hold the same state."""
+    states = []
+    for _ in range(2):
+        torch.seed()
+        snapshot = tiny.trainer(tiny.method()).snapshot()
+        assert snapshot is not None
+        states.append(snapshot.training["torch_random_state"])
+    assert torch.equal(*states)
