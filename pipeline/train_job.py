@@ -38,7 +38,21 @@ _RAY_TRAIN = {
     # imports alone take long on a loaded machine, and a large cluster may have to grow first
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
 }
+# Only where Ray runs on this machine alone, ends with the job, and is started again with it when it is lost.
+_OWN_RAY = {
+    # clusters announce that a node will be drained; here the watcher would only be one more process
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # without it Ray takes 127.0.0.1 for "find out my address" and listens on every interface
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # who is slow on a busy machine is not dead; who died closes its connections, which is noticed at once
+    "RAY_health_check_timeout_ms": "60000",
+    "RAY_agent_register_timeout_ms": "300000",
+    "RAY_worker_register_timeout_seconds": "300",
+    # nobody starts its control service again
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+}
 _OBJECT_STORE_BYTES = 96 * 2**20
+_WATCH_SECONDS = 2.0
 
 
 def main(arguments: list[str]) -> int:
@@ -48,6 +62,7 @@ def main(arguments: list[str]) -> int:
         return _verdict(BadInput("call it as: python -m pipeline.train_job SPEC_URI"))
     signal.signal(signal.SIGTERM, _on_sigterm)
     _end_with_launcher()
+    _end_with_ray()
     try:
         run(arguments[0])
     except (BadInput, RunFailed) as error:
@@ -124,8 +139,10 @@ def ray_session(config: Config) -> Iterator[str]:
     The own one listens on this machine only, keeps its token out of the home directory, shows no dashboard
     and lives in a folder with a short name, because socket paths must not exceed 107 bytes.
     """
-    for key, value in _RAY_TRAIN.items():
-        os.environ.setdefault(key, value)
+    foreign = os.environ.get("RAY_ADDRESS")
+    settings = _RAY_TRAIN if foreign else _RAY_TRAIN | _OWN_RAY
+    added = {key: value for key, value in settings.items() if key not in os.environ}
+    os.environ.update(added)
     # loads while the processes of Ray start; the driver needs it next
     threading.Thread(target=lambda: importlib.import_module("torch"), daemon=True).start()
     import ray
@@ -135,9 +152,7 @@ def ray_session(config: Config) -> Iterator[str]:
     # the launcher's folder, where there is one: it also removes it when this process is killed
     folder = os.environ.get("AGIT_RAY_FOLDER") or tempfile.mkdtemp(prefix="agit-", dir=_short_folder())
     try:
-        if not os.environ.get("RAY_ADDRESS"):
-            # clusters announce that a node will be drained; here the watcher would only be one more process
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        if not foreign:
             own = {
                 "address": "local",
                 "num_cpus": config.train.workers,
@@ -153,6 +168,8 @@ def ray_session(config: Config) -> Iterator[str]:
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+        for key in added:
+            os.environ.pop(key, None)
 
 
 def _short_folder() -> str:
@@ -192,11 +209,39 @@ def _end_with_launcher() -> None:
     def watch() -> None:
         while os.getppid() == int(launcher):
             time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(10)
-        os._exit(1)
+        _leave()
 
     threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
+
+
+def _end_with_ray() -> None:
+    """Ends this process when the node of its own Ray is gone, for which Ray would wait for ever.
+
+    Without a verdict: the launcher takes the job for lost and starts it, with a Ray, anew.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return
+
+    def watch() -> None:
+        began = False
+        while True:
+            time.sleep(_WATCH_SECONDS)
+            ray = sys.modules.get("ray")
+            with contextlib.suppress(Exception):  # Ray is being started, or ended
+                alive = [node["Alive"] for node in ray.nodes()] if ray and ray.is_initialized() else []
+                began = began or any(alive)
+                if began and alive and not any(alive):
+                    log.error("the Ray of this job was lost")
+                    _leave()
+
+    threading.Thread(target=watch, name="ray-watch", daemon=True).start()
+
+
+def _leave() -> None:
+    """Through the finally blocks of the main thread; at once when that hangs."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(10)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ class Saver:
 
     def __init__(self, store: CheckpointStore, patience_s: float) -> None:
         self.last_stored = 0
+        self._handed = 0
         self._store = store
         self._patience_s = patience_s
         self._files: dict[str, bytes] = {}
@@ -46,8 +47,15 @@ class Saver:
         with self._changed:
             self._raise_failure()
             self._files |= files
-            self._snapshot = snapshot or self._snapshot
+            if snapshot is not None:
+                self._snapshot, self._handed = snapshot, int(snapshot.info["step"])
             self._changed.notify_all()
+
+    def catch_up(self) -> None:
+        """Waits until the newest snapshot handed over is stored; returns at once where storage keeps up."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._failure or self._closed or self.last_stored >= self._handed)
+            self._raise_failure()
 
     def check(self) -> None:
         """Raises what the thread could not do."""
@@ -104,7 +112,9 @@ class Saver:
                     del files[uri]
                 if snapshot is not None:
                     self._store.write(snapshot)
-                    self.last_stored = int(snapshot.info["step"])
+                    with self._changed:
+                        self.last_stored = int(snapshot.info["step"])
+                        self._changed.notify_all()
                 return
             except (RunFailed, OSError) as error:
                 now = time.monotonic()

@@ -91,7 +91,8 @@ class _Worker:
             self.config.seed,
             self.world,
         )
-        # twice as often as promised: a kill in the middle of an upload still costs one interval at most
+        # twice as often as promised, and never two at once: a kill in the middle of an upload, however slow,
+        # still costs one interval at most
         self.checkpoint_every = max(1, train.checkpoint_every // 2)
         self.rows: list[dict[str, Any]] = []
         self.figures: Figures | None = None
@@ -196,6 +197,8 @@ class _Worker:
 
     def _checkpoint(self, saver: Saver | None) -> None:
         began = time.perf_counter()
+        if saver is not None:
+            saver.catch_up()
         snapshot = self.trainer.snapshot()
         if saver is not None and snapshot is not None:
             rows, self.rows = self.rows, []

@@ -125,11 +125,9 @@ def test_trains_shows_progress_and_leaves_nothing_but_the_run(
     assert not Path(spec["owner"]["folder"]).exists()
     assert list(home.rglob("*")) == []
 
-    began = time.monotonic()
     again = launch.train(tiny("./here", workers=2), data)
     assert again.reused
     assert again.checkpoint == result.checkpoint
-    assert time.monotonic() - began < 5
 
 
 @pytest.mark.slow
@@ -145,11 +143,11 @@ def test_an_ended_launcher_takes_the_job_with_it(data: str, tmp_path: Path) -> N
         token = token_of(run_uri)
         assert launch_local.carriers(token)
         os.kill(follower.pid, end)
-        status = follower.wait(60)
+        status = follower.wait(300)
         if end == signal.SIGTERM:
             assert status == 128 + signal.SIGTERM
             assert launch_local.carriers(token) == []
-        wait_for(lambda token=token: not launch_local.carriers(token), "the orphaned job to end", 60)
+        wait_for(lambda token=token: not launch_local.carriers(token), "the orphaned job to end")
         storage.remove(storage.join(run_uri, "progress.json"))
     assert storage.read_json(storage.join(run_uri, "spec.json"))["attempt"] == 2
 

@@ -6,9 +6,8 @@ import json
 import os
 import shutil
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,14 @@ import pytest
 
 from agit_core.checkpoint import Snapshot
 from agit_core.errors import BadInput, RunFailed
-from pipeline import storage, train_events, train_job
+from pipeline import train_events, train_job
 from pipeline.config import Config
 from pipeline.train_checkpoints import CheckpointStore
+from pipeline.train_worker import Furthest
 from tests.chaos import processes
 from tests.pipeline.training import differences, prepared, read_checkpoint, spec_of, tiny, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
@@ -99,20 +99,14 @@ def killing(kind: str, spec: dict[str, Any], at: int) -> Callable[[], None]:
     """Kills a process of this kind once the run has reached a step; call the answer to wait for it."""
 
     def work() -> None:
-        progress = storage.join(spec["run_uri"], "progress.json")
-        wait_for(lambda: _step(progress) >= at, f"step {at}")
+        # not progress.json: on a fast machine the run may be over before that tells
+        wait_for(lambda: Furthest(spec["run_uri"]).step >= at, f"step {at}")
         os.kill(processes.of_kind(kind, os.getpid())[0], signal.SIGKILL)
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    return thread.join
-
-
-def _step(uri: str) -> int:
-    try:
-        return int(storage.read_json(uri)["step"])
-    except FileNotFoundError:
-        return 0
+    pool = ThreadPoolExecutor(1)
+    killed = pool.submit(work)
+    pool.shutdown(wait=False)
+    return killed.result
 
 
 @pytest.mark.parametrize(("kind", "told"), [("worker", "worker_failed"), ("controller", "controller_lost")])
@@ -170,11 +164,9 @@ def test_bad_input_in_a_worker_is_not_tried_again(data: str, scratch: str, tmp_p
 def test_failures_without_progress_end_the_run(data: str, scratch: str, tmp_path: Path) -> None:
     config = tiny(tmp_path, max_failures=0)
     wait = killing("worker", spec_of(config, data), at=2)
-    began = time.monotonic()
     with pytest.raises(RunFailed, match=r"^the training failed: a process of the training died"):
         drive(config, data, scratch)
     wait()
-    assert time.monotonic() - began < 300
 
 
 class TestCheck:

@@ -96,7 +96,7 @@ def differences(left: Any, right: Any, where: str = "") -> list[str]:
     return [] if left == right else [where]
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 600) -> Any:
     """Polls until the condition holds and returns what it said."""
     until = time.monotonic() + seconds
     while not (found := condition()):
