@@ -22,6 +22,7 @@ test: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks
+
 # at least twenty kills of every kind of process; writes .agit/chaos.json
 chaos: $(STAMP)
 	$(BIN)/python -m tests.chaos
