@@ -186,7 +186,11 @@ class _Writer:
         codec, options = _CODECS.get(path.suffix, _USUAL_CODEC)
         # a video codec's stream, which its type does not say
         self._stream: Any = self.container.add_stream(codec, rate=reader.rate, options=options)
-        self._stream.time_base = reader.stream.time_base
+        # MPEG-4 counts frames; the others keep the source's clock, so that uneven times stay as they were
+        frames = 1 / Fraction(reader.rate)
+        self._clock: Fraction = frames if codec == "mpeg4" else reader.stream.time_base or frames
+        self._stream.time_base = self._stream.codec_context.time_base = self._clock
+        self._last = -1
         self._sound: Any = None
         self._waiting: list[Any] | None = []  # sound that comes before the first frame has opened the file
         if reader.sound:
@@ -215,7 +219,9 @@ class _Writer:
             # colour at half the resolution needs even sides
             self._stream.pix_fmt = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
         frame = av.VideoFrame.from_ndarray(array, format="rgb24")
-        frame.pts, frame.time_base = moment
+        # two frames at one moment of the clock would be refused
+        self._last = max(self._last + 1, round(moment.pts * moment.time_base / self._clock))
+        frame.pts, frame.time_base = self._last, self._clock
         self.container.mux(self._stream.encode(frame))
         if first:
             waiting, self._waiting = self._waiting or [], None
