@@ -47,9 +47,30 @@ def built(value: dict[str, Any]) -> None:
 
 
 def tuned(value: dict[str, Any]) -> None:
-    rows = value["trials"]
-    table_of(rows, list(rows[0]) if rows else [])
-    _pairs({"best": value["best"]["trial"] if value.get("best") else "none", "preset": value.get("preset")})
+    rows = [{**row, **row["values"]} for row in value["trials"]]
+    columns = [key for key in (rows[0] if rows else {}) if key not in ("values", "run_id", "message")]
+    table_of(rows, columns)
+    best = value["best"]
+    _pairs(
+        {
+            "best": f"trial {best['trial']}, run {best['run_id']}" if best else "none",
+            "preset": value["preset"] and f"agit run {value['preset']}",
+            "report": value["report"],
+        }
+    )
+
+
+def reproduced(value: dict[str, Any]) -> None:
+    apart = max(value["largest_difference"].values(), default=0.0)
+    _pairs(
+        {
+            "model": value["model"],
+            "run": f"{value['run_id']}, {value['steps']} steps, in {value['storage']}",
+            "weights": "identical, bit for bit"
+            if value["identical"]
+            else f"they differ, by at most {apart:.3g}",
+        }
+    )
 
 
 def findings(value: dict[str, Any]) -> None:

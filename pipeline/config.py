@@ -203,14 +203,25 @@ class ClusterConfig(Section):
 
 
 class TuneConfig(Section):
-    """The search of ``agit tune``. ``space`` maps dotted config keys to ranges."""
+    """The search of ``agit tune``. ``space`` maps dotted config keys to ranges (see ``pipeline.tune_space``)."""
 
-    trials: int = Field(8, ge=1)
-    concurrent: int = Field(1, ge=1)
-    metric: str = "kid_mean"
-    space: dict[str, Any] = Field(default_factory=dict)
-    grace_steps: int = Field(100, ge=1, description="ASHA stops no trial before this step")
-    reduction: int = Field(3, ge=2)
+    trials: int = Field(8, ge=1, description="how many; the first one is the configuration as it is")
+    concurrent: int = Field(1, ge=1, description="trials that train at the same time")
+    # the mean protocol of the paper favours leaving the images alone for as long as little is learnt
+    metric: str = Field(
+        "kid_target", description="score that decides; without a direction or domain: the mean of both"
+    )
+    space: dict[str, Any] = Field(
+        default_factory=dict,
+        description="such as {method.optimizer.learning_rate: {loguniform: [1e-4, 1e-3]}, train.batch_size: [1, 4]}",
+    )
+    grace_steps: int = Field(
+        100, ge=1, description="ASHA compares trials at this step first and stops none before"
+    )
+    reduction: int = Field(
+        3, ge=2, description="ASHA compares again at this many times as many steps; one in so many goes on"
+    )
+    images: int = Field(50, ge=2, description="test images per domain that a trial is scored on")
 
 
 class Config(Section):

@@ -107,6 +107,35 @@ def evaluate(config: Config, uri: str, data_uri: str, progress: Progress | None 
     return evaluation
 
 
+def figures(
+    config: Config, model_uri: str, data_uri: str, inception: Inception, device: torch.device
+) -> dict[str, float | None]:
+    """The figures of a checkpoint or model folder by contract name, and nothing else.
+
+    Without intervals, champion, pictures or files, apart from the cached features of the real images.
+
+    Raises:
+        BadInput: no such model or data, fewer than two test images.
+        RunFailed: the storage does not answer.
+    """
+    described, model = manifest.read(data_uri), model_folder.read(model_uri)
+    evaluate_config = config.evaluate.model_copy(update={"bootstrap": 0})
+    domains = {name: open_domain(config, data_uri, described, name) for name in "ab"}
+    try:
+        scorer = _Scorer(config, described, domains, inception, device, None, rivals=False)
+        judge = Judge(evaluate_config, config.seed, scorer.real("a"), scorer.real("b"))
+        networks = scorer.networks(model)
+        outcome = {}
+        for name in DIRECTIONS:
+            direction = Direction(networks, model.method, name, device)
+            domain = domains[name[0]]
+            outcome[name] = direction.score(domain, inception, config.evaluate.batch_size, scorer)
+    finally:
+        for domain in domains.values():
+            domain.close()
+    return judge.model(outcome).metrics
+
+
 class _Scorer:
     """Runs networks over images, once: what is in the cache is taken from there. Counts for the progress."""
 

@@ -72,6 +72,27 @@ def report_link(run: Run, uri: str) -> None:
         create_link_artifact(key=_key("report", run), link=link, link_text=f"Report of {run.run_id}")
 
 
+def search(summary: dict[str, Any]) -> None:
+    """The trials of a search as a table, and the link to its report."""
+    name, metric, uri = summary["search_id"], summary["metric"], summary["report"]
+    with _told("table of trials"):
+        rows = [
+            f"| {t['trial']} | {t['state']} | {t['step']} | {'' if t[metric] is None else f'{t[metric]:.4g}'} | "
+            + ", ".join(f"`{key}` {value}" for key, value in t["values"].items())
+            for t in summary["trials"]
+        ]
+        head = [
+            f"# Trials of {name}",
+            "",
+            f"| trial | state | step | {metric} | values |",
+            "|--|--|--|--|--|",
+        ]
+        create_markdown_artifact(key=_name("trials", name), markdown="\n".join([*head, *rows]))
+    with _told("report link"):
+        link = uri if "://" in uri else f"file://{storage.local_path(uri)}"
+        create_link_artifact(key=_name("report", name), link=link, link_text=f"Report of {name}")
+
+
 def samples(run: Run) -> None:
     """The newest sample strips as one picture, small enough to live in Prefect's database."""
     with _told("sample pictures"):
@@ -111,7 +132,11 @@ def _newest_samples(run_uri: str, strips: int = 4) -> bytes | None:
 
 
 def _key(kind: str, run: Run) -> str:
-    return re.sub(r"[^a-z0-9-]+", "-", f"agit-{kind}-{run.run_id}".lower())
+    return _name(kind, run.run_id)
+
+
+def _name(kind: str, of: str) -> str:
+    return re.sub(r"[^a-z0-9-]+", "-", f"agit-{kind}-{of}".lower())
 
 
 @contextlib.contextmanager

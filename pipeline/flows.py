@@ -54,7 +54,7 @@ def _retry(_task: Any, _task_run: Any, state: Any) -> bool:
     return False
 
 
-_options: dict[str, Any] = {
+task_options: dict[str, Any] = {
     "retries": len(RETRY_SECONDS),
     "retry_delay_seconds": RETRY_SECONDS,
     "retry_condition_fn": _retry,
@@ -63,7 +63,7 @@ _options: dict[str, Any] = {
 }
 
 
-@task(name="prepare", task_run_name="prepare {config.name}", **_options)
+@task(name="prepare", task_run_name="prepare {config.name}", **task_options)
 def prepare(config: Config) -> Data:
     return journey.prepare(config)
 
@@ -81,7 +81,7 @@ def train(config: Config, data: Data) -> Run:
         return journey.train(config, data)
 
 
-@task(name="evaluate", task_run_name="evaluate {run.run_id}", **_options)
+@task(name="evaluate", task_run_name="evaluate {run.run_id}", **task_options)
 def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
     with progress.listening(artifacts.Progress("evaluate")):
         evaluation = journey.evaluate(config, data, run)
@@ -89,12 +89,12 @@ def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
     return evaluation
 
 
-@task(name="register", task_run_name="register {run.run_id}", **_options)
+@task(name="register", task_run_name="register {run.run_id}", **task_options)
 def register(config: Config, data: Data, run: Run, evaluation: dict[str, Any]) -> dict[str, Any]:
     return journey.register(config, data, run, evaluation)
 
 
-@task(name="report", task_run_name="report {run.run_id}", **_options)
+@task(name="report", task_run_name="report {run.run_id}", **task_options)
 def report(config: Config, data: Data, run: Run) -> str:
     uri = journey.report(config, data, run)
     artifacts.report_link(run, uri)

@@ -135,8 +135,26 @@ def train(config: Config, prepared_uri: str, progress: ProgressCallback | None =
     if done is not None:
         log.info("run %s is finished already; its result is used again", name)
         return TrainResult.of(run_uri, done, reused=True)
-    spec = {"run_id": name, "run_uri": run_uri, "data_uri": data_uri, "config": _absolute_config(config)}
+    spec = spec_of(config, data_uri, name)
     allowance = Allowance(lambda: _newest_checkpoint(run_uri), config.train.max_failures)
+    return TrainResult.of(run_uri, run_job(config, spec, allowance, progress), reused=False)
+
+
+def spec_of(config: Config, data_uri: str, name: str) -> dict[str, Any]:
+    """What the job of a run is told; ``job`` may name another module than :mod:`pipeline.train_job`."""
+    run_uri = storage.join(absolute(config.storage), "runs", name)
+    return {"run_id": name, "run_uri": run_uri, "data_uri": data_uri, "config": _absolute_config(config)}
+
+
+def run_job(
+    config: Config, spec: dict[str, Any], allowance: Allowance, progress: ProgressCallback | None = None
+) -> dict[str, Any]:
+    """Runs the job of a specification to its ``result.json``, again for as long as the allowance lasts.
+
+    Raises:
+        BadInput, RunFailed: what the job says, or that another try is one too many.
+    """
+    run_uri = spec["run_uri"]
     with _sigterm_as_exception():
         while True:
             job = _start(config, spec)
@@ -144,7 +162,7 @@ def train(config: Config, prepared_uri: str, progress: ProgressCallback | None =
             ended = job.ended()
             done = _result(run_uri)
             if ended is None and done is not None:
-                return TrainResult.of(run_uri, done, reused=False)
+                return done
             verdict = job.verdict()
             if verdict is not None:
                 kind = BadInput if verdict["kind"] == "BadInput" else RunFailed

@@ -70,7 +70,7 @@ class ClusterJob:
             environment["working_dir"] = config.working_dir
         job = cls(client, name, patience_s)
         client.submit_job(
-            entrypoint=f"python -m pipeline.train_job {shlex.quote(spec_uri)}",
+            entrypoint=f"python -m {spec.get('job', 'pipeline.train_job')} {shlex.quote(spec_uri)}",
             submission_id=name,
             runtime_env=environment,
             metadata={"run_id": spec["run_id"]},

@@ -81,7 +81,7 @@ class LocalJob:
             **{k: v for k, v in os.environ.items() if k.startswith("RAY_TRAIN_")},
         }
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.train_job", spec_uri],
+            [sys.executable, "-m", spec.get("job", "pipeline.train_job"), spec_uri],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -143,9 +143,10 @@ class LocalJob:
 
 
 def clear(owner: dict[str, Any]) -> None:
-    """Removes what a job of a dead launcher on this machine left."""
-    sweep(owner["token"])
-    shutil.rmtree(owner["folder"], ignore_errors=True)
+    """Removes what a job of a dead launcher on this machine left; a search's trial belongs to its search."""
+    if "token" in owner:
+        sweep(owner["token"])
+        shutil.rmtree(owner["folder"], ignore_errors=True)
 
 
 def sweep(token: str, seconds: float = 5.0) -> None:

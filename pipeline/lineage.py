@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import platform
 import subprocess
 from functools import cache
@@ -30,6 +32,9 @@ def of(config: Config, data: Data, run: Run) -> dict[str, Any]:
         "config": config.plain(),
         "code": code_version(),
         "packages": packages(),
+        "machine": machine(),
+        "device": run.result.get("device"),
+        "workers": run.result.get("workers"),
     }
 
 
@@ -56,6 +61,17 @@ def code_version() -> dict[str, Any]:
 def packages() -> dict[str, str | None]:
     """Versions of Python and of the libraries that decide the result."""
     return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+
+
+def machine() -> dict[str, Any]:
+    """What the last bits of a result depend on: kernels are chosen by the processor and split over its cores."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(
+            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model
+        )
+    return {"processor": model, "cpu_cores": os.cpu_count()}
 
 
 def _version(package: str) -> str | None:

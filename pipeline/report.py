@@ -70,14 +70,14 @@ def render(config: Config, run: Run) -> str:
     charts = _charts(config, run, names, scores, switch)
     drawn = [chart for group in charts.values() for chart in group]
     packed, library_hash = report_charts.bundle() if drawn else ("", "")
-    script = _asset("report.js")
-    allowed = [_sha256(script), *([library_hash] if drawn else [])]
+    script = asset("report.js")
+    allowed = [digest(script), *([library_hash] if drawn else [])]
     total = (run.result or {}).get("steps") or (run.progress or {}).get("total_steps")
     per_image = report_story.per_image(run, labels)
     context = {
         "title": redact(config.report.title) or f"{config.name}: {names[0]} and {names[1]}, run {run.run_id}",
         "policy": " ".join(f"'sha256-{digest}'" for digest in allowed),
-        "css": Markup(_asset("report.css")),
+        "css": Markup(asset("report.css")),
         "js": Markup(script),
         "plotly": Markup(packed),
         "sections": [s for s in SECTIONS if s[0] != "training" or not viewer.empty],
@@ -122,7 +122,7 @@ def render(config: Config, run: Run) -> str:
         else None,
         "missing": run.missing,
     }
-    return _environment().get_template("report.html.j2").render(context)
+    return environment().get_template("report.html.j2").render(context)
 
 
 def _charts(
@@ -150,15 +150,18 @@ def _position(steps: list[int], switch: int | None) -> float | None:
     return round(100 * (before + share) / (len(steps) - 1), 2)
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A file of the templates' folder."""
     return resources.files("pipeline").joinpath("templates", name).read_text(encoding="utf-8")
 
 
-def _sha256(text: str) -> str:
+def digest(text: str) -> str:
+    """As a content security policy names an inline script."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Templates of the pages."""
     return Environment(
         loader=PackageLoader("pipeline", "templates"),
         autoescape=True,  # names of files and domains come from the data

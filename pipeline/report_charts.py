@@ -185,7 +185,7 @@ def intervals(
         groups: row labels, from the top.
         series: the competitors, with one estimate per group, None where there is none.
     """
-    figure = _figure()
+    figure = blank()
     spread = 0.5 / max(len(series), 1)
     for index, one in enumerate(series):
         drawn = [(i, e) for i, e in enumerate(one.points) if e is not None]
@@ -240,7 +240,7 @@ def _over_steps(
     switch: int | None,
     smooth: bool,
 ) -> Chart | None:
-    figure = _figure()
+    figure = blank()
     said = []
     for line in lines:
         points = [(int(row["step"]), float(v)) for row in rows if _finite(v := line.value(row))]
@@ -274,7 +274,8 @@ def _over_steps(
     return Chart(key, title, caption, f"{title}: " + "; ".join(said) + ".", figure)
 
 
-def _figure() -> go.Figure:
+def blank() -> go.Figure:
+    """An empty figure in the style of the report."""
     figure = go.Figure()
     figure.update_layout(
         template=None,

@@ -66,24 +66,31 @@ class WorkerFailures(ray.train.UserCallback):
 
 
 def drive(
-    spec: dict[str, Any], config: Config, scratch: str, callbacks: tuple[Any, ...] = ()
+    spec: dict[str, Any],
+    config: Config,
+    scratch: str,
+    own_ray: bool | None = None,
+    alone: bool = True,
 ) -> dict[str, Any]:
-    """Trains to the end on the Ray that this process is connected to; returns rank 0's result.
+    """Trains on the Ray that this process is connected to; returns rank 0's result.
+
+    It trains to the end, or to the step ``spec["until"]`` of a trial, which the next call goes on from.
 
     Worker failures are handled by Ray Train, which starts all workers anew; the loss of its controller is
     handled here, by starting Ray Train anew. Either way the workers go on from the newest whole checkpoint.
 
     Args:
         scratch: a local folder for what Ray Train wants to keep, which is next to nothing.
-        callbacks: further Ray Train callbacks (those of a search).
+        own_ray: this Ray ends with the job; default: unless ``RAY_ADDRESS`` names a cluster.
+        alone: nobody else uses this Ray; the trials of a search share it.
 
     Raises:
         BadInput, RunFailed: the cause, when another try is pointless or one too many.
     """
     store = CheckpointStore(spec["run_uri"], config.train.keep_checkpoints, config.train.best_by)
     allowance = Allowance(store.newest, config.train.max_failures)
-    own_ray = not os.environ.get("RAY_ADDRESS")
-    use_gpu = _use_gpu(config)
+    own_ray = not os.environ.get("RAY_ADDRESS") if own_ray is None else own_ray
+    use_gpu = needs_gpu(config)
     while True:
         trainer = _Trainer(
             train_worker.train,
@@ -101,7 +108,7 @@ def drive(
                 name=spec["run_id"],
                 storage_path=scratch,
                 failure_config=ray.train.FailureConfig(max_failures=-1),
-                callbacks=[WorkerFailures(spec["run_uri"], allowance), *callbacks],
+                callbacks=[WorkerFailures(spec["run_uri"], allowance)],
                 logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             ),
         )
@@ -114,7 +121,7 @@ def drive(
             log.warning("Ray Train ended: %s", sentence(cause))
             allowance.spend(cause)
             train_events.record(spec["run_uri"], "controller_lost", sentence(cause))
-            if own_ray:
+            if own_ray and alone:
                 _free_workers_places()
             time.sleep(1)
 
@@ -133,7 +140,8 @@ def _workers(config: Config) -> int | tuple[int, int]:
     return most if least is None or least == most else (least, most)
 
 
-def _use_gpu(config: Config) -> bool:
+def needs_gpu(config: Config) -> bool:
+    """Whether each worker takes a GPU of the Ray that this process is connected to."""
     gpus = int(ray.cluster_resources().get("GPU", 0))
     wanted = config.train.minimum_workers or config.train.workers
     if config.train.device == "cuda" and gpus < wanted:

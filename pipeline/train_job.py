@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from agit_core.errors import BadInput, RunFailed
@@ -55,16 +55,16 @@ _OBJECT_STORE_BYTES = 96 * 2**20
 _WATCH_SECONDS = 2.0
 
 
-def main(arguments: list[str]) -> int:
-    """Runs the job and says in the last line how it ended."""
+def main(arguments: list[str], job: Callable[[str], Any] | None = None) -> int:
+    """Runs the job (``run``, or a search's) and says in the last line how it ended."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stdout)
     if len(arguments) != 1:
-        return _verdict(BadInput("call it as: python -m pipeline.train_job SPEC_URI"))
+        return _verdict(BadInput("call it with one argument, as in: python -m pipeline.train_job SPEC_URI"))
     signal.signal(signal.SIGTERM, _on_sigterm)
     _end_with_launcher()
     _end_with_ray()
     try:
-        run(arguments[0])
+        (job or run)(arguments[0])
     except (BadInput, RunFailed) as error:
         return _verdict(error)
     except FileNotFoundError as error:
@@ -90,20 +90,25 @@ def run(spec_uri: str) -> dict[str, Any]:
         result: dict[str, Any] = storage.read_json(result_uri)
         return result
     check(config, storage.read_json(storage.join(spec["data_uri"], "manifest.json")))
-    _progress(spec, "starting", message="starting the workers")
+    tell(spec, "starting", message="starting the workers")
     try:
         with ray_session(config) as scratch:
             from pipeline.train_driver import drive
 
             result = drive(spec, config, scratch)
-        storage.write_json(result_uri, result)
+        finish(spec, result)
     except (BadInput, RunFailed) as error:
         train_events.record(run_uri, "failed", str(error))
-        _progress(spec, "failed", message=str(error))
+        tell(spec, "failed", message=str(error))
         raise
-    train_events.record(run_uri, "finished", step=result["steps"])
-    _progress(spec, "finished", step=result["steps"], total_steps=result["steps"], eta_s=0)
     return result
+
+
+def finish(spec: dict[str, Any], result: dict[str, Any]) -> None:
+    """Writes ``result.json``, which makes a training finished."""
+    storage.write_json(storage.join(spec["run_uri"], "result.json"), result)
+    train_events.record(spec["run_uri"], "finished", step=result["steps"])
+    tell(spec, "finished", step=result["steps"], total_steps=result["steps"], eta_s=0)
 
 
 def check(config: Config, manifest: dict[str, Any]) -> None:
@@ -133,11 +138,14 @@ def check(config: Config, manifest: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def ray_session(config: Config) -> Iterator[str]:
+def ray_session(config: Config, cpus: int | None = None) -> Iterator[str]:
     """The cluster that ``RAY_ADDRESS`` names, or a Ray of this process's own; yields a scratch folder.
 
     The own one listens on this machine only, keeps its token out of the home directory, shows no dashboard
     and lives in a folder with a short name, because socket paths must not exceed 107 bytes.
+
+    Args:
+        cpus: slots of the own one; default: one per worker.
     """
     foreign = os.environ.get("RAY_ADDRESS")
     settings = _RAY_TRAIN if foreign else _RAY_TRAIN | _OWN_RAY
@@ -155,7 +163,7 @@ def ray_session(config: Config) -> Iterator[str]:
         if not foreign:
             own = {
                 "address": "local",
-                "num_cpus": config.train.workers,
+                "num_cpus": cpus or config.train.workers,
                 "include_dashboard": False,
                 "object_store_memory": _OBJECT_STORE_BYTES,
                 "_temp_dir": folder,
@@ -176,7 +184,7 @@ def _short_folder() -> str:
     return "/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir()
 
 
-def _progress(spec: dict[str, Any], state: str, **changes: Any) -> None:
+def tell(spec: dict[str, Any], state: str, **changes: Any) -> None:
     """Rewrites ``progress.json`` where no worker does: before the first step and after the last."""
     uri = storage.join(spec["run_uri"], "progress.json")
     before: dict[str, Any] = {"step": 0, "total_steps": None, "epoch": 0, "stage": None, "losses": {}}

@@ -74,6 +74,8 @@ class _Worker:
         sources: dict[Any, ImageSource] = {d: self._images(f"train{d.upper()}") for d in "ab"}
         self.plan = SamplePlan(self.config.seed, len(sources["a"]), len(sources["b"]), train.batch_size)
         self.total = total_steps(self.config, self.plan)
+        # a trial of a search stops at steps where trials are compared, and goes on later
+        self.end = min(int(spec.get("until") or self.total), self.total)
         self.loader = Loader(
             sources,
             self.plan,
@@ -123,7 +125,7 @@ class _Worker:
         """The same collectives on every rank: ``saver`` and ``progress`` are rank 0's and only listen."""
         train, began = self.config.train, time.perf_counter()
         self.loop_began = began
-        batches = self.loader.batches(self.trainer.step, self.trainer.slots, self.total)
+        batches = self.loader.batches(self.trainer.step, self.trainer.slots, self.end)
         while True:
             asked = time.perf_counter()
             batch = next(batches, None)
@@ -137,7 +139,7 @@ class _Worker:
                 progress.update(step=result.step, epoch=result.epoch, stage=result.stage.value)
                 if result.switched:
                     train_events.record(self.run_uri, "switched", step=result.step - 1)
-            last = result.step == self.total
+            last = result.step == self.end
             if result.step % train.log_every == 0 or last:
                 self._log(result, progress)
             if train.samples and (result.step % train.sample_every == 0 or last):
@@ -307,6 +309,7 @@ class _Worker:
         return {
             "run_id": self.spec["run_id"],
             "steps": step,
+            "total_steps": self.total,
             "epoch": self.plan.epoch_of(step - 1),
             "stage": self.trainer.stages.stage.value,
             "switched_at_step": self.trainer.stages.switched_at_step,
