@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,8 +43,12 @@ def runs(overrides: Overrides = None, json: Json = False, debug: Debug = False) 
     """All runs in a storage (`--set storage=URI`), the one that was last active first."""
     from pipeline import runs as stored
 
-    columns = ["run_id", "state", "step", "total_steps", "last_checkpoint_step", "message"]
-    return Answer(stored.list_runs(_storage(overrides)), lambda found: cli_show.table_of(found, columns))
+    def show(found: list[dict[str, Any]]) -> None:
+        told = stored.rows(found)
+        columns = [name for name in told[0] if any(run[name] for run in told)] if told else []
+        cli_show.table_of(told, columns)
+
+    return Answer(stored.list_runs(_storage(overrides)), show)
 
 
 def _storage(overrides: list[str] | None) -> str:

@@ -228,6 +228,7 @@ def _local_attempt(run_uri: str) -> int:
             state = storage.read_json(storage.join(run_uri, "progress.json"))
             if state["state"] in {"starting", "running"} and time.time() - state["time"] < _FRESH_SECONDS:
                 raise RunFailed(f"run {name} is being trained on {owner['host']}; wait for it or stop it")
+    train_events.record_interruption(run_uri)
     return int(before["attempt"]) + 1
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from agit_core.errors import BadInput, RunFailed
+from pipeline import train_events
 from pipeline.config import ClusterConfig
 from pipeline.launch import parse_verdict, write_spec
 
@@ -63,6 +64,8 @@ class ClusterJob:
                 log.info("attached to the running job %s", name)
                 return job
             attempt += 1
+        if attempt > 1:
+            train_events.record_interruption(spec["run_uri"])
         owner = {"host": socket.gethostname(), "submission_id": name, "address": config.address}
         spec_uri = write_spec(spec, attempt, owner)
         environment: dict[str, Any] = {"env_vars": {"PYTHONUNBUFFERED": "1", **config.env}}

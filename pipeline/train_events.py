@@ -12,7 +12,15 @@ from typing import Any
 from agit_core.errors import RunFailed
 from pipeline import storage
 
-FAILURES = ("worker_failed", "controller_lost", "job_lost", "preempted", "checkpoint_damaged", "failed")
+FAILURES = (
+    "worker_failed",
+    "controller_lost",
+    "job_lost",
+    "interrupted",
+    "preempted",
+    "checkpoint_damaged",
+    "failed",
+)
 """Kinds that tell of something that went wrong; ``resumed`` tells that the run went on after it."""
 
 
@@ -39,3 +47,13 @@ def read(run_uri: str) -> list[dict[str, Any]]:
         with contextlib.suppress(FileNotFoundError, ValueError):
             events.append(storage.read_json(uri))
     return sorted(events, key=lambda event: float(event["time"]))
+
+
+def record_interruption(run_uri: str) -> None:
+    """For who starts a run again: tells that it was cut off, where the one before could not say so itself."""
+    with contextlib.suppress(RunFailed, OSError):
+        kinds = [event["kind"] for event in read(run_uri)]
+        if kinds and kinds[-1] not in {"job_lost", "failed", "finished", "interrupted"}:
+            record(
+                run_uri, "interrupted", "the process that trained it or had started it was killed or stopped"
+            )

@@ -30,6 +30,8 @@ class Saver:
 
     def __init__(self, store: CheckpointStore, patience_s: float) -> None:
         self.last_stored = 0
+        self.last_stored_at: float | None = None
+        """Unix time; None before the first."""
         self._handed = 0
         self._store = store
         self._patience_s = patience_s
@@ -113,7 +115,7 @@ class Saver:
                 if snapshot is not None:
                     self._store.write(snapshot)
                     with self._changed:
-                        self.last_stored = int(snapshot.info["step"])
+                        self.last_stored, self.last_stored_at = int(snapshot.info["step"]), time.time()
                         self._changed.notify_all()
                 return
             except (RunFailed, OSError) as error:
@@ -183,4 +185,5 @@ class Progress:
         return state | {
             "time": now,
             "last_checkpoint_step": max(self._saver.last_stored, state["resumed_from"]),
+            "last_checkpoint_time": self._saver.last_stored_at,
         }

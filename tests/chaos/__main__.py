@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -11,15 +12,16 @@ from pathlib import Path
 from tests.chaos.run import KINDS, NotRecovered, run, summary
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Exit status 0 when the weights are identical and no kill cost more than a checkpoint interval."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--kills", type=int, default=21)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--out", type=Path, default=Path(".agit/chaos.json"))
-    chosen = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="agit-chaos-"))
+    parser.add_argument("--folder", type=Path, help="for the runs and their logs; kept after a failure")
+    chosen = parser.parse_args(arguments)
+    folder = chosen.folder or Path(tempfile.mkdtemp(prefix="agit-chaos-"))
     try:
         outcome = run(chosen.kills, chosen.seed, folder, tuple(chosen.kinds))
     except NotRecovered as error:
@@ -28,7 +30,10 @@ def main() -> int:
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.write_text(json.dumps(summary(outcome), indent=1) + "\n")
     print(outcome.line())
-    return 0 if outcome.identical and outcome.max_steps_redone <= outcome.checkpoint_interval else 1
+    passed = outcome.identical and outcome.max_steps_redone <= outcome.checkpoint_interval
+    if passed:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

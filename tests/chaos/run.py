@@ -19,6 +19,7 @@ from typing import Any
 from agit_core import checkpoint
 from pipeline import storage, train_events
 from pipeline.config import Config, parse
+from pipeline.train_checkpoints import CheckpointStore
 from pipeline.train_worker import Furthest
 from tests.chaos import processes
 from tests.pipeline.s3 import S3Server, free_port
@@ -28,8 +29,10 @@ KINDS = ("worker", "controller", "driver", "node", "head", "flow", "storage")
 """``flow``: the process that started the job. ``storage``: the S3 server, which comes back seconds later."""
 INTERVAL = 20
 _STEPS_PER_KILL = 30
-_LIFE_SECONDS = 300.0
-"""Nothing here takes so long; what does has not recovered."""
+_LONG, _MINUTE = 20, 60.0
+"""A hunt of so many kills has an outage of the storage of so many seconds."""
+_LIFE_SECONDS = 600.0
+"""Nothing here takes so long, even on a busy machine; what does has not recovered."""
 
 
 class NotRecovered(RuntimeError):
@@ -76,6 +79,7 @@ def run(
     steps = (kills + 2) * _STEPS_PER_KILL
     data_uri = prepared(folder / "data")
     server = S3Server(root=folder / "s3", port=free_port()).start()
+    outer = dict(os.environ)
     os.environ.update(server.env)
     try:
         say(f"undisturbed: {steps} steps")
@@ -86,13 +90,15 @@ def run(
         outcome = Outcome(seed=seed, steps=steps)
         try:
             for kind, target in zip(order, targets, strict=True):
-                before = hunted.reach(target)
-                hunted.kill(kind, server, draw)
+                hunted.reach(target)
+                killed = time.monotonic()
+                step = hunted.kill(kind, server, draw, _outage(kind, outcome, kills, draw))
                 outcome.kills += 1
                 outcome.by_kind = dict(Counter(order[: outcome.kills]))
-                hunted.reach(before + 1)
+                redone = hunted.recover(kind, step)
                 outcome.recoveries += 1
-                say(f"kill {outcome.kills}: {kind} at step {before}, recovered")
+                took = time.monotonic() - killed
+                say(f"kill {outcome.kills}: {kind} at step {step}, {redone} redone, {took:.0f} s lost")
             hunted.finish()
         finally:
             hunted.end()
@@ -104,6 +110,14 @@ def run(
         return outcome
     finally:
         server.stop()
+        os.environ.clear()
+        os.environ.update(outer)
+
+
+def _outage(kind: str, so_far: Outcome, kills: int, draw: random.Random) -> float:
+    """Seconds without storage: a few, but a whole minute the first time in a long hunt."""
+    first = kind == "storage" and "storage" not in so_far.by_kind
+    return _MINUTE if first and kills >= _LONG else draw.uniform(1, 6)
 
 
 class _Run:
@@ -114,44 +128,70 @@ class _Run:
         self._command = [sys.executable, "-m", "tests.chaos.launcher", str(file), data_uri]
         self._log = file.with_suffix(".log").open("ab")
         file.write_text(json.dumps(config.plain()))
-        self._furthest = Furthest(self.uri)
+        self._resumed = 0
         self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=self._log)
 
     def reach(self, step: int) -> int:
-        """Waits until this step has been done for the first time; returns the step that is reached by then."""
+        """Waits until this step has been done; returns the step that is reached by then."""
+        self._wait(lambda: Furthest(self.uri).step >= step, f"to step {step}", pause=0.01)
+        return Furthest(self.uri).step
+
+    def kill(self, kind: str, server: S3Server, draw: random.Random, outage: float) -> int:
+        """Kills a process of this kind, with SIGKILL; returns the step at which it died.
+
+        The storage comes back after ``outage`` seconds.
+        """
+        self._resumed = len(self._resumptions())
+        if kind == "storage":
+            server.stop()
+            step = Furthest(self.uri).step
+            time.sleep(outage)
+            server.start()
+            return step
+        if kind == "flow":
+            self._process.kill()
+            self._process.wait()
+            step = Furthest(self.uri).step
+            self._process = self._start()
+            return step
+        victims = processes.of_kind(kind, self._process.pid)
+        if not victims:
+            raise NotRecovered(f"there is no process of kind {kind}")
+        os.kill(draw.choice(victims), signal.SIGKILL)
+        return Furthest(self.uri).step
+
+    def recover(self, kind: str, step: int) -> int:
+        """Waits until the run is beyond this step again, with a checkpoint; returns how many steps it did twice."""
+        if kind == "storage":
+            self._wait(
+                lambda: CheckpointStore(self.uri, keep=1).newest() > step, "to a checkpoint after the outage"
+            )
+            return 0
+        self._wait(lambda: len(self._resumptions()) > self._resumed, "to going on")
+        self.reach(step + 1)
+        return max(int(event["redone"]) for event in self._resumptions()[self._resumed :])
+
+    def _resumptions(self) -> list[dict[str, Any]]:
+        return [event for event in train_events.read(self.uri) if event["kind"] == "resumed"]
+
+    def _wait(self, there: Callable[[], bool], where: str, pause: float = 0.25) -> None:
         until = time.monotonic() + _LIFE_SECONDS
-        while (now := Furthest(self.uri).step) < step:
+        while not there():
+            now = Furthest(self.uri).step
             if self._process.poll() is not None:
                 raise NotRecovered(
                     f"the run ended at step {now} with status {self._process.returncode}; see {self._log.name}"
                 )
             if time.monotonic() > until:
-                raise NotRecovered(f"the run has not got from step {now} to {step}; see {self._log.name}")
-            time.sleep(0.005)
-        return now
-
-    def kill(self, kind: str, server: S3Server, draw: random.Random) -> None:
-        """Kills a process of this kind, with SIGKILL."""
-        if kind == "storage":
-            server.stop()
-            time.sleep(draw.uniform(1, 6))
-            server.start()
-        elif kind == "flow":
-            self._process.kill()
-            self._process.wait()
-            self._process = self._start()
-        else:
-            victims = processes.of_kind(kind, self._process.pid)
-            if not victims:
-                raise NotRecovered(f"there is no process of kind {kind}")
-            os.kill(draw.choice(victims), signal.SIGKILL)
+                raise NotRecovered(f"the run has not got from step {now} {where}; see {self._log.name}")
+            time.sleep(pause)
 
     def finish(self) -> None:
         """Waits for the end."""
-        status = self._process.wait(_LIFE_SECONDS)
+        status = self._process.wait(3 * _LIFE_SECONDS)
         if status != 0:
             raise NotRecovered(f"the run failed with status {status}; see {self._log.name}")
 
@@ -161,6 +201,7 @@ class _Run:
             self._process.terminate()
             self._process.wait(60)
         self._log.close()
+        Furthest(self.uri).remove()
 
 
 def _config(uri: str, steps: int) -> Config:

@@ -44,6 +44,11 @@ def test_lists_runs_last_active_first(tmp_path: Path) -> None:
     ]
     assert found[0]["images_per_s"] == 12.5
     assert found[2]["message"] == "the disk is full"
+    live, dead, old = runs.rows(found)
+    assert (live["step"], live["images/s"], live["left"]) == ("40 of 100", "12.5", "0:30")
+    assert (dead["images/s"], dead["left"], dead["checkpoint"]) == ("", "", "none")
+    assert dead["last seen"] == "8 min ago"
+    assert old["message"] == "the disk is full"
 
 
 def test_no_runs(tmp_path: Path) -> None:
@@ -64,10 +69,58 @@ def test_status_tells_failures_and_recoveries(tmp_path: Path) -> None:
     assert (status["failures"], status["steps_redone"], status["attempt"]) == (1, 7, 2)
     assert [event["kind"] for event in status["events"]] == ["started", "worker_failed", "resumed"]
     text = "\n".join(runs.describe(status))
-    assert "step 40 of 100" in text
+    assert "step 40 of 100 (40 %)" in text
+    assert "checkpoints: step 40 (newest)" in text
+    assert "survived: 1 failure, 7 steps done again" in text
+    assert "started at step 0, 2 workers" in text
     assert "worker failed: a process of the training died" in text
-    assert "resumed at step 30 (7 steps done again)" in text
-    assert "goes on from the last checkpoint" in text
+    assert "went on from step 30 0 s later, 7 steps done again, 2 workers" in text
+    assert "attempt 2, started by process 1 of h" in text
+    assert "nothing trains it now, for 5 min;" in text
+
+
+def test_status_of_a_running_job_on_a_cluster(tmp_path: Path) -> None:
+    now = time.time()
+    more = {
+        "images_per_s": 12.5,
+        "eta_s": 90,
+        "workers": 1,
+        "stage": "masked",
+        "last_checkpoint_time": now - 8,
+    }
+    uri = write_run(tmp_path, "r", "running", 1, **more)
+    owner = {"host": "h", "submission_id": "r-2", "address": "http://head:8265"}
+    storage.write_json(storage.join(uri, "spec.json"), {"run_id": "r", "attempt": 2, "owner": owner})
+    for step in (20, 30, 40):
+        CheckpointStore(uri, keep=2).write(snapshot(step))
+    assert runs.describe(runs.status(uri), now) == [
+        "r: running, step 40 of 100 (40 %), stage masked, 12.5 images/s on 1 worker, 1:30 left",
+        "checkpoints: step 40 (newest, 8 s ago), 30",
+        "job r-2 on http://head:8265",
+    ]
+
+
+def test_only_who_could_not_tell_is_told_of(tmp_path: Path) -> None:
+    uri = str(tmp_path)
+    train_events.record_interruption(uri)
+    assert train_events.read(uri) == []
+    train_events.record(uri, "started", step=0)
+    train_events.record_interruption(uri)
+    train_events.record_interruption(uri)
+    assert [event["kind"] for event in train_events.read(uri)] == ["started", "interrupted"]
+    train_events.record(uri, "resumed", step=0)
+    train_events.record(uri, "failed", "the disk is full")
+    train_events.record_interruption(uri)
+    assert train_events.read(uri)[-1]["kind"] == "failed"
+
+
+def test_a_long_story_is_cut(tmp_path: Path) -> None:
+    uri = write_run(tmp_path, "r", "running", 1)
+    for step in range(40):
+        train_events.record(uri, "resumed", step=step)
+    lines = runs.describe(runs.status(uri))
+    assert "... 10 events before (--json has them all)" in lines
+    assert lines[-1].endswith("went on from step 39, 0 steps done again")
 
 
 def test_result_is_the_last_word(tmp_path: Path) -> None:

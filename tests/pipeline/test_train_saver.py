@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -148,6 +149,25 @@ def test_a_full_disk_is_waited_for_and_told(small_disk: Path) -> None:
     with pytest.raises(RunFailed, match="No space left"):
         saver.drain()
     assert store.steps() == [10]
+    saver.close()
+
+
+def test_a_full_scratch_disk_delays_an_upload(
+    small_disk: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints for object storage are written to the worker's disk first."""
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    store = CheckpointStore(storage.join(s3.uri, "run"), keep=3)
+    saver = Saver(store, patience_s=60)
+    ballast = fill(small_disk)
+    saver.put({}, large(10))
+    time.sleep(0.5)
+    saver.check()
+    assert store.steps() == []
+    ballast.unlink()
+    saver.drain()
+    assert store.steps() == [10]
+    assert not list(small_disk.iterdir()), "nothing stays on the disk"
     saver.close()
 
 
