@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from torch import Tensor
 from agit_core.augment import augment, to_float
 from agit_core.errors import BadInput
 from agit_core.sampling import Domain, Item, SamplePlan
+
+_EXPECTED = 64
+"""Images that a source hears of before they are read, when the plan has no windows."""
 
 
 class ImageSource(Protocol):
@@ -26,6 +29,19 @@ class ImageSource(Protocol):
 
     def read(self, index: int) -> Tensor:
         """uint8 (3, H, W), H and W at least the training size."""
+        ...
+
+
+@runtime_checkable
+class Foretold(Protocol):
+    """An :class:`ImageSource` that wants to know early what will be read."""
+
+    def expect(self, index: int) -> None:
+        """One :meth:`ImageSource.read` of this image will come, after those expected before."""
+        ...
+
+    def forget(self) -> None:
+        """What is still expected will not be read."""
         ...
 
 
@@ -78,10 +94,14 @@ class Loader:
         """Batches from ``start_step`` on, of these slots of the global batch."""
         with ThreadPoolExecutor(self.threads, "decode") as pool:
             queue: deque[tuple[int, dict[Domain, list[Future[Tensor]]]]] = deque()
-            step = start_step
+            step = told = start_step
+            early = self.plan.rows or -(-_EXPECTED // max(1, len(slots)))
             try:
                 while stop_step is None or step < stop_step or queue:
                     while len(queue) <= self.ahead and (stop_step is None or step < stop_step):
+                        until = step + early + 1 if stop_step is None else min(step + early + 1, stop_step)
+                        self._foretell(range(told, until), slots)
+                        told = until
                         queue.append((step, self._submit(pool, step, slots)))
                         step += 1
                     at, pending = queue.popleft()
@@ -89,6 +109,16 @@ class Loader:
                     yield Batch(at, self.plan.epoch_of(at), a, b)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+                for source in self.sources.values():
+                    if isinstance(source, Foretold):
+                        source.forget()
+
+    def _foretell(self, steps: range, slots: range) -> None:
+        for domain, source in self.sources.items():
+            if isinstance(source, Foretold):
+                for step in steps:
+                    for item in self.plan.items(step, domain, slots):
+                        source.expect(item.index)
 
     def _submit(
         self, pool: ThreadPoolExecutor, step: int, slots: range

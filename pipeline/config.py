@@ -71,6 +71,12 @@ class DataConfig(Section):
         None, ge=1, description="processes that decode and resize; default: one per core"
     )
     cache_bytes: int = Field(8 * 2**30, ge=0, description="local cache of shards read from object storage")
+    shuffle: Literal["auto", "exact", "windowed"] = Field(
+        "auto", description="auto: exact, but windowed where the set is remote and larger than cache_bytes"
+    )
+    shuffle_bytes: int = Field(
+        2 * 2**30, ge=1, description="memory of all workers together that a windowed shuffle may fill"
+    )
     builtin: BuiltinConfig = BuiltinConfig()
 
     @model_validator(mode="after")

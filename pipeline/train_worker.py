@@ -32,6 +32,8 @@ from agit_core.trainer import Figures, StepResult, Trainer
 from agit_core.world import World
 from pipeline import storage, train_events
 from pipeline.config import Config, fingerprint
+from pipeline.data import manifest
+from pipeline.data.order import sample_plan
 from pipeline.data.reader import ShardImages
 from pipeline.train_checkpoints import CheckpointStore
 from pipeline.train_failures import Preempted
@@ -71,8 +73,9 @@ class _Worker:
         self.device: torch.device = ray.train.torch.get_device()
         self.world = World.current()
         self.store = CheckpointStore(self.run_uri, train.keep_checkpoints, train.best_by)
+        data_uri = spec["data_uri"]
+        self.plan = self._patiently(lambda: sample_plan(self.config, data_uri, manifest.read(data_uri)))
         sources: dict[Any, ImageSource] = {d: self._images(f"train{d.upper()}") for d in "ab"}
-        self.plan = SamplePlan(self.config.seed, len(sources["a"]), len(sources["b"]), train.batch_size)
         self.total = total_steps(self.config, self.plan)
         # a trial of a search stops at steps where trials are compared, and goes on later
         self.end = min(int(spec.get("until") or self.total), self.total)
@@ -263,7 +266,8 @@ class _Worker:
         )
 
     def _images(self, split: str) -> PatientImages:
-        return PatientImages(lambda: open_split(self.spec, self.config, split), self._patiently)
+        block = self.plan.block
+        return PatientImages(lambda: open_split(self.spec, self.config, split, block), self._patiently)
 
     def _patiently(self, action: Callable[[], T]) -> T:
         return patiently(action, self.config.train.storage_patience_s)
@@ -375,6 +379,14 @@ class PatientImages:
         except RunFailed:
             return self._patiently(lambda: self._images.read(index))
 
+    def expect(self, index: int) -> None:
+        """As :class:`agit_core.loader.Foretold`."""
+        self._images.expect(index)
+
+    def forget(self) -> None:
+        """As :class:`agit_core.loader.Foretold`."""
+        self._images.forget()
+
 
 def patiently(action: Callable[[], T], seconds: float) -> T:
     """Repeats what failed because the storage did not answer, for so long."""
@@ -389,10 +401,10 @@ def patiently(action: Callable[[], T], seconds: float) -> T:
             time.sleep(1)
 
 
-def open_split(spec: dict[str, Any], config: Config, split: str) -> ShardImages:
-    """The shards of a split, cached on this node when they come from object storage."""
+def open_split(spec: dict[str, Any], config: Config, split: str, block: int = 1) -> ShardImages:
+    """The shards of a split, cached on this node when they come from object storage; ``block``: of the plan."""
     cache = Path(tempfile.gettempdir()) / f"agit-shards-{os.getuid()}"
-    return ShardImages(spec["data_uri"], split, cache, config.data.cache_bytes)
+    return ShardImages(spec["data_uri"], split, cache, config.data.cache_bytes, block)
 
 
 def _silence_reports() -> None:

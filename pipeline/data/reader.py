@@ -14,6 +14,7 @@ from torchvision.io import ImageReadMode, decode_image
 from agit_core.errors import BadInput
 from pipeline import storage
 from pipeline.data import manifest
+from pipeline.data.blocks import Blocks
 from pipeline.data.cache import ShardCache
 from pipeline.data.shards import check_length
 
@@ -25,21 +26,23 @@ class ShardImages:
 
     Any image is one slice of a memory-mapped shard: nothing but the index (about 30 bytes per image) is held in
     memory, and processes on one machine share the pages. Shards in object storage are copied into a local cache
-    in the background; until a shard has arrived, or when the cache is too small for it, an image is fetched by
-    its byte range. All methods may be called from several threads.
+    in the background. Until a shard has arrived, or when the cache is too small for it, what is expected is
+    fetched ahead by byte ranges (a row group at a time where the order goes by blocks) and anything else when it
+    is read. All methods may be called from several threads.
 
     Args:
         data_uri: folder of a prepared data set.
         split: ``trainA``, ``trainB``, ``testA`` or ``testB``.
         cache_dir: local folder for shards from object storage, shared by the processes of a machine.
         cache_bytes: what that folder may hold; 0 keeps nothing.
+        block: images to fetch together, as many as the order of reading goes through together.
 
     Raises:
         BadInput: no prepared data there, no such split, or a damaged index.
         RunFailed: the storage does not answer.
     """
 
-    def __init__(self, data_uri: str, split: str, cache_dir: Path, cache_bytes: int) -> None:
+    def __init__(self, data_uri: str, split: str, cache_dir: Path, cache_bytes: int, block: int = 1) -> None:
         self._uri = data_uri
         described = manifest.read(data_uri)
         self._shards = manifest.split_of(data_uri, described, split)["shards"]
@@ -52,7 +55,9 @@ class ShardImages:
         self._names: list[str] | None = None
         self._maps: dict[int, mmap.mmap] = {}
         self._lock = threading.Lock()
-        self._cache = ShardCache(cache_dir, cache_bytes) if storage.is_remote(data_uri) else None
+        remote = storage.is_remote(data_uri)
+        self._cache = ShardCache(cache_dir, cache_bytes) if remote else None
+        self._blocks = Blocks(self._fetch, block) if remote else None
         if self._cache is not None:
             self._cache.want([(self._where(n), s["sha256"], s["bytes"]) for n, s in enumerate(self._shards)])
 
@@ -61,8 +66,18 @@ class ShardImages:
 
     def read(self, index: int) -> Tensor:
         """uint8 (3, S, S), RGB."""
-        data = self._bytes(index, int(self._image_at[index]), int(self._image_bytes[index]))
-        return decode_image(_tensor(data), ImageReadMode.RGB)
+        data = self._blocks.take(index) if self._blocks is not None else None
+        return decode_image(_tensor(data or self.encoded(index)), ImageReadMode.RGB)
+
+    def expect(self, index: int) -> None:
+        """Says that :meth:`read` of this image will come, so that it can be fetched before."""
+        if self._blocks is not None and self._map(int(self._shard[index])) is None:
+            self._blocks.expect(index)
+
+    def forget(self) -> None:
+        """What was expected will not be read."""
+        if self._blocks is not None:
+            self._blocks.forget()
 
     def has_mask(self, index: int) -> bool:
         """Whether there is a mask, without reading it."""
@@ -92,6 +107,8 @@ class ShardImages:
         """Stops fetching and unmaps the shards."""
         if self._cache is not None:
             self._cache.close()
+        if self._blocks is not None:
+            self._blocks.close()
         with self._lock:
             for mapped in self._maps.values():
                 mapped.close()
@@ -108,6 +125,33 @@ class ShardImages:
             data = mapped[offset - 4 : offset + length]
         check_length(data[:4], length)
         return data[4:]
+
+    def _fetch(self, number: int) -> dict[int, bytes]:
+        """The images of a block: one request for each run of them that lies together in a shard."""
+        assert self._blocks is not None
+        first = number * self._blocks.size
+        stop = min(first + self._blocks.size, len(self))
+        shards, starts, lengths = (
+            column[first:stop].tolist() for column in (self._shard, self._image_at, self._image_bytes)
+        )
+        images: dict[int, bytes] = {}
+        begin = 0
+        for end in range(1, len(shards) + 1):
+            if end < len(shards) and (shards[end], starts[end]) == (
+                shards[end - 1],
+                starts[end - 1] + lengths[end - 1] + 4,
+            ):
+                continue
+            origin = starts[begin] - 4
+            run = storage.read_range(
+                self._where(shards[begin]), origin, starts[end - 1] + lengths[end - 1] - origin
+            )
+            for at in range(begin, end):
+                here = starts[at] - origin
+                check_length(run[here - 4 : here], lengths[at])
+                images[first + at] = run[here : here + lengths[at]]
+            begin = end
+        return images
 
     def _map(self, number: int) -> mmap.mmap | None:
         mapped = self._maps.get(number)

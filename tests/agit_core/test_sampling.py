@@ -105,3 +105,64 @@ def test_the_loader_refuses_data_that_is_not_the_plans() -> None:
 def test_the_learning_rate_is_constant_and_then_falls_to_zero() -> None:
     rates = [learning_rate_factor(s, 10, 0.5) for s in range(11)]
     assert rates == pytest.approx([1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0.0])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lengths=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    batch=st.integers(1, 9),
+    block=st.integers(1, 20),
+    window=st.integers(1, 120),
+)
+def test_windows_hold_every_image_once(lengths: tuple[int, int], batch: int, block: int, window: int) -> None:
+    plan = SamplePlan(1, *lengths, batch, block, window)
+    seen: dict[str, list[int]] = {}
+    for step in range(plan.steps(2)):
+        for domain in ("a", "b"):
+            for item in plan.items(step, domain, range(batch)):  # type: ignore[arg-type]
+                seen.setdefault(item.key.rsplit(":", 1)[0], []).append(item.index)
+    for lap, indices in seen.items():
+        length = lengths["ab".index(lap.split(":")[2])]
+        assert len(set(indices)) == len(indices) <= length
+    for domain, length in zip("ab", lengths, strict=True):
+        assert sorted(seen[f"1:augment:{domain}:0:0"]) == list(range(length))
+
+
+def test_a_slot_reads_few_blocks_at_a_time() -> None:
+    block, window, batch = 10, 400, 4
+    plan = SamplePlan(5, 4000, 4000, batch, block, window)
+    assert plan.rows == 100
+    for start in (0, 300, 900):
+        for slot in range(batch):
+            steps = range(start, start + plan.rows)
+            blocks = {plan.items(s, "a", range(slot, slot + 1))[0].index // block for s in steps}
+            assert len(blocks) <= plan.rows // block + 1
+    assert SamplePlan(5, 4000, 4000, batch, block, window).items(77, "b", range(4)) == plan.items(
+        77, "b", range(4)
+    )
+    assert SamplePlan(6, 4000, 4000, batch, block, window).items(77, "b", range(4)) != plan.items(
+        77, "b", range(4)
+    )
+
+
+def test_a_windowed_order_is_nearly_as_good_as_an_exact_one() -> None:
+    """The yardsticks of SCALE.md: where images come, and with which others, from epoch to epoch."""
+    length, batch, block = 20_000, 8, 50
+    exact, windowed = SamplePlan(2, length, length, batch), SamplePlan(2, length, length, batch, block, 4000)
+
+    def measured(plan: SamplePlan) -> tuple[float, float]:
+        first, second = torch.zeros(length), torch.zeros(length)
+        together = 0
+        for step in range(length // batch):
+            for place, epoch in ((first, 0), (second, length // batch)):
+                indices = [item.index for item in plan.items(step + epoch, "a", range(batch))]
+                place[indices] = float(step)
+                blocks = [index // block for index in indices]
+                together += len(blocks) - len(set(blocks))
+        order = torch.corrcoef(torch.stack([torch.arange(length), first, second]))
+        return float(order.fill_diagonal_(0).abs().max()), together / (2 * length)
+
+    (exact_order, exact_together), (order, together) = measured(exact), measured(windowed)
+    assert exact_order < 0.03
+    assert order < 0.15  # 400 blocks instead of 20,000 images are placed at random
+    assert together <= exact_together, "images of a batch come from different blocks"

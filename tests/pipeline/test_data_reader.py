@@ -17,8 +17,6 @@ import pytest
 import torch
 
 from agit_core.errors import BadInput, RunFailed
-from agit_core.loader import Loader
-from agit_core.sampling import SamplePlan
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.data import manifest
@@ -26,7 +24,7 @@ from pipeline.data.cache import ShardCache
 from pipeline.data.prepare import Prepared, prepare
 from pipeline.data.reader import ShardImages
 from tests.pipeline.pictures import FOUR, folder
-from tests.pipeline.s3 import DelayedConnection, S3Server
+from tests.pipeline.s3 import S3Server
 from tests.pipeline.test_data_prepare import config
 
 LARGE = 1 << 30
@@ -197,31 +195,6 @@ def test_a_reader_of_the_wrong_thing_says_so(local: Prepared, tmp_path: Path) ->
     storage.write_json(str(copy / "manifest.json"), {**described, "format": 99})
     with pytest.raises(BadInput, match="format 99"):
         ShardImages(str(copy), "trainB", tmp_path, 0)
-
-
-def test_prefetch_hides_fifty_milliseconds_of_latency(
-    s3: S3Server, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = prepare(settings(source, s3.uri))
-    line = DelayedConnection(s3.port, 0.05)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", line.endpoint)
-    start = time.monotonic()
-    storage.read_range(storage.join(made.uri, "manifest.json"), 0, 10)
-    assert time.monotonic() - start >= 0.1, "there and back"
-    images = {d: ShardImages(made.uri, f"train{d.upper()}", tmp_path / "none", 0) for d in ("a", "b")}
-    plan = SamplePlan(0, len(images["a"]), len(images["b"]), 4)
-    loader = Loader(images, plan, 32, True, 16, 8)  # type: ignore[arg-type]
-    batches = loader.batches(0, range(4), 20)
-    next(batches)
-    waited = 0.0
-    for _ in range(19):
-        time.sleep(0.1)  # the step
-        start = time.monotonic()
-        next(batches)
-        waited += time.monotonic() - start
-    line.close()
-    # 19 batches of 8 images, one after the other, would take 15 s of waiting
-    assert waited < 3.0
 
 
 def test_memory_does_not_grow_with_the_images_read(local: Prepared, tmp_path: Path) -> None:

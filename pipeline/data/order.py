@@ -1,0 +1,34 @@
+"""In which order the training images of a prepared set are read: shuffled as a whole, or in windows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agit_core.sampling import SamplePlan
+from pipeline import storage
+from pipeline.config import Config
+
+_RESIDENT = 2
+"""Windows in memory at a time: the one being read and the one on its way."""
+
+
+def sample_plan(config: Config, data_uri: str, manifest: dict[str, Any]) -> SamplePlan:
+    """The order of the training images; the same for every worker, and after every resume.
+
+    A set on a local disk, or that fits ``data.cache_bytes``, is shuffled exactly: every order of the images is as
+    likely as any other. A larger one in object storage would cost a request per image, so it is shuffled in
+    windows that fill ``data.shuffle_bytes`` (see :mod:`agit_core.sampling`), a request per row group.
+    """
+    data = config.data
+    splits = [manifest["splits"][f"train{domain}"] for domain in "AB"]
+    length_a, length_b = (int(split["rows"]) for split in splits)
+    stored = sum(int(shard["bytes"]) for split in splits for shard in split["shards"])
+    windowed = data.shuffle == "windowed" or (
+        data.shuffle == "auto" and storage.is_remote(data_uri) and stored > data.cache_bytes
+    )
+    if not windowed:
+        return SamplePlan(config.seed, length_a, length_b, config.train.batch_size)
+    each = max(1, stored // max(1, length_a + length_b))
+    block = int(manifest["settings"]["rows_per_group"])
+    window = max(1, data.shuffle_bytes // (each * len(splits) * _RESIDENT))
+    return SamplePlan(config.seed, length_a, length_b, config.train.batch_size, block, window)
