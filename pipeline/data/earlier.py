@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -50,7 +51,7 @@ class Earlier:
     def __init__(self, uri: str, manifest: dict[str, Any]) -> None:
         self._uri = uri
         self._manifest = manifest
-        self._index = cache(lambda split: read_index(uri, manifest, split))
+        self._index = cache(lambda split: read_index(uri, manifest, split).combine_chunks())
 
     def known(self, plan: ShardPlan) -> Known:
         """What it knows of the entries of a planned shard."""
@@ -120,8 +121,12 @@ class Earlier:
         )
 
     def _of(self, split: str, shards: list[int]) -> pa.Table:
+        """The index of some consecutive shards; it is ordered by them."""
         index = self._index(split)
-        return index.filter(pc.is_in(index["shard"], pa.array(shards, pa.int32()))).combine_chunks()
+        column = index["shard"].to_numpy()
+        start = int(np.searchsorted(column, shards[0], "left"))
+        stop = int(np.searchsorted(column, shards[-1], "right"))
+        return index.slice(start, stop - start).combine_chunks()
 
 
 class DamagedEarlier(Exception):

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -122,7 +123,7 @@ def _make(
     _check_usable(config.data, done, uri)
     report({"message": "looking for duplicates"})
     copies = duplicates.find(_column(done, "source_sha256"), _column(done, "look"))
-    names = [(item.plan.split, name) for item in done for name in item.index["name"].to_pylist()]
+    names = _Names(done)
     if config.data.duplicates == "drop":
         done = _without_copies(uri, done, names, copies, config.data.rows_per_group)
     made = {
@@ -173,7 +174,20 @@ def _column(done: list[Done], name: str) -> pa.Array:
     return pa.chunked_array([chunk for item in done for chunk in item.index[name].chunks]).combine_chunks()
 
 
-def _described(names: list[tuple[str, str]], copies: duplicates.Duplicates, policy: str) -> dict[str, Any]:
+class _Names:
+    """``names[row]``: split and name of a row of all shards together; as Python objects they would fill memory."""
+
+    def __init__(self, done: list[Done]) -> None:
+        self._splits = [item.plan.split for item in done]
+        self._ends = np.cumsum([len(item.index) for item in done])
+        self._column = _column(done, "name")
+
+    def __getitem__(self, row: int) -> tuple[str, str]:
+        split = self._splits[int(np.searchsorted(self._ends, row, "right"))]
+        return split, self._column[row].as_py()
+
+
+def _described(names: _Names, copies: duplicates.Duplicates, policy: str) -> dict[str, Any]:
     """The manifest's account of copies; leaks are (training, test) pairs, equal or nearly so."""
 
     def shown(groups: list[list[int]]) -> list[list[str]]:
@@ -194,7 +208,7 @@ def _described(names: list[tuple[str, str]], copies: duplicates.Duplicates, poli
     }
 
 
-def _leaks(names: list[tuple[str, str]], groups: list[list[int]]) -> list[list[str]]:
+def _leaks(names: _Names, groups: list[list[int]]) -> list[list[str]]:
     leaks = []
     for group in groups:
         train = ["/".join(names[row]) for row in group if names[row][0].startswith("train")]
@@ -206,7 +220,7 @@ def _leaks(names: list[tuple[str, str]], groups: list[list[int]]) -> list[list[s
 def _without_copies(
     uri: str,
     done: list[Done],
-    names: list[tuple[str, str]],
+    names: _Names,
     copies: duplicates.Duplicates,
     rows_per_group: int,
 ) -> list[Done]:

@@ -24,7 +24,6 @@ from PIL import Image
 from pipeline import storage
 from pipeline.config import Config, parse
 from pipeline.data.prepare import prepare
-from pipeline.data.reader import ShardImages
 
 _PORTION = 1000
 _SHARES = {"trainA": 0.49, "trainB": 0.49, "testA": 0.01, "testB": 0.01}
@@ -108,6 +107,8 @@ def main() -> None:
             generate(source, options.images)
         config = settings(source, options.storage or f"{folder}/out", options.workers)
         print(json.dumps(found := figures(config), indent=1), flush=True)
+        from pipeline.data.reader import ShardImages  # torch would count in the memory of the workers
+
         start = time.perf_counter()
         reader = ShardImages(found["uri"], "trainA", Path(folder) / "cache", 0)
         opened = time.perf_counter() - start
