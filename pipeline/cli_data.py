@@ -13,7 +13,9 @@ from pipeline.cli_output import DONE, FAILED, Answer, Debug, Json
 app = typer.Typer(help="Look into prepared data and check it.", no_args_is_help=True)
 
 DataUri = Annotated[str, typer.Argument(help="folder or s3:// prefix with a manifest.json")]
-Page = Annotated[Path | None, typer.Option("--html", help="also write a page with sample images here")]
+Page = Annotated[
+    Path | None, typer.Option("--html", help="also write a page with samples, copies and leaks here")
+]
 
 
 @app.command()

@@ -11,6 +11,7 @@ from rich.table import Table
 from pipeline import score_table
 
 _out = Console(highlight=False)
+_MOST_LEAKS = 20
 _MARKS = {"ok": "[green]ok[/green]", "missing": "[red]missing[/red]", "optional": "[yellow]optional[/yellow]"}
 
 
@@ -31,7 +32,21 @@ def prepared(value: dict[str, Any]) -> None:
     for split, entries in value["quarantined"].items():
         for entry in entries:
             _out.print(f"quarantined {split}/{entry['name']}: {entry['reason']}", markup=False)
-    _pairs({"data": value["data"], **{name: f"{rows} images" for name, rows in value["rows"].items()}})
+    for kind, pairs in (("is", value["leaks"]), ("looks like", value["near_leaks"])):
+        for train, test in pairs[:_MOST_LEAKS]:
+            _out.print(f"leak: {test} {kind} {train}", markup=False)
+    drop = value["duplicates"] == "drop"
+    kept = "one of each kept" if drop else "all kept: data.duplicates=drop keeps one"
+    _pairs(
+        {
+            "data": value["data"],
+            **{name: f"{rows} images" for name, rows in value["rows"].items()},
+            "duplicates": f"{value['duplicate_groups']} groups of equal files, "
+            f"{value['near_groups']} of near copies ({kept})",
+            "leaks": f"{len(value['leaks'])} test images are training images, "
+            f"{len(value['near_leaks'])} look like one" + (": left out of training" if drop else ""),
+        }
+    )
 
 
 def trained(value: dict[str, Any]) -> None:

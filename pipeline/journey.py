@@ -51,9 +51,13 @@ def prepare(config: Config) -> Data:
         splits = prepared.manifest["splits"]
         counts = ", ".join(f"{name} {split['rows']}" for name, split in splits.items())
         aside = sum(len(split.get("quarantined", [])) for split in splits.values())
+        copies = prepared.manifest.get("duplicates", {}).get("exact_groups", 0)
+        leaks = len(prepared.manifest.get("leaks", []))
         kept = prepared.manifest.get("kept", 0)
         stage.message = f"{counts} images"
         stage.message += f", {aside} quarantined (see the manifest)" if aside else ""
+        stage.message += f", {copies} groups of equal files" if copies else ""
+        stage.message += f", {leaks} of a test and a training image" if leaks else ""
         stage.message += (
             f", {kept} taken over from the data set before" if kept and not prepared.reused else ""
         )

@@ -51,7 +51,12 @@ def card(manifest: dict[str, Any], names: tuple[str, str]) -> dict[str, Any]:
                 "Leaks between training and test",
                 _groups(manifest.get("leaks")) + _groups(manifest.get("near_leaks"), " (look the same)"),
                 "No test image is among the training images.",
-                "{} of a training and a test image: the scores see something the model was trained on.",
+                "{} of a training and a test image: "
+                + (
+                    "the training image was left out."
+                    if copies.get("policy") == "drop"
+                    else "the scores see something the model was trained on."
+                ),
                 ("pair", "pairs"),
             ),
             _block(

@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 
 from agit_core.errors import BadInput
+from pipeline import storage
 from pipeline.config import load
 from pipeline.data.inspect import inspect, verify
 from pipeline.data.prepare import prepare
+from tests.pipeline.pictures import FOUR, folder
+from tests.pipeline.s3 import S3Server
+from tests.pipeline.test_data_prepare import config, copies
 
 
 def test_counts_page_and_a_damaged_shard(tmp_path: Path) -> None:
@@ -17,7 +21,9 @@ def test_counts_page_and_a_damaged_shard(tmp_path: Path) -> None:
     uri = prepare(load("demo", small)).uri
     found = inspect(uri, tmp_path / "page.html")
     assert found["rows"] == {"trainA": 3, "trainB": 3, "testA": 2, "testB": 2}
-    assert (tmp_path / "page.html").read_text().count("<img") == 10
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<img") == 20, "every image and its mask"
+    assert "http" not in page.replace("http://www.w3.org", ""), "the page needs nothing else"
     whole = verify(uri)
     assert whole["ok"]
     assert whole["checked"] == 8
@@ -32,6 +38,27 @@ def test_counts_page_and_a_damaged_shard(tmp_path: Path) -> None:
         "trainA/part-00000.parquet",
         "testB/part-00000.parquet",
     }
+
+
+def test_copies_and_leaks_are_shown(tmp_path: Path) -> None:
+    made = prepare(config(copies(tmp_path), tmp_path / "out"))
+    found = inspect(made.uri, tmp_path / "page.html", samples=0)
+    assert (found["duplicate_groups"], found["near_groups"]) == (2, 1)
+    assert found["leaked"] == ["trainA/trainA-002.jpg = testA/leak.jpg"]
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<img") == 2 + 2 * 2 + 2, "the leak, two equal pairs, a near pair"
+    assert page.count('alt="testA/leak.jpg"') == 2
+    dropped = prepare(config(tmp_path / "in", tmp_path / "out", duplicates="drop"))
+    inspect(dropped.uri, tmp_path / "dropped.html", samples=0)
+    assert (tmp_path / "dropped.html").read_text().count("<img") == 1 + 2 + 1, "the ones that were kept"
+    assert inspect(dropped.uri)["quarantined"]["duplicate of testA/leak.jpg"] == 1
+
+
+def test_what_does_not_belong_there_is_named(tmp_path: Path, s3: S3Server) -> None:
+    made = prepare(config(folder(tmp_path / "in", FOUR), s3.uri))
+    assert verify(made.uri) == {"ok": True, "checked": 8, "damaged": [], "unknown": []}
+    storage.write_bytes(storage.join(made.uri, "trainA", "left.parquet"), b"?")
+    assert verify(made.uri)["unknown"] == [storage.join(made.uri, "trainA", "left.parquet")]
 
 
 def test_no_data_is_said(tmp_path: Path) -> None:

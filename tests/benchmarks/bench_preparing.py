@@ -1,0 +1,72 @@
+"""Preparation against the loop that people write (open, convert, resize, save), and two workers against one."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pipeline.config import parse
+from pipeline.data import builtin
+from pipeline.data.prepare import prepare
+from tests.benchmarks.result import Result, table
+
+KEYS = ("prepare_over_pillow_loop",)
+
+
+def run(images: int = 300, repeats: int = 3) -> Result:
+    """Images per second of JPEG files of 400 x 300 pixels, made into 286 x 286; the best of each counts.
+
+    Ours also hashes, compares, checks and shards what it reads.
+    """
+    with tempfile.TemporaryDirectory(prefix="agit-bench-") as folder:
+        root = Path(folder)
+        source = _photographs(root / "in", images)
+        rates = {"plain Pillow loop": 0.0, "ours, 1 worker": 0.0, "ours, 2 workers": 0.0}
+        for _ in range(repeats):
+            for name in rates:
+                workers = int(name.split()[1]) if name.startswith("ours") else 0
+                rate = _prepare(source, root / "out", workers) if workers else _loop(source, root / "out")
+                rates[name] = max(rates[name], rate)
+                shutil.rmtree(root / "out")
+    plain, one, two = rates.values()
+    return Result(
+        {
+            "prepare_over_pillow_loop": round(one / plain, 3),
+            "prepare_two_over_one": round(two / one, 3),
+            "prepare_images_per_s": {name: round(rate, 1) for name, rate in rates.items()},
+        },
+        table(("preparing", "images/s", "over the loop"), [(n, r, r / plain) for n, r in rates.items()]),
+    )
+
+
+def _photographs(root: Path, images: int) -> Path:
+    """As cameras and crawlers leave them."""
+    for split, count in (("trainA", images), ("trainB", images), ("testA", 2), ("testB", 2)):
+        (root / split).mkdir(parents=True)
+        for i in range(count):
+            drawn = builtin.draw(0, split[:-1], split[-1].lower(), i, 300).image
+            Image.fromarray(drawn).resize((400, 300)).save(root / split / f"{i:05d}.jpg", quality=90)
+    return root
+
+
+def _loop(source: Path, target: Path) -> float:
+    paths = sorted(source.rglob("*.jpg"))
+    start = time.perf_counter()
+    for path in paths:
+        there = target / path.relative_to(source)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.open(path).convert("RGB").resize((286, 286), Image.Resampling.BICUBIC)
+        image.save(there, quality=95, subsampling=0)
+    return len(paths) / (time.perf_counter() - start)
+
+
+def _prepare(source: Path, target: Path, workers: int) -> float:
+    tree: dict[str, Any] = {"name": "bench", "storage": str(target)}
+    start = time.perf_counter()
+    made = prepare(parse(tree | {"data": {"source": str(source), "workers": workers}}))
+    return int(made.manifest["totals"]["images"]) / (time.perf_counter() - start)
