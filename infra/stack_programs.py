@@ -1,0 +1,213 @@
+"""The programs of a stack: how each is started, where it answers, and the supervisor's configuration of them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agit_core.errors import RunFailed
+from infra.stack_state import BUCKET, Stack
+from pipeline.doctor import cores
+
+POOL = "agit"
+_OBJECT_STORE_BYTES = 256 * 2**20
+_PACKAGES = Path(__file__).parent / "local/mlflow-server.txt"
+
+
+@dataclass(frozen=True)
+class Program:
+    """One process that the supervisor keeps alive.
+
+    Attributes:
+        health: path that answers with 2xx (or asks for a key) when it is ready; None: it serves nobody.
+        stop_seconds: how long it may take to end by itself.
+    """
+
+    name: str
+    command: list[str]
+    url: str | None = None
+    health: str | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    stop_seconds: int = 10
+
+
+def programs(stack: Stack, mlflow_packages: Path) -> list[Program]:
+    """In the order of their start; they are stopped in the reverse one."""
+    python, folder, host = sys.executable, stack.folder, "127.0.0.1"
+    port = {name: str(number) for name, number in stack.ports.items()}
+    binaries = Path(python).parent
+    ray = {
+        "--node-ip-address": host,
+        "--port": port["ray_gcs"],
+        "--dashboard-host": host,
+        "--dashboard-port": port["ray"],
+        "--dashboard-agent-listen-port": port["ray_agent"],
+        "--metrics-export-port": port["ray_metrics"],
+        "--ray-client-server-port": port["ray_client"],
+        "--num-cpus": str(max(2, cores())),
+        "--object-store-memory": str(_OBJECT_STORE_BYTES),
+        "--temp-dir": str(stack.runtime / "ray"),
+    }
+    rclone = shutil.which("rclone", path=str(binaries)) or shutil.which("rclone") or str(binaries / "rclone")
+    return [
+        Program(
+            "s3",
+            [
+                rclone,
+                "serve",
+                "s3",
+                "--addr",
+                f"{host}:{port['s3']}",
+                "--config",
+                os.devnull,
+                str(folder / "s3"),
+            ],
+            stack.url("s3"),
+            "/",
+        ),
+        Program(
+            "prefect",
+            [python, "-m", "prefect", "server", "start", "--host", host, "--port", port["prefect"]],
+            stack.url("prefect"),
+            "/api/health",
+        ),
+        Program(
+            "mlflow",
+            [
+                *(
+                    python,
+                    "-m",
+                    "mlflow",
+                    "server",
+                    "--host",
+                    host,
+                    "--port",
+                    port["mlflow"],
+                    "--workers",
+                    "1",
+                ),
+                *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
+                *(
+                    "--default-artifact-root",
+                    f"s3://{BUCKET}/storage/mlflow-artifacts",
+                    "--no-serve-artifacts",
+                ),
+            ],
+            stack.url("mlflow"),
+            "/health",
+            {"PYTHONPATH": os.pathsep.join([str(mlflow_packages), stack.environment["PYTHONPATH"]])},
+        ),
+        Program(
+            "ray",
+            [str(binaries / "ray"), "start", "--head", "--block", "--disable-usage-stats"]
+            + [part for pair in ray.items() for part in pair],
+            stack.url("ray"),
+            "/api/version",
+            stop_seconds=20,
+        ),
+        Program(
+            "worker",
+            [
+                python,
+                "-m",
+                "prefect",
+                "worker",
+                "start",
+                "--pool",
+                POOL,
+                "--type",
+                "process",
+                "--name",
+                "stack",
+            ],
+            stop_seconds=30,
+        ),
+    ]
+
+
+def mlflow_packages() -> Path:
+    """The folder with MLflow's server beside this environment; filled when it is not there yet.
+
+    Raises:
+        RunFailed: the packages cannot be installed.
+    """
+    wanted = hashlib.sha256(_PACKAGES.read_bytes()).hexdigest()[:12]
+    folder = Path(sys.prefix) / f"agit-mlflow-server-{wanted}"
+    if folder.is_dir():
+        return folder
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    done = subprocess.run(
+        [*pip, "--target", str(partial), "-r", str(_PACKAGES)], capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        said = " ".join(done.stderr.split())[-300:]
+        raise RunFailed(f"MLflow's server could not be installed from {_PACKAGES.name}: {said}")
+    try:
+        partial.rename(folder)
+    except OSError:  # another process was faster
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def supervisor_config(stack: Stack, found: list[Program]) -> str:
+    """The configuration file; holds no secret: keys come with the supervisor's environment."""
+    general: dict[str, dict[str, object]] = {
+        "unix_http_server": {"file": socket_of(stack), "chmod": "0700"},
+        "supervisord": {
+            "directory": stack.root,
+            "logfile": stack.logs / "supervisor.log",
+            "logfile_maxbytes": "5MB",
+            "logfile_backups": 2,
+            "pidfile": stack.runtime / "supervisor.pid",
+            "childlogdir": stack.logs,
+            "identifier": f"agit-stack-{stack.token}",
+        },
+        "rpcinterface:supervisor": {
+            "supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"
+        },
+    }
+    each: dict[str, dict[str, object]] = {
+        f"program:{program.name}": {
+            "command": " ".join(_quoted(part) for part in program.command),
+            "environment": ",".join(f"{k}={_quoted(v)}" for k, v in program.environment.items()),
+            "priority": 10 * (number + 1),
+            # what it needs must answer first
+            "autostart": "false",
+            "autorestart": "true",
+            "startsecs": 2,
+            "startretries": 10,
+            "stopwaitsecs": program.stop_seconds,
+            "stopasgroup": "true",
+            "killasgroup": "true",
+            "redirect_stderr": "true",
+            "stdout_logfile": stack.logs / f"{program.name}.log",
+            "stdout_logfile_maxbytes": "10MB",
+            "stdout_logfile_backups": 2,
+        }
+        for number, program in enumerate(found)
+    }
+    sections = []
+    for name, settings in {**general, **each}.items():
+        lines = [f"{key}={_escaped(value)}" for key, value in settings.items() if value != ""]
+        sections.append("\n".join([f"[{name}]", *lines, ""]))
+    return "\n".join(sections)
+
+
+def socket_of(stack: Stack) -> Path:
+    return stack.runtime / "supervisor.sock"
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _escaped(value: object) -> str:
+    """The supervisor expands ``%(name)s``."""
+    return str(value).replace("%", "%%")
