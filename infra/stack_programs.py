@@ -16,6 +16,14 @@ from pipeline.doctor import cores
 
 POOL = "agit"
 _OBJECT_STORE_BYTES = 256 * 2**20
+_RAY = {
+    # without it Ray takes 127.0.0.1 for "find out my address" and listens on every interface
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # who is slow on a busy machine is not dead
+    "RAY_health_check_timeout_ms": "60000",
+    "RAY_agent_register_timeout_ms": "300000",
+    "RAY_worker_register_timeout_seconds": "300",
+}
 _PACKAGES = Path(__file__).parent / "local/mlflow-server.txt"
 
 
@@ -24,7 +32,7 @@ class Program:
     """One process that the supervisor keeps alive.
 
     Attributes:
-        health: path that answers with 2xx (or asks for a key) when it is ready; None: it serves nobody.
+        health: path that is answered when it is ready; None: it serves nobody.
         stop_seconds: how long it may take to end by itself.
     """
 
@@ -108,6 +116,7 @@ def programs(stack: Stack, mlflow_packages: Path) -> list[Program]:
             + [part for pair in ray.items() for part in pair],
             stack.url("ray"),
             "/api/version",
+            _RAY,
             stop_seconds=20,
         ),
         Program(

@@ -19,7 +19,8 @@ from agit_core.errors import BadInput, RunFailed
 from infra.stack_programs import Program, socket_of, supervisor_config
 from infra.stack_state import MARK, Stack, write_private
 
-_READY_SECONDS = 300.0
+# on a slow, busy machine Prefect's sixty migrations alone take minutes
+_READY_SECONDS = 900.0
 _STOP_SECONDS = 90.0
 _GAVE_UP = {"FATAL", "UNKNOWN"}
 
@@ -102,7 +103,7 @@ def answers(program: Program) -> bool:
         with urllib.request.urlopen(f"{program.url}{program.health}", timeout=5) as answer:
             answer.read()
     except urllib.error.HTTPError as error:
-        return error.code in {401, 403}  # it wants a key
+        return error.code < 500  # it wants a key
     except (OSError, ValueError):
         return False
     return True

@@ -23,8 +23,10 @@ from prefect.artifacts import (
 )
 
 from pipeline import score_table, storage
+from pipeline.config import Config
 from pipeline.journey import DIRECTIONS, Run
 from pipeline.progress import Status
+from pipeline.retrain import Decision
 
 UPDATE_SECONDS = 10.0
 _SAMPLE_WIDTH = 1024
@@ -55,6 +57,18 @@ class Progress:
                     artifact_id=self._artifact, progress=percent, description=status.line()
                 )
             self._off = False
+
+
+def decision(config: Config, decided: Decision) -> None:
+    """Why a scheduled run trained or not, and which images are new, gone, changed or moved."""
+    with _told("decision"):
+        lines = [f"# {config.name}: {'trained' if decided.train else 'not trained'}", "", decided.reason, ""]
+        for kind, told in (decided.changes.plain() if decided.changes else {}).items():
+            if told["count"]:
+                more = told["count"] - len(told["names"])
+                names = [*told["names"], *([f"and {more} more"] if more else [])]
+                lines += [f"## {told['count']} {kind}", "", *(f"- {name}" for name in names), ""]
+        create_markdown_artifact(key=_name("retrain", config.name), markdown="\n".join(lines))
 
 
 def scores(run: Run, evaluation: dict[str, Any]) -> None:

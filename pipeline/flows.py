@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
+from prefect.states import Completed
 from pydantic import Field
 
 from agit_core.errors import RunFailed
@@ -155,13 +156,20 @@ def agit(
         only_when_changed: Skip the training unless images or settings differ from the newest version's.
         start_from: Weights to start from. config: what train.start_from says; champion: the champion's, or
             from scratch while there is none.
+
+    Returns:
+        the run's summary; with ``only_when_changed`` also, or only, what was decided (``retrain``).
     """
     with flow_logging.in_worker():
         settings = resolve(config, overrides, storage, max_steps, cluster)
         data = prepare(settings)
         decision = retrain.decide(settings, data, start_from, only_when_changed)
+        if only_when_changed:
+            artifacts.decision(settings, decision)
         if not decision.train:
-            return {"retrain": decision.plain()}
+            # a name of its own: nobody is to take a night without training for one with
+            told = {"retrain": decision.plain()}
+            return Completed(name="Skipped", message=decision.reason, data=told)  # type: ignore[return-value]
         settings = decision.config
         run = train(settings, data)
         evaluation = evaluate(settings, data, run)
