@@ -171,6 +171,7 @@ def run_job(
             log.warning(message)
             train_events.record(run_uri, "job_lost", message)
             allowance.spend(RuntimeError(message))
+            time.sleep(allowance.pause)
 
 
 def absolute(uri: str) -> str:

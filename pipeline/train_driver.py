@@ -63,6 +63,8 @@ class WorkerFailures(ray.train.UserCallback):
             return
         train_events.record(self._run_uri, "worker_failed", sentence(cause), ranks=ranks)
         self._allowance.spend(cause)
+        # what keeps killing workers, such as a full memory, may pass
+        time.sleep(self._allowance.pause)
 
 
 def drive(
@@ -123,7 +125,7 @@ def drive(
             train_events.record(spec["run_uri"], "controller_lost", sentence(cause))
             if own_ray and alone:
                 _free_workers_places()
-            time.sleep(1)
+            time.sleep(max(1.0, allowance.pause))
 
 
 def _free_workers_places() -> None:

@@ -21,6 +21,9 @@ PERMANENT = (
 """Would happen again: what was asked for, what has been tried patiently already, and programming errors."""
 
 
+_PAUSE, _LONGEST_PAUSE = 5.0, 60.0
+
+
 class Preempted(RuntimeError):
     """The node is about to be taken away and the state has been stored; the run goes on elsewhere."""
 
@@ -37,6 +40,11 @@ class Allowance:
         self._limit = limit
         self._newest = 0
         self._failures = 0
+
+    @property
+    def pause(self) -> float:
+        """Seconds to wait before the next try: none after a first failure, then 5, 10, 20 and so on up to 60."""
+        return min(_LONGEST_PAUSE, _PAUSE * 2.0 ** (self._failures - 2)) if self._failures > 1 else 0.0
 
     def spend(self, cause: BaseException) -> None:
         """Counts a failure.

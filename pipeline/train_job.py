@@ -48,6 +48,8 @@ _OWN_RAY = {
     "RAY_health_check_timeout_ms": "60000",
     "RAY_agent_register_timeout_ms": "300000",
     "RAY_worker_register_timeout_seconds": "300",
+    # Ray would end the workers when others fill the machine's memory; the kernel prefers them too, but when it is full
+    "RAY_memory_monitor_refresh_ms": "0",
     # nobody starts its control service again
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
 }

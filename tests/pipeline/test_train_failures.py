@@ -51,6 +51,19 @@ def test_only_failures_without_progress_count() -> None:
         allowance.spend(ActorDiedError())
 
 
+def test_tries_without_progress_are_further_and_further_apart() -> None:
+    newest = 0
+    allowance = Allowance(lambda: newest, limit=-1)
+    pauses = []
+    for _ in range(7):
+        allowance.spend(ActorDiedError())
+        pauses.append(allowance.pause)
+    assert pauses == [0, 5, 10, 20, 40, 60, 60]
+    newest = 10
+    allowance.spend(ActorDiedError())
+    assert allowance.pause == 0
+
+
 def test_storage_outage_counts_as_no_progress() -> None:
     def away() -> int:
         raise RunFailed("the storage does not answer")
