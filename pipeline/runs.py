@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,11 +12,13 @@ from agit_core.errors import BadInput
 from pipeline import storage, train_events
 from pipeline.progress import clock
 
-_SILENT_SECONDS = 60.0
-"""A run that has not written its progress for so long is not being trained (it writes every two seconds)."""
+_SILENT_SECONDS = {"starting": 600.0, "running": 60.0}
+"""A run that has not written its progress for so long is not being trained: every two seconds while it runs."""
 _READERS = 8
 _TOLD = 30
 """Events that a terminal shows."""
+_WIDTH = 160
+"""Characters of an event's message there."""
 
 
 def list_runs(storage_uri: str) -> list[dict[str, Any]]:
@@ -162,7 +165,8 @@ def _happened(event: dict[str, Any], failed_at: float | None) -> str:
     if event["kind"] in {"started", "resumed"} and event.get("workers"):
         nodes = event.get("nodes") or 1
         text += f", {_count(event['workers'], 'worker')}" + (f" on {nodes} nodes" if nodes > 1 else "")
-    return f"{text}: {event['message']}" if event["message"] else text
+    message = textwrap.shorten(str(event["message"]), _WIDTH, placeholder=" ...")
+    return f"{text}: {message}" if message else text
 
 
 def _redone(steps: int) -> str:
@@ -222,8 +226,8 @@ def _state(progress: dict[str, Any] | None, result: dict[str, Any] | None) -> st
     if progress is None:
         return "not started"
     state = str(progress["state"])
-    silent = time.time() - float(progress["time"]) > _SILENT_SECONDS
-    return "interrupted" if silent and state in {"starting", "running"} else state
+    silent = time.time() - float(progress["time"]) > _SILENT_SECONDS.get(state, float("inf"))
+    return "interrupted" if silent else state
 
 
 def _json(run_uri: str, name: str) -> dict[str, Any] | None:

@@ -34,17 +34,19 @@ def write_run(root: Path, name: str, state: str, age: float = 0.0, **more: Any) 
 def test_lists_runs_last_active_first(tmp_path: Path) -> None:
     write_run(tmp_path, "old", "failed", 1000, message="the disk is full")
     write_run(tmp_path, "dead", "running", 500)
+    write_run(tmp_path, "slow", "starting", 400)
     write_run(tmp_path, "live", "running", 1, images_per_s=12.5, eta_s=30, workers=2)
     (tmp_path / "runs" / "stray").mkdir()
     found = runs.list_runs(str(tmp_path))
     assert [(run["run_id"], run["state"]) for run in found] == [
         ("live", "running"),
+        ("slow", "starting"),
         ("dead", "interrupted"),
         ("old", "failed"),
     ]
     assert found[0]["images_per_s"] == 12.5
-    assert found[2]["message"] == "the disk is full"
-    live, dead, old = runs.rows(found)
+    assert found[3]["message"] == "the disk is full"
+    live, _, dead, old = runs.rows(found)
     assert (live["step"], live["images/s"], live["left"]) == ("40 of 100", "12.5", "0:30")
     assert (dead["images/s"], dead["left"], dead["checkpoint"]) == ("", "", "none")
     assert dead["last seen"] == "8 min ago"
@@ -61,7 +63,7 @@ def test_status_tells_failures_and_recoveries(tmp_path: Path) -> None:
     uri = write_run(tmp_path, "r", "running", 300, last_checkpoint_step=40)
     CheckpointStore(uri, keep=2).write(snapshot(40))
     train_events.record(uri, "started", step=0, workers=2)
-    train_events.record(uri, "worker_failed", "a process of the training died")
+    train_events.record(uri, "worker_failed", "a process of the training died" + " and more" * 100)
     train_events.record(uri, "resumed", step=30, redone=7, workers=2)
     status = runs.status(uri)
     assert status["state"] == "interrupted"
@@ -74,6 +76,7 @@ def test_status_tells_failures_and_recoveries(tmp_path: Path) -> None:
     assert "survived: 1 failure, 7 steps done again" in text
     assert "started at step 0, 2 workers" in text
     assert "worker failed: a process of the training died" in text
+    assert max(map(len, text.splitlines())) < 200
     assert "went on from step 30 0 s later, 7 steps done again, 2 workers" in text
     assert "attempt 2, started by process 1 of h" in text
     assert "nothing trains it now, for 5 min;" in text
