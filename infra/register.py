@@ -1,7 +1,8 @@
 """``python -m infra.register [process|docker|kubernetes]``: everything that a Prefect server has to know.
 
 The work pool with its base job template, the automation that tells of flow runs whose process is gone, and the
-deployments of ``infra/prefect.yaml``. Doing it again brings them up to date.
+deployments of ``infra/prefect.yaml``. Doing it again brings them up to date. ``AGIT_IMAGE`` names the image of flow
+runs that are containers.
 """
 
 from __future__ import annotations
@@ -22,12 +23,20 @@ _BEAT = "prefect.flow-run.heartbeat"
 _ENDS = ("Completed", "Failed", "Cancelled", "Crashed")
 
 
+def pool_template(kind: str, image: str | None = None) -> dict[str, Any]:
+    """The base job template of a kind of work pool; ``image``: of the flow runs' containers."""
+    template: dict[str, Any] = json.loads((FOLDER / "pools" / f"{kind}.json").read_text())
+    if image and "image" in (variables := template["variables"]["properties"]):
+        variables["image"]["default"] = image
+    return template
+
+
 def register(kind: str) -> None:
     """Creates or updates pool, automation and deployments on the server that Prefect is configured for."""
     from prefect import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
 
-    template = json.loads((FOLDER / "pools" / f"{kind}.json").read_text())
+    template = pool_template(kind, os.environ.get("AGIT_IMAGE"))
     with get_client(sync_client=True) as client:
         client.create_work_pool(
             WorkPoolCreate(name=POOL, type=kind, base_job_template=template), overwrite=True

@@ -38,6 +38,11 @@ def check(words: list[str]) -> None:
         case "python" if arguments[:1] == ["-m"]:
             if importlib.util.find_spec(arguments[1]) is None:
                 raise Unknown(f"there is no module {arguments[1]}")
+            if arguments[1] == "infra.register":
+                from infra.register import TYPES
+
+                if not set(arguments[2:]) <= set(TYPES):
+                    raise Unknown(f"infra.register knows {', '.join(TYPES)}")
         case "python" if arguments[:1] == ["-c"]:
             compile(arguments[1], "<command>", "exec")
         case _:

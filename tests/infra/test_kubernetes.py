@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shlex
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
-import yaml
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import Flow, FlowRun
+from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
+from infra.register import pool_template
 from tests.infra import commands, dockerfile, manifests
 from tests.infra.manifests import FOLDER, OVERLAYS, build, one, problems
 from tests.infra.pins import constraints
@@ -156,13 +161,10 @@ def test_commands_are_those_of_the_image(gke: list[dict[str, Any]]) -> None:
     checked = []
     for doc in gke:
         for _, container in manifests.containers(doc):
-            shell = container.get("command", [])[:1] == ["/bin/bash"]
-            args = container.get("args", [])
-            lines = args[0].splitlines() if shell else [shlex.join(args)] if args else []
-            for line in lines:
-                commands.check(shlex.split(line.replace("$(", "").replace(")", "")))
-                checked.append(line)
-    assert len(checked) == 5
+            if args := container.get("args"):
+                commands.check([re.sub(r"\$\((\w+)\)", r"\1", word) for word in args])
+                checked.append(args)
+    assert len(checked) == 4
     entry = build(RAY_JOB)[0]["spec"]["entrypoint"]
     commands.check(shlex.split(entry))
     assert shlex.split(entry)[:3] == ["python", "-m", "pipeline.train_job"], "the only training path"
@@ -170,10 +172,8 @@ def test_commands_are_those_of_the_image(gke: list[dict[str, Any]]) -> None:
 
 def test_pool_template_settings_and_services_agree(gke: list[dict[str, Any]]) -> None:
     """What the deployments, the flow runs' pods and the cluster call each other."""
-    pool = Path("infra/pools/kubernetes.json").read_text()
-    defaults = {
-        key: field.get("default") for key, field in yaml.safe_load(pool)["variables"]["properties"].items()
-    }
+    properties = pool_template("kubernetes")["variables"]["properties"]
+    defaults = {key: field.get("default") for key, field in properties.items()}
     assert defaults["namespace"] == "agit"
     accounts = {doc["metadata"]["name"] for doc in gke if doc["kind"] == "ServiceAccount"}
     assert defaults["service_account_name"] in accounts
@@ -182,7 +182,7 @@ def test_pool_template_settings_and_services_agree(gke: list[dict[str, Any]]) ->
     cluster = one(gke, "RayCluster", "agit")
     assert settings["AGIT_RAY_ADDRESS"] == f"http://{cluster['metadata']['name']}-head-svc:8265"
     wanted = set(re.findall(r"\{\{ \$(AGIT_\w+) \}\}", Path("infra/prefect.yaml").read_text()))
-    assert wanted <= {*settings, "AGIT_IMAGE"}
+    assert wanted <= settings.keys()
     services = {
         (doc["metadata"]["name"], port["port"])
         for doc in gke
@@ -192,6 +192,24 @@ def test_pool_template_settings_and_services_agree(gke: list[dict[str, Any]]) ->
     urls = settings["PREFECT_API_URL"] + (FOLDER / "env.example").read_text()
     called = {(host, int(port)) for host, port in re.findall(r"http://([\w-]+):(\d+)", urls)}
     assert called == services
+
+
+def test_job_of_a_flow_run_is_sound(gke: list[dict[str, Any]]) -> None:
+    """What Prefect's worker makes of the pool's template for a flow run, checked like the manifests."""
+    template = pool_template("kubernetes", "registry.example.org/team/agit:0.1.0-cpu")
+    jobs = KubernetesWorkerJobConfiguration
+    # a client that is asked nothing, in place of a server that would be started
+    client = PrefectClient("http://127.0.0.1:9/api")
+    made = asyncio.run(jobs.from_template_and_values(template, {"working_dir": "/x"}, client=client))
+    made.prepare_for_flow_run(FlowRun(id=uuid4(), flow_id=uuid4(), name="train demo"), flow=Flow(name="agit"))
+    job = {**made.job_manifest, "metadata": {**made.job_manifest["metadata"], "name": "flow-run"}}
+    pod = job["spec"]["template"]
+    assert manifests.schema_errors(job) == []
+    assert "prefect.io/flow-run-id" in pod["metadata"]["labels"], "the network policies know it by this"
+    assert pod["spec"]["containers"][0]["image"] == "registry.example.org/team/agit:0.1.0-cpu"
+    assert pod["spec"]["containers"][0]["args"] == ["prefect", "flow-run", "execute"]
+    assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+    assert pod["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] is False
 
 
 def test_ray_gets_its_token_from_the_secret_that_flow_runs_use(gke: list[dict[str, Any]]) -> None:
