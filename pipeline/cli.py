@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from agit_core.errors import BadInput
-from pipeline import cli_data, cli_model, cli_output, cli_runs, cli_show, cli_tune
+from pipeline import cli_data, cli_export, cli_model, cli_output, cli_runs, cli_show, cli_tune
 from pipeline.cli_options import ConfigName, Overrides
 from pipeline.cli_output import Answer, Debug, Json
 from pipeline.config import Config, load, presets
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_data.app, name="data")
 cli_model.add_to(app)
+cli_export.add_to(app)
 cli_runs.add_to(app)
 cli_tune.add_to(app)
 

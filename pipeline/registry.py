@@ -13,13 +13,20 @@ import tempfile
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from agit_core import model_folder
 from agit_core.errors import BadInput
-from pipeline import gate, registry_audit, registry_mlflow, registry_versions, storage
+from pipeline import (
+    gate,
+    model_card,
+    registry_audit,
+    registry_mlflow,
+    registry_versions,
+    storage,
+)
 from pipeline import lineage as code_lineage
 from pipeline.config import Config
 from pipeline.evaluate_cache import weights_digest
@@ -200,17 +207,20 @@ def _write_folder(run: _Finished) -> str:
             return uri
         # the same run trained anew with another outcome: the version registered before keeps its folder
         uri = f"{uri}-{run.digest[:8]}"
-    kept = ("metrics", "baseline", "counts", "inception", "protocol")
+    kept = ("metrics", "baseline", "intervals", "counts", "inception", "protocol")
     scores = {key: run.evaluation[key] for key in kept if key in run.evaluation}
+    from pipeline import serve_pyfunc  # pandas and MLflow's servers, which no other command needs
+
+    model = replace(run.model, name=run.name, lineage={**run.lineage, "weights_sha256": run.digest})
+    card = model_card.render(model, scores, manifest=model_card.manifest_of(model))
+    extra = {
+        model_card.SCORES: json.dumps(scores, indent=1).encode(),
+        model_card.FILE: card.encode(),
+        serve_pyfunc.FILE: serve_pyfunc.mlmodel(model).encode(),
+    }
     with tempfile.TemporaryDirectory(prefix="agit-model-") as folder:
         model_folder.write(
-            folder,
-            run.name,
-            run.model.method,
-            run.model.image_size,
-            run.model.weights,
-            lineage={**run.lineage, "weights_sha256": run.digest},
-            extra={"evaluation.json": json.dumps(scores, indent=1).encode()},
+            folder, model.name, model.method, model.image_size, model.weights, model.lineage, extra
         )
         manifest = Path(folder) / model_folder.MANIFEST
         for path in sorted(Path(folder).rglob("*")):

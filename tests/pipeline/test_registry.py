@@ -178,6 +178,9 @@ def test_registering_writes_a_model_folder_that_loads(config: Config, register: 
     expected = networks.build(METHOD.networks, 1).state_dict()
     assert all((model.weights[key] == value).all() for key, value in expected.items())
     assert storage.read_json(storage.join(config.storage, "runs/h2z-run1/registration.json")) == told
+    card = storage.read_text(storage.join(told["source"], "README.md"))
+    assert "| KID to the target × 100 | 5.00" in card
+    assert "pipeline.serve_pyfunc" in storage.read_text(storage.join(told["source"], "MLmodel"))
 
 
 def test_mlflow_holds_settings_curves_scores_and_tags(config: Config, register: Register) -> None:

@@ -1,0 +1,111 @@
+"""Commands that hand a model out: ``export``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from pipeline import cli_show
+from pipeline.cli_model import Direction, ModelUri, model_uri
+from pipeline.cli_options import Overrides
+from pipeline.cli_output import DONE, FAILED, Answer, Debug, Json
+
+
+class Format(StrEnum):
+    onnx = "onnx"
+    torch_export = "torch-export"
+    safetensors = "safetensors"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the commands of this file."""
+    app.command()(export)
+
+
+def export(
+    output: Annotated[
+        str,
+        typer.Argument(
+            metavar="OUT",
+            help="A folder for both directions and the model card; or NAME.onnx, NAME.pt2 for one direction.",
+        ),
+    ],
+    model: ModelUri,
+    file_format: Annotated[Format, typer.Option("--format", help="What to write.")] = Format.onnx,
+    direction: Annotated[
+        Direction | None, typer.Option(help="Only this direction; one file holds a2b unless told otherwise.")
+    ] = None,
+    check: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Images to compare on (with testA and testB inside, each direction takes its own); "
+            "default: the model's test images, else generated ones.",
+        ),
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="How many images to compare per direction.")] = 20,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Largest difference from the PyTorch model, on [-1, 1].")
+    ] = 1e-3,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    overrides: Overrides = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Write a model as ONNX, torch.export or safetensors, compared with the PyTorch model on real images.
+
+    Batch, height and width stay free. A file that differs by more than the tolerance is not handed out
+    (exit status 1).
+    """
+    folder = model_uri(model, overrides)
+    from pipeline import progress
+    from pipeline.export import run
+
+    with progress.shown_on(progress.for_terminal()), progress.stage("export") as stage:
+        done = run(
+            folder,
+            output,
+            file_format.value,
+            direction=direction.value if direction else None,
+            check=check,
+            count=images,
+            tolerance=tolerance,
+            overwrite=overwrite,
+            progress=stage,
+        )
+        stage.message = _worst(done)
+    return Answer(done, _show, DONE if done["ok"] else FAILED)
+
+
+def _worst(done: dict[str, Any]) -> str:
+    if done["worst"] is None or done["worst_mask"] is None:
+        return "the file's answers cannot be compared with the PyTorch model's; nothing was written"
+    told = (
+        f"worst difference {done['worst']:.2g} of [-1, 1] ({done['worst_grey_levels']:.2g} grey levels), "
+        f"mask {done['worst_mask']:.2g}"
+    )
+    return (
+        told if done["ok"] else f"{told}, above the tolerance of {done['tolerance']:g}; nothing was written"
+    )
+
+
+def _show(done: dict[str, Any]) -> None:
+    rows = [
+        {
+            "direction": direction,
+            "images": check["images"],
+            "own size": _digits(check["worst"]),
+            "another size": _digits(check["worst_other_size"]),
+            "mask": _digits(check["worst_mask"]),
+            "compared on": check["source"],
+        }
+        for direction, check in done["checks"].items()
+    ]
+    cli_show.table_of(rows, list(rows[0]))
+    cli_show.mapping({"difference": _worst(done), "files": "\n".join(done["files"]) or "none"})
+
+
+def _digits(value: float | None) -> str:
+    return "not comparable" if value is None else f"{value:.2g}"

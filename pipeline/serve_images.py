@@ -1,0 +1,76 @@
+"""Pictures that strangers send: decoded within limits, with a sentence about what is wrong with them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import warnings
+
+from PIL import Image, UnidentifiedImageError
+
+from agit_core.errors import BadInput
+
+LARGEST_BYTES = 20 * 2**20
+LARGEST_PIXELS = 50_000_000
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
+
+
+def decode(data: bytes) -> Image.Image:
+    """An encoded picture in memory.
+
+    Raises:
+        BadInput: empty, too large, no picture, or a damaged one.
+    """
+    if not data:
+        raise BadInput("the image is empty; send an encoded picture (PNG, JPEG, WebP)")
+    if len(data) > LARGEST_BYTES:
+        raise BadInput(
+            f"the image is a file of {len(data) / 2**20:.0f} MiB; the limit is {LARGEST_BYTES // 2**20} MiB"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is stricter
+            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        if picture.width * picture.height > LARGEST_PIXELS:
+            raise BadInput(
+                f"the image is of {picture.width} x {picture.height} pixels; "
+                f"the limit is {LARGEST_PIXELS // 1_000_000} million"
+            )
+        picture.load()
+    except UnidentifiedImageError:
+        raise BadInput("this is not an image that can be read; send PNG, JPEG, WebP, TIFF or BMP") from None
+    except Image.DecompressionBombError:
+        raise BadInput(f"the image has more than {LARGEST_PIXELS // 1_000_000} million pixels") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"the image is damaged ({error}); save it again") from None
+    return picture
+
+
+def decode_base64(text: object) -> Image.Image:
+    """A picture as base64 text, also as a ``data:`` URI.
+
+    Raises:
+        BadInput: no base64, or what :func:`decode` refuses.
+    """
+    if not isinstance(text, str):
+        raise BadInput("an image is a string: the picture's file as base64")
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        data = base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise BadInput("the image is not valid base64") from None
+    return decode(data)
+
+
+def png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+def png_base64(picture: Image.Image) -> str:
+    return base64.b64encode(png(picture)).decode("ascii")
