@@ -93,7 +93,7 @@ def test_everything_on_s3_and_a_server_that_dies_on_the_way(tmp_path: Path, s3_p
         "--set",
         f"storage={s3_private.uri}/x",
         "--set",
-        "train.max_steps=400",
+        "train.max_steps=300",
     )
     arguments = (*arguments, "--set", "train.checkpoint_every=20", "--set", "train.storage_patience_s=2")
     process = subprocess.Popen(
@@ -121,7 +121,7 @@ def test_everything_on_s3_and_a_server_that_dies_on_the_way(tmp_path: Path, s3_p
     assert called.status == 0, called.err
     assert "prepare: reused" in called.err
     summary = called.answer
-    assert summary["steps"] == 400
+    assert summary["steps"] == 300
     assert summary["report"].startswith(f"{s3_private.uri}/x/runs/")
     kept = {
         path.relative_to(s3_private.root / s3_private.bucket / "x").parts[0]
