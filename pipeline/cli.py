@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from agit_core.errors import BadInput
-from pipeline import cli_data, cli_export, cli_model, cli_output, cli_runs, cli_show, cli_tune
+from pipeline import cli_data, cli_export, cli_model, cli_output, cli_runs, cli_scores, cli_show, cli_tune
 from pipeline.cli_options import ConfigName, Overrides
 from pipeline.cli_output import Answer, Debug, Json
 from pipeline.config import Config, load, presets
@@ -111,26 +111,38 @@ def train(
 
 @app.command()
 def evaluate(
-    config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False
+    config: ConfigName,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI",
+            help="Score this instead of the configuration's own training: models:/NAME@champion, "
+            "models:/NAME/3, or a checkpoint or model folder.",
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    json: Json = False,
+    debug: Debug = False,
 ) -> Answer:
-    """Score a finished training: KID, FID, attention; doing nothing is scored beside it."""
+    """Score a finished training, or any model: KID, FID, attention, background, cycle.
+
+    Doing nothing and the present champion are scored beside it, and a difference within noise is called noise.
+    """
     settings = _load(config, overrides)
     from pipeline import journey, progress
 
+    head: dict[str, Any] = {"storage": settings.storage}
     with progress.shown_on(progress.for_terminal()):
         data = journey.prepare(settings)
-        done = journey.trained(settings, data)
-        evaluation = journey.evaluate(settings, data, done)
-    return Answer(
-        {
-            "run_id": done.run_id,
-            "storage": settings.storage,
-            "steps": done.result["steps"],
-            "metrics": evaluation["metrics"],
-            "baseline": evaluation.get("baseline"),
-        },
-        cli_show.scores,
-    )
+        if model is None:
+            done = journey.trained(settings, data)
+            head |= {"run_id": done.run_id, "steps": done.result["steps"]}
+            evaluation = journey.evaluate(settings, data, done)
+        else:
+            head["model"] = model
+            evaluation = journey.evaluate_model(settings, data, model)
+    kept = ("metrics", "baseline", "champion", "intervals", "counts", "protocol", "inception", "uri")
+    return Answer(head | {key: evaluation.get(key) for key in kept}, cli_scores.show)
 
 
 @app.command()

@@ -92,7 +92,7 @@ def promote(
     settings = load(config, overrides or [])
     from pipeline import registry
 
-    return Answer(registry.promote(settings, version, reason), cli_show.mapping)
+    return Answer(registry.promote(settings, version, reason), cli_show.changed)
 
 
 def rollback(
@@ -102,4 +102,4 @@ def rollback(
     settings = load(config, overrides or [])
     from pipeline import registry
 
-    return Answer(registry.rollback(settings, reason), cli_show.mapping)
+    return Answer(registry.rollback(settings, reason), cli_show.changed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import yaml
@@ -117,7 +118,22 @@ def versions(value: dict[str, Any]) -> None:
         ],
         ["version", "aliases", "run_id", "kid_target_a2b", "kid_target_b2a"],
     )
-    table_of(value["events"], ["time", "action", "version", "previous", "by", "reason"])
+    events = [{**event, "time": _when(event["time"]), "reason": _why(event)} for event in value["events"]]
+    table_of(events, ["time", "action", "version", "previous", "champion", "by", "reason"])
+
+
+def changed(event: dict[str, Any]) -> None:
+    """One event of the audit trail."""
+    _pairs({**event, "time": _when(event["time"])})
+
+
+def _when(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
+
+
+def _why(event: dict[str, Any]) -> str:
+    decision = event.get("decision") or {}
+    return str(event.get("reason") or "; ".join(decision.get("reasons", [])))
 
 
 def mapping(value: dict[str, Any]) -> None:

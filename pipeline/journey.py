@@ -111,6 +111,8 @@ def trained(config: Config, data: Data) -> Run:
 def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
     """Scores the run's last checkpoint on the test images, or finds the scores of exactly that.
 
+    Scores that were not compared with the present champion, where there is another one, are made again.
+
     Raises:
         BadInput: no Inception network can be had.
         RunFailed: the storage does not answer.
@@ -127,13 +129,40 @@ def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
     )
     with progress.stage("evaluate") as stage:
         evaluation = read(run.uri, "evaluation.json")
-        if evaluation is not None and evaluation.get("key") == key:
+        if evaluation is not None and evaluation.get("key") == key and _compared(config, run, evaluation):
             stage.reuse("scores of this checkpoint")
         else:
             evaluation = {**run_stage(config, run.uri, data.uri, stage), "key": key}
             storage.write_json(storage.join(run.uri, "evaluation.json"), evaluation)
         shown = scores_line(evaluation)
         stage.message = f"{stage.message}: {shown}" if stage.reused else shown
+    return evaluation
+
+
+def _compared(config: Config, run: Run, evaluation: dict[str, Any]) -> bool:
+    """Whether the present champion, unless it is this run's own model, stands beside the scores."""
+    from pipeline import registry
+
+    champion = registry.champion(config)
+    if champion is None:
+        return True
+    own = read(run.uri, "registration.json") or {}
+    with_version = (evaluation.get("champion") or {}).get("version")
+    return champion["version"] in {own.get("version"), with_version}
+
+
+def evaluate_model(config: Config, data: Data, uri: str) -> dict[str, Any]:
+    """Scores any model on the test images: a registered one, or a checkpoint or model folder.
+
+    Raises:
+        BadInput: no such model, or no Inception network can be had.
+        RunFailed: the storage does not answer.
+    """
+    from pipeline.evaluate import evaluate as run_stage
+
+    with progress.stage("evaluate") as stage:
+        evaluation = run_stage(config, uri, data.uri, stage)
+        stage.message = scores_line(evaluation)
     return evaluation
 
 

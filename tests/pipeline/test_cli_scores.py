@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import cli_scores, config, journey, registry, storage
+from pipeline.journey import Data, Run
+from tests.pipeline.command import tiny_config
+
+
+def evaluation() -> dict[str, Any]:
+    def against(verdict: str) -> dict[str, Any]:
+        return {"difference": -0.1, "low": -0.2, "high": 0.0, "verdict": verdict}
+
+    return {
+        "metrics": {
+            "kid_target_a2b": 0.08,
+            "attention_iou_a": 0.5,
+            "attention_iou_b": None,
+            "kid_target": 0.1,
+        },
+        "baseline": {"kid_target_a2b": 0.2, "attention_iou_a": 0.0},
+        "champion": {"version": 3, "metrics": {"kid_target_a2b": 0.081, "attention_iou_a": 0.6}},
+        "intervals": {
+            "kid_target_a2b": {
+                "value": 0.08,
+                "low": 0.06,
+                "high": 0.1,
+                "do_nothing": against("better"),
+                "champion": against("noise"),
+            },
+            "attention_iou_a": {"value": 0.5, "low": 0.4, "high": 0.6, "champion": against("worse")},
+        },
+        "counts": {"test_a": 20, "test_b": 30},
+        "protocol": {"warnings": ["only 20 images"]},
+    }
+
+
+def test_every_figure_has_its_interval_and_its_rivals(capsys: pytest.CaptureFixture[str]) -> None:
+    kid, iou_a, iou_b = cli_scores.rows(evaluation())
+    assert kid == ["KID x100 target, a2b", "8", "6 .. 10", "20 [green]better[/green]", "8.1 noise"]
+    assert iou_a == ["attention IoU, a", "0.5", "0.4 .. 0.6", "0", "0.6 [red]worse[/red]"]
+    assert iou_b == ["attention IoU, b", "", "", "", ""]
+    cli_scores.show(evaluation())
+    shown = capsys.readouterr().out
+    assert "champion 3" in shown
+    assert "20 better" in shown
+    assert "test_a 20, test_b 30" in shown
+    assert "only 20 images" in shown
+    assert {len(row) for row in cli_scores.rows(evaluation() | {"champion": None})} == {4}
+
+
+def test_scores_are_made_again_for_another_champion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made against nobody or version 1, they say nothing about version 2; unless that is this model."""
+    settings = config.load(str(tiny_config(tmp_path)), [f"storage={tmp_path}/agit"])
+    run = Run("tiny-1", f"{tmp_path}/agit/runs/tiny-1", {"checkpoint": "x", "steps": 4})
+    data = Data("nowhere", {"fingerprint": "f"}, True)
+    made: list[str] = []
+
+    def stage(*_: Any) -> dict[str, Any]:
+        made.append("")
+        champion = registry.champion(settings)
+        return {"metrics": {}, "champion": champion and {"version": champion["version"]}}
+
+    monkeypatch.setattr("pipeline.evaluate.evaluate", stage)
+
+    def evaluations_with(champion: int | None) -> int:
+        monkeypatch.setattr(registry, "champion", lambda _: champion and {"version": champion})
+        journey.evaluate(settings, data, run)
+        return len(made)
+
+    assert [evaluations_with(champion) for champion in (None, None, 1, 1, 2, 2)] == [1, 1, 2, 2, 3, 3]
+    storage.write_json(storage.join(run.uri, "registration.json"), {"version": 4})
+    assert evaluations_with(4) == 3
