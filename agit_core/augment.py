@@ -21,9 +21,10 @@ def augment(image: Tensor, size: int, key: str, flip: bool) -> Tensor:
     return crop.flip(-1) if flip and draw.random() < 0.5 else crop
 
 
-def to_float(images: Tensor) -> Tensor:
-    """uint8 in [0, 255] to float32 in [-1, 1], any shape."""
-    return images.to(torch.float32).div_(127.5).sub_(1.0)
+def to_float(images: Tensor, out: Tensor | None = None) -> Tensor:
+    """uint8 in [0, 255] to float32 in [-1, 1], any shape; into ``out`` where that is given."""
+    values = images.to(torch.float32) if out is None else out.copy_(images)
+    return values.div_(127.5).sub_(1.0)
 
 
 def to_uint8(images: Tensor) -> Tensor:

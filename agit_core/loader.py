@@ -93,7 +93,7 @@ class Loader:
     def batches(self, start_step: int, slots: range, stop_step: int | None = None) -> Iterator[Batch]:
         """Batches from ``start_step`` on, of these slots of the global batch."""
         with ThreadPoolExecutor(self.threads, "decode") as pool:
-            queue: deque[tuple[int, dict[Domain, list[Future[Tensor]]]]] = deque()
+            queue: deque[tuple[int, dict[Domain, _Pending]]] = deque()
             step = told = start_step
             early = self.plan.rows or -(-_EXPECTED // max(1, len(slots)))
             try:
@@ -105,7 +105,7 @@ class Loader:
                         queue.append((step, self._submit(pool, step, slots)))
                         step += 1
                     at, pending = queue.popleft()
-                    a, b = (self._stack(pending[domain]) for domain in ("a", "b"))
+                    a, b = (pending[domain].result() for domain in ("a", "b"))
                     yield Batch(at, self.plan.epoch_of(at), a, b)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -120,18 +120,31 @@ class Loader:
                     for item in self.plan.items(step, domain, slots):
                         source.expect(item.index)
 
-    def _submit(
-        self, pool: ThreadPoolExecutor, step: int, slots: range
-    ) -> dict[Domain, list[Future[Tensor]]]:
-        domains: tuple[Domain, ...] = ("a", "b")
-        return {
-            domain: [pool.submit(self._read, domain, item) for item in self.plan.items(step, domain, slots)]
-            for domain in domains
-        }
+    def _submit(self, pool: ThreadPoolExecutor, step: int, slots: range) -> dict[Domain, _Pending]:
+        pending: dict[Domain, _Pending] = {}
+        for domain in self.sources:
+            items = self.plan.items(step, domain, slots)
+            images = torch.empty((len(items), 3, self.image_size, self.image_size), pin_memory=self.pin)
+            reads = [
+                pool.submit(self._read, domain, item, image)
+                for item, image in zip(items, images, strict=True)
+            ]
+            pending[domain] = _Pending(images, reads)
+        return pending
 
-    def _read(self, domain: Domain, item: Item) -> Tensor:
-        return augment(self.sources[domain].read(item.index), self.image_size, item.key, self.flip)
+    def _read(self, domain: Domain, item: Item, out: Tensor) -> None:
+        # image by image, in the thread that decoded it: a whole batch at once would not fit a core's cache
+        image = self.sources[domain].read(item.index)
+        to_float(augment(image, self.image_size, item.key, self.flip), out)
 
-    def _stack(self, pending: list[Future[Tensor]]) -> Tensor:
-        images = to_float(torch.stack([f.result() for f in pending]))
-        return images.pin_memory() if self.pin else images
+
+class _Pending(NamedTuple):
+    """A batch whose images are being written into it."""
+
+    images: Tensor
+    reads: list[Future[None]]
+
+    def result(self) -> Tensor:
+        for read in self.reads:
+            read.result()
+        return self.images

@@ -23,8 +23,8 @@ from pipeline.data.encode import Encoded, Task, encode
 from pipeline.data.images import ImagePolicy
 from pipeline.data.plan import PARTS, Done, ShardPlan
 from pipeline.data.shards import Row, ShardWriter, Written, read_rows
-from pipeline.data.source import Entry
-from pipeline.data.workers import ordered_map
+from pipeline.data.source import Entry, carried
+from pipeline.data.workers import on_cluster, ordered_map
 
 ENTRIES_PER_TASK = 64
 ENTRIES_PER_WORKER = 128
@@ -39,7 +39,7 @@ def build(
     *,
     remote: bool,
     rows_per_group: int,
-    workers: int,
+    workers: int | None,
     earlier: Earlier | None,
     progress: Callable[[int], None],
 ) -> list[Done]:
@@ -49,6 +49,7 @@ def build(
         uri: folder of the data set.
         policies: per split.
         remote: reading an entry waits for a network.
+        workers: processes; default: one per core of this machine or of the Ray cluster.
         earlier: a finished set of the same settings, whose rows are taken where the contents agree.
         progress: called with the number of entries that are done.
 
@@ -69,13 +70,13 @@ def build(
         for work in todo:
             for entries in work.portions():
                 owners.append(work)
-                yield Task(entries, work.policy, remote)
+                yield Task(tuple(map(carried, entries)) if on_cluster() else entries, work.policy, remote)
 
-    processes = min(workers, max(1, sum(len(plan.entries) for plan in plans) // ENTRIES_PER_WORKER))
+    most = max(1, sum(len(plan.entries) for plan in plans) // ENTRIES_PER_WORKER)
     uploads: deque[Future[Done]] = deque()
     written: list[Done] = []
     with tempfile.TemporaryDirectory(prefix="agit-shards-") as folder, ThreadPoolExecutor(_UPLOADS) as pool:
-        for task, encoded in ordered_map(encode, tasks(), processes):
+        for task, encoded in ordered_map(encode, tasks(), workers, most):
             work = owners.popleft()
             work.add(Path(folder), encoded)
             done_entries += len(task.entries)

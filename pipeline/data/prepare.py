@@ -30,7 +30,6 @@ from pipeline.data.images import ImagePolicy
 from pipeline.data.plan import PARTS, Done, plan_shards
 from pipeline.data.source import SPLITS, Source
 from pipeline.data.sources import open_source
-from pipeline.data.workers import cores
 
 _SHAPING = (
     "image_size",
@@ -110,7 +109,7 @@ def _make(
             policies,
             remote=source.remote,
             rows_per_group=config.data.rows_per_group,
-            workers=config.data.workers or cores(),
+            workers=config.data.workers,
             earlier=earlier,
             progress=meter,
         )

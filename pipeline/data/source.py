@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -38,6 +38,34 @@ class StoredFile:
 
     def read(self) -> bytes:
         return storage.read_bytes(self.uri)
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """A file's contents, or why there are none, on their way to another machine."""
+
+    data: bytes
+    failed: tuple[int | None, str | None] | None = None
+
+    def read(self) -> bytes:
+        if self.failed is not None:
+            raise OSError(*self.failed)
+        return self.data
+
+
+def carried(entry: Entry) -> Entry:
+    """The entry with what lies on this machine's disk inside, so that any machine can read it."""
+    mask = _carried(entry.mask) if entry.mask is not None else None
+    return replace(entry, image=_carried(entry.image), mask=mask)
+
+
+def _carried(file: Readable) -> Readable:
+    if not isinstance(file, LocalFile):
+        return file
+    try:
+        return Carried(file.read())
+    except OSError as error:
+        return Carried(b"", (error.errno, error.strerror))
 
 
 @dataclass(frozen=True, slots=True)

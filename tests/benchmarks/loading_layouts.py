@@ -10,6 +10,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+from botocore.config import Config
 from botocore.session import get_session
 
 from pipeline import storage
@@ -64,7 +65,8 @@ def layouts(
 
 
 def _signed(server: S3Server, key: str) -> str:
-    client = get_session().create_client("s3", endpoint_url=server.endpoint)
+    options = Config(signature_version="s3v4", s3={"addressing_style": "path"})
+    client = get_session().create_client("s3", endpoint_url=server.endpoint, config=options)
     asked = {"Bucket": server.bucket, "Key": key}
     return f"pipe:curl -s -f -L '{client.generate_presigned_url('get_object', asked, 3600)}'"
 
