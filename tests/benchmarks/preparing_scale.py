@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,6 +24,7 @@ from PIL import Image
 from pipeline import storage
 from pipeline.config import Config, parse
 from pipeline.data.prepare import prepare
+from tests.pipeline.s3 import S3Server, free_port
 
 _PORTION = 1000
 _SHARES = {"trainA": 0.49, "trainB": 0.49, "testA": 0.01, "testB": 0.01}
@@ -94,12 +95,82 @@ def figures(config: Config) -> dict[str, Any]:
     }
 
 
+def epoch(uri: str, window_bytes: int, cache: Path) -> dict[str, Any]:
+    """Reads one epoch in windows from object storage; nothing is cached on the disk."""
+    import torch  # only now: it would count in the memory of the preparing workers
+
+    from agit_core.loader import Loader
+    from pipeline.data import manifest
+    from pipeline.data.order import sample_plan
+    from pipeline.data.reader import ShardImages
+
+    torch.set_num_threads(1)
+    described = manifest.read(uri)
+    tree = {"name": "scale", "train": {"batch_size": 16}}
+    data = {"image_size": 32, "load_size": 36, "cache_bytes": 0, "shuffle_bytes": window_bytes}
+    plan = sample_plan(parse(tree | {"data": data}), uri, described)
+    requests = 0
+    real = storage.read_range
+
+    def counted(uri: str, start: int, length: int) -> bytes:
+        nonlocal requests
+        requests += 1
+        return real(uri, start, length)
+
+    storage.read_range = counted
+    before = _resident()
+    start = time.perf_counter()
+    sources: Any = {d: ShardImages(uri, f"train{d.upper()}", cache, 0, plan.block) for d in "ab"}
+    opened = time.perf_counter() - start
+    images, most = 0, 0
+    for batch in Loader(sources, plan, 32).batches(0, range(16), plan.steps(1)):
+        images += len(batch.a) + len(batch.b)
+        if batch.step % 50 == 0:
+            most = max(most, _resident())
+    seconds = time.perf_counter() - start
+    first, second = (
+        [
+            i.index
+            for s in range(e * plan.steps(1), (e + 1) * plan.steps(1))
+            for i in plan.items(s, "a", range(16))
+        ]
+        for e in range(2)
+    )
+    place = np.argsort(first[: plan.length_a])
+    again = (
+        np.argsort(second[: plan.length_a]) if len(set(second[: plan.length_a])) == plan.length_a else place
+    )
+    return {
+        "window_images_per_domain": plan.window,
+        "block": plan.block,
+        "epoch_images": images,
+        "epoch_requests": requests,
+        "images_per_request": round(images / requests, 1),
+        "images_per_s": round(images / seconds, 1),
+        "open_s": round(opened, 2),
+        "grown_mb": round((most - before) / 2**20, 1),
+        "correlation_with_stored_order": round(float(np.corrcoef(place, np.arange(len(place)))[0, 1]), 4),
+        "correlation_with_next_epoch": round(float(np.corrcoef(place, again)[0, 1]), 4),
+        "batches_with_two_images_of_a_block": round(_together(first, plan.block), 4),
+    }
+
+
+def _together(order: list[int], block: int) -> float:
+    batches = [order[i : i + 16] for i in range(0, len(order), 16)]
+    return sum(len({i // block for i in batch}) < len(batch) for batch in batches) / len(batches)
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--source", type=Path, help="where the generated images are kept; default: nowhere")
     parser.add_argument("--storage", help="folder or s3:// prefix; default: a temporary folder")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--epoch", action="store_true", help="also read an epoch from an S3 server")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="agit-scale-") as folder:
         source = options.source or Path(folder) / "in"
@@ -107,14 +178,16 @@ def main() -> None:
             generate(source, options.images)
         config = settings(source, options.storage or f"{folder}/out", options.workers)
         print(json.dumps(found := figures(config), indent=1), flush=True)
-        from pipeline.data.reader import ShardImages  # torch would count in the memory of the workers
-
-        start = time.perf_counter()
-        reader = ShardImages(found["uri"], "trainA", Path(folder) / "cache", 0)
-        opened = time.perf_counter() - start
-        print(json.dumps({"open_a_split_s": round(opened, 2), "first": tuple(reader.read(0).shape)}))
-        if options.source is None:
-            shutil.rmtree(source)
+        if options.epoch:
+            server = S3Server(root=Path(folder) / "s3", port=free_port())
+            server.root.mkdir()
+            server.start()
+            os.environ.update(server.env)
+            try:
+                storage.upload_folder(found["uri"], f"{server.uri}/scale")
+                print(json.dumps(epoch(f"{server.uri}/scale", 16 << 20, Path(folder) / "cache"), indent=1))
+            finally:
+                server.stop()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pipeline.data.prepare import prepare
 from pipeline.data.source import Entry, LocalFile, carried
 from pipeline.data.workers import ordered_map
 from tests.pipeline.pictures import FOUR, folder
+from tests.pipeline.s3 import free_port
 from tests.pipeline.test_data_prepare import config, files
 
 
@@ -27,10 +28,19 @@ def cluster() -> Iterator[str]:
         for name in [name for name in os.environ if name.startswith("RAY_")]:
             patch.delenv(name)
         patch.setenv("RAY_AUTH_MODE", "disabled")
+        # a node that is slow on a busy machine is not lost
+        patch.setenv("RAY_health_check_timeout_ms", "60000")
+        patch.setenv("RAY_agent_register_timeout_ms", "300000")
+        patch.setenv("RAY_worker_register_timeout_seconds", "300")
         nodes = Cluster()
         try:
             for _ in range(2):
-                nodes.add_node(num_cpus=1, include_dashboard=False, object_store_memory=100 << 20)
+                nodes.add_node(
+                    num_cpus=1,
+                    include_dashboard=False,
+                    object_store_memory=100 << 20,
+                    dashboard_agent_listen_port=free_port(),
+                )
             yield nodes.address
         finally:
             nodes.shutdown()

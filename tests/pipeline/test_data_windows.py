@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from agit_core.errors import BadInput
 from agit_core.loader import Batch, Loader
 from agit_core.sampling import SamplePlan, slots_of
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.data import manifest
 from pipeline.data.order import sample_plan
 from pipeline.data.prepare import Prepared, prepare
 from pipeline.data.reader import ShardImages
@@ -82,6 +84,20 @@ def test_an_epoch_costs_a_request_per_row_group_and_little_memory(
     # the window that is read, the one on its way, and blocks at the seams of four slots
     assert max(held) <= 2 * 64 // 8 + 4
     assert all(source._blocks.held == 0 for source in sources.values())  # type: ignore[union-attr]
+
+
+def test_of_a_large_index_only_the_columns_are_fetched(
+    stored: tuple[Config, Prepared], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, made = stored
+    columns = ["shard", "image_offset"]
+    whole = manifest.read_index(made.uri, made.manifest, "trainA").select(columns)
+    monkeypatch.setattr(manifest, "_WHOLE", 0)
+    monkeypatch.delattr(storage, "read_bytes")
+    assert manifest.read_index(made.uri, made.manifest, "trainA", columns).equals(whole)
+    storage.remove(storage.join(made.uri, "index/trainA.parquet"))
+    with pytest.raises(BadInput, match="index"):
+        manifest.read_index(made.uri, made.manifest, "trainA", columns)
 
 
 def test_the_images_do_not_depend_on_workers_storage_or_position(
