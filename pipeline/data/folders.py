@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,17 +15,25 @@ from pipeline import storage
 from pipeline.data.source import Entry, LocalFile, Readable, Source, StoredFile
 
 _HASHING = 4
+_PORTION = 4096
 _BLOCK = 1 << 20
 _LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One file of a folder: its path relative to the folder, where it is, and what identifies its contents."""
+    """One file of a folder. ``relative``: its path from there; ``stamp``: what object storage identifies its
+    contents by; a file of this machine is read for that."""
 
     relative: str
-    readable: Readable
-    digest: Callable[[], str]
+    readable: LocalFile | StoredFile
+    stamp: str | None = None
+
+    def digest(self) -> str:
+        """Identifies the contents."""
+        if isinstance(self.readable, LocalFile):
+            return file_digest(Path(self.readable.path))
+        return str(self.stamp)
 
 
 def open_folder(uri: str, masks: str | None, test_fraction: float) -> Source:
@@ -117,9 +125,8 @@ def listing(uri: str) -> list[File]:
         folders[:] = [name for name in folders if not _litter(name)]
         for name in names:
             if not _litter(name):
-                path = Path(folder, name)
-                relative = path.relative_to(root).as_posix()
-                files.append(File(relative, LocalFile(str(path)), lambda path=path: file_digest(path)))  # type: ignore[misc]
+                path = os.path.join(folder, name)
+                files.append(File(Path(path).relative_to(root).as_posix(), LocalFile(path)))
     return sorted(files, key=lambda file: file.relative)
 
 
@@ -144,8 +151,7 @@ def _listing_remote(uri: str) -> list[File]:
     for name, info in found.items():
         relative = name[len(path) + 1 :]
         if relative and not any(_litter(part) for part in relative.split("/")):
-            stamp = _stamp(info)
-            files.append(File(relative, StoredFile(storage.join(uri, relative)), lambda stamp=stamp: stamp))  # type: ignore[misc]
+            files.append(File(relative, StoredFile(storage.join(uri, relative)), _stamp(info)))
     return sorted(files, key=lambda file: file.relative)
 
 
@@ -166,15 +172,16 @@ def _stamp(info: dict[str, Any]) -> str:
 
 
 def _entries(files: list[File], masks: dict[str, File]) -> list[Entry]:
-    pairs = [(file, masks.get(_stem(file.relative))) for file in files]
-
-    def entry(pair: tuple[File, File | None]) -> Entry:
-        file, mask = pair
+    def entry(file: File) -> Entry:
+        mask = masks.get(_stem(file.relative))
         digest = file.digest() + (f"+{mask.digest()}" if mask else "")
         return Entry(file.relative, file.readable, mask.readable if mask else None, digest)
 
+    entries: list[Entry] = []
     with ThreadPoolExecutor(_HASHING) as pool:
-        return list(pool.map(entry, pairs, chunksize=64))
+        for start in range(0, len(files), _PORTION):  # a kilobyte for every file that waits
+            entries += pool.map(entry, files[start : start + _PORTION])
+    return entries
 
 
 def _rank(entry: Entry) -> int:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -69,7 +70,15 @@ def figures(config: Config) -> dict[str, Any]:
     """Prepares (again) and measures; peaks are this process's and its largest child's, MiB."""
     start = time.perf_counter()
     at: list[tuple[float, str]] = []
-    made = prepare(config, lambda e: at.append((time.perf_counter() - start, str(e["message"]))))
+    worker = 0
+
+    def note(event: dict[str, Any]) -> None:
+        nonlocal worker
+        at.append((time.perf_counter() - start, str(event["message"])))
+        if len(at) % 20 == 0:
+            worker = max(worker, *_children_peak_kib(), 0)
+
+    made = prepare(config, note)
     end = time.perf_counter() - start
     first = next((t for t, message in at if not message), end)
     compared = next((t for t, message in at if message == "looking for duplicates"), end)
@@ -91,8 +100,19 @@ def figures(config: Config) -> dict[str, Any]:
         "finding_copies_and_index_s": round(end - compared, 1),
         "images_per_s": round(totals["files_in"] / end, 1),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "peak_mb_of_a_worker": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024),
+        "peak_mb_of_a_worker": round(worker / 1024),
     }
+
+
+def _children_peak_kib() -> list[int]:
+    """Peaks of the processes that this one started; rusage would count this one's, at the fork."""
+    peaks = []
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError, KeyError, ValueError):
+            lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+            if int(lines["PPid"]) == os.getpid():
+                peaks.append(int(lines["VmHWM"].split()[0]))
+    return peaks
 
 
 def epoch(uri: str, window_bytes: int, cache: Path) -> dict[str, Any]:
