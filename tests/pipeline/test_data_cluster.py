@@ -58,6 +58,10 @@ def refuse(number: int) -> int:
     return number
 
 
+def die(code: int) -> None:
+    os._exit(code)
+
+
 @pytest.mark.slow
 def test_a_cluster_prepares_the_same_bytes(
     cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -78,7 +82,7 @@ def test_a_cluster_prepares_the_same_bytes(
     with pytest.raises(RunFailed, match="the third cannot be read"):
         list(ordered_map(refuse, range(10), None))
     with pytest.raises(RunFailed, match="killed"):
-        list(ordered_map(os._exit, [1] * 4, 2))
+        list(ordered_map(die, [1] * 4, 2))
 
 
 def test_local_files_travel_with_their_task(tmp_path: Path) -> None:
