@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from agit_core import Result, Translator, checkpoint, model_folder, tiling
 from agit_core.augment import to_float
@@ -106,6 +106,27 @@ def test_grey_and_deep_and_palette_images(translator: Translator) -> None:
     palette = Image.fromarray(photo).convert("P")
     assert translator(palette).mode == "RGB"
     assert translator(Image.fromarray(photo).convert("CMYK")).mode == "RGB"
+    for scale in (255, 1, 1 / 257):  # 32-bit grey in [0, 1], [0, 255] and [0, 65535]
+        wide = Image.fromarray(np.asarray(grey).astype(np.float32) / scale)
+        assert np.array_equal(np.asarray(translator(wide)), expected)
+    dark = Image.fromarray(np.full((20, 24), 200, np.uint16))  # of 65535: black
+    assert np.array_equal(np.asarray(translator(dark)), translator(np.zeros((20, 24), np.uint8)))
+    with pytest.raises(BadInput, match="outside"):
+        translator(Image.fromarray(np.full((20, 24), -1, np.float32)))
+
+
+def test_ink_is_converted_by_its_profile_and_lab_is_understood(translator: Translator) -> None:
+    photo = Image.fromarray(models.photograph(20, 24))
+    lab = ImageCms.profileToProfile(
+        photo, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    )
+    assert lab is not None
+    given, expected = np.asarray(translator(lab)).astype(int), np.asarray(translator(photo))
+    assert np.abs(given - expected).mean() < 8
+    ink = photo.convert("CMYK")
+    plain = translator(ink)
+    ink.info["icc_profile"] = b"damaged"
+    assert np.array_equal(np.asarray(translator(ink)), np.asarray(plain))
 
 
 def test_alpha_is_kept_as_it_is(translator: Translator) -> None:
@@ -250,6 +271,38 @@ def test_tiling_leaves_the_model_as_it_was(folder: Path) -> None:
     before = translator(small)
     translator(models.photograph(400, 500))
     assert np.array_equal(translator(small), before)
+
+
+def test_a_work_side_changes_the_full_image_by_the_small_ones_change(folder: Path) -> None:
+    """a + up(translated - small): fine detail that the networks never saw is in the answer."""
+    photo = models.photograph(120, 200, seed=3)
+    checkers = (np.indices((120, 200)).sum(0) % 2 * 24 - 12)[..., None]
+    fine = np.clip(photo.astype(int) + checkers, 12, 243).astype(np.uint8)
+    reduced = Translator.load(folder, device="cpu", work_side=100)
+    result = reduced.translate(fine)
+    assert result.image.shape == (120, 200, 3)
+    assert result.mask.shape == (120, 200)
+    small = np.asarray(Image.fromarray(fine).resize((100, 60), Image.Resampling.BICUBIC))
+    seen = Translator.load(folder, device="cpu").translate(small)
+    back = np.asarray(Image.fromarray(result.image).resize((100, 60), Image.Resampling.BICUBIC))
+    inside = (slice(4, -4), slice(4, -4))
+    change = np.abs(seen.image.astype(int) - small)[inside].mean()
+    assert np.abs(back.astype(int) - seen.image)[inside].mean() < 0.6 * change
+    assert (result.image.astype(int) * checkers).mean() > 0.4 * (fine.astype(int) * checkers).mean() > 0
+    # what is not larger is translated as it is, and floats and batches work alike
+    assert np.array_equal(reduced(small), seen.image)
+    floats = torch.from_numpy(fine).permute(2, 0, 1)[None].float() / 255
+    batch = reduced.translate(torch.cat([floats, floats]))
+    assert batch.mask.shape == (2, 1, 120, 200)
+    assert np.abs((batch.image[1] * 255).permute(1, 2, 0).numpy() - result.image).max() <= 1
+    with pytest.raises(BadInput, match="work_side"):
+        Translator.load(folder, work_side=3)
+
+
+def test_a_work_side_and_tiles_together(folder: Path) -> None:
+    photo = models.photograph(500, 1000)
+    both = Translator.load(folder, device="cpu", work_side=600, tile_pixels=384 * 384)
+    assert both.translate(photo).image.shape == (500, 1000, 3)
 
 
 def test_too_small_tiles_are_refused(folder: Path) -> None:
