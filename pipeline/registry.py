@@ -23,6 +23,7 @@ from pipeline import (
     gate,
     model_card,
     registry_audit,
+    registry_files,
     registry_mlflow,
     registry_versions,
     storage,
@@ -248,6 +249,13 @@ def _create(uri: str, run: _Finished, source: str) -> Any:
         "agit.inception_sha256": str((run.evaluation.get("inception") or {}).get("sha256") or ""),
     }
     tags = {key: str(redact(value)) for key, value in tags.items() if value}
+    commit = str(code.get("git_commit") or "")
+    of_mlflow = {
+        "mlflow.note.content": registry_files.note(tags),
+        "mlflow.source.name": "agit",
+        "mlflow.source.type": "JOB",
+        **({"mlflow.source.git.commit": commit} if commit else {}),
+    }
     metrics = dict(run.evaluation["metrics"])
     artifacts = storage.join(run.config.storage, "mlflow-artifacts")
     if not storage.is_remote(artifacts):
@@ -258,9 +266,15 @@ def _create(uri: str, run: _Finished, source: str) -> Any:
         artifacts=artifacts,
         run_name=run.run_id,
         parameters=run.config.plain(),
-        tags=tags,
+        tags=tags | of_mlflow,
         rows=registry_mlflow.curves(run.uri),
         metrics=metrics,
+        data={
+            "name": run.config.name,
+            "fingerprint": tags.get("agit.data_fingerprint", "unknown"),
+            "uri": tags.get("agit.data_uri", ""),
+        },
+        files=registry_files.of_run(run.uri, run.config.plain(), run.evaluation, run.lineage),
     )
     connection = client(uri)
     with explained(uri):

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from functools import lru_cache
@@ -27,6 +28,7 @@ CURVE_POINTS = 500
 _ABSENT = "RESOURCE_DOES_NOT_EXIST"
 _PARAMETERS_PER_CALL, _METRICS_PER_CALL = 100, 1000
 _LONGEST_PARAMETER = 6000
+_LONGEST_DIGEST = 36
 
 
 def tracking_uri(config: Config | None = None) -> str:
@@ -139,18 +141,22 @@ def log_run(
     tags: dict[str, str],
     rows: list[dict[str, Any]],
     metrics: dict[str, float | None],
+    data: dict[str, Any],
+    files: dict[str, bytes],
 ) -> str:
-    """A finished MLflow run with settings, curves and scores, and its id.
+    """A finished MLflow run with settings, curves, scores, data set and files, and its id.
 
     Runs that an interrupted call left behind under the same name and key are removed.
 
     Args:
-        artifacts: where MLflow would put files; the pipeline's own stay where they are, named by tags.
+        artifacts: where a new experiment's files go; the pipeline's own stay where they are, named by tags.
         tags: ``agit.key`` tells which of several attempts of one run this is.
+        data: ``name``, ``fingerprint`` and ``uri`` of what it was trained on.
+        files: path to content.
     """
     connection = client(uri)
     with explained(uri):
-        from mlflow.entities import Metric, Param
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
         found = connection.get_experiment_by_name(experiment)
         if found is None:
@@ -160,7 +166,16 @@ def log_run(
         query = f"tags.`agit.key` = '{tags['agit.key']}'"
         for old in connection.search_runs([experiment_id], query):
             connection.delete_run(old.info.run_id)
-        run_id = connection.create_run(experiment_id, run_name=run_name, tags=tags).info.run_id
+        run = connection.create_run(experiment_id, run_name=run_name, tags=tags)
+        run_id = run.info.run_id
+        dataset = Dataset(
+            data["name"],
+            str(data["fingerprint"])[:_LONGEST_DIGEST],
+            "agit",
+            json.dumps({"uri": redact(data["uri"])}),
+        )
+        training = [InputTag("mlflow.data.context", "training")]
+        connection.log_inputs(run_id, datasets=[DatasetInput(dataset, training)])
         settings = [Param(key, value) for key, value in flat(redact(parameters)).items()]
         for start in range(0, len(settings), _PARAMETERS_PER_CALL):
             connection.log_batch(run_id, params=settings[start : start + _PARAMETERS_PER_CALL])
@@ -174,5 +189,21 @@ def log_run(
         points += [Metric(name, value, now, last) for name, value in _numbers(metrics)]
         for start in range(0, len(points), _METRICS_PER_CALL):
             connection.log_batch(run_id, metrics=points[start : start + _METRICS_PER_CALL])
+        _store(connection, run, files)
         connection.set_terminated(run_id)
         return str(run_id)
+
+
+def _store(connection: MlflowClient, run: Any, files: dict[str, bytes]) -> None:
+    """Puts files where the run's artifacts are: by ourselves where we can reach it, else through the server."""
+    root = str(run.info.artifact_uri)
+    if "://" not in root or root.startswith(("file://", "s3://")):
+        for path, content in files.items():
+            storage.write_bytes(storage.join(root, path), content)
+        return
+    with tempfile.TemporaryDirectory(prefix="agit-artifacts-") as folder:
+        for path, content in files.items():
+            local = Path(folder) / path
+            local.parent.mkdir(parents=True, exist_ok=True)
+            local.write_bytes(content)
+        connection.log_artifacts(run.info.run_id, folder)

@@ -82,7 +82,8 @@ class TuneTrial(tune.Trainable):
         trial.state = "running"
         search.store(trial)
         config = _executed(search, trial.number)
-        spec = launch.spec_of(config, search.data_uri, trial.run_id) | {"until": rungs[self._rung()]}
+        spec = launch.spec_of(config, search.data_uri, trial.run_id)
+        spec |= {"attempt": 1, "until": rungs[self._rung()]}
         try:
             result = _train(spec, config, self._scratch, self._own_ray)
             metrics = _score(config, result["checkpoint"], search.data_uri)
@@ -135,7 +136,6 @@ def _train(spec: dict[str, Any], config: Config, scratch: str, own_ray: bool) ->
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": process_started(os.getpid())}
     _refuse_second(spec["run_uri"], owner)
     launch.write_spec({key: value for key, value in spec.items() if key != "until"}, 1, owner)
-    spec = {**spec, "attempt": 1}
     scratch = storage.join(scratch, f"{spec['run_id']}-{spec['until']}")
     result = drive(spec, config, scratch, own_ray, alone=False)
     if result["steps"] >= result["total_steps"]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from agit_core import checkpoint, model_folder, networks
 from agit_core.checkpoint import Snapshot
@@ -181,6 +182,31 @@ def test_registering_writes_a_model_folder_that_loads(config: Config, register: 
     card = storage.read_text(storage.join(told["source"], "README.md"))
     assert "| KID to the target × 100 | 5.00" in card
     assert "pipeline.serve_pyfunc" in storage.read_text(storage.join(told["source"], "MLmodel"))
+
+
+def test_a_run_in_mlflow_can_be_traced_back_to_its_data_code_and_settings(
+    config: Config, register: Register
+) -> None:
+    strip = storage.join(config.storage, "runs", "h2z-run1", "samples", "step-00000020", "a2b-0.png")
+    storage.write_bytes(strip, b"a picture")
+    told = register(1)
+    client = registry_mlflow.client(registry_mlflow.tracking_uri(config))
+    run = client.get_run(told["mlflow"]["run_id"])
+    [used] = run.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == ("h2z", "abc")
+    assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "training")]
+    found = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert found == {"config.yaml", "evaluation.json", "lineage.json", "samples"}
+    assert [item.path for item in client.list_artifacts(run.info.run_id, "samples")] == ["samples/a2b-0.png"]
+    local = Path(client.download_artifacts(run.info.run_id, "config.yaml"))
+    assert configs.parse(yaml.safe_load(local.read_text())) == config
+    commit = told["lineage"]["code"]["git_commit"]
+    assert run.data.tags.get("mlflow.source.git.commit") == commit
+    note = run.data.tags["mlflow.note.content"]
+    for part in ("report.html", told["source"], "abc", "agit reproduce"):
+        assert part in note
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "losses.cycle_a")]
+    assert steps == [10, 20]
 
 
 def test_mlflow_holds_settings_curves_scores_and_tags(config: Config, register: Register) -> None:

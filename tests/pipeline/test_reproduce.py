@@ -1,0 +1,113 @@
+"""A registered model rebuilt from its lineage: bit for bit the same, or told what is different."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agit_core.errors import BadInput
+from pipeline import journey, lineage, registry, reproduce, storage
+from pipeline.config import Config, parse
+from tests.pipeline import pictures
+from tests.pipeline.training import TINY
+
+EVALUATION: dict[str, Any] = {
+    "metrics": {"kid_target_a2b": 0.1, "kid_target_b2a": 0.1, "kid_mean": 0.1, "attention_coverage_a": 0.3},
+    "baseline": {"kid_target_a2b": 0.2, "kid_target_b2a": 0.2},
+    "champion": None,
+    "intervals": {},
+}
+
+
+def _config(root: Path) -> Config:
+    train = TINY["train"] | {"max_steps": 12, "workers": 1, "checkpoint_every": 8}
+    return parse(
+        {**TINY, "storage": str(root / "state"), "train": train}
+        | {"data": {"source": str(root / "photos"), "image_size": 32, "load_size": 36, "workers": 1}}
+    )
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of images and a model that was trained on them and registered."""
+    root = tmp_path_factory.mktemp("reproduce")
+    pictures.folder(root / "photos", pictures.FOUR)
+    config = _config(root)
+    data = journey.prepare(config)
+    run = journey.train(config, data)
+    registry.register(config, run.uri, EVALUATION, lineage.of(config, data, run))
+    return root
+
+
+@pytest.mark.slow
+def test_the_same_weights_come_out_again(root: Path) -> None:
+    config = _config(root)
+    told = reproduce.reproduce("models:/tiny@champion", config, str(root / "again"))
+    assert told["identical"] is True
+    assert told["differences"] == []
+    assert set(told["largest_difference"].values()) == {0.0}
+    assert told["checkpoint"].startswith(str(root / "again" / "runs" / told["run_id"]))
+    assert told["weights_sha256"]["again"] == told["weights_sha256"]["model"]
+
+    origin = reproduce.Origin.of("models:/tiny/1", config)
+    name = next(name for name in origin.model.weights if name.startswith("generator_ab"))
+    origin.model.weights[name].add_(0.5)
+    run = journey.Run(told["run_id"], "", {"checkpoint": told["checkpoint"]})
+    other = reproduce.Origin(origin.uri, origin.model, {**origin.lineage, "weights_sha256": "x"})
+    compared = reproduce.compare(other, run)
+    assert compared["identical"] is False
+    assert compared["largest_difference"]["generator_ab"] == pytest.approx(0.5, abs=1e-6)
+    assert compared["largest_difference"]["generator_ba"] == 0
+
+
+@pytest.mark.slow
+def test_a_source_that_changed_is_refused_with_what_changed(root: Path, tmp_path: Path) -> None:
+    config = _config(root)
+    photos = root / "photos"
+    removed, moved = photos / "trainA/trainA-003.jpg", photos / "trainB/trainB-001.jpg"
+    kept = removed.read_bytes()
+    removed.unlink()
+    shutil.move(moved, photos / "trainA" / moved.name)
+    try:
+        with pytest.raises(BadInput) as caught:
+            reproduce.reproduce("models:/tiny/1", config, str(tmp_path / "again"))
+        said = str(caught.value)
+        assert "1 removed" in said
+        assert "trainA/trainA-003.jpg" in said
+        assert "trainB/trainB-001.jpg -> trainA/trainB-001.jpg" in said
+        assert "--from-prepared" in said
+        origin = reproduce.Origin.of("models:/tiny/1", config)
+        again = reproduce.settings(origin, str(tmp_path / "again"))
+        prepared = reproduce.data(origin, again, from_prepared=True)
+        assert prepared.manifest["fingerprint"] == origin.lineage["data_fingerprint"]
+    finally:
+        removed.write_bytes(kept)
+        shutil.move(photos / "trainA" / moved.name, moved)
+
+
+@pytest.mark.slow
+def test_other_code_and_libraries_are_told(root: Path) -> None:
+    origin = reproduce.Origin.of("models:/tiny/1", _config(root))
+    assert reproduce.differences(origin) == []
+    told = dict(origin.lineage) | {"code": {"git_commit": "0123456789abcdef", "source_sha256": "y"}}
+    told |= {"packages": {**told["packages"], "torch": "1.0"}, "machine": {"cpu_cores": 512}}
+    said = " ".join(reproduce.differences(reproduce.Origin(origin.uri, origin.model, told)))
+    assert "commit 0123456789" in said
+    assert "torch was 1.0" in said
+    assert "cpu cores was 512" in said
+
+
+@pytest.mark.slow
+def test_what_cannot_be_reproduced_is_told_in_one_sentence(root: Path, tmp_path: Path) -> None:
+    config = _config(root)
+    with pytest.raises(BadInput, match="no version 7"):
+        reproduce.reproduce("models:/tiny/7", config)
+    origin = reproduce.Origin.of("models:/tiny/1", config)
+    with pytest.raises(BadInput, match="another --storage"):
+        reproduce.settings(origin, config.storage)
+    run = storage.join(config.storage, "runs", str(origin.lineage["run_id"]))
+    with pytest.raises(BadInput, match="does not say where it comes from"):
+        reproduce.reproduce(journey.finished(run)["checkpoint"], config)  # type: ignore[index]

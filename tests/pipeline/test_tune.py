@@ -1,0 +1,295 @@
+"""A search on the built-in set with everything real and tiny; and single trials, with the training played."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from agit_core.errors import BadInput, RunFailed
+from pipeline import config as configs
+from pipeline import launch, storage, train_events, tune_search, tune_trial
+from pipeline.data.prepare import prepare
+from pipeline.tune_search import Search
+from tests.pipeline.command import agit, environment
+from tests.pipeline.training import differences, read_checkpoint, wait_for
+
+TREE: dict[str, Any] = {
+    "name": "tiny",
+    "data": {
+        "image_size": 32,
+        "load_size": 36,
+        "builtin": {"train": 6, "test": 4, "size": 40},
+        "workers": 1,
+    },
+    "method": {
+        "networks": {
+            "generator_width": 4,
+            "generator_blocks": 1,
+            "attention_width": 4,
+            "discriminator_width": 4,
+        },
+        "stages": {"switch_by": "step", "switch_at": 3},
+    },
+    "train": {
+        "max_steps": 6,
+        "batch_size": 2,
+        "device": "cpu",
+        "threads_per_worker": 1,
+        "log_every": 2,
+        "checkpoint_every": 4,
+        "samples": 1,
+        "sample_every": 2,
+    },
+    "evaluate": {"subsets": 2, "subset_size": 4, "bootstrap": 0, "device": "cpu"},
+    "tune": {
+        "trials": 6,
+        "images": 2,
+        "grace_steps": 2,
+        "reduction": 3,
+        "space": {
+            "method.optimizer.learning_rate": {"loguniform": [1e-4, 1e-2]},
+            "method.losses.cycle_weight": {"uniform": [5, 20]},
+            "train.batch_size": [1, 2],
+        },
+    },
+}
+SEARCH = """
+import sys
+from pipeline import config, journey, tune_journey
+settings = config.load(sys.argv[1])
+tune_journey.search(settings, journey.prepare(settings))
+"""
+
+
+def _states(folder: Path) -> dict[int, dict[str, Any]]:
+    found = {}
+    for path in sorted(folder.glob(".agit/tune/*/trials/*.json")):
+        trial = json.loads(path.read_text())
+        found[trial["number"]] = trial
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_six_trials_killed_once_and_resumed(tmp_path: Path) -> None:
+    config = tmp_path / "tiny.yaml"
+    config.write_text(yaml.safe_dump(TREE))
+    process = subprocess.Popen(
+        [sys.executable, "-c", SEARCH, str(config)], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE
+    )
+    # in the middle of the third trial, when two have been scored
+    wait_for(lambda: len(_states(tmp_path)) >= 3 or process.poll() is not None, "the third trial", 900)
+    assert process.poll() is None, process.communicate()[1]
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = _states(tmp_path)
+    done = [trial for trial in before.values() if trial["state"] in ("finished", "stopped")]
+    assert len(done) >= 1
+    events = {trial["run_id"]: len(train_events.read(trial["run_uri"])) for trial in done}
+
+    called = agit("tune", config, "--json", cwd=tmp_path, timeout=1500)
+    assert called.status == 0, called.err
+    told = called.answer
+    after = _states(tmp_path)
+    assert [trial["trial"] for trial in told["trials"]] == list(range(6))
+    assert {trial["state"] for trial in told["trials"]} == {"finished", "stopped"}, told["trials"]
+    for trial in done:  # nothing of them is done again
+        assert after[trial["number"]] == trial
+        assert len(train_events.read(trial["run_uri"])) == events[trial["run_id"]]
+    for trial in after.values():  # under the rules of every run
+        where = tmp_path / ".agit/runs" / trial["run_id"]
+        assert trial["run_uri"] == str(where)
+        assert (where / f"checkpoints/step-{trial['scores'][-1]['step']:08d}/checkpoint.json").is_file()
+        assert (where / "result.json").is_file() == (trial["state"] == "finished")
+
+    # the best is the best of those that trained to the end
+    finished = [trial for trial in told["trials"] if trial["state"] == "finished"]
+    assert told["best"] == min(finished, key=lambda trial: trial["kid_target"])
+    page = Path(told["report"]).read_text()
+    assert all(trial["run_id"] in page for trial in told["trials"])
+    assert "All settings side by side" in page
+
+    # the preset is the best trial's run: there is nothing left to train in its storage ...
+    preset = configs.load(told["preset"])
+    data = str(next(tmp_path.glob(".agit/data/*/manifest.json")).parent)
+    os.chdir(tmp_path)
+    assert launch.train(preset, data).run_id == told["best"]["run_id"]
+    # ... and the same weights come out of a training in one go
+    alone = launch.train(preset.model_copy(update={"storage": str(tmp_path / "alone")}), data)
+    ours = after[told["best"]["trial"]]["run_uri"]
+    there = storage.read_json(storage.join(ours, "result.json"))["checkpoint"]
+    assert differences(read_checkpoint(alone.checkpoint), read_checkpoint(there)) == []
+
+
+# ---------------------------------------------------------------------- what takes no Ray
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("tune")
+    return prepare(configs.parse({**TREE, "storage": str(root)})).uri
+
+
+def _search(data: str, root: Path, **tune: Any) -> Search:
+    tree = {**TREE, "storage": str(root), "tune": TREE["tune"] | tune}
+    return Search.of(configs.parse(tree), data)
+
+
+def test_the_identity_is_the_space_and_the_data_not_how_much_is_asked_for(data: str, tmp_path: Path) -> None:
+    search = _search(data, tmp_path)
+    assert search.rungs == [2, 6]
+    larger = _search(data, tmp_path, trials=9, concurrent=3)
+    assert larger.search_id == search.search_id
+    assert [t.run_id for t in larger.trials()[:6]] == [t.run_id for t in search.trials()]
+    assert _search(data, tmp_path, reduction=2).search_id != search.search_id
+    assert len({t.run_id for t in search.trials()}) == 6
+
+
+def test_settings_of_a_search_that_do_not_fit_are_refused(data: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="grace_steps"):
+        _search(data, tmp_path, grace_steps=7)
+    with pytest.raises(BadInput, match="attention_coverage_a"):
+        _search(data, tmp_path, metric="attention_coverage_a")
+    tree = {**TREE, "storage": str(tmp_path), "train": TREE["train"] | {"workers": 2}}
+    with pytest.raises(BadInput, match="cannot be split over 2 workers"):
+        Search.of(configs.parse(tree), data)
+
+
+def test_trials_of_another_batch_are_compared_at_the_same_share_of_the_epochs(
+    data: str, tmp_path: Path
+) -> None:
+    train = {key: value for key, value in TREE["train"].items() if key != "max_steps"} | {"epochs": 6}
+    tree = {**TREE, "storage": str(tmp_path), "train": train}
+    search = Search.of(configs.parse(tree), data)
+    halves = [n for n in range(6) if search.config_of(n).train.batch_size == 1]
+    assert search.rungs == [2, 6, 18]
+    assert halves
+    assert search.steps_of(halves[0]) == [4, 12, 36]
+    assert search.steps_of(0) == search.rungs
+
+
+class Played:
+    """Trainings and scores as the test says, in place of Ray Train and Inception."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, scores: list[float | None]) -> None:
+        self.trained: list[int] = []
+        self.scores = scores
+        self.failure: Exception | None = None
+        monkeypatch.setattr(tune_trial, "_train", self.train)
+        monkeypatch.setattr(tune_trial, "_score", lambda *_: {"kid_target": self.scores.pop(0)})
+
+    def train(self, spec: dict[str, Any], *_: Any) -> dict[str, Any]:
+        if self.failure is not None:
+            raise self.failure
+        self.trained.append(spec["until"])
+        return {"steps": spec["until"], "checkpoint": "c", "samples": []}
+
+
+def _trial(search: Search, number: int = 1) -> tune_trial.TuneTrial:
+    spec = launch.spec_of(search.config, search.data_uri, search.search_id)
+    return tune_trial.TuneTrial({"trial": number, "spec": spec, "scratch": "s", "own_ray": True})
+
+
+def test_a_trial_goes_from_rung_to_rung(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    played, search = Played(monkeypatch, [0.4, 0.3]), _search(data, tmp_path)
+    trial = _trial(search)
+    told = [trial.step(), trial.step()]
+    assert played.trained == [2, 6]
+    assert [(t["resource"], t["score"], t["done"]) for t in told] == [(2, 0.4, False), (6, 0.3, True)]
+    assert search.trial(1).state == "finished"
+
+
+def test_what_was_scored_before_a_kill_is_told_again_and_not_trained(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played, search = Played(monkeypatch, [0.4, 0.3]), _search(data, tmp_path)
+    first = _trial(search).step()
+    again = _trial(search)
+    assert again.step() == first
+    assert played.trained == [2]
+    assert again.step()["resource"] == 6
+    assert played.trained == [2, 6]
+    third = _trial(search)
+    assert [third.step()["done"], third.step()["done"]] == [False, True]
+    assert played.trained == [2, 6]
+
+
+def test_a_stopped_trial_stays_stopped(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    played, search = Played(monkeypatch, [0.4]), _search(data, tmp_path)
+    _trial(search).step()
+    stored = search.trial(1)
+    stored.state = "stopped"
+    search.store(stored)
+    told = _trial(search).step()
+    assert (told["resource"], told["score"], told["done"]) == (2, 0.4, True)
+    assert played.trained == [2]
+
+
+def test_a_collapsed_mask_ends_a_trial_and_it_is_not_the_best(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played, search = Played(monkeypatch, [0.4, 0.1]), _search(data, tmp_path)
+    assert tune_trial._executed(search, 1).train.stop_on_collapse
+    _trial(search, 0).step()
+    trial = _trial(search)
+    trial.step()
+    played.failure = RunFailed("the attention of domain a has collapsed to all ones at step 4")
+    train_events.record(search.trial(1).run_uri, "mask_collapsed", "all ones", step=4)
+    told = trial.step()
+    assert (told["resource"], told["score"], told["done"]) == (6, tune_trial.WORST, True)
+    stored = search.trial(1)
+    assert (stored.state, "all ones" in stored.message) == ("collapsed", True)
+    best = search.best(search.trials())
+    assert best is not None
+    assert best.number == 0
+    # told again after a kill: it is not trained again
+    again = _trial(search)
+    assert again.step()["done"] is True
+
+
+def test_scores_that_are_not_finite_end_a_trial(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Played(monkeypatch, [None])
+    search = _search(data, tmp_path)
+    told = _trial(search).step()
+    assert (told["score"], told["done"]) == (tune_trial.WORST, True)
+    assert search.trial(1).state == "collapsed"
+
+
+def test_a_failed_trial_is_tried_again_by_the_next_call(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played, search = Played(monkeypatch, [0.4]), _search(data, tmp_path)
+    played.failure = RunFailed("the storage was away")
+    assert _trial(search).step()["done"] is True
+    assert search.trial(1).state == "failed"
+    played.failure = None
+    assert _trial(search).step()["done"] is False
+    assert search.trial(1).state == "running"
+
+
+def test_only_those_that_came_as_far_are_compared(data: str, tmp_path: Path) -> None:
+    search = _search(data, tmp_path)
+    for number, scores in {0: [0.5, 0.4], 1: [0.1], 2: [0.3, 0.35]}.items():
+        trial = search.trial(number)
+        trial.scores = [
+            {"resource": r, "step": r, "metrics": {"kid_target": s}}
+            for r, s in zip([2, 6], scores, strict=False)
+        ]
+        trial.state = "finished" if len(scores) == 2 else "stopped"
+        search.store(trial)
+    best = search.best(search.trials())
+    assert best is not None
+    assert best.number == 2
+    text = tune_search.preset(search, best)
+    assert text.startswith("# The best of 6 trials")
+    assert configs.parse(yaml.safe_load(text)) == search.config_of(2)
