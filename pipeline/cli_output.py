@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from agit_core.errors import BadInput, RunFailed
+from pipeline import logs
 
 DONE, FAILED, WRONG_CALL = 0, 1, 2
 _ERROR_LOG = Path(".agit/last-error.log")
@@ -74,7 +75,7 @@ def _log_from(level: int) -> None:
     root.setLevel(level)
     for handler in root.handlers:
         # the handlers as well: libraries set levels of their own on their loggers
-        handler.setLevel(level)
+        handler.setLevel(min(level, logging.INFO) if logs.as_json() else level)
         if level > logging.DEBUG:
             # what a run does is shown by pipeline.progress, and how it fails by its exception
             handler.addFilter(lambda record: not record.name.startswith("prefect"))
@@ -86,7 +87,7 @@ def debugging() -> bool:
 
 def execute(app: typer.Typer) -> int:
     """Runs the command line and returns the exit status; the last line on standard error names the cause."""
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logs.set_up()
     _log_from(logging.DEBUG if _State.debug else logging.WARNING)
     # A termination asked for by a scheduler ends like Ctrl-C: the workers and servers of the run are stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

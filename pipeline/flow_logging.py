@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Iterator
 
 from prefect import get_run_logger
-from prefect.runtime import deployment
+from prefect.runtime import deployment, flow_run
 
-from pipeline import progress
+from pipeline import logs, progress
 
 LINE_SECONDS = 15.0
 
@@ -19,6 +19,9 @@ def in_worker() -> Iterator[None]:
     if deployment.id is None:
         yield
         return
+    if logs.as_json():
+        logs.set_up()
+        logs.bind(flow_run=flow_run.name)
     logger = get_run_logger()
     with progress.shown_on(progress.Lines(logger.info, every=LINE_SECONDS)):
         yield

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agit_core.errors import BadInput
-from pipeline import lineage, progress, storage
+from pipeline import lineage, logs, progress, storage
 from pipeline.config import Config, fingerprint
 
 DIRECTIONS = ("a2b", "b2a")
@@ -71,6 +71,7 @@ def locate(config: Config, data: Data) -> tuple[str, str]:
     from pipeline.launch import absolute, run_id
 
     name = run_id(config, data.manifest)
+    logs.bind(run_id=name)
     return name, storage.join(absolute(config.storage), "runs", name)
 
 

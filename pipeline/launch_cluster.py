@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shlex
 import socket
 import time
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from agit_core.errors import BadInput, RunFailed
-from pipeline import train_events
+from pipeline import logs, train_events
 from pipeline.config import ClusterConfig
 from pipeline.launch import parse_verdict, write_spec
 
@@ -68,7 +69,8 @@ class ClusterJob:
             train_events.record_interruption(spec["run_uri"])
         owner = {"host": socket.gethostname(), "submission_id": name, "address": config.address}
         spec_uri = write_spec(spec, attempt, owner)
-        environment: dict[str, Any] = {"env_vars": {"PYTHONUNBUFFERED": "1", **config.env}}
+        told = {logs.VARIABLE: os.environ[logs.VARIABLE]} if logs.as_json() else {}
+        environment: dict[str, Any] = {"env_vars": {"PYTHONUNBUFFERED": "1", **told, **config.env}}
         if config.working_dir is not None:
             environment["working_dir"] = config.working_dir
         job = cls(client, name, patience_s)

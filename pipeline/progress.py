@@ -8,6 +8,7 @@ a log, Prefect's logger in a worker. Everything goes to standard error; standard
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Column
 
+from pipeline import logs
+
+log = logging.getLogger(__name__)
 LINE_SECONDS = 5.0
 STAGES = ("prepare", "train", "evaluate", "register", "report")
 Listener = Callable[[str, "Status"], None]
@@ -111,6 +115,36 @@ class Lines:
         pass
 
 
+class Records:
+    """Every line as a log record with the stage's figures, for logs that machines read (``AGIT_LOG=json``)."""
+
+    def __init__(self, every: float = LINE_SECONDS) -> None:
+        self._every = every
+        self._last = 0.0
+
+    def begin(self, stage: str) -> None:
+        self._tell(f"{stage} begins", stage)
+
+    def update(self, stage: str, status: Status) -> None:
+        if time.monotonic() - self._last >= self._every:
+            figures = {key: value for key, value in vars(status).items() if value not in (None, "")}
+            figures.pop("message", None)
+            self._tell(status.line(), stage, **figures)
+
+    def end(self, stage: str, message: str, ok: bool) -> None:
+        self._tell(message, stage, ok=ok)
+
+    def note(self, text: str) -> None:
+        log.info(text)
+
+    def close(self) -> None:
+        pass
+
+    def _tell(self, message: str, stage: str, **fields: Any) -> None:
+        self._last = time.monotonic()
+        log.info("%s", message, extra={"fields": {"stage": stage, **fields}})
+
+
 class Bars:
     """A bar per running stage on a terminal; finished stages stay as lines above it."""
 
@@ -156,7 +190,9 @@ _listeners: ContextVar[tuple[Listener, ...]] = ContextVar("agit_listeners", defa
 
 
 def for_terminal() -> Display:
-    """Bars on a terminal, lines elsewhere (a pipe, CI)."""
+    """Bars on a terminal, lines elsewhere (a pipe, CI), records where logs are JSON."""
+    if logs.as_json():
+        return Records()
     console = Console(stderr=True)
     return Bars(console) if console.is_terminal and not console.is_dumb_terminal else Lines()
 
@@ -239,7 +275,7 @@ def _place(stage_name: str) -> str:
 
 
 def _current() -> Display:
-    return _display.get() or Lines()
+    return _display.get() or (Records() if logs.as_json() else Lines())
 
 
 def _number(value: Any) -> float | None:

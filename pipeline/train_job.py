@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from agit_core.errors import BadInput, RunFailed
-from pipeline import storage, train_events
+from pipeline import logs, storage, train_events
 from pipeline.config import Config, parse
 from pipeline.launch import VERDICT
 from pipeline.train_failures import PERMANENT, sentence
@@ -33,13 +33,14 @@ log = logging.getLogger("pipeline.train_job")
 
 # Read by Ray Train in the driver and handed on to its controller and workers.
 _RAY_TRAIN = {
-    "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # imports alone take long on a loaded machine, and a large cluster may have to grow first
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
 }
 # Only where Ray runs on this machine alone, ends with the job, and is started again with it when it is lost.
 _OWN_RAY = {
+    # nobody could read them; a cluster's nodes export Ray Train's and ours (see pipeline.train_metrics)
+    "RAY_TRAIN_METRICS_ENABLED": "0",
     # clusters announce that a node will be drained; here the watcher would only be one more process
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # without it Ray takes 127.0.0.1 for "find out my address" and listens on every interface
@@ -59,7 +60,8 @@ _WATCH_SECONDS = 2.0
 
 def main(arguments: list[str], job: Callable[[str], Any] | None = None) -> int:
     """Runs the job (``run``, or a search's) and says in the last line how it ended."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stdout)
+    logs.set_up(sys.stdout, "%(levelname)s %(message)s")
+    logging.getLogger().setLevel(logging.INFO)
     if len(arguments) != 1:
         return _verdict(BadInput("call it with one argument, as in: python -m pipeline.train_job SPEC_URI"))
     signal.signal(signal.SIGTERM, _on_sigterm)
@@ -85,6 +87,7 @@ def run(spec_uri: str) -> dict[str, Any]:
         RunFailed: with the cause in one sentence; the same call goes on from the last checkpoint.
     """
     spec = storage.read_json(spec_uri)
+    logs.bind(run_id=spec["run_id"])
     config = parse(spec["config"], where=spec_uri)
     run_uri = spec["run_uri"]
     result_uri = storage.join(run_uri, "result.json")

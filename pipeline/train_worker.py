@@ -30,13 +30,14 @@ from agit_core.sampling import SamplePlan
 from agit_core.stages import HEALTH_KEYS, collapse
 from agit_core.trainer import Figures, StepResult, Trainer
 from agit_core.world import World
-from pipeline import storage, train_events
+from pipeline import logs, storage, train_events
 from pipeline.config import Config, fingerprint
 from pipeline.data import manifest
 from pipeline.data.order import sample_plan
 from pipeline.data.reader import ShardImages
 from pipeline.train_checkpoints import CheckpointStore
 from pipeline.train_failures import Preempted
+from pipeline.train_metrics import Gauges
 from pipeline.train_saver import Progress, Saver
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,9 @@ class _Worker:
         self.watch_preemption = watch_preemption
         context = ray.train.get_context()
         _silence_reports()
+        if logs.as_json():
+            logs.set_up()
+        logs.bind(run_id=spec["run_id"], rank=context.get_world_rank())
         train = self.config.train
         # before anything else uses the pool: results must not depend on when it was sized
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -101,6 +105,8 @@ class _Worker:
         self.checkpoint_every = max(1, train.checkpoint_every // 2)
         self.rows: list[dict[str, Any]] = []
         self.figures: Figures | None = None
+        # a Ray of the run's own exports nothing
+        self.gauges = Gauges(spec["run_id"]) if watch_preemption and not self.world.rank else None
         self.collapsed = 0
         self.seconds = {"data_wait": 0.0, "checkpoint": 0.0, "sample": 0.0}
 
@@ -136,6 +142,7 @@ class _Worker:
             if batch is None:
                 break
             result = self.trainer.train_on(batch)
+            logs.bind(step=result.step)
             if saver is not None and progress is not None:
                 saver.check()
                 self.furthest.step = result.step
@@ -173,6 +180,9 @@ class _Worker:
             "time": time.time(),
         }
         self.rows.append(row)
+        log.info("step %d of %d", result.step, self.total, extra={"fields": row})
+        if self.gauges is not None:
+            self.gauges(row)
         progress.update(losses=losses, mask_health=health)
 
     def _watch_masks(self, step: int, health: dict[str, float], progress: Progress | None) -> None:

@@ -8,6 +8,7 @@ process, and a trial that trained to its end is the run that ``agit run`` would 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import time
@@ -17,10 +18,12 @@ import ray
 from ray import tune
 
 from agit_core.errors import BadInput, RunFailed
-from pipeline import launch, storage, train_events, train_job, tune_search
+from pipeline import launch, logs, storage, train_events, train_job, tune_search
 from pipeline.config import Config
 from pipeline.launch_local import process_started
 from pipeline.tune_search import Search
+
+log = logging.getLogger(__name__)
 
 WORST = 1e9
 """Stands for the score of a trial that has none, in a search for the lowest; Tune compares numbers only."""
@@ -67,6 +70,9 @@ class TuneTrial(tune.Trainable):
 
     def _begin(self, number: int) -> None:
         self._trial = self._search.trial(number)
+        if logs.as_json():
+            logs.set_up()
+        logs.bind(run_id=self._trial.run_id, trial=number)
         if self._trial.state == "failed":
             self._trial.state, self._trial.message = "running", ""
         self._next = 0
@@ -105,6 +111,9 @@ class TuneTrial(tune.Trainable):
         elif resource == search.total:
             trial.state = "finished"
         search.store(trial)
+        log.info(
+            "trial %d scored at step %d", trial.number, step, extra={"fields": {"step": step, **metrics}}
+        )
 
 
 def _executed(search: Search, number: int) -> Config:

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
+from agit_core import model_folder, networks
 from agit_core.errors import BadInput, RunFailed
 from pipeline import config as configs
-from pipeline import launch, storage, train_events, tune_search, tune_trial
+from pipeline import launch, runs, storage, train_events, train_job, tune_search, tune_trial
 from pipeline.data.prepare import prepare
 from pipeline.tune_search import Search
 from tests.pipeline.command import agit, environment
@@ -69,6 +70,17 @@ tune_journey.search(settings, journey.prepare(settings))
 """
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("tune")
+    return prepare(configs.parse({**TREE, "storage": str(root)})).uri
+
+
+def _search(data: str, root: Path, **tune: Any) -> Search:
+    tree = {**TREE, "storage": str(root), "tune": TREE["tune"] | tune}
+    return Search.of(configs.parse(tree), data)
+
+
 def _states(folder: Path) -> dict[int, dict[str, Any]]:
     found = {}
     for path in sorted(folder.glob(".agit/tune/*/trials/*.json")):
@@ -95,9 +107,10 @@ def test_six_trials_killed_once_and_resumed(tmp_path: Path) -> None:
     assert len(done) >= 1
     events = {trial["run_id"]: len(train_events.read(trial["run_uri"])) for trial in done}
 
-    called = agit("tune", config, "--json", cwd=tmp_path, timeout=1500)
+    called = agit("tune", config, "--json", cwd=tmp_path, timeout=1500, AGIT_LOG="json")
     assert called.status == 0, called.err
     told = called.answer
+    _expect_structured_log(called.err, {trial["run_id"] for trial in told["trials"]})
     after = _states(tmp_path)
     assert [trial["trial"] for trial in told["trials"]] == list(range(6))
     assert {trial["state"] for trial in told["trials"]} == {"finished", "stopped"}, told["trials"]
@@ -129,18 +142,41 @@ def test_six_trials_killed_once_and_resumed(tmp_path: Path) -> None:
     assert differences(read_checkpoint(alone.checkpoint), read_checkpoint(there)) == []
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_mask_that_collapses_in_training_ends_its_trial(data: str, tmp_path: Path) -> None:
+    search = _search(data, tmp_path)
+    method = search.config.method
+    weights = networks.build(method.networks, 0).state_dict()
+    for domain in "ab":
+        last = [name for name in weights if name.startswith(f"attention_{domain}.")][-1]
+        weights[last].fill_(-60.0)  # the sigmoid's gradient is gone, too
+    model_folder.write(tmp_path / "dead", "dead", method, 32, weights)
+    train = TREE["train"] | {"start_from": str(tmp_path / "dead"), "log_every": 1}
+    tune = TREE["tune"] | {"grace_steps": 5}
+    search = Search.of(configs.parse({**TREE, "storage": str(tmp_path), "train": train, "tune": tune}), data)
+    spec = launch.spec_of(search.config, search.data_uri, search.search_id)
+    with train_job.ray_session(search.config, cpus=2) as scratch:
+        trial = tune_trial.TuneTrial({"trial": 0, "spec": spec, "scratch": scratch, "own_ray": True})
+        told = trial.step()
+    assert (told["done"], told["score"]) == (True, tune_trial.WORST)
+    stored = search.trial(0)
+    assert stored.state == "collapsed"
+    assert "collapsed to all zeros at step 3" in stored.message
+    assert runs.list_runs(str(tmp_path))[0]["state"] == "collapsed"
+
+
+def _expect_structured_log(text: str, run_ids: set[str]) -> None:
+    """One JSON object per line, those of the workers with run, step and rank, behind none of Ray's prefixes."""
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+    steps = [line for line in lines if line["logger"] == "pipeline.train_worker" and "losses" in line]
+    assert {line["run_id"] for line in steps} <= run_ids
+    assert any(line["rank"] == 0 and line["step"] > 0 for line in steps)
+    assert any("kid_target" in line and "trial" in line for line in lines)
+
+
 # ---------------------------------------------------------------------- what takes no Ray
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    root = tmp_path_factory.mktemp("tune")
-    return prepare(configs.parse({**TREE, "storage": str(root)})).uri
-
-
-def _search(data: str, root: Path, **tune: Any) -> Search:
-    tree = {**TREE, "storage": str(root), "tune": TREE["tune"] | tune}
-    return Search.of(configs.parse(tree), data)
 
 
 def test_the_identity_is_the_space_and_the_data_not_how_much_is_asked_for(data: str, tmp_path: Path) -> None:
