@@ -7,7 +7,7 @@ zebra = translator(PIL.Image.open("horse.jpg"))
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
@@ -78,6 +78,8 @@ class Translator:
         self.numerics = precision.resolve(settings, self.device)
         self.tile_pixels = tile_pixels
         self.work_side = work_side
+        self.watch: Callable[[int, int], None] | None = None
+        """Called with the finished and all rows of an image in tiles, which can take minutes."""
         networks = model.networks().to(self.device).to(memory_format=self.numerics.memory_format)
         self._maps: dict[str, tuple[nn.Module, nn.Module | None]] = {
             "a2b": (networks.generator_ab, networks.attention_a),
@@ -224,6 +226,8 @@ class Translator:
             output[:, :, rows], mask[:, :, rows] = _finish(
                 band[:, :, : rows.stop - rows.start, :width], pixels.dtype
             )
+            if self.watch is not None:
+                self.watch(rows.stop, height)
         return output, mask
 
 

@@ -114,6 +114,8 @@ def translate(
     if found.kind == "image" and suffix_of(output) != ".zip":
         head["output"] = target = single(input, output, IMAGES, masks, overwrite)
         outcome = _Outcome()
+        if progress is not None:
+            translator.watch = _Meter(progress, 0, "rows").at
         _run([(found.items[0], target)], outcome, settings, translator, batch, workers, progress)
     else:
         outcome = _many(found, input, output, settings, translator, overwrite, batch, workers, progress)
@@ -201,23 +203,22 @@ def _since(began: float) -> float:
 
 
 class _Meter:
-    """Turns finished items into progress events."""
+    """Turns what is finished into progress events."""
 
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self.progress, self.total, self.done, self.began = progress, total, 0, time.monotonic()
+    def __init__(self, progress: Progress | None, total: int, unit: str = "images") -> None:
+        self.progress, self.total, self.unit = progress, total, unit
+        self.done, self.began = 0, time.monotonic()
 
     def tick(self, name: str) -> None:
         self.done += 1
-        if self.progress is None:
-            return
-        rate = self.done / max(time.monotonic() - self.began, 1e-6)
-        self.progress(
-            {
-                "done": self.done,
-                "total": self.total,
-                "unit": "images",
-                "message": name,
-                "images_per_s": rate,
-                "eta_s": (self.total - self.done) / rate,
-            }
-        )
+        if self.progress is not None and self.total > 1:
+            rate = self.done / max(time.monotonic() - self.began, 1e-6)
+            self.progress({**self._event(self.done, self.total), "message": name, "images_per_s": rate})
+
+    def at(self, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(self._event(done, total))
+
+    def _event(self, done: int, total: int) -> dict[str, Any]:
+        left = (time.monotonic() - self.began) * (total - done) / max(done, 1)
+        return {"done": done, "total": total, "unit": self.unit, "eta_s": left}

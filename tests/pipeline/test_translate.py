@@ -151,6 +151,31 @@ def test_a_second_call_does_what_is_missing(photos: Path, tmp_path: Path, model:
     assert translate(str(photos), str(out), str(other), overwrite=True)["translated"] == 5
 
 
+def test_an_interrupted_call_that_overwrites_goes_on_as_well(
+    photos: Path, tmp_path: Path, model: str
+) -> None:
+    out = tmp_path / "out"
+    translate(str(photos), str(out), model)
+    assert translate(str(photos), str(out), model, overwrite=True)["translated"] == 4
+    journal = json.loads((out / JOURNAL).read_text())
+    del journal["failed"]  # as it stands until the last image is done
+    (out / JOURNAL).write_text(json.dumps(journal))
+    (out / "one.png").unlink()
+    again = translate(str(photos), str(out), model, overwrite=True)
+    assert (again["translated"], again["skipped"]) == (1, 3)
+
+
+def test_one_image_in_tiles_says_how_far_it_is(tmp_path: Path, model: str) -> None:
+    models.save(tmp_path / "tall.png", 900, 300)
+    events: list[dict[str, Any]] = []
+    translate(
+        str(tmp_path / "tall.png"), str(tmp_path / "out"), model, tile_pixels=384**2, progress=events.append
+    )
+    assert [event["done"] for event in events] == sorted(event["done"] for event in events)
+    assert len(events) >= 3
+    assert (events[-1]["done"], events[-1]["total"], events[-1]["unit"]) == (900, 900, "rows")
+
+
 def test_a_zip_in_and_out(photos: Path, tmp_path: Path, model: str) -> None:
     archive = tmp_path / "in.zip"
     with zipfile.ZipFile(archive, "w") as file:
