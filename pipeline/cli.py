@@ -110,6 +110,19 @@ def train(
 
 
 @app.command()
+def spec(config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False) -> Answer:
+    """Prepare the data and write what a training job is told, for a RayJob (infra/kubernetes/ray-job) to run."""
+    settings = _load(config, overrides)
+    from pipeline import journey, launch, progress
+
+    with progress.shown_on(progress.for_terminal()):
+        data = journey.prepare(settings)
+    uri = launch.specify(settings, data.uri)
+    entrypoint = f"python -m pipeline.train_job {uri}"
+    return Answer({"storage": settings.storage, "spec": uri, "entrypoint": entrypoint}, cli_show.mapping)
+
+
+@app.command()
 def evaluate(
     config: ConfigName,
     model: Annotated[

@@ -146,6 +146,16 @@ def spec_of(config: Config, data_uri: str, name: str) -> dict[str, Any]:
     return {"run_id": name, "run_uri": run_uri, "data_uri": data_uri, "config": _absolute_config(config)}
 
 
+def specify(config: Config, prepared_uri: str) -> str:
+    """Stores what the job of a run is told, for something else to start it (a RayJob); returns its URI."""
+    data_uri = absolute(prepared_uri)
+    name = run_id(config, storage.read_json(storage.join(data_uri, "manifest.json")))
+    spec, attempt = spec_of(config, data_uri, name), 1
+    with contextlib.suppress(FileNotFoundError):
+        attempt += int(storage.read_json(storage.join(spec["run_uri"], "spec.json"))["attempt"])
+    return write_spec(spec, attempt, owner={})
+
+
 def run_job(
     config: Config, spec: dict[str, Any], allowance: Allowance, progress: ProgressCallback | None = None
 ) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from pipeline.train_failures import Allowance, Preempted, root_cause, sentence
 
 log = logging.getLogger(__name__)
 
+AUTOSCALED_GPUS = "AGIT_AUTOSCALED_GPUS"
+"""Environment variable of an autoscaled cluster's head: the most GPUs that its workers can have together."""
 # A rank that waits longer for another one considers it lost. While the storage is away rank 0 may wait as long
 # as train.storage_patience_s, which comes on top.
 _COLLECTIVE_SECONDS = 600
@@ -143,8 +145,12 @@ def _workers(config: Config) -> int | tuple[int, int]:
 
 
 def needs_gpu(config: Config) -> bool:
-    """Whether each worker takes a GPU of the Ray that this process is connected to."""
-    gpus = int(ray.cluster_resources().get("GPU", 0))
+    """Whether each worker takes a GPU of the Ray that this process is connected to.
+
+    A cluster that grows on demand shows no GPU before one is asked for; its head's :data:`AUTOSCALED_GPUS` says
+    how many there can be.
+    """
+    gpus = max(int(ray.cluster_resources().get("GPU", 0)), int(os.environ.get(AUTOSCALED_GPUS) or 0))
     wanted = config.train.minimum_workers or config.train.workers
     if config.train.device == "cuda" and gpus < wanted:
         raise BadInput(

@@ -1,17 +1,22 @@
 #!/usr/bin/env bash
 # Run on a Ray node that is about to be taken away (Kubernetes' preStop hook of a spot node): tells Ray, so that
-# the training saves a checkpoint and leaves, and waits until it has. Arguments: seconds that are left.
+# the training saves a checkpoint and leaves, and waits until it has. Argument: the seconds that are left.
 set -euo pipefail
 seconds=${1:-60}
-ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message "the pod is being deleted" \
-  --deadline-remaining-seconds "$seconds"
+until=$((SECONDS + seconds))
+
+# a head that is gone too, as when the whole cluster is deleted, must not hold the pod back
+if ! timeout 60 ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION \
+  --reason-message "its pod is being deleted" --deadline-remaining-seconds "$seconds"; then
+  echo "Ray's head does not answer or refuses; the node leaves without a word" >&2
+  exit 0
+fi
 
 training() {
-  # the title that Ray gives a process that runs a rank of the training
-  grep -slaE '^ray::(RayTrainWorker|.*TrainWorker)' /proc/[0-9]*/cmdline >/dev/null
+  # the title that Ray gives the processes of a training
+  grep -slaE '^ray::.*TrainWorker' /proc/[0-9]*/cmdline >/dev/null
 }
 
-until=$((SECONDS + seconds))
 while training && ((SECONDS < until)); do
   sleep 1
 done

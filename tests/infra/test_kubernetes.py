@@ -10,11 +10,15 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import ray
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import Flow, FlowRun
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
+from agit_core.errors import BadInput
 from infra.register import pool_template
+from pipeline import config
+from pipeline.train_driver import AUTOSCALED_GPUS, needs_gpu
 from tests.infra import commands, dockerfile, manifests
 from tests.infra.manifests import FOLDER, OVERLAYS, build, one, problems
 from tests.infra.pins import constraints
@@ -147,6 +151,27 @@ def test_gpu_workers_come_and_go_on_spot_nodes(provider: str) -> None:
     head = cluster["headGroupSpec"]
     assert head["rayStartParams"]["num-cpus"] == "0"
     assert "nodeSelector" not in head["template"]["spec"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_head_knows_how_many_gpus_may_come(overlay: str) -> None:
+    cluster = one(build(FOLDER / "overlays" / overlay), "RayCluster", "agit")["spec"]
+    (group,) = cluster["workerGroupSpecs"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    environment = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
+    given = {entry["name"]: entry.get("value") for entry in environment}
+    assert int(given[AUTOSCALED_GPUS]) == group["maxReplicas"] * int(limits.get("nvidia.com/gpu", 0))
+
+
+def test_device_auto_waits_for_gpus_that_may_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 0.0})  # at rest
+    assert not needs_gpu(config.load("h2z"))
+    monkeypatch.setenv(AUTOSCALED_GPUS, "4")
+    assert needs_gpu(config.load("h2z"))
+    assert needs_gpu(config.load("h2z", ["train.device=cuda", "train.workers=4"]))
+    with pytest.raises(BadInput, match="Ray sees 4"):
+        needs_gpu(config.load("h2z", ["train.device=cuda", "train.workers=5"]))
+    assert not needs_gpu(config.load("h2z", ["train.device=cpu"]))
 
 
 def test_hook_of_the_spot_nodes_ends_before_the_node_does(gke: list[dict[str, Any]]) -> None:

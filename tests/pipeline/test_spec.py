@@ -1,0 +1,22 @@
+"""``agit spec``: what a RayJob is told is what the launcher would have told its own job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline import config, launch, storage, train_job
+from tests.pipeline.training import prepared, spec_of, tiny
+
+
+def test_specification_of_a_run_that_something_else_starts(tmp_path: Path) -> None:
+    data, settings = prepared(tmp_path), tiny(tmp_path)
+    uri = launch.specify(settings, data)
+    told = storage.read_json(uri)
+    expected = spec_of(settings, data)
+    assert uri == storage.join(expected["run_uri"], "spec.json")
+    assert {key: told[key] for key in expected} == expected
+    train_job.check(
+        config.parse(told["config"]), storage.read_json(storage.join(told["data_uri"], "manifest.json"))
+    )
+    # another one for the same run is its next attempt
+    assert storage.read_json(launch.specify(settings, data))["attempt"] == 2
