@@ -94,9 +94,9 @@ def status(json: Json = False, debug: Debug = False) -> Answer:
 
 def _start(stack: Stack, found: list[Program]) -> None:
     *servers, worker = found
+    # one after the other: Ray gives up when its own start takes longer than 30 s
     for program in servers:
         stack_supervisor.run(stack, program.name)
-    for program in servers:
         stack_supervisor.wait_until_ready(stack, program)
         _say(f"{program.name}: {program.url}")
     _say("registering the deployments")

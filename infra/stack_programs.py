@@ -79,6 +79,15 @@ def programs(stack: Stack, mlflow_packages: Path) -> list[Program]:
             "/",
         ),
         Program(
+            "ray",
+            [str(binaries / "ray"), "start", "--head", "--block", "--disable-usage-stats"]
+            + [part for pair in ray.items() for part in pair],
+            stack.url("ray"),
+            "/api/version",
+            _RAY,
+            stop_seconds=20,
+        ),
+        Program(
             "prefect",
             [python, "-m", "prefect", "server", "start", "--host", host, "--port", port["prefect"]],
             stack.url("prefect"),
@@ -109,15 +118,6 @@ def programs(stack: Stack, mlflow_packages: Path) -> list[Program]:
             stack.url("mlflow"),
             "/health",
             {"PYTHONPATH": os.pathsep.join([str(mlflow_packages), stack.environment["PYTHONPATH"]])},
-        ),
-        Program(
-            "ray",
-            [str(binaries / "ray"), "start", "--head", "--block", "--disable-usage-stats"]
-            + [part for pair in ray.items() for part in pair],
-            stack.url("ray"),
-            "/api/version",
-            _RAY,
-            stop_seconds=20,
         ),
         Program(
             "worker",

@@ -22,6 +22,8 @@ from tests.pipeline.training import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[2]
+# 127.0.0.1 as the kernel tells it, and the same for sockets that speak IPv6 too
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}
 DEPLOYMENTS = {"agit/train-h2z", "agit/retrain-h2z", "agit/train-demo", "agit-tune/tune-h2z"}
 
 
@@ -130,10 +132,10 @@ def test_everything_answers_on_loopback_alone_and_tells_no_key(stack: Running) -
     status = stack.call("infra.stack", "status", "--json")
     assert status.returncode == 0, status.stderr
     told = json.loads(status.stdout)
-    assert [item["name"] for item in told["programs"]] == ["s3", "prefect", "mlflow", "ray", "worker"]
+    assert [item["name"] for item in told["programs"]] == ["s3", "ray", "prefect", "mlflow", "worker"]
     assert all(item["answers"] and item["state"] == "RUNNING" for item in told["programs"])
     pids = carriers(stack.state["token"])
-    assert listening(pids) == {"0100007F"}, "something listens beyond 127.0.0.1"
+    assert listening(pids) <= LOOPBACK, "something listens for other machines"
     folder = stack.root / ".agit/stack"
     keys = json.loads((folder / "keys.json").read_text())
     secrets = [keys["s3_secret"].encode(), keys["ray_token"].encode()]
