@@ -22,7 +22,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from pipeline import score_table, storage
+from pipeline import progress, score_table, storage
 from pipeline.config import Config
 from pipeline.journey import DIRECTIONS, Run
 from pipeline.progress import Status
@@ -32,30 +32,47 @@ UPDATE_SECONDS = 10.0
 _SAMPLE_WIDTH = 1024
 
 
-class Progress:
-    """A listener that keeps one progress artifact up to date."""
+@contextlib.contextmanager
+def progress_of(stage: str) -> Iterator[None]:
+    """Keeps a progress artifact up to date within the block, full when that ends well."""
+    shown = _Progress(stage)
+    with progress.listening(shown):
+        yield
+    shown.end()
+
+
+class _Progress:
+    """A listener with one progress artifact."""
 
     def __init__(self, stage: str) -> None:
         self._stage = stage
         self._artifact: Any = None
         self._last = 0.0
+        self._line = ""
         self._off = False
 
     def __call__(self, stage: str, status: Status) -> None:
-        if self._off or not status.total or time.monotonic() - self._last < UPDATE_SECONDS:
+        self._line = status.line()
+        if status.total and time.monotonic() - self._last >= UPDATE_SECONDS:
+            self._show(min(100.0, 100.0 * (status.done or 0) / status.total))
+
+    def end(self) -> None:
+        """Nothing is shown of a stage that told nothing, as one that found its work done."""
+        if self._line:
+            self._show(100.0)
+
+    def _show(self, percent: float) -> None:
+        if self._off:
             return
         self._last = time.monotonic()
-        percent = min(100.0, 100.0 * (status.done or 0) / status.total)
         self._off = True  # stays off when the next lines fail
-        with _told(f"progress of {stage}"):
+        with _told(f"progress of {self._stage}"):
             if self._artifact is None:
                 self._artifact = create_progress_artifact(
-                    progress=percent, key=f"agit-{stage}-progress", description=status.line()
+                    progress=percent, key=f"agit-{self._stage}-progress", description=self._line
                 )
             else:
-                update_progress_artifact(
-                    artifact_id=self._artifact, progress=percent, description=status.line()
-                )
+                update_progress_artifact(artifact_id=self._artifact, progress=percent, description=self._line)
             self._off = False
 
 

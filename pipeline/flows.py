@@ -17,7 +17,7 @@ from pydantic import Field
 
 from agit_core.errors import RunFailed
 from pipeline import flow_artifacts as artifacts
-from pipeline import flow_limits, flow_logging, journey, progress, retrain
+from pipeline import flow_limits, flow_logging, journey, retrain
 from pipeline.config import Config, load, presets
 from pipeline.journey import Data, Run
 
@@ -78,13 +78,13 @@ def prepare(config: Config) -> Data:
     persist_result=False,
 )
 def train(config: Config, data: Data) -> Run:
-    with flow_limits.slot(config), progress.listening(artifacts.Progress("train")):
+    with flow_limits.slot(config), artifacts.progress_of("train"):
         return journey.train(config, data)
 
 
 @task(name="evaluate", task_run_name="evaluate {run.run_id}", **task_options)
 def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
-    with progress.listening(artifacts.Progress("evaluate")):
+    with artifacts.progress_of("evaluate"):
         evaluation = journey.evaluate(config, data, run)
     artifacts.scores(run, evaluation)
     return evaluation

@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from pipeline import flow_artifacts as artifacts
-from pipeline import flow_limits, flow_logging, flows, progress, tune_journey
+from pipeline import flow_limits, flow_logging, flows, tune_journey
 from pipeline.config import Config
 from pipeline.flows import Cluster, ConfigName, Overrides, StorageUri
 from pipeline.journey import Data
@@ -28,7 +28,7 @@ from pipeline.tune_search import Search
     persist_result=False,
 )
 def search(config: Config, data: Data) -> Search:
-    with flow_limits.slot(config), progress.listening(artifacts.Progress("tune")):
+    with flow_limits.slot(config), artifacts.progress_of("tune"):
         return tune_journey.search(config, data)
 
 

@@ -189,11 +189,13 @@ def test_the_bare_name_of_a_deployment_trains(stack: Running) -> None:
     assert ended["state_type"] == "COMPLETED"
     assert ended["name"].startswith("train tiny.yaml ")
     artifacts = stack.api("POST", "/artifacts/latest/filter", json={})
-    by_kind = {item["type"]: item for item in artifacts if item["key"].startswith("agit-")}
-    assert {"markdown", "link", "image"} <= set(by_kind)
-    assert "KID" in by_kind["markdown"]["data"]
-    assert "s3://agit/storage/runs/tiny-" in str(by_kind["link"]["data"])
-    assert str(by_kind["image"]["data"]).startswith("data:image/jpeg;base64,")
+    told = {
+        item["key"].split("-tiny")[0]: item["data"] for item in artifacts if item["key"].startswith("agit-")
+    }
+    assert "KID" in told["agit-scores"]
+    assert "(s3://agit/storage/runs/tiny-" in told["agit-report"]
+    assert told["agit-samples"].startswith("data:image/jpeg;base64,")
+    assert (told["agit-train-progress"], told["agit-evaluate-progress"]) == (100, 100)
     # trained on the stack's Ray, kept in its S3, registered with its MLflow, one at a time
     (limit,) = [
         one
