@@ -24,15 +24,15 @@ def check(words: list[str]) -> None:
     program, *arguments = words
     match program:
         case "agit":
-            _click(_agit(), arguments)
+            follow(_agit(), arguments)
         case "ray":
             from ray.scripts.scripts import cli
 
-            _click(cli, arguments)
+            follow(cli, arguments)
         case "mlflow":
             from mlflow.cli import cli
 
-            _click(cli, arguments)
+            follow(cli, arguments)
         case "prefect":
             _prefect(arguments)
         case "python" if arguments[:1] == ["-m"]:
@@ -69,7 +69,7 @@ def _agit() -> Any:
     return typer.main.get_command(app)
 
 
-def _click(command: Any, arguments: list[str]) -> None:
+def follow(command: Any, arguments: list[str]) -> None:
     """Follows a command line into its subcommands; typer brings a click of its own, so classes go by name."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -77,7 +77,7 @@ def _click(command: Any, arguments: list[str]) -> None:
         if hasattr(command, "resolve_command"):
             rest = [*getattr(context, "_protected_args", []), *context.args]
             _, found, rest = command.resolve_command(context, rest)
-            _click(found, rest)
+            follow(found, rest)
     except Exception as error:
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if "Exit" in kinds:  # --help and --version end the program in good order
