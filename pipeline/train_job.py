@@ -34,9 +34,10 @@ log = logging.getLogger("pipeline.train_job")
 # Read by Ray Train in the driver and handed on to its controller and workers.
 _RAY_TRAIN = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # imports alone take long on a loaded machine, and a large cluster may have to grow first
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
 }
+_PLACES_SECONDS, _ELASTIC_PLACES_SECONDS = "600", "30"
+"""How long Ray Train waits for the workers' places: a cluster may have to grow first; but an elastic run, which may
+have counted a node that is gone, had better count again."""
 # Only where Ray runs on this machine alone, ends with the job, and is started again with it when it is lost.
 _OWN_RAY = {
     # nobody could read them; a cluster's nodes export Ray Train's and ours (see pipeline.train_metrics)
@@ -146,14 +147,17 @@ def check(config: Config, manifest: dict[str, Any]) -> None:
 def ray_session(config: Config, cpus: int | None = None) -> Iterator[str]:
     """The cluster that ``RAY_ADDRESS`` names, or a Ray of this process's own; yields a scratch folder.
 
-    The own one listens on this machine only, keeps its token out of the home directory, shows no dashboard
+    The own one listens on this machine only (but for the port where PyTorch's ranks meet, which PyTorch opens on
+    every interface), keeps its token out of the home directory, shows no dashboard
     and lives in a folder with a short name, because socket paths must not exceed 107 bytes.
 
     Args:
         cpus: slots of the own one; default: one per worker.
     """
     foreign = os.environ.get("RAY_ADDRESS")
-    settings = _RAY_TRAIN if foreign else _RAY_TRAIN | _OWN_RAY
+    elastic = config.train.minimum_workers not in {None, config.train.workers}
+    places = _ELASTIC_PLACES_SECONDS if elastic else _PLACES_SECONDS
+    settings = _RAY_TRAIN | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": places} | ({} if foreign else _OWN_RAY)
     added = {key: value for key, value in settings.items() if key not in os.environ}
     os.environ.update(added)
     # loads while the processes of Ray start; the driver needs it next
