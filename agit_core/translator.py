@@ -106,6 +106,9 @@ class Translator:
         """
         return cls(model_folder.read(uri), device, autocast, tile_pixels, work_side)
 
+    def __repr__(self) -> str:
+        return f"Translator({self.model.name!r}, {' and '.join(self.directions)}, on {self.device})"
+
     @property
     def directions(self) -> Sequence[str]:
         """What ``direction`` may be."""

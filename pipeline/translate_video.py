@@ -31,11 +31,13 @@ _USUAL_CODEC = ("libx264", {"crf": "18", "preset": "medium"})
 
 
 class Smoother:
-    """Exponential smoothing in time of what a translation changes, where the source did not move.
+    """Exponential smoothing in time of what a translation does, where the source did not move.
 
-    With the frame ``a``, the translation ``b`` and the mask ``m`` of each moment, the change ``b - a`` and
-    ``m`` follow ``s <- w s + (1 - w) x``. The weight ``w`` is ``strength`` where the frame stayed the same
-    and falls to 0 where it moved, so that moving things leave no trail. The frame itself is not smoothed.
+    With the frame ``a``, the translation ``b`` and the mask ``m`` of each moment, the state ``s`` of each of
+    ``b``, ``b - a`` and ``m`` follows ``s <- w s + (1 - w) x``. The weight ``w`` is ``strength`` where the
+    frame stayed the same and falls to 0 where it moved, so that moving things leave no trail. Shown is ``s_b``
+    where the mask is 1, whose noise is the generator's own, and ``a + s_(b-a)`` where it is 0, so that the
+    background keeps every frame's own pixels.
 
     Args:
         strength: in [0, 1); 0 changes nothing.
@@ -51,7 +53,8 @@ class Smoother:
     def __call__(self, frame: Tensor, output: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Output and mask to show, from this moment's; all uint8, (3, H, W) and (1, H, W)."""
         source = frame.float() / 255
-        now = torch.cat([output.float() / 255 - source, mask.float() / 255])
+        translated = output.float() / 255
+        now = torch.cat([translated, translated - source, mask.float() / 255])
         if self._frame is not None and self.strength:
             moved = (source - self._frame).abs().mean(0, keepdim=True)
             # over a few pixels, so that the noise of one pixel is not taken for movement
@@ -59,8 +62,9 @@ class Smoother:
             weight = self.strength / (1 + (moved / MOVED) ** 2)
             now = weight * self._state + (1 - weight) * now
         self._frame, self._state = source, now
-        shown = torch.cat([(source + now[:3]).clamp(0, 1), now[3:].clamp(0, 1)])
-        shown = (shown * 255).round().to(torch.uint8)
+        picture, change, attended = now.split([3, 3, 1])
+        picture = torch.lerp(source + change, picture, attended)
+        shown = (torch.cat([picture, attended]).clamp(0, 1) * 255).round().to(torch.uint8)
         return shown[:3], shown[3:]
 
 

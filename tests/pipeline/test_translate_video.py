@@ -177,6 +177,22 @@ def test_smoothing_removes_flicker_where_nothing_moves() -> None:
     assert _flicker(0.8, noise=2) < 0.35 * raw  # a sensor's noise is no movement
 
 
+def test_smoothing_brings_no_noise_of_the_source_back() -> None:
+    """A generator paints the same whatever the sensor's noise: where the mask is 1, so does the video."""
+    generator = torch.Generator().manual_seed(0)
+    smoother = Smoother(0.8)
+    background = torch.full((3, 16, 32), 100.0)
+    for _ in range(12):
+        frame = (background + 3 * torch.randn(3, 16, 32, generator=generator)).to(torch.uint8)
+        output = frame.clone()
+        output[:, :, :16] = 180
+        mask = torch.zeros(1, 16, 32, dtype=torch.uint8)
+        mask[:, :, :16] = 255
+        shown, _ = smoother(frame, output, mask)
+        assert (shown[:, :, :16].int() - 180).abs().max() <= 1
+        assert torch.equal(shown[:, :, 16:], frame[:, :, 16:])  # the background is each frame's own
+
+
 def test_smoothing_leaves_no_trail_behind_what_moves() -> None:
     """A bright square moves; where it was, the next frame shows the background's own translation at once."""
     smoother = Smoother(0.9)
