@@ -58,7 +58,9 @@ def reproduce(
     ],
     config: Annotated[
         str,
-        typer.Option("--config", metavar="CONFIG", help="Whose registry, and whose model a number means."),
+        typer.Option(
+            "--config", metavar="CONFIG", help="Whose registry and cluster, and whose model a number means."
+        ),
     ] = "demo",
     overrides: Overrides = None,
     storage: Annotated[

@@ -57,8 +57,11 @@ class Origin:
         return Origin(uri, model, told)
 
 
-def settings(origin: Origin, storage_uri: str | None = None) -> Config:
+def settings(origin: Origin, storage_uri: str | None = None, here: Config | None = None) -> Config:
     """The configuration of the model's run, under another storage.
+
+    Args:
+        here: says on which cluster it runs; default: where the model's run did.
 
     Raises:
         BadInput: this version of the code does not understand it.
@@ -66,6 +69,8 @@ def settings(origin: Origin, storage_uri: str | None = None) -> Config:
     tree = dict(origin.lineage["config"])
     root = str(tree.get("storage", "./.agit"))
     tree["storage"] = storage_uri or storage.join(root, "reproductions", str(origin.lineage["run_id"]))
+    if here is not None:
+        tree["cluster"] = here.plain()["cluster"]
     config = parse(tree, where=f"configuration of {origin.uri}")
     if launch.absolute(config.storage) == launch.absolute(root):
         raise BadInput(
@@ -144,9 +149,12 @@ def compare(origin: Origin, run: Run) -> dict[str, Any]:
 
 
 def reproduce(
-    name: str, registry_of: Config, storage_uri: str | None = None, from_prepared: bool = False
+    name: str, here: Config, storage_uri: str | None = None, from_prepared: bool = False
 ) -> dict[str, Any]:
     """Everything: reads the lineage, checks the data, trains again and compares.
+
+    Args:
+        here: whose registry is asked, and where the training runs.
 
     Returns:
         ``model``, ``run_id``, ``storage``, ``steps``, ``checkpoint``, ``differences`` and what
@@ -156,8 +164,8 @@ def reproduce(
         BadInput: see the parts.
         RunFailed: the training did not finish; the same call goes on with it.
     """
-    origin = Origin.of(name, registry_of)
-    config = settings(origin, storage_uri)
+    origin = Origin.of(name, here)
+    config = settings(origin, storage_uri, here)
     changed = differences(origin)
     for sentence in changed:
         progress.note(f"note: {sentence}; the weights may differ")

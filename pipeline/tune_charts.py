@@ -50,7 +50,7 @@ def _over_steps(search: Search, trials: list[Trial], best: Trial | None) -> Char
         )
     drawn.update_layout(height=340, hovermode="closest", showlegend=False)
     drawn.update_xaxes(title="step", type="log" if len(search.rungs) > 2 else "linear", tickvals=search.rungs)
-    drawn.update_yaxes(title=metric)
+    drawn.update_yaxes(title={"text": metric, "standoff": 14})
     said = "; ".join(f"trial {t.number} {t.value(metric):.4g} after {t.step} steps" for t in trials)
     caption = "One line per trial, the best in green; a line that ends early was stopped."
     return Chart("tune-steps", f"{metric} over the steps", caption, said, drawn)
@@ -119,7 +119,12 @@ def _by_setting(search: Search, trials: list[Trial], best: Trial | None, index: 
     drawn.update_layout(hovermode="closest", showlegend=False)
     kind = "category" if categories else "log" if one.logarithmic else "linear"
     drawn.update_xaxes(type=kind, categoryorder="array", categoryarray=[str(x) for x in one.arguments])
-    drawn.update_yaxes(title=metric)
+    drawn.update_yaxes(title={"text": metric, "standoff": 14})
+    if one.logarithmic:
+        low, high = min([*xs, one.arguments[0]]), max([*xs, one.arguments[1]])
+        ticks = [low, math.sqrt(low * high), high]
+        drawn.update_xaxes(tickvals=ticks, ticktext=[f"{tick:.2g}" for tick in ticks])
+        drawn.update_xaxes(range=[math.log10(low) - 0.05, math.log10(high) + 0.05])
     said = "; ".join(f"{text(x)}: {t.value(metric):.4g}" for t, x in zip(trials, xs, strict=True))
     caption = f"{one}. The last score of every trial; those that were stopped have trained less."
     caption += " Trials that leave it unset are not shown." if unset else ""

@@ -74,7 +74,7 @@ class Search:
         Raises:
             BadInput: the space or the settings of the search do not fit.
         """
-        uri = launch.absolute(data_uri)
+        config, uri = _with_absolute_start(config), launch.absolute(data_uri)
         manifest = storage.read_json(storage.join(uri, "manifest.json"))
         search = Search(config, uri, manifest, tune_space.ranges(config))
         _check_metric(config.tune.metric)
@@ -184,6 +184,15 @@ def from_spec(spec: Mapping[str, Any]) -> Search:
         storage.read_json(storage.join(spec["data_uri"], "manifest.json")),
         tune_space.ranges(config),
     )
+
+
+def _with_absolute_start(config: Config) -> Config:
+    """The identity of a search must not depend on the working directory of whoever looks at it."""
+    start = config.train.start_from
+    if start is None or ":" in start:
+        return config
+    train = config.train.model_copy(update={"start_from": launch.absolute(start)})
+    return config.model_copy(update={"train": train})
 
 
 def _total_steps(config: Config, manifest: dict[str, Any]) -> int:

@@ -16,10 +16,22 @@ import yaml
 from agit_core import model_folder, networks
 from agit_core.errors import BadInput, RunFailed
 from pipeline import config as configs
-from pipeline import launch, runs, storage, train_events, train_job, tune_search, tune_trial
+from pipeline import (
+    launch,
+    runs,
+    storage,
+    train_events,
+    train_job,
+    tune_journey,
+    tune_report,
+    tune_search,
+    tune_trial,
+)
 from pipeline.data.prepare import prepare
 from pipeline.tune_search import Search
+from tests.browser import Browser
 from tests.pipeline.command import agit, environment
+from tests.pipeline.s3 import S3Server
 from tests.pipeline.training import differences, read_checkpoint, wait_for
 
 TREE: dict[str, Any] = {
@@ -144,9 +156,10 @@ def test_six_trials_killed_once_and_resumed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_mask_that_collapses_in_training_ends_its_trial(data: str, tmp_path: Path) -> None:
-    search = _search(data, tmp_path)
-    method = search.config.method
+def test_a_mask_that_collapses_in_training_ends_its_trial_also_on_s3(
+    data: str, tmp_path: Path, s3: S3Server
+) -> None:
+    method = _search(data, tmp_path).config.method
     weights = networks.build(method.networks, 0).state_dict()
     for domain in "ab":
         last = [name for name in weights if name.startswith(f"attention_{domain}.")][-1]
@@ -154,7 +167,8 @@ def test_a_mask_that_collapses_in_training_ends_its_trial(data: str, tmp_path: P
     model_folder.write(tmp_path / "dead", "dead", method, 32, weights)
     train = TREE["train"] | {"start_from": str(tmp_path / "dead"), "log_every": 1}
     tune = TREE["tune"] | {"grace_steps": 5}
-    search = Search.of(configs.parse({**TREE, "storage": str(tmp_path), "train": train, "tune": tune}), data)
+    tree = {**TREE, "storage": f"{s3.uri}/x", "train": train, "tune": tune}
+    search = Search.of(configs.parse(tree), data)
     spec = launch.spec_of(search.config, search.data_uri, search.search_id)
     with train_job.ray_session(search.config, cpus=2) as scratch:
         trial = tune_trial.TuneTrial({"trial": 0, "spec": spec, "scratch": scratch, "own_ray": True})
@@ -163,7 +177,12 @@ def test_a_mask_that_collapses_in_training_ends_its_trial(data: str, tmp_path: P
     stored = search.trial(0)
     assert stored.state == "collapsed"
     assert "collapsed to all zeros at step 3" in stored.message
-    assert runs.list_runs(str(tmp_path))[0]["state"] == "collapsed"
+    assert runs.list_runs(f"{s3.uri}/x")[0]["state"] == "collapsed"
+    assert stored.run_uri.startswith(f"{s3.uri}/x/runs/")
+    # what the search leaves on object storage, where a preset cannot be read from by `agit run`
+    told = tune_journey.summarize(search, tune_journey.report(search), tmp_path / "best.yaml")
+    assert (told["best"], told["preset"]) == (None, None)
+    assert "No trial has a score yet" in storage.read_text(told["report"])
 
 
 def _expect_structured_log(text: str, run_ids: set[str]) -> None:
@@ -187,6 +206,21 @@ def test_the_identity_is_the_space_and_the_data_not_how_much_is_asked_for(data: 
     assert [t.run_id for t in larger.trials()[:6]] == [t.run_id for t in search.trials()]
     assert _search(data, tmp_path, reduction=2).search_id != search.search_id
     assert len({t.run_id for t in search.trials()}) == 6
+
+
+def test_the_job_finds_the_same_search_whatever_its_working_directory(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train = TREE["train"] | {"start_from": "models/mine"}
+    search = Search.of(configs.parse({**TREE, "storage": "./state", "train": train}), data)
+    spec = launch.spec_of(search.config, search.data_uri, search.search_id)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = tune_search.from_spec(spec)
+    assert again.uri == str(tmp_path / "state" / "tune" / search.search_id)
+    assert again.trial(3) == Search.of(again.config, data).trial(3)
+    assert again.config.train.start_from == str(tmp_path / "models/mine")
 
 
 def test_settings_of_a_search_that_do_not_fit_are_refused(data: str, tmp_path: Path) -> None:
@@ -329,3 +363,31 @@ def test_only_those_that_came_as_far_are_compared(data: str, tmp_path: Path) -> 
     text = tune_search.preset(search, best)
     assert text.startswith("# The best of 6 trials")
     assert configs.parse(yaml.safe_load(text)) == search.config_of(2)
+
+
+@pytest.mark.slow
+def test_the_report_opens_in_a_browser_with_all_its_charts(
+    data: str, tmp_path: Path, browser: Browser, screenshots: Path
+) -> None:
+    search = _search(data, tmp_path)
+    for number, state in enumerate(("finished", "stopped", "collapsed", "finished", "running", "failed")):
+        trial = search.trial(number)
+        trial.state = state
+        trial.message = "<b>no tags</b>" if state == "failed" else ""
+        steps = search.rungs if state == "finished" else search.rungs[:1] if state != "failed" else []
+        trial.scores = [
+            {"resource": at, "step": at, "metrics": {"kid_target": 0.3 - 0.02 * number - 0.01 * at}}
+            for at in steps
+        ]
+        search.store(trial)
+    page = browser.open(f"file://{tune_report.build(search)}")
+    page.wait_for_selector("html[data-charts]", timeout=120_000)
+    assert "Trial 3 does best: kid_target 0.18" in page.inner_text(".verdict")
+    assert "25% below" in page.inner_text(".verdict")
+    rows = page.locator("#trials tbody tr").all_inner_texts()
+    assert len(rows) == 6
+    assert rows[0].startswith("3 best")
+    assert any("<b>no tags</b>" in row for row in rows), "a message is text, not markup"
+    drawn = page.locator(".plot .main-svg").count()
+    assert drawn >= 2 + len(search.ranges)
+    page.screenshot(path=screenshots / "tune.png", full_page=True)
