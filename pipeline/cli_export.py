@@ -1,7 +1,9 @@
-"""Commands that hand a model out: ``export``."""
+"""Commands that hand a model out: ``export``, ``serve``, ``demo-ui``."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -19,9 +21,17 @@ class Format(StrEnum):
     safetensors = "safetensors"
 
 
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
+Host = Annotated[
+    str, typer.Option(help="Address to listen at. Others can reach it only if you say so: there is no login.")
+]
+
+
 def add_to(app: typer.Typer) -> None:
     """Adds the commands of this file."""
     app.command()(export)
+    app.command()(serve)
+    app.command(name="demo-ui")(demo_ui)
 
 
 def export(
@@ -109,3 +119,58 @@ def _show(done: dict[str, Any]) -> None:
 
 def _digits(value: float | None) -> str:
     return "not comparable" if value is None else f"{value:.2g}"
+
+
+def serve(
+    model: ModelUri,
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 5000,
+    device: Device = "auto",
+    overrides: Overrides = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Serve a model over HTTP: base64 images in, base64 PNG image and mask out.
+
+    MLflow's own scoring server (POST /invocations, GET /ping), as `mlflow models serve` starts it. Ctrl-C ends it.
+    """
+    from pipeline import serve as serving
+    from pipeline import serve_http
+
+    folder = model_uri(model, overrides)
+    url = serve_http.run(
+        lambda: serving.application(folder, device), host, port, serving.LIMIT, _told("serving")
+    )
+    return Answer({"url": url, "model": model}, cli_show.mapping)
+
+
+def demo_ui(
+    model: ModelUri,
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
+    device: Device = "auto",
+    max_side: Annotated[
+        int, typer.Option(min=16, help="Larger images are scaled down to this side first.")
+    ] = 1024,
+    overrides: Overrides = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """A page in the browser to try a model on: drop an image, see the mask and the result. Ctrl-C ends it."""
+    from pipeline import demo_ui as page
+    from pipeline import serve_http, serve_images
+
+    folder = model_uri(model, overrides)
+    url = serve_http.run(
+        lambda: page.application(folder, device, max_side),
+        host,
+        port,
+        serve_images.LARGEST_BYTES,
+        _told("open"),
+    )
+    return Answer({"url": url, "model": model}, cli_show.mapping)
+
+
+def _told(what: str) -> Callable[[str], None]:
+    """Says where the server is, in the log's place: standard output belongs to --json."""
+    return lambda url: print(f"{what} {url}", file=sys.stderr, flush=True)

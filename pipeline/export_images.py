@@ -20,6 +20,7 @@ from agit_core.pictures import open_picture
 from pipeline import storage, translate_inputs
 from pipeline.data.builtin import draw
 
+GENERATED = "generated images"
 LONGEST = 512
 """Larger photographs are scaled down to this longest side: the check is about numbers, not about memory."""
 OTHER = (0.75, 1.25)
@@ -73,7 +74,7 @@ def choose(model: Model, direction: str, folder: str | None, count: int) -> Chec
             pass
     domain = "a" if direction == "a2b" else "b"
     pictures = [draw(0, "test", domain, index, model.image_size).image for index in range(count)]
-    return CheckImages([_prepared(Image.fromarray(p)) for p in pictures], "generated images")
+    return CheckImages([_prepared(Image.fromarray(p)) for p in pictures], GENERATED)
 
 
 def _read(uri: str, count: int) -> CheckImages:

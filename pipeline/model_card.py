@@ -53,15 +53,15 @@ def render(
         exported: what :func:`pipeline.export.run` found, for the card of an export.
         manifest: of the prepared data, see :func:`manifest_of`.
     """
-    names = _names(manifest)
-    labels = {"a2b": f"{names[0]} → {names[1]}", "b2a": f"{names[1]} → {names[0]}"}
+    domains = names(manifest)
+    labels = {"a2b": f"{domains[0]} → {domains[1]}", "b2a": f"{domains[1]} → {domains[0]}"}
     settings = redact(model.lineage.get("config") or {})
     steps = int(model.lineage.get("steps") or model.lineage.get("step") or 0)
     scores = _Scores(evaluation)
     context = {
         "head": yaml.safe_dump(_head(model, scores, labels), sort_keys=False, allow_unicode=True).strip(),
         "name": model.name,
-        "names": names,
+        "names": domains,
         "labels": labels,
         "attends": model.method.networks.has_attention,
         "preset": model.method.networks.preset,
@@ -69,7 +69,7 @@ def render(
         "steps": steps,
         "few_steps": 0 < steps < _FEW_STEPS,
         "lineage": redact(_lineage(model)),
-        "source": (settings.get("data") or {}).get("source"),
+        "source": _source(str((settings.get("data") or {}).get("source") or "")),
         "splits": {k: v["rows"] for k, v in ((manifest or {}).get("splits") or {}).items()},
         "quarantined": sum(
             len(s.get("quarantined") or []) for s in ((manifest or {}).get("splits") or {}).values()
@@ -77,7 +77,7 @@ def render(
         "leaks": len((manifest or {}).get("leaks") or []),
         "tables": {d: scores.table(d) for d in DIRECTIONS},
         "protocol": scores.protocol(),
-        "counts": evaluation.get("counts") or {},
+        "counts": {k: v for k, v in (evaluation.get("counts") or {}).items() if k.startswith("test_")},
         "against_it": scores.against_it(labels),
         "exported": exported,
         "multiple": STRIDE,
@@ -154,8 +154,11 @@ class _Scores:
             for prefix, how in (("kid_target", "KID to the target"), ("kid_mean", "the mean of both KIDs")):
                 mine = self._mine.estimate(f"{prefix}_{direction}")
                 nothing = self._nothing.estimate(f"{prefix}_{direction}")
-                if mine and nothing and mine.value >= nothing.value:
-                    said.append(f"{label}: by {how} it is no better than leaving the images as they are.")
+                tested = (self._mine.intervals.get(f"{prefix}_{direction}") or {}).get("do_nothing") or {}
+                if tested.get("verdict") == "noise":
+                    said.append(f"{label}: by {how} it cannot be told from leaving the images as they are.")
+                elif mine and nothing and mine.value >= nothing.value:
+                    said.append(f"{label}: by {how} it is worse than leaving the images as they are.")
             iou = self._mine.estimate(f"attention_iou_{direction[0]}")
             ones = self._mine.estimate(f"attention_iou_everywhere_{direction[0]}")
             if iou and ones and iou.value <= ones.value:
@@ -191,10 +194,16 @@ def _head(model: Model, scores: _Scores, labels: Mapping[str, str]) -> dict[str,
     return head | ({"model-index": [{"name": model.name, "results": results}]} if results else {})
 
 
-def _names(manifest: Mapping[str, Any] | None) -> tuple[str, str]:
+def names(manifest: Mapping[str, Any] | None) -> tuple[str, str]:
+    """Of the two domains, as the data calls them."""
     domains = (manifest or {}).get("domains") or {}
     a, b = (str((domains.get(d) or {}).get("name") or d.upper()) for d in "ab")
     return a, b
+
+
+def _source(uri: str) -> str:
+    """Without the folders of the machine that trained it."""
+    return uri if storage.is_remote(uri) else storage.name(uri)
 
 
 def _lineage(model: Model) -> dict[str, Any]:

@@ -1,0 +1,115 @@
+"""What both small servers have in common: loopback, limits, a clean end."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+from collections.abc import Callable
+
+import uvicorn
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from agit_core.errors import BadInput
+
+LOOPBACK = "127.0.0.1"
+_CONCURRENT = 64
+_GRACE_SECONDS = 10
+
+
+class BodyLimit:
+    """Refuses larger request bodies with status 413, announced (Content-Length) or not (chunked).
+
+    The body is read here, so that what is behind never sees more of it than the limit.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app, self._limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] not in {"POST", "PUT", "PATCH"}:
+            await self._app(scope, receive, send)
+            return
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        body, more = b"", True
+        too_large = announced.isdigit() and int(announced) > self._limit
+        while more and not too_large:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            too_large = len(body) > self._limit
+        if too_large:
+            sentence = f"the request is larger than the limit of {self._limit // 2**20} MiB"
+            refusal = JSONResponse({"error": sentence}, 413, headers={"Connection": "close"})
+            await refusal(scope, receive, send)
+            return
+        replayed = False
+
+        async def replay() -> Message:
+            nonlocal replayed
+            if replayed:
+                return await receive()
+            replayed = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._app(scope, replay, send)
+
+
+def run(build: Callable[[], ASGIApp], host: str, port: int, limit: int, ready: Callable[[str], None]) -> str:
+    """Serves until interrupted; returns the address that was served.
+
+    Args:
+        build: makes the application, once the address is had.
+        port: 0 takes a free one.
+        limit: of a request's body, in bytes.
+        ready: called with the address when the socket is bound.
+
+    Raises:
+        BadInput: the address cannot be had.
+    """
+    listening = _bind(host, port)
+    url = f"http://{'localhost' if host == 'localhost' else _bracketed(host)}:{listening.getsockname()[1]}"
+    with listening:
+        app: ASGIApp = BodyLimit(build(), limit)
+        if _is_loopback(host):  # a page elsewhere cannot reach it by pointing its own name at this machine
+            app = TrustedHostMiddleware(app, allowed_hosts=["localhost", LOOPBACK, "[::1]"])
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                limit_concurrency=_CONCURRENT,
+                timeout_graceful_shutdown=_GRACE_SECONDS,
+                server_header=False,
+            )
+        )
+        ready(url)
+        with contextlib.suppress(KeyboardInterrupt):  # an interruption is how a server ends
+            server.run(sockets=[listening])
+    return url
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen()  # callers wait from now on, while the model is being loaded
+    except (OSError, OverflowError) as error:
+        raise BadInput(f"cannot serve at {host}:{port} ({error}); give another --port or --host") from None
+    return listening
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import mlflow.pyfunc
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.exceptions import MlflowException
+from PIL import Image
+
+from agit_core import Translator
+from agit_core.errors import BadInput
+from pipeline import serve_http, serve_images, serve_pyfunc
+from tests.agit_core import models
+from tests.pipeline.command import agit, environment
+from tests.pipeline.served import eventually, started
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder as the registry writes it."""
+    folder = models.write_model(tmp_path_factory.mktemp("serve") / "model")
+    model = Translator.load(folder).model
+    (folder / serve_pyfunc.FILE).write_text(serve_pyfunc.mlmodel(model))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    cwd = tmp_path_factory.mktemp("cwd")
+    with started("pipeline.cli", "serve", "--model", folder, "--port", "0", cwd=cwd) as address:
+        yield address
+
+
+def encoded(pixels: np.ndarray[Any, Any], kind: str = "PNG") -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def decoded(text: str) -> np.ndarray[Any, Any]:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text, validate=True))))
+
+
+def call(url: str, images: list[Any], timeout: float = 120, **params: Any) -> httpx.Response:
+    body = {"inputs": {"image": images}, "params": params}
+    return httpx.post(f"{url}/invocations", json=body, timeout=timeout)
+
+
+@pytest.mark.slow
+def test_images_in_images_out(url: str, folder: Path) -> None:
+    assert httpx.get(f"{url}/ping").status_code == 200
+    photos = [models.photograph(30, 41), models.photograph(52, 24, seed=1)]
+    translator = Translator.load(folder, device="cpu")
+    for direction in ("a2b", "b2a"):
+        answer = call(url, [encoded(p) for p in photos], direction=direction)
+        assert answer.status_code == 200, answer.text
+        for photo, row in zip(photos, answer.json()["predictions"], strict=True):
+            expected = translator.translate(photo, direction)
+            np.testing.assert_array_equal(decoded(row["image"]), expected.image)
+            np.testing.assert_array_equal(decoded(row["mask"]), expected.mask)
+    split = {
+        "dataframe_split": {"columns": ["image"], "data": [["data:image/png;base64," + encoded(photos[0])]]}
+    }
+    answer = httpx.post(f"{url}/invocations", json=split, timeout=120)
+    np.testing.assert_array_equal(
+        decoded(answer.json()["predictions"][0]["image"]), translator.translate(photos[0]).image
+    )
+
+
+@pytest.mark.slow
+def test_wrong_calls_are_answered_in_a_sentence(url: str) -> None:
+    good = encoded(models.photograph(20, 20))
+    text = base64.b64encode(b"hello").decode()
+    for images, params, said in (
+        ([good, text], {}, "image 1: this is not an image that can be read"),
+        (["***"], {}, "image 0: the image is not valid base64"),
+        ([good], {"direction": "c2d"}, "there is no direction 'c2d'; use a2b or b2a"),
+        ([good] * 65, {}, "65 images are too many for one call"),
+    ):
+        answer = call(url, images, **params)
+        assert answer.status_code == 400
+        assert said in answer.json()["message"]
+
+
+@pytest.mark.slow
+def test_limits(url: str) -> None:
+    def chunks() -> Iterator[bytes]:
+        for _ in range(50):
+            yield b"x" * 2**20
+
+    for content in (b"x" * (41 * 2**20), chunks()):
+        try:
+            answer = httpx.post(f"{url}/invocations", content=content, timeout=120)
+        except httpx.WriteError:  # hung up before all of it was sent
+            continue
+        assert answer.status_code == 413
+        assert "larger than the limit of 40 MiB" in answer.text
+    # another site's name that points at this machine
+    assert httpx.get(f"{url}/ping", headers={"Host": "evil.example"}).status_code == 400
+    assert call(url, [encoded(models.photograph(20, 20))]).status_code == 200
+
+
+@pytest.mark.slow
+def test_mlflows_own_command_serves_the_folder(folder: Path, tmp_path: Path) -> None:
+    port = serve_http._bind("127.0.0.1", 0)
+    number = port.getsockname()[1]
+    port.close()
+    command = [Path(sys.executable).with_name("mlflow"), "models", "serve", "--model-uri", folder]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(number)]
+    # in an activated environment, with this checkout's code
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    there = environment(PATH=path, PYTHONPATH=str(Path(__file__).parents[2]))
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [*map(str, command)],
+            cwd=tmp_path,
+            env=there,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        url = f"http://127.0.0.1:{number}"
+
+        def answers() -> bool:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            try:
+                return httpx.get(f"{url}/ping").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        eventually(answers, "mlflow models serve does not answer")
+        photo = models.photograph(28, 36)
+        row = call(url, [encoded(photo)], direction="b2a").json()["predictions"][0]
+        expected = Translator.load(folder, device="cpu").translate(photo, "b2a")
+        np.testing.assert_array_equal(decoded(row["image"]), expected.image)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_mlflows_python_client_loads_it(folder: Path) -> None:
+    model = mlflow.pyfunc.load_model(str(folder))
+    photo = models.photograph(24, 32)
+    told = model.predict(pd.DataFrame({"image": [encoded(photo, "JPEG")]}), params={"direction": "a2b"})
+    assert list(told.columns) == ["image", "mask"]
+    assert decoded(told["image"][0]).shape == (24, 32, 3)
+    with pytest.raises(MlflowException, match="image 0: the image is empty"):
+        model.predict(pd.DataFrame({"image": [""]}))
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "the image is empty"),
+        (b"GIF89a", "not an image"),
+        (base64.b64decode(encoded(models.photograph(64, 64)))[:3000], "damaged"),
+        (b"x" * (serve_images.LARGEST_BYTES + 1), "the limit is 20 MiB"),
+    ],
+)
+def test_pictures_that_are_refused(data: bytes, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        serve_images.decode(data)
+
+
+def test_a_decompression_bomb_is_refused_unread() -> None:
+    buffer = io.BytesIO()
+    Image.new("1", (8_000, 8_000)).save(buffer, "PNG")
+    assert len(buffer.getvalue()) < 50_000
+    with pytest.raises(BadInput, match="million"):
+        serve_images.decode(buffer.getvalue())
+
+
+def test_a_port_that_is_taken_is_a_wrong_call(folder: Path, tmp_path: Path) -> None:
+    with serve_http._bind("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        done = agit("serve", "--model", folder, "--port", str(port), cwd=tmp_path)
+    assert done.status == 2
+    assert f"cannot serve at 127.0.0.1:{port}" in done.last_line
