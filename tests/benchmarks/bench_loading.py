@@ -31,7 +31,7 @@ _PLACES = {
     "local": ("ours", "imagefolder", "imagefolder, fast decoder", *_STREAMED),
     "s3": ("ours", *_STREAMED),
 }
-_COLUMNS = ("images_per_s", "first_batch_s", "memory_mb_per_worker")
+_COLUMNS = ("images_per_s", "images_per_core_s", "first_batch_s", "memory_mb_per_worker")
 _PEERS = Path(__file__).with_name("peers.txt")
 
 
@@ -84,7 +84,7 @@ def run(images: int = 800, repeats: int = 3, workers: int = 2) -> Result:
         for name in names
         if (place, name) in found
     ]
-    head = ("loader", "images/s", "first batch, s", "MB per worker", "ours over it")
+    head = ("loader", "images/s", "per core", "first batch, s", "MB per worker", "ours over it")
     about = f"{2 * images} images of 286 px, batches of 16 crops of 256 px, {workers} workers or threads"
     return Result(
         keys, [about, *table(head, rows), *(f"missing: {what}: {why}" for what, why in failures.items())]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import subprocess
 import sys
@@ -12,11 +11,12 @@ from typing import Any
 
 from botocore.config import Config
 from botocore.session import get_session
+from PIL import Image
 
 from pipeline import storage
 from pipeline.config import parse
+from pipeline.data import builtin
 from pipeline.data.prepare import prepare
-from pipeline.data.reader import ShardImages
 from tests.pipeline.s3 import S3Server
 
 ROOT = Path(__file__).parents[2]
@@ -29,19 +29,13 @@ def layouts(
     root: Path, server: S3Server, images: int, workers: int, env: dict[str, str]
 ) -> dict[str, dict[str, Any]]:
     """What :mod:`tests.benchmarks.loading_one` needs to know, per place (``local``, ``s3``)."""
-    sizes = {"train": images, "test": 2, "size": 286}
-    data = {"source": "builtin", "builtin": sizes, "shard_bytes": SHARD}
+    folder = _images(root / "set", root / "folder", images)
+    data = {"source": str(root / "set"), "shard_bytes": SHARD}
     made = prepare(parse({"name": "bench", "storage": str(root / "prepared"), "data": data}))
-    encoded = []
-    for domain in "AB":
-        reader = ShardImages(made.uri, f"train{domain}", root, 0)
-        (root / "folder" / domain).mkdir(parents=True)
-        for i in range(len(reader)):
-            encoded.append((domain, i, reader.encoded(i)))
-            (root / "folder" / domain / f"{i:05d}.jpg").write_bytes(encoded[-1][2])
+    encoded = sorted(folder.glob("*/*.jpg"))
     shards = [s["path"] for split in ("trainA", "trainB") for s in made.manifest["splits"][split]["shards"]]
     tars = _tars(root / "tars", encoded, len(shards))
-    _mds(root / "folder", root / "mds", env)
+    _mds(folder, root / "mds", env)
     os.environ.update(server.env)
     storage.upload_folder(made.uri, f"{server.uri}/prepared")
     for name in ("tars", "mds"):
@@ -49,7 +43,7 @@ def layouts(
     common = {"image_size": 256, "batch": 16, "workers": workers, "images": len(encoded)}
     local = {
         "prepared": made.uri,
-        "folder": str(root / "folder"),
+        "folder": str(folder),
         "tars": [str(root / "tars" / name) for name in tars],
         "mds": str(root / "mds"),
         "parquet": [f"{made.uri}/{path}" for path in shards],
@@ -71,14 +65,25 @@ def _signed(server: S3Server, key: str) -> str:
     return f"pipe:curl -s -f -L '{client.generate_presigned_url('get_object', asked, 3600)}'"
 
 
-def _tars(folder: Path, encoded: list[tuple[str, int, bytes]], count: int) -> list[str]:
+def _images(source: Path, folder: Path, images: int) -> Path:
+    """JPEG files as preparing stores them; ``folder`` shows the training images alone, in ``A`` and ``B``."""
+    folder.mkdir()
+    for split, count in (("trainA", images), ("trainB", images), ("testA", 1), ("testB", 1)):
+        (source / split).mkdir(parents=True)
+        for i in range(count):
+            drawn = builtin.draw(0, split[:-1], split[-1].lower(), i, 286).image
+            Image.fromarray(drawn).save(source / split / f"{i:05d}.jpg", quality=95, subsampling=0)
+    for domain in "AB":
+        (folder / domain).symlink_to(source / f"train{domain}")
+    return folder
+
+
+def _tars(folder: Path, encoded: list[Path], count: int) -> list[str]:
     folder.mkdir()
     for number in range(count):
         with tarfile.open(folder / f"{number:03d}.tar", "w") as file:
-            for domain, i, data in encoded[number::count]:
-                info = tarfile.TarInfo(f"{domain}{i:05d}.jpg")
-                info.size = len(data)
-                file.addfile(info, io.BytesIO(data))
+            for path in encoded[number::count]:
+                file.add(path, path.parent.name + path.name)
     return sorted(path.name for path in folder.iterdir())
 
 

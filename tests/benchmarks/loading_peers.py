@@ -118,5 +118,5 @@ def write_mds(folder: str, target: str) -> None:
     from streaming import MDSWriter
 
     with MDSWriter(out=target, columns={"image": "bytes"}, size_limit=8 << 20) as out:
-        for path in sorted(Path(folder).rglob("*.jpg")):
+        for path in sorted(Path(folder).glob("*/*.jpg")):
             out.write({"image": path.read_bytes()})
