@@ -2,8 +2,8 @@
 
 Prints a JSON object: ``images``, ``first_batch_s`` (from opening the data to the first batch), ``images_per_s``
 (of everything after the first batch), ``images_per_core_s`` (images over the processor seconds that all its
-processes took, which a busy machine changes little) and ``memory_mb_per_worker`` (what the loader added to this process and
-its children, shared pages shared out, over the number of workers).
+processes took, which a busy machine changes little) and ``memory_mb_per_worker`` (what the loader added to this
+process and its children, shared pages shared out, over the number of workers).
 """
 
 from __future__ import annotations
