@@ -117,6 +117,7 @@ class PrecisionConfig:
     autocast: Literal["auto", "bf16", "off"] = "auto"
     """``auto``: bf16 on GPUs and on processors with bf16 matrix instructions, otherwise off."""
     channels_last: Literal["auto", "on", "off"] = "auto"
+    """``auto``: on GPUs and with bf16."""
     compile: Literal["auto", "on", "off"] = "auto"
     """``torch.compile``; ``auto``: on GPUs only."""
     deterministic: bool = True

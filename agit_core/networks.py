@@ -23,8 +23,9 @@ STRIDE = 4
 class InstanceNorm(nn.Module):
     """Instance normalisation without running statistics: the same in training and at inference.
 
-    Computed as a group norm with one channel per group, which is the same formula and, measured on CPU,
-    about three times faster than ``F.instance_norm``.
+    Computed as a group norm with one channel per group, which is the same formula and, measured on CPU, two to
+    three times faster than ``F.instance_norm``. That kernel is 4 to 30 times slower on channels_last tensors,
+    where batch norm, image by image, is as fast as it is on contiguous ones.
     """
 
     def __init__(self, channels: int, affine: bool) -> None:
@@ -34,7 +35,24 @@ class InstanceNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.group_norm(x, self.channels, self.weight, self.bias, eps=1e-5)
+        if x.device.type != "cpu" or x.is_contiguous():
+            return F.group_norm(x, self.channels, self.weight, self.bias, eps=1e-5)
+        images = [
+            F.batch_norm(image, None, None, self.weight, self.bias, training=True, eps=1e-5)
+            for image in x.split(1)
+        ]
+        return images[0] if len(images) == 1 else torch.cat(images)
+
+
+class TransposedConvolution(nn.ConvTranspose2d):
+    """A transposed convolution that adds its bias afterwards.
+
+    The bf16 kernel for CPUs is two to three times slower when it is handed the bias.
+    """
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        y = F.conv_transpose2d(x, self.weight, None, self.stride, self.padding, self.output_padding)
+        return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
 
 
 class SamePadded(nn.Module):
@@ -115,7 +133,7 @@ def generator_agit(width: int, blocks: int, upsampling: str) -> nn.Sequential:
         if upsampling == "resize":
             layers += _resize_block(inputs, outputs, affine=True, bias=True)
         else:
-            up = nn.Sequential(nn.ConvTranspose2d(inputs, outputs, 3, stride=2), DropLast())
+            up = nn.Sequential(TransposedConvolution(inputs, outputs, 3, stride=2), DropLast())
             layers += _block(up, outputs, True)
     layers += [nn.Conv2d(w, 3, 7, padding=3), nn.Tanh()]
     return nn.Sequential(*layers)
@@ -133,19 +151,23 @@ def generator_cyclegan(width: int, blocks: int, upsampling: str, bias: bool, up_
             layers += _resize_block(inputs, outputs, affine=False, bias=bias)
         else:
             extra = 1 if up_kernel == 3 else 0
-            up = nn.ConvTranspose2d(inputs, outputs, up_kernel, 2, 1, output_padding=extra, bias=bias)
+            up = TransposedConvolution(inputs, outputs, up_kernel, 2, 1, output_padding=extra, bias=bias)
             layers += _block(up, outputs, False)
     layers += [nn.Conv2d(w, 3, 7, padding=3, padding_mode="reflect", bias=bias), nn.Tanh()]
     return nn.Sequential(*layers)
 
 
 def attention_agit(width: int, decoder: str) -> nn.Sequential:
-    """One channel in [0, 1], shape (N, 1, H, W)."""
+    """One channel in [0, 1], shape (N, 1, H, W).
+
+    Nearest x2, then a 1x1 convolution, a norm and a ReLU give every pixel of a 2x2 block the same value: the
+    1x1 decoder is the same function, a sixteenth of the work, with all of its upsampling at the end.
+    """
     w = width
     kernel, padding = (1, 0) if decoder == "1x1" else (3, 1)
 
-    def up() -> nn.Upsample:
-        return nn.Upsample(scale_factor=2, mode="nearest")
+    def up() -> nn.Module:
+        return nn.Identity() if decoder == "1x1" else nn.Upsample(scale_factor=2, mode="nearest")
 
     layers = _block(nn.Conv2d(3, w, 7, stride=2, padding=3, padding_mode="reflect"), w, True)
     layers += _block(nn.Conv2d(w, 2 * w, 3, stride=2), 2 * w, True, SamePadded())
@@ -153,6 +175,8 @@ def attention_agit(width: int, decoder: str) -> nn.Sequential:
     layers += _block(nn.Conv2d(2 * w, 2 * w, kernel, padding=padding), 2 * w, True, up())
     layers += _block(nn.Conv2d(2 * w, w, kernel, padding=padding), w, True, up())
     layers += [nn.Conv2d(w, 1, kernel, padding=padding), nn.Sigmoid()]
+    if decoder == "1x1":
+        layers.append(nn.Upsample(scale_factor=4, mode="nearest"))
     return nn.Sequential(*layers)
 
 

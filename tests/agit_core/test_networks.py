@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from agit_core.config import NetworkConfig
-from agit_core.networks import InstanceNorm, Networks, build
+from agit_core.networks import InstanceNorm, Networks, TransposedConvolution, build
 
 
 def count(module: nn.Module) -> int:
@@ -94,3 +94,45 @@ def test_initialisation_is_the_authors() -> None:
     assert abs(float(weights.mean())) < 1e-4
     assert abs(float(weights.std()) - 0.02) < 1e-4
     assert all(float(c.bias.abs().max()) == 0 for c in convolutions if c.bias is not None)
+
+
+def test_attention_upsampled_last_is_the_authors_decoder() -> None:
+    """Layer by layer as published, upsampling before each 1x1 convolution: the same mask, the same gradients."""
+    torch.manual_seed(0)
+    quick = build(NetworkConfig(attention_width=8)).attention_a
+    assert isinstance(quick, nn.Sequential)
+    for layer in quick.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, 0, 0.3)
+    layers = [nn.Upsample(scale_factor=2) if isinstance(m, nn.Identity) else m for m in quick]
+    published = nn.Sequential(*layers[:-1])  # without the last upsampling
+    image = torch.rand(2, 3, 36, 52) * 2 - 1
+    outputs, gradients = [], []
+    for network in (published, quick):
+        mask = network(image)
+        network.zero_grad()
+        (mask * torch.linspace(0, 1, mask.numel()).view_as(mask)).sum().backward()
+        outputs.append(mask)
+        gradients.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
+    assert float(outputs[0].std()) > 0.05
+    assert torch.allclose(*outputs, atol=1e-5)
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-2) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_instance_norm_is_the_same_in_channels_last(images: int) -> None:
+    x = torch.randn(images, 5, 8, 6) * 4 + 2
+    norm = InstanceNorm(5, affine=True)
+    nn.init.normal_(norm.weight)  # type: ignore[arg-type]
+    nn.init.normal_(norm.bias)  # type: ignore[arg-type]
+    got = norm(x.contiguous(memory_format=torch.channels_last))
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(norm(x), got, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kernel", "padding", "extra"), [(3, 0, 0), (3, 1, 1), (4, 1, 0)])
+def test_a_transposed_convolution_is_pytorchs_own(kernel: int, padding: int, extra: int) -> None:
+    ours = TransposedConvolution(6, 4, kernel, 2, padding, output_padding=extra)
+    x = torch.randn(2, 6, 5, 7)
+    expected = nn.functional.conv_transpose2d(x, ours.weight, ours.bias, 2, padding, extra)
+    assert torch.allclose(ours(x), expected, atol=1e-5)

@@ -12,7 +12,6 @@ from agit_core.config import PrecisionConfig
 from agit_core.precision import pick_device, processor_has_bf16, resolve
 from tests.agit_core import ranks, tiny
 
-REFERENCE = PrecisionConfig(autocast="off", channels_last="off", compile="off")
 CPU = torch.device("cpu")
 
 
@@ -40,7 +39,7 @@ def test_a_switch_computes_the_same(
     change: dict[str, object], losses: float, gradients: float, switch_at: int
 ) -> None:
     got = []
-    for precision in (REFERENCE, replace(REFERENCE, **change)):  # type: ignore[arg-type]
+    for precision in (tiny.REFERENCE, replace(tiny.REFERENCE, **change)):  # type: ignore[arg-type]
         trainer = tiny.trainer(replace(tiny.method(switch_at=switch_at), precision=precision))
         trainer.train_on(tiny.next_batch(trainer))
         assert all(p.dtype is torch.float32 for p in trainer.networks.parameters())
@@ -52,7 +51,7 @@ def test_a_switch_computes_the_same(
 
 
 def test_bf16_is_really_used() -> None:
-    trainer = tiny.trainer(replace(tiny.method(), precision=replace(REFERENCE, autocast="bf16")))
+    trainer = tiny.trainer(replace(tiny.method(), precision=replace(tiny.REFERENCE, autocast="bf16")))
     dtypes: list[torch.dtype] = []
     trainer.networks.generator_ab[0].register_forward_hook(lambda *args: dtypes.append(args[2].dtype))
     trainer.train_on(tiny.next_batch(trainer))
@@ -62,9 +61,11 @@ def test_bf16_is_really_used() -> None:
 def test_auto_is_decided_by_the_machine() -> None:
     numerics = resolve(PrecisionConfig(), CPU)
     assert (numerics.autocast is torch.bfloat16) == processor_has_bf16()
+    assert numerics.channels_last == processor_has_bf16()
     assert not numerics.compile
+    assert not resolve(PrecisionConfig(autocast="off"), CPU).channels_last
     assert resolve(PrecisionConfig(autocast="bf16"), CPU).describe().startswith("bf16 autocast")
-    assert resolve(REFERENCE, CPU).describe() == "fp32, channels_first, eager"
+    assert resolve(tiny.REFERENCE, CPU).describe() == "fp32, channels_first, eager"
     assert pick_device("cpu") == CPU
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -76,7 +77,7 @@ def test_a_gpu_computes_the_same() -> None:
 
     plan = tiny.plan()
     got = []
-    for device, precision in ((CPU, REFERENCE), (torch.device("cuda"), PrecisionConfig())):
+    for device, precision in ((CPU, tiny.REFERENCE), (torch.device("cuda"), PrecisionConfig())):
         config = replace(tiny.method(), precision=precision)
         trainer = Trainer(config, plan, tiny.SIZE, tiny.TOTAL, device, seed=5)
         trainer.train_on(tiny.next_batch(trainer))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agit_core.config import HistoryConfig, LossConfig, MethodConfig, PrecisionConfig
+from agit_core.config import HistoryConfig, LossConfig, MethodConfig
 from agit_core.networks import Networks, cancelled_biases
 from agit_core.stages import collapse
 from tests.agit_core import tiny
@@ -26,7 +26,6 @@ def options(
         config,
         losses=replace(LossConfig(), **(losses or {})),
         networks=replace(config.networks, **(networks or {})),
-        precision=PrecisionConfig(autocast="off", channels_last="off", compile="off"),
     )
 
 
@@ -214,7 +213,8 @@ def test_a_collapsed_mask_shows_in_the_window(bias: float, says: str | None) -> 
     trainer = tiny.trainer()
     attention = trainer.networks.attention_a
     assert attention is not None
-    torch.nn.init.constant_(attention[-2].bias, bias)
+    last = [m for m in attention.modules() if isinstance(m, torch.nn.Conv2d)][-1]
+    torch.nn.init.constant_(last.bias, bias)  # type: ignore[arg-type]
     tiny.train(trainer, 2)
     health = trainer.window().mask_health
     domains = {d: collapse({k[:-2]: v for k, v in health.items() if k.endswith(d)}) for d in "ab"}

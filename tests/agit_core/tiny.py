@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agit_core.config import HistoryConfig, MethodConfig, NetworkConfig, OptimizerConfig, StageConfig
+from agit_core.config import (
+    HistoryConfig,
+    MethodConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    StageConfig,
+)
 from agit_core.loader import Batch, Loader
 from agit_core.sampling import SamplePlan
 from agit_core.trainer import Trainer
@@ -17,6 +24,8 @@ from agit_core.world import World
 SIZE = 32
 LENGTHS = (7, 5)
 TOTAL = 16
+REFERENCE = PrecisionConfig(autocast="off", channels_last="off", compile="off")
+"""Tests of the mathematics must not depend on what the machine is fast at."""
 
 
 class Images:
@@ -34,7 +43,7 @@ class Images:
 
 
 def method(**stages: Any) -> MethodConfig:
-    """Narrow networks, a small pool, the switch at epoch 1 unless told otherwise."""
+    """Narrow networks, a small pool, the switch at epoch 1 unless told otherwise; fp32, eager, channels first."""
     return MethodConfig(
         networks=NetworkConfig(
             generator_width=4, generator_blocks=1, attention_width=4, discriminator_width=4
@@ -42,6 +51,7 @@ def method(**stages: Any) -> MethodConfig:
         stages=replace(StageConfig(switch_at=1), **stages),
         history=HistoryConfig(size=4),
         optimizer=OptimizerConfig(learning_rate=2e-3),
+        precision=REFERENCE,
     )
 
 

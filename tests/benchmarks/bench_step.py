@@ -5,14 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from agit_core.config import HistoryConfig, MethodConfig, PrecisionConfig, StageConfig
 from agit_core.loader import Batch
-from agit_core.precision import pick_device
+from agit_core.precision import pick_device, resolve
 from agit_core.sampling import SamplePlan
 from agit_core.trainer import Trainer
 from tests.benchmarks.plain_step import PlainStep
@@ -24,56 +24,104 @@ SIZE = 256
 FP32 = PrecisionConfig(autocast="off", channels_last="off", compile="off")
 
 
-def run(rounds: int = 5, warm_up: int = 2) -> Result:
-    """Plain, ours in plain fp32 and ours by default take turns; ratios of the median times."""
+def run(size: int = SIZE, rounds: int = 5, warm_up: int = 2) -> Result:
+    """Plain, ours in plain fp32 and ours by default take turns; ratios of the median times.
+
+    Both compute the same step of stage ``full`` with batch 1 (a test holds them to it). A peak is what the same
+    machine reaches in one large square matrix product, in fp32 for the fp32 steps and in bf16 for autocast.
+    """
     device = pick_device()
+    numerics = resolve(PrecisionConfig(), device)
     steps: dict[str, Callable[[], Any]] = {
-        "plain": _plain(device),
-        "ours, fp32": _ours(FP32, device),
-        "ours, default": _ours(PrecisionConfig(), device),
+        "plain": plain(size, device),
+        "ours, fp32": ours(FP32, size, device),
+        "ours, default": ours(PrecisionConfig(), size, device),
     }
+    types = {"ours, default": numerics.autocast or torch.float32}
+    # from an eager step, whose operations can be counted; ours needs fewer, as attention is upsampled last
+    flops = {"plain": count(steps["plain"]), "ours": count(ours(FP32, size, device))}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(warm_up + rounds):
         for name, step in steps.items():
             begun = time.perf_counter()
             step()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            _wait(device)
             if turn >= warm_up:
                 times[name].append(time.perf_counter() - begun)
     seconds = {name: statistics.median(t) for name, t in times.items()}
-    ratio = {name: seconds["plain"] / s for name, s in seconds.items()}
-    rows = [(name, s, ratio[name]) for name, s in seconds.items()]
+    peaks = {dtype: matrix_peak(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
+    rows, rates = [], {}
+    for name in steps:
+        rate = flops[name.split(",")[0]] / seconds[name]
+        share = rate / peaks[types.get(name, torch.float32)]
+        rates[name] = {"flop_per_s": round(rate), "share_of_matrix_peak": round(share, 3)}
+        ratio, best = seconds["plain"] / seconds[name], min(times["plain"]) / min(times[name])
+        rows.append((name, seconds[name], ratio, best, rate / 1e9, f"{share:.0%}"))
     return Result(
         {
-            "step_ratio_default": round(ratio["ours, default"], 3),
-            "step_ratio_fp32": round(ratio["ours, fp32"], 3),
+            "step_ratio_default": round(seconds["plain"] / seconds["ours, default"], 3),
+            "step_ratio_fp32": round(seconds["plain"] / seconds["ours, fp32"], 3),
             "step_seconds": {name: round(s, 4) for name, s in seconds.items()},
+            "step_flops": flops,
+            "step_rates": rates,
+            "matrix_peak_flop_per_s": {str(dtype)[6:]: round(peak) for dtype, peak in peaks.items()},
         },
-        table(("step", "seconds", "plain over it"), rows),
+        [
+            f"{device.type}, {torch.get_num_threads()} threads, default: {numerics.describe()}; "
+            f"{flops['plain'] / 1e9:.0f} GFLOP a plain step, {flops['ours'] / 1e9:.0f} ours; matrix peak "
+            + ", ".join(f"{peak / 1e9:.0f} GFLOP/s {str(dtype)[6:]}" for dtype, peak in peaks.items()),
+            *table(("step", "seconds", "plain over it", "of the fastest", "GFLOP/s", "of peak"), rows),
+        ],
     )
 
 
-def _config(precision: PrecisionConfig) -> MethodConfig:
-    stages = StageConfig(switch_at=10**6)
-    return MethodConfig(stages=stages, history=HistoryConfig(size=4), precision=precision)
-
-
-def _images(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    pair = torch.rand(2, 1, 3, SIZE, SIZE, generator=generator) * 2 - 1
-    return pair[0].to(device), pair[1].to(device)
-
-
-def _ours(precision: PrecisionConfig, device: torch.device) -> Callable[[], Any]:
-    config = replace(_config(precision))
-    trainer = Trainer(config, SamplePlan(0, 1000, 1000, 1), SIZE, 10**6, device)
-    a, b = _images(device)
+def ours(precision: PrecisionConfig, size: int, device: torch.device) -> Callable[[], Any]:
+    """Our step, on the same two images over and over."""
+    trainer = _trainer(precision, size, device)
+    a, b = _images(size, device)
     return lambda: trainer.train_on(Batch(trainer.step, 0, a, b))
 
 
-def _plain(device: torch.device) -> Callable[[], Any]:
-    trainer = Trainer(_config(FP32), SamplePlan(0, 1000, 1000, 1), SIZE, 10**6, device)
+def plain(size: int, device: torch.device) -> Callable[[], Any]:
+    """The yardstick, with the same initial weights."""
+    trainer = _trainer(FP32, size, device)
     step = PlainStep(trainer.networks, trainer.config, masked=False)
-    a, b = _images(device)
+    a, b = _images(size, device)
     return lambda: step(a, b)
+
+
+def count(step: Callable[[], Any]) -> int:
+    """Floating-point operations of the convolutions and matrix products of one call."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def matrix_peak(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of a square matrix product, the best of several."""
+    side = 8192 if device.type == "cuda" else 1024
+    matrix = torch.randn(side, side, device=device).to(dtype)
+    best = float("inf")
+    for _ in range(8):
+        begun = time.perf_counter()
+        matrix @ matrix
+        _wait(device)
+        best = min(best, time.perf_counter() - begun)
+    return 2 * side**3 / best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _trainer(precision: PrecisionConfig, size: int, device: torch.device) -> Trainer:
+    stages = StageConfig(switch_at=10**6)
+    config = MethodConfig(stages=stages, history=HistoryConfig(size=4), precision=precision)
+    return Trainer(config, SamplePlan(0, 1000, 1000, 1), size, 10**6, device)
+
+
+def _images(size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    pair = torch.rand(2, 1, 3, size, size, generator=generator) * 2 - 1
+    return pair[0].to(device), pair[1].to(device)

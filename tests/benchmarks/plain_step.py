@@ -1,9 +1,9 @@
 """The yardstick: the same training step as public implementations write it.
 
-Eager, fp32, channels first; ``nn.InstanceNorm2d``; one discriminator pass for the real images and one for the
-fakes; a backward per discriminator; ``torch.optim.Adam`` as it comes; losses read with ``.item()``. The
-discriminators are frozen in the generators' half, as the most used CycleGAN code does. It computes what
-:class:`agit_core.step.TrainingStep` computes, which a test holds both to.
+Eager, fp32, channels first; PyTorch's own layers in the published order; one discriminator pass for the real
+images and one for the fakes; a backward per discriminator; ``torch.optim.Adam`` as it comes; losses read with
+``.item()``. The discriminators are frozen in the generators' half, as the most used CycleGAN code does. It
+computes what :class:`agit_core.step.TrainingStep` computes, which a test holds both to.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from agit_core.config import MethodConfig
-from agit_core.networks import InstanceNorm, Networks
+from agit_core.networks import InstanceNorm, Networks, TransposedConvolution
 
 
-def with_plain_norms(networks: Networks) -> Networks:
-    """A copy with the same weights whose norms are PyTorch's own modules."""
+def as_published(networks: Networks) -> Networks:
+    """A copy with the same weights, of PyTorch's own modules, in the order in which they were published."""
     networks = copy.deepcopy(networks).requires_grad_(True)
     for parent in list(networks.modules()):
         for name, child in list(parent.named_children()):
@@ -28,6 +28,13 @@ def with_plain_norms(networks: Networks) -> Networks:
                 norm = nn.InstanceNorm2d(child.channels, affine=child.weight is not None)
                 norm.load_state_dict(child.state_dict())
                 setattr(parent, name, norm)
+            elif isinstance(child, TransposedConvolution):
+                child.__class__ = nn.ConvTranspose2d
+    for name in ("attention_a", "attention_b"):
+        attention = getattr(networks, name)
+        if attention is not None and any(isinstance(layer, nn.Identity) for layer in attention):
+            layers = [nn.Upsample(scale_factor=2) if isinstance(m, nn.Identity) else m for m in attention]
+            setattr(networks, name, nn.Sequential(*layers[:-1]))
     return networks
 
 
@@ -54,7 +61,7 @@ class PlainStep:
     """Call it with a batch of each domain; it moves every trained parameter once."""
 
     def __init__(self, networks: Networks, config: MethodConfig, masked: bool) -> None:
-        self.nets = with_plain_norms(networks)
+        self.nets = as_published(networks)
         self.config, self.masked = config, masked
         nets, adam = self.nets, config.optimizer
         attention = [nets.attention_a, nets.attention_b]
