@@ -51,7 +51,7 @@ class TransposedConvolution(nn.ConvTranspose2d):
     """
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        y = F.conv_transpose2d(x, self.weight, None, self.stride, self.padding, self.output_padding)
+        y = F.conv_transpose2d(x, self.weight, None, self.stride, self.padding, self.output_padding)  # type: ignore[arg-type]
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
 
 

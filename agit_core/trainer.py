@@ -103,6 +103,7 @@ class Trainer:
         self.step = 0
         self._window = torch.zeros(len(FIGURES) + 1, dtype=torch.float64, device=self.device)
         self._epoch = torch.zeros_like(self._window)
+        self._ended: list[tuple[int, Figures]] = []
         self.training_step.enter(self.stages.rules)
 
     # ------------------------------------------------------------------ the loop
@@ -117,7 +118,8 @@ class Trainer:
         """One step on a batch that must be the plan's next."""
         assert batch.step == self.step, f"step {self.step} was given the batch of step {batch.step}"
         if self.plan.starts_epoch(batch.step):
-            self.stages.epoch_ended(self._close_epoch())
+            health = self._close_epoch(self.plan.epoch_of(batch.step - 1)).mask_health
+            self.stages.epoch_ended((health["coverage_a"] + health["coverage_b"]) / 2)
         switched = self.stages.advance(batch.step, batch.epoch)
         if switched:
             log.info("step %d: %s", batch.step, self.stages.rules.describe())
@@ -167,11 +169,17 @@ class Trainer:
         self._window.zero_()
         return _means(total, self.plan.batch_size)
 
-    def _close_epoch(self) -> float:
-        """Mean coverage of both domains over the epoch that ended, the same on every rank."""
-        health = _means(self.world.sum(self._epoch), self.plan.batch_size).mask_health
+    def ended_epochs(self) -> list[tuple[int, Figures]]:
+        """(epoch, its means over all ranks) of the epochs that ended since the last call."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _close_epoch(self, epoch: int) -> Figures:
+        """Means over the epoch that ended, the same on every rank."""
+        figures = _means(self.world.sum(self._epoch), self.plan.batch_size)
         self._epoch.zero_()
-        return (health["coverage_a"] + health["coverage_b"]) / 2
+        self._ended.append((epoch, figures))
+        return figures
 
     # ------------------------------------------------------------------ state
 

@@ -107,7 +107,8 @@ class _Worker:
         self.figures: Figures | None = None
         # a Ray of the run's own exports nothing
         self.gauges = Gauges(spec["run_id"]) if watch_preemption and not self.world.rank else None
-        self.collapsed = 0
+        self.epochs: list[tuple[int, Figures]] = []
+        self.collapsed, self.alarmed = 0, False
         self.seconds = {"data_wait": 0.0, "checkpoint": 0.0, "sample": 0.0}
 
     # ------------------------------------------------------------------ the loop
@@ -152,6 +153,7 @@ class _Worker:
             last = result.step == self.end
             if result.step % train.log_every == 0 or last:
                 self._log(result, progress)
+                self._watch_masks(result.step, saver, progress)
             if train.samples and (result.step % train.sample_every == 0 or last):
                 self._sample(result.step, saver)
             if result.step % self.checkpoint_every == 0 or last:
@@ -163,13 +165,13 @@ class _Worker:
     def _log(self, result: StepResult, progress: Progress | None) -> None:
         self.figures = self.trainer.window()
         losses, health = self.figures.losses, self.figures.mask_health
-        self._watch_masks(result.step, health, progress)
+        self.epochs = self.trainer.ended_epochs()
         if progress is None:
             return
         now = time.perf_counter()
         then, before = getattr(self, "logged", (self.loop_began, self.trainer.step - self.figures.steps))
         self.logged = (now, result.step)
-        row = {
+        row: dict[str, Any] = {
             "step": result.step,
             "epoch": result.epoch,
             "stage": result.stage.value,
@@ -179,28 +181,38 @@ class _Worker:
             "images_per_s": round((result.step - before) * self.plan.batch_size / max(now - then, 1e-9), 2),
             "time": time.time(),
         }
+        if self.epochs:
+            row["epochs"] = [{"epoch": e, "mask_health": means.mask_health} for e, means in self.epochs]
         self.rows.append(row)
         log.info("step %d of %d", result.step, self.total, extra={"fields": row})
         if self.gauges is not None:
             self.gauges(row)
         progress.update(losses=losses, mask_health=health)
 
-    def _watch_masks(self, step: int, health: dict[str, float], progress: Progress | None) -> None:
-        if not self.config.method.networks.has_attention:
+    def _watch_masks(self, step: int, saver: Saver | None, progress: Progress | None) -> None:
+        """Raises the alarm once per collapse: a whole epoch's masks, or those of several windows in a row."""
+        if not self.config.method.networks.has_attention or self.figures is None:
             return
-        found = {d: collapse({key: health[f"{key}_{d}"] for key in HEALTH_KEYS}) for d in "ab"}
-        self.collapsed = self.collapsed + 1 if any(found.values()) else 0
-        if self.collapsed != _COLLAPSED_WINDOWS:
+        now = collapsed(self.figures.mask_health)
+        self.collapsed = self.collapsed + 1 if now else 0
+        epoch = next((found for _, means in self.epochs if (found := collapsed(means.mask_health))), None)
+        if not now:
+            self.alarmed = False
+        if self.alarmed or not now or not (epoch or self.collapsed >= _COLLAPSED_WINDOWS):
             return
-        domain, how = next((d, how) for d, how in found.items() if how)
-        message = f"the attention of domain {domain} has collapsed to {how} at step {step}"
+        self.alarmed = True
+        message = f"the attention of domain {now[0]} has collapsed to {now[1]} at step {step}"
         if progress is not None:
             train_events.record(self.run_uri, "mask_collapsed", message, step=step)
             progress.update(message=message)
-        if self.config.train.stop_on_collapse:
+        if self.config.train.stop_on_collapse and step < self.end:
+            # what led here is worth keeping: the curves, and a state that can go on if someone wants it to
+            self._checkpoint(saver)
+            if saver is not None:
+                saver.drain()
             raise CollapsedMask(
                 f"{message}; lower method.optimizer.attention_learning_rate or switch stages earlier "
-                "(method.stages.switch_at)"
+                "(method.stages.switch_at), or go on all the same with train.stop_on_collapse=false"
             )
 
     def _sample(self, step: int, saver: Saver | None) -> None:
@@ -338,6 +350,12 @@ class _Worker:
             "images_per_s": round((step - first) * self.plan.batch_size / seconds, 2),
             "seconds": {"loop": round(seconds, 3)} | {k: round(v, 3) for k, v in self.seconds.items()},
         }
+
+
+def collapsed(health: dict[str, float]) -> tuple[str, str] | None:
+    """The domain whose mask has collapsed, and to what."""
+    found = {d: collapse({key: health[f"{key}_{d}"] for key in HEALTH_KEYS}) for d in "ab"}
+    return next(((d, how) for d, how in found.items() if how), None)
 
 
 class CollapsedMask(RunFailed):

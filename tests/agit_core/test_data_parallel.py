@@ -23,7 +23,7 @@ WEIGHTS = 1e-4
 
 
 def method(preset: str = "agit", switch_at: int = 1) -> MethodConfig:
-    config = tiny.method(switch_at=switch_at)
+    config = tiny.calm(tiny.method(switch_at=switch_at))
     identity = replace(config.losses, identity_weight=0.5)
     return replace(config, networks=replace(config.networks, preset=preset), losses=identity)
 

@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -80,13 +80,16 @@ def test_straight_equals_resumed(tmp_path: Path, straight: dict[str, Any], at: i
     assert tiny.same(straight, everything(first)), "saving must not change the run that goes on"
 
 
-def test_resume_is_exact_in_channels_last() -> None:
+@pytest.mark.parametrize("autocast", ["off", "bf16"])
+def test_resume_is_exact_in_channels_last(autocast: Literal["off", "bf16"]) -> None:
     """Adam's moments must take the layout of their weights again: the fused kernel pairs them by address."""
-    one = tiny.trainer(with_average("on"))
+    config = with_average("on")
+    config = replace(config, precision=replace(config.precision, autocast=autocast))
+    one = tiny.trainer(config)
     tiny.train(one, 2)
     snapshot = one.snapshot()
     assert snapshot is not None
-    other = tiny.trainer(with_average("on"))
+    other = tiny.trainer(config)
     other.restore(snapshot)
     for trainer in (one, other):
         tiny.train(trainer, 5)
@@ -115,21 +118,22 @@ def test_killed_while_writing_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     trainer = tiny.trainer(with_average())
     folder = tmp_path / "checkpoint"
     trainer.save(folder)
-    whole, left = 0, set()
-    for attempt in range(12):
+    left: set[int] = set()
+    # twelve kills, and more of them, later, on a machine so busy that no child got to write
+    for attempt in range(60):
+        if attempt >= 12 and len(left) > 1:
+            break
         child = os.fork()
         if child == 0:
             while True:
                 trainer.step += 1
                 trainer.save(folder)
-        time.sleep(random.Random(attempt).uniform(0.01, 0.25))
+        time.sleep(random.Random(attempt).uniform(0.01, 0.25 * max(1, attempt - 10)))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         reader = tiny.trainer(with_average())
         reader.load(folder)
-        whole += 1
         left.add(reader.step)
-    assert whole == 12
     assert len(left) > 1, "the children must have been writing"
 
 

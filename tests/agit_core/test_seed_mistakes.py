@@ -227,7 +227,7 @@ def test_9_the_generators_step_leaves_the_discriminators_alone() -> None:
 @pytest.mark.slow
 def test_9_ddp_with_several_forwards_per_backward(tmp_path: Path) -> None:
     """DDP around nets that run twice per backward and are frozen in between gave wrong gradients, silently."""
-    config = tiny.method(switch_at=1)
+    config = tiny.calm(tiny.method(switch_at=1))
     scenarios = [ranks.Scenario(f"until-{n}", config, 2, n) for n in (1, 2, 5)]
     both = ranks.run(tmp_path / "ranks", 2, scenarios)
     for scenario in scenarios:

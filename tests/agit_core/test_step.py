@@ -230,12 +230,16 @@ def test_masks_that_settle_switch_the_stage_at_an_epochs_end() -> None:
     trainer = tiny.trainer(config)
     coverages = []
     for result in trainer.run(tiny.loader(trainer.plan), 7):
-        figures = trainer.window().mask_health
-        coverages.append((figures["coverage_a"] + figures["coverage_b"]) / 2)
+        health = trainer.window().mask_health
+        coverages.append((health["coverage_a"] + health["coverage_b"]) / 2)
         # 7 items an epoch, 2 a step: epochs end before steps 4 and 7
         assert result.switched is False
     seen = trainer.stages.state_dict()["coverages"]
     assert seen == pytest.approx([sum(coverages[:4]) / 4])
+    [(epoch, figures)] = trainer.ended_epochs()
+    assert (epoch, figures.steps) == (0, 4)
+    assert sum(figures.mask_health[f"coverage_{d}"] for d in "ab") / 2 == pytest.approx(seen[0])
+    assert trainer.ended_epochs() == []
     result = trainer.train_on(tiny.next_batch(trainer))
     assert result.switched
     assert trainer.stages.switched_at_step == 7

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from agit_core import model_folder
 from agit_core.checkpoint import Snapshot
 from agit_core.errors import BadInput, RunFailed
+from agit_core.networks import build
 from pipeline import train_events, train_job
 from pipeline.config import Config
 from pipeline.train_checkpoints import CheckpointStore
@@ -159,6 +162,34 @@ def test_bad_input_in_a_worker_is_not_tried_again(data: str, scratch: str, tmp_p
         drive(config, data, scratch)
     events = train_events.read(spec_of(config, data)["run_uri"])
     assert [event["kind"] for event in events] == ["worker_failed"]
+
+
+@pytest.mark.parametrize(("bias", "says"), [(-20.0, "all zeros"), (20.0, "all ones")])
+def test_a_hopeless_run_stops_and_can_be_made_to_go_on(
+    bias: float, says: str, data: str, scratch: str, tmp_path: Path
+) -> None:
+    """From weights whose attention of domain a is stuck: alarm, curves and checkpoint, then the end."""
+    config = tiny(tmp_path, stop_on_collapse=True, start_from=str(tmp_path / "stuck"), max_steps=30)
+    networks = build(config.method.networks, 1)
+    assert networks.attention_a is not None
+    last = [m for m in networks.attention_a.modules() if isinstance(m, torch.nn.Conv2d)][-1]
+    torch.nn.init.constant_(last.bias, bias)  # type: ignore[arg-type]
+    model_folder.write(tmp_path / "stuck", "stuck", config.method, 32, networks.state_dict(), lineage={})
+    with pytest.raises(RunFailed, match=f"attention of domain a has collapsed to {says} at step 10"):
+        drive(config, data, scratch)
+    run = Path(spec_of(config, data)["run_uri"])
+    kinds = [event["kind"] for event in train_events.read(str(run))]
+    assert kinds == ["started", "mask_collapsed", "worker_failed"]
+    rows = [
+        json.loads(line) for f in sorted((run / "metrics").iterdir()) for line in f.read_text().splitlines()
+    ]
+    assert [row["step"] for row in rows] == [5, 10]
+    # 12 images an epoch, 2 a step: the first epoch ended within the second window and is enough for the alarm
+    assert [e["epoch"] for e in rows[1]["epochs"]] == [0]
+    assert rows[1]["epochs"][0]["mask_health"]["bimodality_a"] == pytest.approx(1.0)
+
+    _, result = drive(tiny(tmp_path, start_from=str(tmp_path / "stuck"), max_steps=30), data, scratch)
+    assert (result["resumed_from"], result["steps"]) == (10, 30)
 
 
 def test_failures_without_progress_end_the_run(data: str, scratch: str, tmp_path: Path) -> None:
