@@ -31,7 +31,13 @@ class Spec:
 
 SPECS = (
     Spec("kid_target", "KID to the target × 100", "lower is closer to real images", True, KID_SCALE),
-    Spec("kid_source", "KID to the source × 100", "doing nothing has 0 by construction", False, KID_SCALE),
+    Spec(
+        "kid_source",
+        "KID to the source × 100",
+        "doing nothing has about 0: it is its own source",
+        False,
+        KID_SCALE,
+    ),
     Spec(
         "kid_mean",
         "KID, target and source × 100",

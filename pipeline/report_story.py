@@ -15,6 +15,8 @@ from pipeline.report_scores import DIRECTIONS, KID_SCALE, Opponent, Scores
 from pipeline.report_sources import Run
 
 EXTREMES = 6
+_FLAT = 0.1
+"""Spread (standard deviation inside an image) below which a mask has not taken sides; a decided one has 0.3."""
 _MOST_ROWS = 1000
 _MOST_EVENTS = 20
 _SPELLED = {"kid": "KID", "fid": "FID", "sha256": "SHA-256", "a": "A", "b": "B"}
@@ -161,7 +163,7 @@ def per_image(run: Run, labels: dict[str, str]) -> list[dict[str, str]]:
 
 
 def alarms(config: Config, run: Run, names: tuple[str, str]) -> list[str]:
-    """What a reader must not overlook: masks that have collapsed by the gate's limits, a failed run."""
+    """What a reader must not overlook: masks that have collapsed or never took sides, a failed run."""
     found = []
     gate = config.register_.gate
     metrics = (run.evaluation or {}).get("metrics") or {}
@@ -174,6 +176,11 @@ def alarms(config: Config, run: Run, names: tuple[str, str]) -> list[str]:
             found.append(f"The attention on {name} has collapsed to all ones (it covers {coverage:.1%}).")
         elif coverage < gate.minimum_coverage:
             found.append(f"The attention on {name} has collapsed to nothing (it covers {coverage:.2%}).")
+        elif isinstance(spread := metrics.get(f"attention_spread_{domain}"), int | float) and spread < _FLAT:
+            found.append(
+                f"The attention on {name} has picked nothing out: about {coverage:.0%} everywhere in the image "
+                f"(spread {spread:.2f})."
+            )
     progress = run.progress or {}
     if progress.get("state") == "failed" and not run.result:
         found.append(f"The training failed: {progress.get('message') or 'it left no message'}")
@@ -184,8 +191,8 @@ def curves_lead(run: Run, switch: int | None) -> str:
     if not run.metrics:
         return ""
     rows, last = len(run.metrics), run.metrics[-1]
-    text = f"{rows:,} rows up to step {int(last['step']):,}, epoch {last.get('epoch', '?')}; "
-    text += "thick lines are moving means. " if rows >= 40 else ""
+    text = f"{rows:,} rows up to step {int(last['step']):,}, epoch {last.get('epoch', '?')}. "
+    text += "Thick lines are moving means. " if rows >= 40 else ""
     if switch is not None:
         return text + f"From step {switch:,} the discriminators see masked images and attention is frozen."
     return text + "The run did not switch to the masked stage."

@@ -189,6 +189,16 @@ def test_attention_that_was_off_is_not_called_collapsed(tmp_path: Path) -> None:
     assert "The attention on striped" not in said
 
 
+def test_attention_that_never_took_sides_is_said(tmp_path: Path) -> None:
+    config, run, data = fabricate(tmp_path)
+    flat = {"attention_coverage_a": 0.18, "attention_spread_a": 0.037}
+    decided = {"attention_coverage_b": 0.18, "attention_spread_b": 0.31}
+    (Path(run) / "evaluation.json").write_text(json.dumps({"metrics": flat | decided}))
+    said = text_of(Path(report.build(config, run, data)).read_text())
+    assert "The attention on plain has picked nothing out: about 18% everywhere in the image" in said
+    assert "The attention on striped" not in said
+
+
 def test_what_people_did_after_the_decision_is_told(tmp_path: Path) -> None:
     config, run, data = fabricate(tmp_path)
     for version, action, reason in (
