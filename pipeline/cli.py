@@ -24,11 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(cli_data.app, name="data")
-cli_model.add_to(app)
-cli_export.add_to(app)
-cli_runs.add_to(app)
-cli_tune.add_to(app)
 
 
 def _load(config: str, overrides: list[str] | None) -> Config:
@@ -222,6 +217,14 @@ def show_config(
         storage.write_text(str(output), cli_show.yaml_text(plain))
         return Answer({"written": str(output)}, cli_show.mapping)
     return Answer(plain, cli_show.as_yaml)
+
+
+# after the stages, so that `agit --help` lists these first
+app.add_typer(cli_data.app, name="data")
+cli_model.add_to(app)
+cli_export.add_to(app)
+cli_runs.add_to(app)
+cli_tune.add_to(app)
 
 
 def main() -> None:
