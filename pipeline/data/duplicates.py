@@ -92,6 +92,8 @@ def _bytes(column: pa.Array, width: int) -> np.ndarray:
 def _groups(labels: np.ndarray) -> list[np.ndarray]:
     """Row numbers that share a label, for labels that occur more than once; ordered by their first row."""
     order = np.argsort(labels, kind="stable")
-    cuts = np.flatnonzero(np.diff(labels[order])) + 1
-    groups = [group for group in np.split(order, cuts) if len(group) > 1]
+    starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
+    ends = np.append(starts[1:], len(order))
+    several = ends - starts > 1  # an object for every row would fill memory
+    groups = [order[start:end] for start, end in zip(starts[several], ends[several], strict=True)]
     return sorted(groups, key=lambda group: int(group[0]))
