@@ -10,8 +10,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import prefect.settings
 import pytest
 import yaml
+from prefect.settings.legacy import _get_settings_fields
+from prefect_kubernetes.settings import KubernetesSettings
 
 from tests.infra import commands, compose, dockerfile
 from tests.infra.pins import constraints
@@ -90,6 +93,25 @@ def test_worker_takes_its_work_from_the_pool_of_the_deployments(team: dict[str, 
     wanted = set(re.findall(r"\{\{ \$(AGIT_\w+) \}\}", Path("infra/prefect.yaml").read_text()))
     assert wanted <= given.keys()
     assert given["AGIT_STORAGE"].startswith("s3://agit/"), "in the bucket that the stack makes"
+
+
+def test_settings_of_prefect_are_known_to_it() -> None:
+    """Prefect passes over a misspelt variable without a word."""
+    known = set(_get_settings_fields(prefect.settings.Settings))
+    known |= set(_get_settings_fields(KubernetesSettings))
+    files = [*compose.FOLDER.iterdir(), *Path("infra/kubernetes").rglob("*.yaml")]
+    # on this side of a colon or equals sign, or as a name in a list of variables
+    pattern = r"(?:^\s*|name: |[ {])(PREFECT_[A-Z_]+?)(?:_FILE)?(?:[:=,]|$)"
+    used = {
+        name
+        for file in files
+        if file.is_file()
+        for line in file.read_text().splitlines()
+        if not line.lstrip().startswith("#")
+        for name in re.findall(pattern, line.split("${")[0])
+    }
+    assert len(used) > 10
+    assert used <= known, used - known
 
 
 def test_images_are_pinned_and_ours_are_built(team: dict[str, Any]) -> None:
