@@ -145,6 +145,7 @@ class Stack:
             # slots of the concurrency limits survive a restart of the server, and end with their lease
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+            "PREFECT_WORKER_QUERY_SECONDS": "3",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "GIT_PYTHON_REFRESH": "quiet",
             "RAY_USAGE_STATS_ENABLED": "0",

@@ -168,7 +168,7 @@ def test_deployments_with_their_forms_and_work_pools(stack: Running) -> None:
     assert [s["schedule"]["cron"] for s in retrain["schedules"] if s["active"]] == ["0 3 * * *"]
     # what the form refuses
     demo = found["agit/train-demo"]["id"]
-    for wrong in ({"max_steps": 0}, {"overrides": ["train.max_steps"]}, {"start_from": "best"}, {"steps": 3}):
+    for wrong in ({"max_steps": 0}, {"overrides": ["train.max_steps"]}, {"start_from": "best"}):
         with pytest.raises(httpx.HTTPStatusError, match=r"409|422"):
             stack.api("POST", f"/deployments/{demo}/create_flow_run", json={"parameters": wrong})
     for kind in ("docker", "kubernetes"):
