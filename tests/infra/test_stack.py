@@ -224,10 +224,12 @@ def test_an_unknown_and_an_ambiguous_name_say_so(stack: Running) -> None:
 
 def test_the_worker_picks_up_a_scheduled_retraining(stack: Running) -> None:
     deployment = stack.deployments()["agit/retrain-h2z"]["id"]
-    soon = datetime.now(UTC) + timedelta(seconds=10)
+    soon = datetime.now(UTC) + timedelta(
+        seconds=10
+    )  # the scheduler may look later: then it is the next minute
     # after the training above: nothing is new
     parameters = {"config": "tiny.yaml", "overrides": ["register.gate.better_than_nothing=false"]}
-    schedule = {"interval": 86400, "anchor_date": soon.isoformat(), "timezone": "UTC"}
+    schedule = {"interval": 60, "anchor_date": soon.isoformat(), "timezone": "UTC"}
     body = [{"schedule": schedule, "active": True, "parameters": parameters}]
     stack.api("POST", f"/deployments/{deployment}/schedules", json=body)
 
