@@ -87,7 +87,10 @@ def debugging() -> bool:
 
 def execute(app: typer.Typer) -> int:
     """Runs the command line and returns the exit status; the last line on standard error names the cause."""
-    logs.set_up()
+    try:
+        logs.set_up()
+    except BadInput as error:
+        return _fail(WRONG_CALL, str(error))
     _log_from(logging.DEBUG if _State.debug else logging.WARNING)
     # A termination asked for by a scheduler ends like Ctrl-C: the workers and servers of the run are stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -17,6 +17,7 @@ import traceback
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+from agit_core.errors import BadInput
 from pipeline.report_redact import redact
 
 VARIABLE = "AGIT_LOG"
@@ -28,8 +29,15 @@ _context: dict[str, Any] = {}
 
 
 def as_json() -> bool:
-    """Whether log lines are JSON objects."""
-    return os.environ.get(VARIABLE, "").lower() == "json"
+    """Whether log lines are JSON objects.
+
+    Raises:
+        BadInput: the variable says neither ``json`` nor ``text``.
+    """
+    chosen = os.environ.get(VARIABLE) or "text"
+    if chosen not in ("json", "text"):
+        raise BadInput(f"{VARIABLE}={chosen} is not known; set it to json or text, or leave it out")
+    return chosen == "json"
 
 
 def bind(**fields: Any) -> None:

@@ -93,3 +93,9 @@ def test_a_command_writes_nothing_else_to_standard_error(tmp_path: Any) -> None:
     assert called.answer["rows"]["trainA"] == 6
     lines = [json.loads(line) for line in called.err.splitlines()]
     assert {"prepare"} == {line["stage"] for line in lines}
+
+
+def test_an_unknown_format_is_a_wrong_call(tmp_path: Any) -> None:
+    called = agit("presets", cwd=tmp_path, AGIT_LOG="jsno")
+    assert (called.status, called.out) == (2, "")
+    assert "AGIT_LOG=jsno" in called.last_line
