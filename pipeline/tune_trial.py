@@ -18,6 +18,7 @@ import ray
 from ray import tune
 
 from agit_core.errors import BadInput, RunFailed
+from agit_core.stages import collapse
 from pipeline import launch, logs, storage, train_events, train_job, tune_search
 from pipeline.config import Config
 from pipeline.launch_local import process_started
@@ -108,12 +109,23 @@ class TuneTrial(tune.Trainable):
         )
         if metrics.get(search.config.tune.metric) is None:
             trial.state, trial.message = "collapsed", f"the scores of step {step} are not finite"
+        elif (how := _collapsed(metrics)) is not None:
+            trial.state, trial.message = "collapsed", f"the attention of domain {how} on the test images"
         elif resource == search.total:
             trial.state = "finished"
         search.store(trial)
         log.info(
             "trial %d scored at step %d", trial.number, step, extra={"fields": {"step": step, **metrics}}
         )
+
+
+def _collapsed(metrics: dict[str, float | None]) -> str | None:
+    """``a is all ones`` where the mask of a domain has collapsed, by the coverage of the test images."""
+    for domain in "ab":
+        coverage = metrics.get(f"attention_coverage_{domain}")
+        if coverage is not None and (how := collapse({"coverage": coverage})) is not None:
+            return f"{domain} is {how}"
+    return None
 
 
 def _executed(search: Search, number: int) -> Config:

@@ -176,7 +176,7 @@ def test_a_mask_that_collapses_in_training_ends_its_trial_also_on_s3(
     assert (told["done"], told["score"]) == (True, tune_trial.WORST)
     stored = search.trial(0)
     assert stored.state == "collapsed"
-    assert "collapsed to all zeros at step 3" in stored.message
+    assert "collapsed to all zeros" in stored.message
     assert runs.list_runs(f"{s3.uri}/x")[0]["state"] == "collapsed"
     assert stored.run_uri.startswith(f"{s3.uri}/x/runs/")
     # what the search leaves on object storage, where a preset cannot be read from by `agit run`
@@ -254,7 +254,11 @@ class Played:
         self.scores = scores
         self.failure: Exception | None = None
         monkeypatch.setattr(tune_trial, "_train", self.train)
-        monkeypatch.setattr(tune_trial, "_score", lambda *_: {"kid_target": self.scores.pop(0)})
+        self.coverage = 0.4
+        monkeypatch.setattr(tune_trial, "_score", self.score)
+
+    def score(self, *_: Any) -> dict[str, float | None]:
+        return {"kid_target": self.scores.pop(0), "attention_coverage_a": self.coverage}
 
     def train(self, spec: dict[str, Any], *_: Any) -> dict[str, Any]:
         if self.failure is not None:
@@ -333,6 +337,20 @@ def test_scores_that_are_not_finite_end_a_trial(
     told = _trial(search).step()
     assert (told["score"], told["done"]) == (tune_trial.WORST, True)
     assert search.trial(1).state == "collapsed"
+
+
+def test_a_mask_that_is_the_same_on_all_test_images_ends_a_trial(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played, search = Played(monkeypatch, [0.1]), _search(data, tmp_path)
+    played.coverage = 0.99
+    assert _trial(search).step()["done"] is True
+    stored = search.trial(1)
+    assert (stored.state, stored.message) == (
+        "collapsed",
+        "the attention of domain a is all ones on the test images",
+    )
+    assert search.best(search.trials()) is None
 
 
 def test_a_failed_trial_is_tried_again_by_the_next_call(
