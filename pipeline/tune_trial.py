@@ -51,7 +51,8 @@ class TuneTrial(tune.Trainable):
             self._advance()
         row = trial.scores[at] if at < len(trial.scores) else None
         ended = trial.state in (*tune_search.ENDED, "failed") and at >= len(trial.scores) - 1
-        value = row["metrics"].get(self._search.config.tune.metric) if row else None
+        usable = row is not None and not row.get("collapsed")
+        value = row["metrics"].get(self._search.config.tune.metric) if row and usable else None
         worst = WORST if self._search.lower_is_better else -WORST
         return {
             "resource": row["resource"] if row else self._rung(),
@@ -103,14 +104,11 @@ class TuneTrial(tune.Trainable):
         step = int(result["steps"])
         # a run that somebody has trained further is scored where it stands
         resource = max(rung for rung, at in rungs.items() if at <= step)
-        trial.scores.append(
-            {"resource": resource, "step": step, "metrics": metrics, "time": time.time()}
-            | {"samples": result["samples"]}
-        )
-        if metrics.get(search.config.tune.metric) is None:
-            trial.state, trial.message = "collapsed", f"the scores of step {step} are not finite"
-        elif (how := _collapsed(metrics)) is not None:
-            trial.state, trial.message = "collapsed", f"the attention of domain {how} on the test images"
+        how = _collapsed(metrics, search.config.tune.metric)
+        row = {"resource": resource, "step": step, "metrics": metrics, "time": time.time()}
+        trial.scores.append(row | {"samples": result["samples"], "collapsed": how is not None})
+        if how is not None:
+            trial.state, trial.message = "collapsed", how
         elif resource == search.total:
             trial.state = "finished"
         search.store(trial)
@@ -119,12 +117,14 @@ class TuneTrial(tune.Trainable):
         )
 
 
-def _collapsed(metrics: dict[str, float | None]) -> str | None:
-    """``a is all ones`` where the mask of a domain has collapsed, by the coverage of the test images."""
+def _collapsed(metrics: dict[str, float | None], metric: str) -> str | None:
+    """Why there is no sense in going on with what was scored so, if there is none."""
+    if metrics.get(metric) is None:
+        return "the scores are not finite"
     for domain in "ab":
         coverage = metrics.get(f"attention_coverage_{domain}")
         if coverage is not None and (how := collapse({"coverage": coverage})) is not None:
-            return f"{domain} is {how}"
+            return f"the attention of domain {domain} is {how} on the test images"
     return None
 
 

@@ -344,7 +344,8 @@ def test_a_mask_that_is_the_same_on_all_test_images_ends_a_trial(
 ) -> None:
     played, search = Played(monkeypatch, [0.1]), _search(data, tmp_path)
     played.coverage = 0.99
-    assert _trial(search).step()["done"] is True
+    told = _trial(search).step()
+    assert (told["done"], told["score"]) == (True, tune_trial.WORST)
     stored = search.trial(1)
     assert (stored.state, stored.message) == (
         "collapsed",
