@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -50,10 +51,9 @@ def run(
         BadInput: more workers than the cluster has GPUs or, without them, CPUs.
         RunFailed: the workers died again and again.
     """
-    import ray
-    from ray.util.actor_pool import ActorPool
+    with _session() as ray:
+        from ray.util.actor_pool import ActorPool
 
-    with _session():
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus = sum(int(node.get("GPU", 0)) for node in nodes) if settings.device != "cpu" else 0
         cpus = [int(node.get("CPU", 0)) for node in nodes]
@@ -105,24 +105,24 @@ def _misplaced(target: str) -> str | None:
 
 
 @contextlib.contextmanager
-def _session() -> Iterator[None]:
-    """The Ray that this process is connected to, the cluster that ``RAY_ADDRESS`` names, or one of its own."""
+def _session() -> Iterator[Any]:
+    """Ray, connected: as this process is already, to what ``RAY_ADDRESS`` names, or one of its own."""
+    own = not os.environ.get("RAY_ADDRESS")
+    if own and "ray" not in sys.modules:
+        # Ray reads these once, when it is imported, so they stay set: nothing is written to the home directory
+        # or read from there
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
     if ray.is_initialized():
-        yield
+        yield ray
         return
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+    # sockets live in it: a path longer than 107 bytes would not do
     folder = tempfile.mkdtemp(prefix="agit-", dir="/tmp" if os.path.isdir("/tmp") else None)
-    added: dict[str, str] = {}
-    if not os.environ.get("RAY_ADDRESS"):
-        # an own token in the environment: nothing is written to the home directory or read from there
-        wanted = {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
-            "RAY_USAGE_STATS_ENABLED": "0",
-        }
-        added = {key: value for key, value in wanted.items() if key not in os.environ}
+    if own:
         options |= {
             "address": "local",
             "include_dashboard": False,
@@ -130,12 +130,9 @@ def _session() -> Iterator[None]:
             "_temp_dir": folder,
             "_node_ip_address": "127.0.0.1",
         }
-    os.environ.update(added)
     try:
         ray.init(**options)
-        yield
+        yield ray
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
-        for key in added:
-            os.environ.pop(key, None)
