@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -38,17 +39,24 @@ class ShardCache:
         self._queue: deque[str] = deque()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
+        self._until: dict[str, int] = {}
+        self._begun = 0.0
+        self._arrived = 0
+        self._arrival = threading.Condition()
 
     def want(self, shards: Sequence[tuple[str, str, int]]) -> None:
         """Starts to fetch ``(uri, sha256, bytes)``, in this order, as far as they fit."""
         self._wanted = {uri: (sha256, size) for uri, sha256, size in shards}
-        room = self._limit
+        room, until = self._limit, 0
         for uri, _, size in shards:
             room -= size
             if room < 0:
                 break
             if self.path(uri) is None:
                 self._queue.append(uri)
+                until += size
+                self._until[uri] = until
+        self._begun = time.monotonic()
         if self._queue:
             self._thread = threading.Thread(target=self._fetch_all, name="shard-cache", daemon=True)
             self._thread.start()
@@ -65,9 +73,23 @@ class ShardCache:
             return None
         return path
 
+    def seconds(self, uri: str) -> float | None:
+        """When the copy will be here, by the pace so far; None when that is not known or it is not coming."""
+        until, arrived = self._until.get(uri), self._arrived
+        if until is None or not arrived or self._closed.is_set():
+            return None
+        return max(0, until - arrived) * (time.monotonic() - self._begun) / arrived
+
+    def wait(self, uri: str, seconds: float) -> None:
+        """Until the copy is here, or for so long."""
+        with self._arrival:
+            self._arrival.wait_for(lambda: self._closed.is_set() or self.path(uri) is not None, seconds)
+
     def close(self) -> None:
         """Stops after the shard that is on its way."""
         self._closed.set()
+        with self._arrival:
+            self._arrival.notify_all()
 
     def _fetch_all(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +99,11 @@ class ShardCache:
                 done = self.path(uri) is not None or self._fetch(uri)
             except (RunFailed, FileNotFoundError, OSError):
                 done = False  # reading by ranges will tell the trainer if the storage is gone for good
-            if not done:
+            if done:
+                with self._arrival:
+                    self._arrived += self._wanted[uri][1]
+                    self._arrival.notify_all()
+            else:
                 self._queue.append(uri)
                 self._closed.wait(_RETRY_SECONDS)
 

@@ -18,6 +18,7 @@ from pipeline.data.blocks import Blocks
 from pipeline.data.cache import ShardCache
 from pipeline.data.shards import check_length
 
+_SOON_SECONDS = 1.0
 _COLUMNS = ["shard", "image_offset", "image_length", "mask_offset", "mask_length"]
 
 
@@ -28,7 +29,7 @@ class ShardImages:
     memory, and processes on one machine share the pages. Shards in object storage are copied into a local cache
     in the background. Until a shard has arrived, or when the cache is too small for it, what is expected is
     fetched ahead by byte ranges (a row group at a time where the order goes by blocks) and anything else when it
-    is read. All methods may be called from several threads.
+    is read; a shard that will be here in a moment is waited for. All methods may be called from several threads.
 
     Args:
         data_uri: folder of a prepared data set.
@@ -71,7 +72,8 @@ class ShardImages:
 
     def expect(self, index: int) -> None:
         """Says that :meth:`read` of this image will come, so that it can be fetched before."""
-        if self._blocks is not None and self._map(int(self._shard[index])) is None:
+        number = int(self._shard[index])
+        if self._blocks is not None and self._map(number) is None and not self._coming(number):
             self._blocks.expect(index)
 
     def forget(self) -> None:
@@ -118,13 +120,22 @@ class ShardImages:
         return storage.join(self._uri, self._shards[number]["path"])
 
     def _bytes(self, index: int, offset: int, length: int) -> bytes:
-        mapped = self._map(int(self._shard[index]))
+        number = int(self._shard[index])
+        mapped = self._map(number)
+        if mapped is None and self._cache is not None and self._coming(number):
+            self._cache.wait(self._where(number), 2 * _SOON_SECONDS)
+            mapped = self._map(number)
         if mapped is None:
-            data = storage.read_range(self._where(int(self._shard[index])), offset - 4, length + 4)
+            data = storage.read_range(self._where(number), offset - 4, length + 4)
         else:
             data = mapped[offset - 4 : offset + length]
         check_length(data[:4], length)
         return data[4:]
+
+    def _coming(self, number: int) -> bool:
+        """Whether the whole shard is nearly here: cheaper than requests for the images in it."""
+        seconds = self._cache.seconds(self._where(number)) if self._cache is not None else None
+        return seconds is not None and seconds < _SOON_SECONDS
 
     def _fetch(self, number: int) -> dict[int, bytes]:
         """The images of a block: one request for each run of them that lies together in a shard."""

@@ -87,6 +87,9 @@ def webdataset(spec: dict[str, Any]) -> Iterator[Tensor]:
 def streaming(spec: dict[str, Any]) -> Iterator[Tensor]:
     sys.meta_path.append(StubTransformers())
     from streaming import StreamingDataset
+    from streaming.base.util import clean_stale_shared_memory
+
+    clean_stale_shared_memory()  # of a process that was killed
 
     class Images(StreamingDataset):  # type: ignore[misc]
         augment = Augment(spec["image_size"])

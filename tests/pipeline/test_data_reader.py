@@ -3,6 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ import torch
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.data import manifest
+from pipeline.data import manifest, reader
 from pipeline.data.cache import ShardCache
 from pipeline.data.prepare import Prepared, prepare
 from pipeline.data.reader import ShardImages
@@ -130,6 +131,37 @@ def test_the_cache_keeps_to_its_limit_and_evicts_the_longest_unused(
     assert len(cached(tmp_path / "small")) == 2, "a set that does not fit does not evict itself"
 
 
+def test_a_shard_that_is_nearly_here_is_waited_for(
+    s3: S3Server, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = prepare(settings(source, s3.uri))
+    shards = made.manifest["splits"]["trainA"]["shards"]
+    go_on, real = threading.Event(), storage.download_file
+
+    def held_up(uri: str, local: Path) -> None:
+        assert uri.endswith(shards[0]["path"]) or go_on.wait(60)
+        real(uri, local)
+
+    monkeypatch.setattr(storage, "download_file", held_up)
+    monkeypatch.setattr(reader, "_SOON_SECONDS", 1e3)
+    images = ShardImages(made.uri, "trainA", tmp_path / "cache", LARGE)
+    until(lambda: len(cached(tmp_path / "cache")) == 1 and images._coming(1))
+    monkeypatch.setattr(storage, "read_range", None)
+    last = len(images) - 1
+    images.expect(last)
+    assert images._blocks is not None
+    assert images._blocks.held == 0, "no request of its own"
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(images.encoded, last)
+        until(lambda: reading.running())
+        go_on.set()
+        assert reading.result(60)[:2] == b"\xff\xd8"
+    assert images._cache is not None
+    assert images._cache.seconds("another") is None
+    images.close()
+    assert not images._coming(1)
+
+
 def test_a_shard_that_arrives_damaged_is_not_cached(s3: S3Server, source: Path, tmp_path: Path) -> None:
     made = prepare(settings(source, s3.uri))
     where = storage.join(made.uri, made.manifest["splits"]["testA"]["shards"][0]["path"])
@@ -157,13 +189,13 @@ def test_processes_share_a_cache(s3: S3Server, source: Path, tmp_path: Path) -> 
     readers = [
         context.Process(target=_read_all, args=(made.uri, tmp_path / "cache", results)) for _ in range(3)
     ]
-    for reader in readers:
-        reader.start()
+    for process in readers:
+        process.start()
     sizes = {results.get(timeout=60) for _ in readers}
-    for reader in readers:
-        reader.join(60)
+    for process in readers:
+        process.join(60)
     assert len(sizes) == 1
-    assert [reader.exitcode for reader in readers] == [0, 0, 0]
+    assert [process.exitcode for process in readers] == [0, 0, 0]
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
