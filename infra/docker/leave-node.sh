@@ -6,7 +6,12 @@ seconds=${1:-60}
 until=$((SECONDS + seconds))
 
 # a head that is gone too, as when the whole cluster is deleted, must not hold the pod back
-if ! timeout 60 ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION \
+head_listens() {
+  local address=${RAY_ADDRESS:-}
+  [[ -z $address ]] || timeout 5 bash -c "exec 3<>/dev/tcp/${address%:*}/${address##*:}" 2>/dev/null
+}
+
+if ! head_listens || ! timeout 60 ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION \
   --reason-message "its pod is being deleted" --deadline-remaining-seconds "$seconds"; then
   echo "Ray's head does not answer or refuses; the node leaves without a word" >&2
   exit 0
