@@ -193,7 +193,7 @@ class Scores:
         return {
             "label": spec.label,
             "hint": spec.hint,
-            "model": _shown(mine, spec) if mine else Shown("not a number"),
+            "model": _shown(mine, spec) if mine else Shown("undefined"),
             "nothing": _shown(self.nothing.estimate(key), spec),
             "champion": _shown(self.champion.estimate(key), spec),
             "against_nothing": self.judged(key, "do_nothing", spec) if spec.judged else NOTHING_SAID,
