@@ -207,9 +207,7 @@ class _Worker:
             progress.update(message=message)
         if self.config.train.stop_on_collapse and step < self.end:
             # what led here is worth keeping: the curves, and a state that can go on if someone wants it to
-            self._checkpoint(saver)
-            if saver is not None:
-                saver.drain()
+            self._save_before_leaving(saver)
             raise CollapsedMask(
                 f"{message}; lower method.optimizer.attention_learning_rate or switch stages earlier "
                 "(method.stages.switch_at), or go on all the same with train.stop_on_collapse=false"
@@ -243,12 +241,16 @@ class _Worker:
         """A node that will be taken away is left with nothing lost. Collective."""
         if not self.watch_preemption or (info := ray.train.get_preemption_info()) is None:
             return
+        self._save_before_leaving(saver)
+        raise Preempted(f"{len(info.preempted_node_to_ranks)} node(s) are being taken away")
+
+    def _save_before_leaving(self, saver: Saver | None) -> None:
+        """Nobody leaves before rank 0 has everything in the storage: the first to go takes all down. Collective."""
         self._checkpoint(saver)
         if saver is not None:
             saver.drain()
         if self.world.size > 1:
             dist.barrier(group=self.world.group)
-        raise Preempted(f"{len(info.preempted_node_to_ranks)} node(s) are being taken away")
 
     # ------------------------------------------------------------------ state
 
