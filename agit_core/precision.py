@@ -41,7 +41,8 @@ def resolve(config: PrecisionConfig, device: torch.device) -> Numerics:
 
     On CPU: bf16 convolutions are some 10 % faster in channels_last, fp32 ones are not, so the layout follows
     the type. Not compiled: convolutions are 90 % of a step there, compiling takes minutes and a C++ compiler.
-    On GPU: bf16, channels_last, compiled; not measured.
+    On GPU: bf16, channels_last, compiled; not measured. CUDA graphs stay off until they are: every network runs
+    several times per backward and discriminators are frozen in between, which is where recordings go wrong.
     """
     gpu = device.type == "cuda"
     bf16 = torch.cuda.is_bf16_supported() if gpu else processor_has_bf16()

@@ -83,3 +83,35 @@ def test_a_gpu_computes_the_same() -> None:
         trainer.train_on(tiny.next_batch(trainer))
         got.append(trainer.window())
     assert got[1].losses == pytest.approx(got[0].losses, rel=0.05, abs=0.02)
+
+
+@pytest.mark.slow
+def test_compiled_code_knows_every_state_of_the_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frozen and trained, two batch sizes, both stages: each is traced once, whole, and computes the same bits.
+
+    With a backend that runs what was traced as it is. Past its limit of recompilations, Dynamo would go on in
+    eager mode without a word.
+    """
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    compile_ = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda net, **how: compile_(net, **how, backend=backend))
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    weights = []
+    for compile_it in ("off", "on"):
+        config = tiny.method(switch_at=1, tau=0.5)
+        config = replace(config, precision=replace(tiny.REFERENCE, compile=compile_it))
+        trainer = tiny.trainer(config)
+        tiny.train(trainer, 6)
+        assert trainer.stages.switched_at_step == 4
+        weights.append(tiny.weights(trainer))
+    assert tiny.same(*weights)
+    assert len(graphs) >= 6
+    assert not torch._dynamo.utils.counters["graph_break"]
+    torch._dynamo.reset()
