@@ -17,6 +17,7 @@ from agit_core.errors import RunFailed
 from pipeline import storage
 
 _RETRY_SECONDS = 1.0
+_HOPE_SECONDS = 1.0
 
 
 class ShardCache:
@@ -74,11 +75,16 @@ class ShardCache:
         return path
 
     def seconds(self, uri: str) -> float | None:
-        """When the copy will be here, by the pace so far; None when that is not known or it is not coming."""
-        until, arrived = self._until.get(uri), self._arrived
-        if until is None or not arrived or self._closed.is_set():
+        """When the copy will be here, by the pace so far; None when that is not known or it is not coming.
+
+        In the first moment the line is taken for a fast one.
+        """
+        until, arrived, passed = self._until.get(uri), self._arrived, time.monotonic() - self._begun
+        if until is None or self._closed.is_set():
             return None
-        return max(0, until - arrived) * (time.monotonic() - self._begun) / arrived
+        if not arrived:
+            return 0.0 if passed < _HOPE_SECONDS else None
+        return max(0, until - arrived) * passed / arrived
 
     def wait(self, uri: str, seconds: float) -> None:
         """Until the copy is here, or for so long."""
