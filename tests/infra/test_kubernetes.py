@@ -19,7 +19,7 @@ from agit_core.errors import BadInput
 from infra.register import pool_template
 from pipeline import config
 from pipeline.train_driver import AUTOSCALED_GPUS, needs_gpu
-from tests.infra import commands, dockerfile, manifests
+from tests.infra import commands, dockerfile, manifests, network
 from tests.infra.manifests import FOLDER, OVERLAYS, build, one, problems
 from tests.infra.pins import constraints
 
@@ -283,33 +283,6 @@ def test_network_lets_through_what_is_needed_and_no_more(gke: list[dict[str, Any
         (node, flow_run, 80),
     ]
     for source, target, port in open_:
-        assert _passes(gke, source, target, port), (source, target, port)
+        assert network.passes(gke, source, target, port), (source, target, port)
     for source, target, port in shut:
-        assert not _passes(gke, source, target, port), (source, target, port)
-
-
-def _passes(docs: list[dict[str, Any]], source: dict[str, str], target: dict[str, str], port: int) -> bool:
-    """Kubernetes' rule: a selected pod is reached only as some policy allows; inside one namespace."""
-    policies = [
-        doc["spec"]
-        for doc in docs
-        if doc["kind"] == "NetworkPolicy" and _chosen(doc["spec"]["podSelector"], target)
-    ]
-    if not policies:
-        return True
-    for policy in policies:
-        for rule in policy.get("ingress", []):
-            peers = [peer for peer in rule["from"] if "namespaceSelector" not in peer]
-            ports = [entry["port"] for entry in rule.get("ports", [])]
-            if any(_chosen(peer["podSelector"], source) for peer in peers) and (not ports or port in ports):
-                return True
-    return False
-
-
-def _chosen(selector: dict[str, Any], labels: dict[str, str]) -> bool:
-    by_label = all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
-    for expression in selector.get("matchExpressions", []):
-        have = labels.get(expression["key"])
-        if have is None or (expression["operator"] == "In" and have not in expression["values"]):
-            return False
-    return by_label
+        assert not network.passes(gke, source, target, port), (source, target, port)
