@@ -103,7 +103,7 @@ def _states(folder: Path) -> dict[int, dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_six_trials_killed_once_and_resumed(tmp_path: Path) -> None:
+def test_six_trials_killed_once_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump(TREE))
     process = subprocess.Popen(
@@ -145,7 +145,7 @@ def test_six_trials_killed_once_and_resumed(tmp_path: Path) -> None:
     # the preset is the best trial's run: there is nothing left to train in its storage ...
     preset = configs.load(told["preset"])
     data = str(next(tmp_path.glob(".agit/data/*/manifest.json")).parent)
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     assert launch.train(preset, data).run_id == told["best"]["run_id"]
     # ... and the same weights come out of a training in one go
     alone = launch.train(preset.model_copy(update={"storage": str(tmp_path / "alone")}), data)
