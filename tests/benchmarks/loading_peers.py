@@ -99,7 +99,11 @@ def streaming(spec: dict[str, Any]) -> Iterator[Tensor]:
 
     remote = "://" in spec["mds"]
     places = {"remote": spec["mds"], "local": spec["scratch"]} if remote else {"local": spec["mds"]}
-    return _loaded(Images(**places, shuffle=True, batch_size=spec["batch"]), spec)
+    dataset = Images(**places, shuffle=True, batch_size=spec["batch"])
+    for stream in dataset.streams if remote else ():
+        # its workers would share the connection that fetched the index, and take each other's shards
+        stream._downloader.clean_up()
+    return _loaded(dataset, spec)
 
 
 def datasets(spec: dict[str, Any]) -> Iterator[Tensor]:
