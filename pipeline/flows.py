@@ -4,8 +4,8 @@ Nothing is decided here but what Prefect is for: names, retries, limits and arti
 does the same without Prefect.
 """
 
-from __future__ import annotations
-
+# Annotations are evaluated here, not kept as text: `flow.serve` sends the flow to its process by value, and Prefect
+# could not look the names up there.
 import time
 from typing import Annotated, Any, Literal
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import sqlite3
 import subprocess
@@ -178,3 +179,13 @@ def test_only_a_silent_network_is_tried_again() -> None:
     assert not may_pass_by_itself(RunFailed("a worker ran out of memory"))
     assert not may_pass_by_itself(BadInput("no such folder"))
     assert not may_pass_by_itself(ConnectionError("not ours"))
+
+
+def test_the_flow_can_be_served() -> None:
+    """``flow.serve`` sends the flow to its process by value, where Prefect checks the parameters."""
+    import cloudpickle
+
+    from pipeline.flows import agit as flow
+
+    served = pickle.loads(cloudpickle.dumps(flow))
+    assert served.validate_parameters({"config": "demo"})["config"] == "demo"
