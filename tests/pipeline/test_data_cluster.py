@@ -58,10 +58,6 @@ def refuse(number: int) -> int:
     return number
 
 
-def die(code: int) -> None:
-    os._exit(code)
-
-
 @pytest.mark.slow
 def test_a_cluster_prepares_the_same_bytes(
     cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -81,8 +77,6 @@ def test_a_cluster_prepares_the_same_bytes(
     assert len({node for _, (_, node) in found}) == 2, "both nodes work"
     with pytest.raises(RunFailed, match="the third cannot be read"):
         list(ordered_map(refuse, range(10), None))
-    with pytest.raises(RunFailed, match="killed"):
-        list(ordered_map(die, [1] * 4, 2))
 
 
 def test_local_files_travel_with_their_task(tmp_path: Path) -> None:
