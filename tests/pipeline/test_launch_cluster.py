@@ -1,22 +1,26 @@
-"""Jobs on a real Ray cluster through its Job Submission API: attach, cancel, next attempt."""
+"""Jobs on a real Ray cluster through its Job Submission API: attach, cancel (also by Prefect), next attempt."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from agit_core.errors import BadInput
 from pipeline import launch, storage, train_events
 from pipeline.config import Config, parse
 from tests.chaos import processes
+from tests.pipeline.command import environment
 from tests.pipeline.s3 import free_port
 from tests.pipeline.test_launch import start_follower
 from tests.pipeline.training import TINY, prepared, spec_of, wait_for
@@ -140,3 +144,104 @@ def test_a_wrong_setting_is_told_as_such(address: str, data: str, tmp_path: Path
     config = on_cluster(address, tmp_path, workers=3)
     with pytest.raises(BadInput, match="batch of 2 cannot be split over 3 workers"):
         launch.train(config, data)
+
+
+class Served:
+    """A Prefect server, and the flow served from a process that runs what the server schedules."""
+
+    def __init__(self, folder: Path) -> None:
+        port = free_port()
+        self.api = f"http://127.0.0.1:{port}/api"
+        self._folder = folder
+        self._env = environment(
+            PREFECT_HOME=str(folder / "prefect"),
+            PREFECT_API_URL=self.api,
+            PREFECT_SERVER_ANALYTICS_ENABLED="false",
+            DO_NOT_TRACK="1",
+            PYTHONPATH=str(Path(__file__).parents[2]),
+        )
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._run("-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui")
+        wait_for(lambda: self._answers("/health"), "the Prefect server")
+        self._run("-c", "from pipeline.flows import agit; agit.serve('cancelled')")
+        wait_for(lambda: self._answers("/deployments/name/agit/cancelled"), "the served flow")
+
+    def _run(self, *arguments: str) -> None:
+        log = (self._folder / f"prefect-{len(self._processes)}.log").open("wb")
+        command = [sys.executable, *arguments]
+        self._processes.append(
+            subprocess.Popen(command, cwd=self._folder, env=self._env, stdout=log, stderr=subprocess.STDOUT)
+        )
+
+    def _answers(self, path: str) -> bool:
+        try:
+            return httpx.get(self.api + path).is_success
+        except httpx.TransportError:
+            return False
+
+    def post(self, path: str, **tree: Any) -> Any:
+        answer = httpx.post(self.api + path, json=tree, timeout=60)
+        answer.raise_for_status()
+        return answer.json()
+
+    def get(self, path: str) -> Any:
+        return httpx.get(self.api + path, timeout=60).raise_for_status().json()
+
+    def stop(self) -> None:
+        for process in reversed(self._processes):
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    served = Served(tmp_path)
+    yield served
+    served.stop()
+
+
+def test_a_cancelled_prefect_run_takes_its_job_with_it(
+    address: str, data: str, tmp_path: Path, served: Served
+) -> None:
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    config = on_cluster(address, tmp_path, max_steps=100_000, checkpoint_every=20)
+    (tmp_path / "tiny.yaml").write_text(json.dumps(config.plain()))
+    deployment = served.get("/deployments/name/agit/cancelled")["id"]
+    run = served.post(
+        f"/deployments/{deployment}/create_flow_run", parameters={"config": str(tmp_path / "tiny.yaml")}
+    )["id"]
+    client = JobSubmissionClient(address)
+    name = spec_of(config, data)["run_id"]
+    uri = storage.join(str(tmp_path), "runs", name, "progress.json")
+
+    def logged(text: str) -> bool:
+        found = served.post("/logs/filter", logs={"flow_run_id": {"any_": [run]}})
+        return any(text in line["message"] for line in found)
+
+    def trained() -> bool:
+        try:
+            return bool(storage.read_json(uri)["step"])
+        except FileNotFoundError:
+            return False
+
+    def state() -> str:
+        return str(served.get(f"/flow_runs/{run}")["state"]["type"])
+
+    try:
+        wait_for(
+            lambda: logged("train: step") or state() in {"FAILED", "CRASHED"}, "progress in the run's log"
+        )
+        assert state() == "RUNNING"
+        assert client.get_job_status(f"{name}-1") == JobStatus.RUNNING
+    finally:
+        served.post(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING"})
+    wait_for(lambda: client.get_job_status(f"{name}-1").is_terminal(), "the job to end")
+    assert client.get_job_status(f"{name}-1") == JobStatus.STOPPED
+    wait_for(lambda: state() == "CANCELLED", "the run to be cancelled")
+    wait_for(lambda: not processes.of_kind("worker", os.getpid()), "the workers to be gone")
+    assert storage.read_json(uri)["step"] < 100_000
