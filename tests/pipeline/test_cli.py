@@ -127,18 +127,25 @@ app = typer.Typer()
 @app.command()
 def slow():
     print("ready", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 @app.command()
 def other(): ...
 sys.exit(cli_output.execute(app))
 """
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "slow"], cwd=tmp_path, env=environment(), stdout=-1, stderr=-1, text=True
+        [sys.executable, "-c", code, "slow"],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=-1,
+        stderr=-1,
+        text=True,
+        # a suite that a shell started in the background has inherited that Ctrl-C is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     os.kill(process.pid, sent)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "interrupted" in err.splitlines()[-1]
     assert "Traceback" not in err
