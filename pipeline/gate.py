@@ -69,7 +69,9 @@ def forbidden(policy: GateConfig, evaluation: Mapping[str, Any]) -> list[str]:
     baseline: Mapping[str, float | None] = evaluation.get("baseline") or {}
     reasons = []
     broken = sorted(
-        name for name, value in metrics.items() if value is None and not name.startswith("do_nothing_")
+        name
+        for name, value in metrics.items()
+        if value is None and not name.startswith("do_nothing_") and not _undefined(name, metrics)
     )
     if broken:
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
@@ -94,6 +96,12 @@ def forbidden(policy: GateConfig, evaluation: Mapping[str, Any]) -> list[str]:
         if value is not None and nothing is not None and value >= nothing:
             reasons.append(f"{name} {value:.4f} is no better than doing nothing ({nothing:.4f})")
     return reasons
+
+
+def _undefined(name: str, metrics: Mapping[str, float | None]) -> bool:
+    """The precision of attention that takes no side anywhere: there is nothing to divide by, and recall is 0."""
+    kind, separator, domain = name.partition("precision_")
+    return bool(separator) and metrics.get(f"{kind}recall_{domain}") == 0.0
 
 
 def regressions(

@@ -133,6 +133,13 @@ class TestGate:
         assert not decision.passed
         assert "cycle_l1_a" in decision.reasons[0]
 
+    def test_a_precision_that_nothing_attended_leaves_undefined_is_no_broken_figure(self) -> None:
+        told = evaluation()
+        told["metrics"] |= {"attention_precision_a": None, "attention_recall_a": 0.0}
+        assert gate.decide(GateConfig(), told, None).passed
+        told["metrics"]["attention_recall_a"] = 0.5
+        assert not gate.decide(GateConfig(), told, None).passed
+
     def test_a_champion_is_beaten_by_more_than_the_margin_and_noise(self) -> None:
         champion = {"version": 4}
         better = against(evaluation(kid=0.05), 4, 0.08)
