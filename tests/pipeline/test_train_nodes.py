@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -131,7 +132,9 @@ def test_nodes_come_and_go_and_the_course_stays_the_same(nodes: Nodes, tmp_path:
         Furthest(told).remove()
 
     events = [e for e in train_events.read(told) if e["kind"] not in {"started", "switched"}]
-    assert [e["kind"] for e in events if e["kind"] != "resumed"] == ["worker_failed", "preempted"]
+    failures = [e["kind"] for e in events if e["kind"] != "resumed"]
+    # ranks that leave at different polls of the controller are told one after the other
+    assert [kind for kind, _ in itertools.groupby(failures)] == ["worker_failed", "preempted"]
     resumed = [e for e in events if e["kind"] == "resumed"]
     assert all(0 <= e["redone"] <= config.train.checkpoint_every for e in resumed)
     assert resumed[-1]["redone"] == 0, "an announced loss costs nothing"
