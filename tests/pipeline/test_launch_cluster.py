@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -136,7 +137,9 @@ def test_finishes_and_streams_the_output(
     assert (result.steps, result.reused) == (40, False)
     lines = [record.getMessage() for record in caplog.records if record.name == "pipeline.train.output"]
     assert any("stage masked" in line for line in lines)
-    assert len(lines) == len(set(lines)) or max(map(lines.count, lines)) < 4
+    # the training's own lines: what Ray says about other clusters of this machine may come again and again
+    steps = [line for line in lines if re.search(r"step \d+ of 40$", line)]
+    assert len(steps) == len(set(steps)) == 8
     assert launch.train(config, data).reused
 
 
