@@ -18,6 +18,7 @@ from xmlrpc.client import Fault, ServerProxy
 from agit_core.errors import BadInput, RunFailed
 from infra.stack_programs import Program, socket_of, supervisor_config
 from infra.stack_state import MARK, Stack, write_private
+from pipeline.launch_local import carriers
 
 # on a slow, busy machine Prefect's sixty migrations alone take minutes
 _READY_SECONDS = 900.0
@@ -136,13 +137,7 @@ def stop(stack: Stack) -> list[int]:
 
 def processes(stack: Stack) -> list[int]:
     """All processes of the stack, found by its mark in their environment (Linux); zombies not counted."""
-    mark = f"{MARK}={stack.token}".encode()
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if mark in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-    return found
+    return carriers(stack.token, MARK)
 
 
 def _supervisors(stack: Stack) -> list[int]:

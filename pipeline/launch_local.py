@@ -159,9 +159,9 @@ def sweep(token: str, seconds: float = 5.0) -> None:
         time.sleep(0.05)
 
 
-def carriers(token: str) -> list[int]:
-    """Processes whose environment carries the token, zombies not counted."""
-    mark = f"{TOKEN}={token}".encode()
+def carriers(token: str, variable: str = TOKEN) -> list[int]:
+    """Processes whose environment carries the token in this variable, zombies not counted (Linux)."""
+    mark = f"{variable}={token}".encode()
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
