@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pipeline.config import parse
 from pipeline.data import builtin
 from pipeline.data.prepare import prepare
 from tests.benchmarks.result import Result, table
+from tests.ray_environment import without_token
 
 KEYS = ("prepare_over_pillow_loop",)
 
@@ -100,9 +100,7 @@ def _ray() -> Iterator[None]:
     import ray
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("RAY_")]:
-            patch.delenv(name)
-        patch.setenv("RAY_AUTH_MODE", "disabled")
+        without_token(patch)
         patch.setenv("RAY_worker_register_timeout_seconds", "300")
         ray.init(
             address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error"

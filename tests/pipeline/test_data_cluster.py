@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from pipeline.data.workers import ordered_map
 from tests.pipeline.pictures import FOUR, folder
 from tests.pipeline.s3 import free_port
 from tests.pipeline.test_data_prepare import config, files
+from tests.ray_environment import without_token
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +25,7 @@ def cluster() -> Iterator[str]:
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("RAY_")]:
-            patch.delenv(name)
-        patch.setenv("RAY_AUTH_MODE", "disabled")
+        without_token(patch)
         # a node that is slow on a busy machine is not lost
         patch.setenv("RAY_health_check_timeout_ms", "60000")
         patch.setenv("RAY_agent_register_timeout_ms", "300000")

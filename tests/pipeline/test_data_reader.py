@@ -27,6 +27,7 @@ from pipeline.data.reader import ShardImages
 from tests.pipeline.pictures import FOUR, folder
 from tests.pipeline.s3 import S3Server
 from tests.pipeline.test_data_prepare import config
+from tests.ray_environment import without_token
 
 LARGE = 1 << 30
 
@@ -270,7 +271,8 @@ def test_hugging_face_datasets_sees_images(local: Prepared, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_ray_data_reads_the_shards(local: Prepared) -> None:
+def test_ray_data_reads_the_shards(local: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_token(monkeypatch)
     import ray
 
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")

@@ -25,6 +25,7 @@ from tests.pipeline.command import environment
 from tests.pipeline.s3 import free_port
 from tests.pipeline.test_launch import start_follower
 from tests.pipeline.training import TINY, prepared, spec_of, wait_for
+from tests.ray_environment import without_token
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -35,9 +36,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(("RAY_", "AGIT_"))]:
-            patch.delenv(name)
-        patch.setenv("RAY_AUTH_MODE", "disabled")
+        without_token(patch)
         patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         port = free_port()
         head = {

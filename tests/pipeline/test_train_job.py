@@ -24,6 +24,7 @@ from pipeline.train_checkpoints import CheckpointStore
 from pipeline.train_worker import Furthest
 from tests.chaos import processes
 from tests.pipeline.training import differences, prepared, read_checkpoint, spec_of, tiny, wait_for
+from tests.ray_environment import without_token
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -37,9 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 def scratch() -> Iterator[str]:
     """A Ray of this module's own."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(("RAY_", "AGIT_"))]:
-            patch.delenv(name)
-        patch.setenv("RAY_AUTH_MODE", "disabled")
+        without_token(patch)
         terminate = signal.getsignal(signal.SIGTERM)
         with train_job.ray_session(tiny("unused")) as folder:
             yield folder

@@ -23,6 +23,7 @@ from pipeline.config import Config
 from pipeline.train_worker import Furthest, open_split, total_steps
 from tests.pipeline.s3 import free_port
 from tests.pipeline.training import prepared, spec_of, tiny, wait_for
+from tests.ray_environment import without_token
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 COMPARED = 60
@@ -62,9 +63,7 @@ class Nodes:
 
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
-    for name in [name for name in os.environ if name.startswith(("RAY_", "AGIT_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    without_token(monkeypatch)
     # a node that is slow on a busy machine is not lost; one that is lost closes its connections
     monkeypatch.setenv("RAY_health_check_timeout_ms", "60000")
     monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")

@@ -33,6 +33,7 @@ from tests.browser import Browser
 from tests.pipeline.command import agit, environment
 from tests.pipeline.s3 import S3Server
 from tests.pipeline.training import differences, read_checkpoint, wait_for
+from tests.ray_environment import without_token
 
 TREE: dict[str, Any] = {
     "name": "tiny",
@@ -157,8 +158,9 @@ def test_six_trials_killed_once_and_resumed(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_mask_that_collapses_in_training_ends_its_trial_also_on_s3(
-    data: str, tmp_path: Path, s3: S3Server
+    data: str, tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    without_token(monkeypatch)
     method = _search(data, tmp_path).config.method
     weights = networks.build(method.networks, 0).state_dict()
     for domain in "ab":
