@@ -15,72 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agit_core.config import NetworkConfig
+from agit_core.layers import (
+    DropLast,
+    FromImage,
+    InstanceNorm,
+    Residual,
+    SamePadded,
+    ToImage,
+    TransposedConvolution,
+)
 
 STRIDE = 4
 """Generators and attention networks halve the image twice: sides must be multiples of this."""
-
-
-class InstanceNorm(nn.Module):
-    """Instance normalisation without running statistics: the same in training and at inference.
-
-    Computed as a group norm with one channel per group, which is the same formula and, measured on CPU, two to
-    three times faster than ``F.instance_norm``. That kernel is 4 to 30 times slower on channels_last tensors,
-    where batch norm, image by image, is as fast as it is on contiguous ones.
-    """
-
-    def __init__(self, channels: int, affine: bool) -> None:
-        super().__init__()
-        self.channels = channels
-        self.weight = nn.Parameter(torch.ones(channels)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        # an exported program must not know how many images it was traced with
-        if x.device.type != "cpu" or torch.compiler.is_exporting() or x.is_contiguous():
-            return F.group_norm(x, self.channels, self.weight, self.bias, eps=1e-5)
-        images = [
-            F.batch_norm(image, None, None, self.weight, self.bias, training=True, eps=1e-5)
-            for image in x.split(1)
-        ]
-        return images[0] if len(images) == 1 else torch.cat(images)
-
-
-class TransposedConvolution(nn.ConvTranspose2d):
-    """A transposed convolution that adds its bias afterwards.
-
-    The bf16 kernel for CPUs is two to three times slower when it is handed the bias.
-    """
-
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        y = F.conv_transpose2d(x, self.weight, None, self.stride, self.padding, self.output_padding)  # type: ignore[arg-type]
-        return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
-
-
-class SamePadded(nn.Module):
-    """TensorFlow's ``SAME`` padding of a 3x3 stride-2 convolution on an even side: right and bottom only."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x, (0, 1, 0, 1))
-
-
-class DropLast(nn.Module):
-    """An unpadded 3x3 stride-2 transposed convolution gives 2n + 1; TensorFlow's ``SAME`` drops the last."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x[:, :, :-1, :-1]
-
-
-class Residual(nn.Module):
-    """x + body(x), with a ReLU behind the sum in the authors' code only."""
-
-    def __init__(self, body: nn.Sequential, relu_after: bool) -> None:
-        super().__init__()
-        self.body = body
-        self.relu_after = relu_after
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x + self.body(x)
-        return F.relu(y) if self.relu_after else y
 
 
 def _block(conv: nn.Module, channels: int, affine: bool, *before: nn.Module) -> list[nn.Module]:
@@ -136,7 +82,7 @@ def generator_agit(width: int, blocks: int, upsampling: str) -> nn.Sequential:
         else:
             up = nn.Sequential(TransposedConvolution(inputs, outputs, 3, stride=2), DropLast())
             layers += _block(up, outputs, True)
-    layers += [nn.Conv2d(w, 3, 7, padding=3), nn.Tanh()]
+    layers += [ToImage(w, 3, 7, padding=3), nn.Tanh()]
     return nn.Sequential(*layers)
 
 
@@ -154,7 +100,7 @@ def generator_cyclegan(width: int, blocks: int, upsampling: str, bias: bool, up_
             extra = 1 if up_kernel == 3 else 0
             up = TransposedConvolution(inputs, outputs, up_kernel, 2, 1, output_padding=extra, bias=bias)
             layers += _block(up, outputs, False)
-    layers += [nn.Conv2d(w, 3, 7, padding=3, padding_mode="reflect", bias=bias), nn.Tanh()]
+    layers += [ToImage(w, 3, 7, padding=3, padding_mode="reflect", bias=bias), nn.Tanh()]
     return nn.Sequential(*layers)
 
 
@@ -170,7 +116,7 @@ def attention_agit(width: int, decoder: str) -> nn.Sequential:
     def up() -> nn.Module:
         return nn.Identity() if decoder == "1x1" else nn.Upsample(scale_factor=2, mode="nearest")
 
-    layers = _block(nn.Conv2d(3, w, 7, stride=2, padding=3, padding_mode="reflect"), w, True)
+    layers = _block(FromImage(3, w, 7, stride=2, padding=3, padding_mode="reflect"), w, True)
     layers += _block(nn.Conv2d(w, 2 * w, 3, stride=2), 2 * w, True, SamePadded())
     layers += [_residual(2 * w, "reflect", affine=True, bias=True, relu_after=True)]
     layers += _block(nn.Conv2d(2 * w, 2 * w, kernel, padding=padding), 2 * w, True, up())
@@ -188,7 +134,7 @@ def attention_uaggan(width: int, bias: bool) -> nn.Sequential:
     def up() -> nn.Upsample:
         return nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
 
-    layers = _block(nn.Conv2d(3, w, 7, stride=2, padding=3, padding_mode="reflect", bias=bias), w, False)
+    layers = _block(FromImage(3, w, 7, stride=2, padding=3, padding_mode="reflect", bias=bias), w, False)
     layers += _block(nn.Conv2d(w, 2 * w, 3, stride=2, padding=1, bias=bias), 2 * w, False)
     layers += [_residual(2 * w, "reflect", affine=False, bias=bias, relu_after=False)]
     layers += _block(nn.Conv2d(2 * w, 2 * w, 3, padding=1, bias=bias), 2 * w, False, up())

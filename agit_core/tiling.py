@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agit_core.networks import STRIDE, InstanceNorm
+from agit_core.layers import InstanceNorm
+from agit_core.networks import STRIDE
 
 MARGIN = 32
 """Pixels at an inner tile edge that are computed but not used."""

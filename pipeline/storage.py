@@ -163,7 +163,12 @@ def write_text(uri: str, text: str) -> None:
 
 def write_json(uri: str, value: Any) -> None:
     """As :func:`write_bytes`, as indented JSON with a newline at the end."""
-    write_bytes(uri, (json.dumps(value, indent=1) + "\n").encode())
+    write_bytes(uri, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """The content of a file that :func:`write_json` writes."""
+    return (json.dumps(value, indent=1) + "\n").encode()
 
 
 def list_(uri: str, recursive: bool = False) -> list[str]:

@@ -24,8 +24,8 @@ FAILURES = (
 """Kinds that tell of something that went wrong; ``resumed`` tells that the run went on after it."""
 
 
-def record(run_uri: str, kind: str, message: str = "", **details: Any) -> None:
-    """Adds an event. A storage that does not answer loses it: events inform, nothing depends on them."""
+def as_file(run_uri: str, kind: str, message: str = "", **details: Any) -> dict[str, bytes]:
+    """An event that happens now, as the file to be written: URI -> content."""
     now = time.time()
     event = {
         "time": now,
@@ -36,8 +36,14 @@ def record(run_uri: str, kind: str, message: str = "", **details: Any) -> None:
         **details,
     }
     name = f"{int(now * 1000):013d}-{kind}-{uuid.uuid4().hex[:6]}.json"
+    return {storage.join(run_uri, "events", name): storage.json_bytes(event)}
+
+
+def record(run_uri: str, kind: str, message: str = "", **details: Any) -> None:
+    """Adds an event. A storage that does not answer loses it: events inform, nothing depends on them."""
     with contextlib.suppress(RunFailed, OSError):
-        storage.write_json(storage.join(run_uri, "events", name), event)
+        for uri, content in as_file(run_uri, kind, message, **details).items():
+            storage.write_bytes(uri, content)
 
 
 def read(run_uri: str) -> list[dict[str, Any]]:

@@ -149,7 +149,7 @@ class _Worker:
                 self.furthest.step = result.step
                 progress.update(step=result.step, epoch=result.epoch, stage=result.stage.value)
                 if result.switched:
-                    train_events.record(self.run_uri, "switched", step=result.step - 1)
+                    saver.put(train_events.as_file(self.run_uri, "switched", step=result.step - 1))
             last = result.step == self.end
             if result.step % train.log_every == 0 or last:
                 self._log(result, progress)
@@ -202,8 +202,8 @@ class _Worker:
             return
         self.alarmed = True
         message = f"the attention of domain {now[0]} has collapsed to {now[1]} at step {step}"
-        if progress is not None:
-            train_events.record(self.run_uri, "mask_collapsed", message, step=step)
+        if saver is not None and progress is not None:
+            saver.put(train_events.as_file(self.run_uri, "mask_collapsed", message, step=step))
             progress.update(message=message)
         if self.config.train.stop_on_collapse and step < self.end:
             # what led here is worth keeping: the curves, and a state that can go on if someone wants it to

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from agit_core.config import NetworkConfig
-from agit_core.networks import InstanceNorm, Networks, TransposedConvolution, build
+from agit_core.layers import FromImage, InstanceNorm, ToImage, TransposedConvolution
+from agit_core.networks import Networks, build
 
 
 def count(module: nn.Module) -> int:
@@ -136,3 +137,20 @@ def test_a_transposed_convolution_is_pytorchs_own(kernel: int, padding: int, ext
     x = torch.randn(2, 6, 5, 7)
     expected = nn.functional.conv_transpose2d(x, ours.weight, ours.bias, 2, padding, extra)
     assert torch.allclose(ours(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", [ToImage, FromImage])
+def test_convolutions_of_images_are_pytorchs_own(
+    padding_mode: str, layout: torch.memory_format, bias: bool, kind: type[nn.Conv2d]
+) -> None:
+    channels, stride = ((6, 3), 1) if kind is ToImage else ((3, 6), 2)
+    ours = kind(*channels, 7, stride=stride, padding=3, padding_mode=padding_mode, bias=bias).double()
+    x = torch.randn(2, channels[0], 8, 12, dtype=torch.double).contiguous(memory_format=layout)
+    results = [ours(x.requires_grad_()), nn.Conv2d.forward(ours, x)]
+    weight = torch.linspace(-1, 1, results[0].numel(), dtype=torch.double).view_as(results[0])
+    gradients = [torch.autograd.grad((y * weight).sum(), [x, *ours.parameters()]) for y in results]
+    for got, expected in zip((results[0], *gradients[0]), (results[1], *gradients[1]), strict=True):
+        assert torch.allclose(got, expected, atol=1e-10)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from agit_core.config import MethodConfig
-from agit_core.networks import InstanceNorm, Networks, TransposedConvolution
+from agit_core.layers import FromImage, InstanceNorm, ToImage, TransposedConvolution
+from agit_core.networks import Networks
 
 
 def as_published(networks: Networks) -> Networks:
@@ -30,6 +31,8 @@ def as_published(networks: Networks) -> Networks:
                 setattr(parent, name, norm)
             elif isinstance(child, TransposedConvolution):
                 child.__class__ = nn.ConvTranspose2d
+            elif isinstance(child, FromImage | ToImage):
+                child.__class__ = nn.Conv2d
     for name in ("attention_a", "attention_b"):
         attention = getattr(networks, name)
         if attention is not None and any(isinstance(layer, nn.Identity) for layer in attention):

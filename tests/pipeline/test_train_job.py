@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,7 @@ from pipeline.config import Config
 from pipeline.train_checkpoints import CheckpointStore
 from pipeline.train_worker import Furthest
 from tests.chaos import processes
+from tests.pipeline.disk import fill, small_disk
 from tests.pipeline.training import differences, prepared, read_checkpoint, spec_of, tiny, wait_for
 from tests.ray_environment import without_token
 
@@ -153,6 +155,37 @@ def test_a_damaged_checkpoint_sends_it_one_back(
     assert differences(read_checkpoint(result["checkpoint"]), final) == []
     told = [event for event in train_events.read(spec["run_uri"]) if event["kind"] == "checkpoint_damaged"]
     assert "step 50 is damaged" in told[0]["message"]
+
+
+def test_a_full_disk_holds_the_checkpoints_up_and_nothing_else(
+    data: str, scratch: str, final: Snapshot, tmp_path: Path
+) -> None:
+    """The run's storage is full from its first checkpoint on, until somebody makes room."""
+    with small_disk(tmp_path / "disk", "16M") as disk:
+        config = tiny(disk / "store")
+        spec = spec_of(config, data)
+        run = spec["run_uri"]
+        store = CheckpointStore(run, 3)
+        seen: dict[str, Any] = {}
+
+        def work() -> None:
+            wait_for(store.steps, "a checkpoint")
+            ballast = fill(disk)
+            time.sleep(0.5)  # a file whose blocks were taken already may still be finished
+            stored = store.newest()
+            # one more checkpoint is taken; with that in hand it waits for the disk where the next is due
+            wait_for(lambda: Furthest(run).step >= stored + 15, "the training to go on")
+            seen.update(stored=stored, full=store.newest())
+            ballast.unlink()
+
+        with ThreadPoolExecutor(1) as pool:
+            filled = pool.submit(work)
+            result = drive(config, data, scratch)[1]
+            filled.result()
+        assert seen["full"] == seen["stored"], "a checkpoint was written on a full disk"
+        assert result["steps"] == 60
+        assert differences(read_checkpoint(result["checkpoint"]), final) == []
+        assert [event["kind"] for event in train_events.read(run)] == ["started", "switched"]
 
 
 def test_bad_input_in_a_worker_is_not_tried_again(data: str, scratch: str, tmp_path: Path) -> None:

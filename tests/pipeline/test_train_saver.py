@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import subprocess
 import tempfile
 import threading
 import time
@@ -21,6 +19,7 @@ from agit_core.errors import RunFailed
 from pipeline import storage
 from pipeline.train_checkpoints import CheckpointStore
 from pipeline.train_saver import Progress, Saver
+from tests.pipeline.disk import fill, small_disk
 from tests.pipeline.s3 import S3Server
 from tests.pipeline.test_train_checkpoints import snapshot
 from tests.pipeline.training import wait_for
@@ -104,17 +103,9 @@ def test_gives_up_in_one_sentence(s3_private: S3Server) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of one megabyte."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", str(folder)], capture_output=True
-    )
-    if made.returncode:
-        pytest.skip("mounting a small file system needs more rights than this process has")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk") as folder:
+        yield folder
 
 
 def large(step: int) -> Snapshot:
@@ -122,18 +113,10 @@ def large(step: int) -> Snapshot:
     return dataclasses.replace(snapshot(step), networks={"w": torch.randn(50_000)})
 
 
-def fill(disk: Path) -> Path:
-    ballast = disk / "ballast"
-    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
-        while True:
-            file.write(b"x" * 4096)
-    return ballast
-
-
-def test_a_full_disk_is_waited_for_and_told(small_disk: Path) -> None:
-    store = CheckpointStore(str(small_disk / "run"), keep=3)
-    (small_disk / "run").mkdir()
-    ballast = fill(small_disk)
+def test_a_full_disk_is_waited_for_and_told(disk: Path) -> None:
+    store = CheckpointStore(str(disk / "run"), keep=3)
+    (disk / "run").mkdir()
+    ballast = fill(disk)
     saver = Saver(store, patience_s=30)
     saver.put({}, large(10))
     time.sleep(0.5)
@@ -143,7 +126,7 @@ def test_a_full_disk_is_waited_for_and_told(small_disk: Path) -> None:
     saver.drain()
     assert store.steps() == [10]
     saver.close()
-    fill(small_disk)
+    fill(disk)
     saver = Saver(store, patience_s=0)
     saver.put({}, large(20))
     with pytest.raises(RunFailed, match="No space left"):
@@ -153,13 +136,13 @@ def test_a_full_disk_is_waited_for_and_told(small_disk: Path) -> None:
 
 
 def test_a_full_scratch_disk_delays_an_upload(
-    small_disk: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+    disk: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Checkpoints for object storage are written to the worker's disk first."""
-    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    monkeypatch.setattr(tempfile, "tempdir", str(disk))
     store = CheckpointStore(storage.join(s3.uri, "run"), keep=3)
     saver = Saver(store, patience_s=60)
-    ballast = fill(small_disk)
+    ballast = fill(disk)
     saver.put({}, large(10))
     time.sleep(0.5)
     saver.check()
@@ -167,7 +150,7 @@ def test_a_full_scratch_disk_delays_an_upload(
     ballast.unlink()
     saver.drain()
     assert store.steps() == [10]
-    assert not list(small_disk.iterdir()), "nothing stays on the disk"
+    assert not list(disk.iterdir()), "nothing stays on the disk"
     saver.close()
 
 
