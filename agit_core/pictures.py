@@ -16,6 +16,7 @@ from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
 from agit_core.errors import BadInput
+from agit_core.grey import grey_of_wide
 
 
 class Opened(NamedTuple):
@@ -78,7 +79,7 @@ def _colour(upright: Image.Image, profile: bytes | None) -> Image.Image:
     if upright.mode.startswith("I;16"):
         upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
     elif upright.mode in {"I", "F"}:
-        upright = Image.fromarray(_from_wide(np.asarray(upright, dtype=np.float64)))
+        upright = Image.fromarray(grey_of_wide(np.asarray(upright, dtype=np.float64)))
     elif upright.mode == "CMYK" and profile:
         # a broken profile says nothing about the inks: then they are taken for ideal ones
         with contextlib.suppress(ImageCms.PyCMSError, OSError, ValueError):
@@ -89,15 +90,6 @@ def _colour(upright: Image.Image, profile: bytes | None) -> Image.Image:
         lab, target = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.profileToProfile(upright, lab, target, outputMode="RGB") or upright
     return upright.convert("RGB")
-
-
-def _from_wide(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """32-bit grey to 8: [0, 1], [0, 255] or [0, 65535], told apart by the largest value."""
-    low, top = float(values.min(initial=0.0)), float(values.max(initial=0.0))
-    if not (low >= 0 and top <= 65535):
-        raise ValueError("32-bit values outside [0, 65535]")
-    scale = 255.0 if top <= 1 else 1.0 if top <= 255 else 255.0 / 65535.0
-    return np.rint(values * scale).astype(np.uint8)
 
 
 def _open_array(picture: np.ndarray[Any, Any]) -> Opened:

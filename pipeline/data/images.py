@@ -11,6 +11,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
+from agit_core.grey import grey_of_wide
+
 Image.init()
 FORMATS = tuple(
     name
@@ -166,7 +168,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     if oriented.mode in {"I;16", "I;16B", "I;16L", "I;16N"}:
         return Image.fromarray((np.asarray(oriented) >> 8).astype(np.uint8)).convert("RGB")
     if oriented.mode in {"I", "F"}:
-        return _from_wide(np.asarray(oriented, dtype=np.float64))
+        return Image.fromarray(grey_of_wide(np.asarray(oriented, dtype=np.float64))).convert("RGB")
     if profile and oriented.mode in {"RGB", "L", "CMYK"}:
         converted = _to_srgb(oriented, profile)
         if converted is not None:
@@ -175,15 +177,6 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
         layered = oriented.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
     return oriented if oriented.mode == "RGB" else oriented.convert("RGB")
-
-
-def _from_wide(values: np.ndarray) -> Image.Image:
-    """32-bit greyscale: [0, 1], [0, 255] or [0, 65535], told apart by the largest value."""
-    top = float(values.max(initial=0.0))
-    if not np.isfinite(values).all() or float(values.min(initial=0.0)) < 0 or top > 65535:
-        raise ValueError("32-bit values outside [0, 65535]")
-    scale = 255.0 if top <= 1 else 1.0 if top <= 255 else 255.0 / 65535.0
-    return Image.fromarray(np.rint(values * scale).astype(np.uint8)).convert("RGB")
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image | None:

@@ -22,7 +22,7 @@ from tests.ray_environment import without_token
 KEYS = ("prepare_over_pillow_loop",)
 
 
-def run(images: int = 300, repeats: int = 3) -> Result:
+def run(images: int = 1000, repeats: int = 3) -> Result:
     """Images per second of JPEG files of 400 x 300 pixels, made into 286 x 286; the best of each counts.
 
     Ours also hashes, compares, checks and shards what it reads, and starts its processes within the time; Ray
