@@ -29,8 +29,9 @@ KINDS = ("worker", "controller", "driver", "node", "head", "flow", "storage")
 """``flow``: the process that started the job. ``storage``: the S3 server, which comes back seconds later."""
 INTERVAL = 20
 _STEPS_PER_KILL = 30
-_SPARE_STEPS = 300
-"""Training goes on while the storage is away and while a recovery is being noticed; it must outlast the last kill."""
+_SPARE_STEPS, _STEPS_PER_NODE = 300, 500
+"""Training goes on while the storage is away and while a recovery is being noticed; it must outlast the last kill.
+The workers of a node whose Ray is dead find that out after half a minute, and train and save until then."""
 _LONG, _MINUTE = 20, 60.0
 """A hunt of so many kills has an outage of the storage of so many seconds."""
 _LIFE_SECONDS = 600.0
@@ -78,7 +79,7 @@ def run(
     draw = random.Random(seed)
     order = [kind for _ in range(-(-kills // len(kinds))) for kind in draw.sample(kinds, len(kinds))][:kills]
     targets = [k * _STEPS_PER_KILL + draw.randrange(1, _STEPS_PER_KILL) for k in range(1, kills + 1)]
-    steps = (kills + 2) * _STEPS_PER_KILL + _SPARE_STEPS
+    steps = (kills + 2) * _STEPS_PER_KILL + _SPARE_STEPS + _STEPS_PER_NODE * order.count("node")
     data_uri = prepared(folder / "data")
     server = S3Server(root=folder / "s3", port=free_port()).start()
     outer = dict(os.environ)
