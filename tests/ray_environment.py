@@ -1,10 +1,17 @@
-"""What a test sets before it starts or joins a Ray in its own process."""
+"""The Ray that a test starts or joins in its own process."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.pipeline.s3 import free_port
 
 
 def without_token(patch: pytest.MonkeyPatch) -> None:
@@ -16,3 +23,28 @@ def without_token(patch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith(("RAY_", "AGIT_"))]:
         patch.delenv(name)
     patch.setenv("RAY_AUTH_MODE", "disabled")
+
+
+@contextlib.contextmanager
+def head_node(cpus: int) -> Iterator[tuple[Any, str]]:
+    """A cluster of one node that takes jobs; gives the cluster and the address for jobs."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        without_token(patch)
+        patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        port = free_port()
+        head = {
+            "num_cpus": cpus,
+            "include_dashboard": True,
+            "dashboard_port": port,
+            "dashboard_host": "127.0.0.1",
+            # without its agent's port, which every Ray on this machine wants, a head takes no jobs
+            "dashboard_agent_listen_port": free_port(),
+            "object_store_memory": 100 * 2**20,
+        }
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            yield cluster, f"http://127.0.0.1:{port}"
+        finally:
+            cluster.shutdown()

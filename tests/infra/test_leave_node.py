@@ -17,7 +17,7 @@ from pipeline import launch, train_events
 from pipeline.config import parse
 from tests.pipeline.s3 import free_port
 from tests.pipeline.training import TINY, prepared, spec_of, wait_for
-from tests.ray_environment import without_token
+from tests.ray_environment import head_node
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 HOOK = Path("infra/docker/leave-node.sh").absolute()
@@ -27,23 +27,8 @@ ENDLESS = 10**6
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[tuple[Any, str]]:
     """A head that computes nothing, as in Kubernetes."""
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        without_token(patch)
-        patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-        port = free_port()
-        head = {
-            "num_cpus": 0,
-            "include_dashboard": True,
-            "dashboard_port": port,
-            "dashboard_host": "127.0.0.1",
-            "dashboard_agent_listen_port": free_port(),
-            "object_store_memory": 100 * 2**20,
-        }
-        found = Cluster(initialize_head=True, head_node_args=head)
-        yield found, f"http://127.0.0.1:{port}"
-        found.shutdown()
+    with head_node(0) as found:
+        yield found
 
 
 def add_node(cluster: Any) -> Any:

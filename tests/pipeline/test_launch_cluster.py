@@ -25,31 +25,16 @@ from tests.pipeline.command import environment
 from tests.pipeline.s3 import free_port
 from tests.pipeline.test_launch import start_follower
 from tests.pipeline.training import TINY, prepared, spec_of, wait_for
-from tests.ray_environment import without_token
+from tests.ray_environment import head_node
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address() -> Iterator[str]:
     """A cluster of one node with a dashboard, which runs the jobs."""
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        without_token(patch)
-        patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-        port = free_port()
-        head = {
-            "num_cpus": 2,
-            "include_dashboard": True,
-            "dashboard_port": port,
-            "dashboard_host": "127.0.0.1",
-            # without its agent's port, which every Ray on this machine wants, a head takes no jobs
-            "dashboard_agent_listen_port": free_port(),
-        }
-        cluster = Cluster(initialize_head=True, head_node_args=head | {"object_store_memory": 100 * 2**20})
-        yield f"http://127.0.0.1:{port}"
-        cluster.shutdown()
+    with head_node(2) as (_, url):
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ from pipeline.tune_search import Search
 from tests.browser import Browser
 from tests.pipeline.command import agit, environment
 from tests.pipeline.s3 import S3Server
-from tests.pipeline.training import differences, read_checkpoint, wait_for
+from tests.pipeline.training import TINY, differences, read_checkpoint, wait_for
 from tests.ray_environment import without_token
 
 TREE: dict[str, Any] = {
@@ -44,12 +44,7 @@ TREE: dict[str, Any] = {
         "workers": 1,
     },
     "method": {
-        "networks": {
-            "generator_width": 4,
-            "generator_blocks": 1,
-            "attention_width": 4,
-            "discriminator_width": 4,
-        },
+        "networks": TINY["method"]["networks"],
         "stages": {"switch_by": "step", "switch_at": 3},
     },
     "train": {
