@@ -19,7 +19,8 @@ from tests.agit_core.ranks import Scenario, difference
 pytestmark = pytest.mark.slow
 
 GRADIENTS = 1e-5
-WEIGHTS = 1e-4
+WEIGHTS = 5e-4
+"""After six steps of Adam, which makes much of the rounding of small gradients; they move the weights by some 5e-2."""
 
 
 def method(preset: str = "agit", switch_at: int = 1) -> MethodConfig:

@@ -6,19 +6,16 @@ import statistics
 import time
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from agit_core.config import HistoryConfig, MethodConfig, PrecisionConfig, StageConfig
-from agit_core.layers import ToImage
 from agit_core.loader import Batch
 from agit_core.precision import pick_device, resolve
 from agit_core.sampling import SamplePlan
 from agit_core.trainer import Trainer
-from tests.benchmarks.plain_step import PlainStep
+from tests.benchmarks.plain_step import PlainStep, as_on_gpus
 from tests.benchmarks.result import Result, table
 
 KEYS = ("step_ratio_default", "step_ratio_fp32")
@@ -96,10 +93,9 @@ def plain(size: int, device: torch.device) -> Callable[[], Any]:
 def count(step: Callable[[], Any]) -> int:
     """Floating-point operations of the convolutions and matrix products of one call.
 
-    Those that the mathematics asks for: the last convolution counts as PyTorch's own, not as our larger blocks.
+    Those that the mathematics asks for: our convolutions on blocks of pixels do more.
     """
-    as_asked = mock.patch.object(ToImage, "forward", nn.Conv2d.forward)
-    with as_asked, FlopCounterMode(display=False) as counter:
+    with as_on_gpus(), FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()
 

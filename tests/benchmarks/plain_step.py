@@ -8,9 +8,12 @@ computes what :class:`agit_core.step.TrainingStep` computes, which a test holds 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import random
+from collections.abc import Iterator
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +42,14 @@ def as_published(networks: Networks) -> Networks:
             layers = [nn.Upsample(scale_factor=2) if isinstance(m, nn.Identity) else m for m in attention]
             setattr(networks, name, nn.Sequential(*layers[:-1]))
     return networks
+
+
+@contextlib.contextmanager
+def as_on_gpus() -> Iterator[None]:
+    """Our networks with PyTorch's own convolutions from and to images, as they run everywhere but on CPUs."""
+    own = [mock.patch.object(layer, "forward", nn.Conv2d.forward) for layer in (FromImage, ToImage)]
+    with own[0], own[1]:
+        yield
 
 
 class ImagePool:

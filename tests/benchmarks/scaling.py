@@ -20,6 +20,7 @@ from agit_core.sampling import SamplePlan
 from agit_core.step import DISCRIMINATOR_NAMES
 from agit_core.trainer import Trainer
 from agit_core.world import World
+from tests.benchmarks.plain_step import as_on_gpus
 
 GPUS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -118,7 +119,7 @@ def measure(size: int = 256) -> Step:
     )
     trainer = Trainer(method, SamplePlan(0, 100, 100, 1), size, 10**6, torch.device("cpu"), world=World())
     image = torch.zeros(1, 3, size, size)
-    with FlopCounterMode(display=False) as counter, _Operations() as operations:
+    with as_on_gpus(), FlopCounterMode(display=False) as counter, _Operations() as operations:
         trainer.train_on(Batch(0, 0, image, image))
     trained: dict[str, int] = {
         name: sum(p.numel() * 4 for p in module.parameters() if p.requires_grad)
