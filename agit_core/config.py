@@ -77,7 +77,7 @@ class StageConfig:
     norm_after_switch: Literal["removed", "kept"] = "removed"
     """The discriminator's inner instance norms in stage ``masked``."""
     fake_source: Literal["blend", "raw"] = "blend"
-    """What is masked as the fake: the blend b' (authors' code) or the raw G(a) (the paper's Eq 6)."""
+    """What is masked as the fake after the switch: the blend b' (authors' code) or the raw G(a) (the paper's Eq 6)."""
 
 
 @dataclass(frozen=True)

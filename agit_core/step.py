@@ -111,7 +111,9 @@ class TrainingStep:
         att_a, att_b = (self._calls.get(n) for n in ATTENTION_NAMES)
         d_a, d_b = (self._calls[n] for n in DISCRIMINATOR_NAMES)
         kind, tau = config.losses.adversarial, config.stages.tau
-        source = 0 if config.stages.fake_source == "blend" else 2
+        # the raw image would give the attention no gradient but the cycle loss's, so only where that is not trained
+        masked = rules.discriminator_sees_masked and not rules.attention_trains
+        source = 2 if config.stages.fake_source == "raw" and masked else 0
 
         # generators and attention (Eq 1, 3 and 5); D judges but does not learn
         with self._autocast():

@@ -151,8 +151,21 @@ def _beats(
     if gain <= policy.margin:
         wanted = f"better by more than {policy.margin:g}" if policy.margin else "better"
         return False, f"{figures}, is not {wanted}"
-    told = (evaluation.get("intervals") or {}).get(name) or {}
-    verdict = (told.get("champion") or {}).get("verdict")
-    if policy.beyond_noise and verdict is not None and verdict != "better":
+    verdict = _verdict(evaluation.get("intervals") or {}, name)
+    if policy.beyond_noise and verdict != "better":
+        if verdict is None:
+            return False, (
+                f"{figures}, has no interval to tell it from noise; set evaluate.bootstrap, or "
+                "register.gate.beyond_noise=false"
+            )
         return False, f"{figures}, is a difference within noise"
     return True, f"{figures}, is better" + (" by more than noise" if verdict == "better" else "")
+
+
+def _verdict(intervals: Mapping[str, Any], name: str) -> str | None:
+    """Of the comparison with the champion; a mean without its own is better when each of its parts is."""
+    names = [name] if name in intervals else [key for key in intervals if _is_part_of(key, name)]
+    told = [((intervals[key] or {}).get("champion") or {}).get("verdict") for key in names]
+    if not told or None in told:
+        return None
+    return "better" if set(told) == {"better"} else "noise"

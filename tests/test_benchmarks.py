@@ -13,7 +13,18 @@ import pytest
 from tests.benchmarks import __main__ as runner
 from tests.benchmarks.result import Result, merge, table
 
-CONTRACT = {"step_ratio_default", "step_ratio_fp32"}
+CONTRACT = {
+    "step_ratio_default",
+    "step_ratio_fp32",
+    "ddp_2_over_1",
+    "data_wait_share",
+    "checkpoint_share",
+    "loader_over_imagefolder_local",
+    "loader_over_webdataset_s3",
+    "loader_over_streaming_s3",
+    "loader_over_datasets_s3",
+    "prepare_over_pillow_loop",
+}
 
 
 def test_every_benchmark_declares_its_keys_and_no_two_share_one() -> None:

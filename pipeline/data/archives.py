@@ -24,7 +24,7 @@ _MAX_EXPANSION_FROM = 1 << 30
 
 
 def is_archive(uri: str) -> bool:
-    return uri.partition("#")[0].partition("?")[0].lower().endswith(_SUFFIXES)
+    return download.without_query(uri).lower().endswith(_SUFFIXES)
 
 
 def open_archive(uri: str, masks: str | None, test_fraction: float, downloads: Path) -> Source:

@@ -28,6 +28,12 @@ def is_url(text: str) -> bool:
     return text.startswith(("http://", "https://"))
 
 
+def without_query(address: str) -> str:
+    """The part that names the file: without a checksum, and for http(s) without what follows a question mark."""
+    path = address.partition("#")[0]
+    return path.partition("?")[0] if is_url(path) else path
+
+
 def fetch(url: str, folder: Path, wait: Callable[[float], None] = time.sleep) -> Path:
     """Downloads a file, or finds it downloaded.
 

@@ -301,7 +301,9 @@ def _sweep(config: Config, uri: str) -> None:
         if folder == uri or not storage.exists(started):
             continue
         if time.time() - float(storage.read_json(started)["time"]) > _STALE_SECONDS:
-            storage.remove(folder)
+            # with a manifest it is a whole set, whose preparation died before it could tidy up
+            whole = storage.exists(storage.join(folder, manifest.NAME))
+            storage.remove(storage.join(folder, PARTS) if whole else folder)
 
 
 class _Meter:

@@ -33,6 +33,7 @@ def open_source(config: DataConfig, downloads: Path) -> Source:
     source = _open(config, downloads)
     try:
         _check(source, config.source)
+        _check_masks(source, config)
     except BaseException:
         source.resources.close()
         raise
@@ -94,6 +95,14 @@ def _check(source: Source, text: str) -> None:
         if not source.splits.get(split):
             kind = "training" if split.startswith("train") else "test"
             raise BadInput(f"{text} has no {kind} images of domain {split[-1]} ({split} is empty)")
+
+
+def _check_masks(source: Source, config: DataConfig) -> None:
+    if config.masks and not any(entry.mask for entries in source.splits.values() for entry in entries):
+        raise BadInput(
+            f"no mask in {config.masks} belongs to an image of {config.source}: folders of images need masks of the "
+            "same names in trainA and trainB (or A and B), tables name theirs in a column; correct or unset data.masks"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,11 +39,11 @@ class Unreachable:
 
 
 def is_parquet(text: str) -> bool:
-    return text.lower().endswith(".parquet")
+    return download.without_query(text).lower().endswith(".parquet")
 
 
 def is_csv(text: str) -> bool:
-    return text.lower().endswith((".csv", ".tsv"))
+    return download.without_query(text).lower().endswith((".csv", ".tsv"))
 
 
 def open_parquet(uris: list[str], test_fraction: float, downloads: Path) -> Source:
@@ -76,7 +76,7 @@ def open_csv(uri: str, test_fraction: float, downloads: Path) -> Source:
         BadInput: there is no such file, or it lacks a column.
     """
     text = _text(uri, downloads)
-    dialect = "excel-tab" if uri.lower().endswith(".tsv") else "excel"
+    dialect = "excel-tab" if download.without_query(uri).lower().endswith(".tsv") else "excel"
     table = csv.DictReader(io.StringIO(text), dialect=dialect)
     columns = [name.strip().lower() for name in table.fieldnames or []]
     table.fieldnames = columns

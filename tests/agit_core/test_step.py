@@ -34,6 +34,7 @@ CASES = {
     "the authors' code, stage full": options(),
     "the authors' code, stage masked": options(**MASKED),
     "the paper's raw fake": options(**MASKED, fake_source="raw"),
+    "the paper's raw fake, stage full": options(fake_source="raw"),
     "logarithmic loss": options({"adversarial": "vanilla"}),
     "norm kept": options(**MASKED, norm_after_switch="kept"),
     "identity loss": options({"identity_weight": 0.5, "cycle_weight": 7.0}),
@@ -71,7 +72,7 @@ def formulas(nets: Networks, a: Tensor, b: Tensor, config: MethodConfig, masked:
     b1, a1 = m_a * raw_b + (1 - m_a) * a, m_b * raw_a + (1 - m_b) * b
     m_b1, m_a1 = attend_b(b1), attend_a(a1)
     a2, b2 = m_b1 * nets.generator_ba(b1) + (1 - m_b1) * b1, m_a1 * nets.generator_ab(a1) + (1 - m_a1) * a1
-    fake_b, fake_a = (b1, a1) if config.stages.fake_source == "blend" else (raw_b, raw_a)
+    fake_b, fake_a = (raw_b, raw_a) if config.stages.fake_source == "raw" and masked else (b1, a1)
     if masked and not config.networks.has_attention:
         raise AssertionError("nothing masks without attention")
     fake_b, fake_a = mask(fake_b, m_a.detach()), mask(fake_a, m_b.detach())

@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path(".agit/chaos.json"))
     parser.add_argument("--folder", type=Path, help="for the runs and their logs; kept after a failure")
     chosen = parser.parse_args(arguments)
+    chosen.out.unlink(missing_ok=True)  # what an earlier hunt found says nothing about one that fails
     folder = chosen.folder or Path(tempfile.mkdtemp(prefix="agit-chaos-"))
     try:
         outcome = run(chosen.kills, chosen.seed, folder, tuple(chosen.kinds))

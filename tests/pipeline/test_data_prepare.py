@@ -361,10 +361,16 @@ def test_what_a_killed_run_left_is_swept_a_day_later(tmp_path: Path) -> None:
         part.mkdir(parents=True)
         (part / "started.json").write_text(json.dumps({"time": time.time() - age}))
     (out / "data" / "toy-other-cccccccccccc").mkdir()
+    whole = Path(prepare(config(folder(tmp_path / "first", FOUR | {"trainA": 9}), out)).uri)
+    # a set whose preparation was killed between its last two acts
+    (whole / ".parts").mkdir()
+    (whole / ".parts" / "started.json").write_text(json.dumps({"time": time.time() - 2 * 86400}))
     made = prepare(config(source, out))
     assert sorted(p.name for p in (out / "data").iterdir()) == sorted(
-        ["toy-" + "b" * 12, "toy-other-cccccccccccc", Path(made.uri).name]
+        ["toy-" + "b" * 12, "toy-other-cccccccccccc", whole.name, Path(made.uri).name]
     )
+    assert (whole / "manifest.json").exists()
+    assert not (whole / ".parts").exists()
 
 
 def test_a_worker_that_is_killed_is_a_failed_run(tmp_path: Path) -> None:

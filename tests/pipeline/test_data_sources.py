@@ -16,8 +16,10 @@ from agit_core.errors import BadInput
 from pipeline import storage
 from pipeline.config import DataConfig
 from pipeline.data import public
+from pipeline.data.archives import is_archive
 from pipeline.data.source import Entry, Source
 from pipeline.data.sources import open_source
+from pipeline.data.tables import is_csv, is_parquet
 from tests.pipeline.pictures import FOUR, encoded, folder, picture
 from tests.pipeline.s3 import S3Server
 from tests.pipeline.test_data_download import Server, server
@@ -204,6 +206,16 @@ def test_masks_may_lie_elsewhere(tmp_path: Path) -> None:
     assert not any(e.mask for _, e in opened(made, tmp_path))
     source = opened(made, tmp_path, masks=str(tmp_path / "elsewhere"))
     assert sum(e.mask is not None for _, e in source) == FOUR["trainA"] + FOUR["trainB"]
+    with pytest.raises(BadInput, match=r"data\.masks"):
+        opened(made, tmp_path, masks=str(tmp_path / "misspelt"))
+
+
+@pytest.mark.parametrize("ending", ["", "?download=true", "#sha256=" + "0" * 64])
+def test_an_address_is_known_by_the_name_of_its_file(ending: str) -> None:
+    assert is_parquet(f"https://host/train.parquet{ending}")
+    assert is_csv(f"https://host/list.tsv{ending}")
+    assert is_archive(f"https://host/set.tar.gz{ending}")
+    assert not is_parquet(f"https://host/get{ending or '?file=x.parquet'}")
 
 
 def hf_table(rows: list[dict[str, Any]]) -> pa.Table:

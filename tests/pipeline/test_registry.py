@@ -170,7 +170,25 @@ class TestGate:
     def test_a_metric_of_one_direction_or_where_more_is_better_decides_too(self) -> None:
         told = against(evaluation(kid=0.05), 4, 0.08)
         told["champion"]["metrics"] |= {"attention_iou_a": 0.5, "attention_iou_b": 0.5, "fid_a2b": 80.0}
-        assert gate.decide(GateConfig(metric="attention_iou"), told, {"version": 4}).promoted
+        iou = GateConfig(metric="attention_iou")
+        for verdicts, says in (
+            ((), "no interval"),
+            (("better",), "no interval"),
+            (("better", "noise"), "within noise"),
+            (("better", "better"), "better by more than noise"),
+        ):
+            each = dict.fromkeys(("attention_iou_a", "attention_iou_b"))
+            told["intervals"] = each | {
+                name: {"champion": {"verdict": verdict}}
+                for name, verdict in zip(each, verdicts, strict=False)
+            }
+            decision = gate.decide(iou, told, {"version": 4})
+            assert decision.promoted == (set(verdicts) == {"better"} and len(verdicts) == 2)
+            assert says in " ".join(decision.reasons)
+        told["intervals"] = {}
+        assert gate.decide(
+            GateConfig(metric="attention_iou", beyond_noise=False), told, {"version": 4}
+        ).promoted
         assert not gate.decide(GateConfig(metric="fid_a2b"), told, {"version": 4}).promoted
         unknown = gate.decide(GateConfig(metric="kid_men"), told, {"version": 4})
         assert "was not measured" in unknown.reasons[0]
