@@ -41,11 +41,12 @@ def add_to(app: typer.Typer) -> None:
 
 def model_uri(uri: str, overrides: list[str] | None) -> str:
     """The folder behind ``models:/...`` in the registry of the settings; any other URI as it is."""
+    settings = load("demo", overrides or [])
     if not uri.startswith("models:"):
         return uri
     from pipeline import registry
 
-    return registry.resolve(uri, load("demo", overrides or []))
+    return registry.resolve(uri, settings)
 
 
 def translate(

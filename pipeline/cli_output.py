@@ -130,7 +130,9 @@ def _answer(outcome: Any) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         with os.fdopen(_State.json_to, "w") as out:
-            out.write(json.dumps(answer.value, indent=1, allow_nan=False, default=str) + "\n")
+            from pipeline import storage  # loads fsspec
+
+            out.write(json.dumps(storage.finite(answer.value), indent=1, allow_nan=False, default=str) + "\n")
     elif answer.show is not None:
         answer.show(answer.value)
     return answer.status

@@ -43,12 +43,13 @@ def runs(overrides: Overrides = None, json: Json = False, debug: Debug = False) 
     """All runs in a storage (`--set storage=URI`), the one that was last active first."""
     from pipeline import runs as stored
 
-    def show(found: list[dict[str, Any]]) -> None:
-        told = stored.rows(found)
+    def show(found: dict[str, Any]) -> None:
+        told = stored.rows(found["runs"])
         columns = [name for name in told[0] if any(run[name] for run in told)] if told else []
         cli_show.table_of(told, columns)
 
-    return Answer(stored.list_runs(_storage(overrides)), show)
+    root = _storage(overrides)
+    return Answer({"storage": root, "runs": stored.list_runs(root)}, show)
 
 
 def _storage(overrides: list[str] | None) -> str:

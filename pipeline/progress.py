@@ -48,7 +48,10 @@ class Status:
         if not message and event.get("state") == "starting":
             message = "starting the workers"
         if not message and losses:
-            message = " ".join(f"{key} {value:.3f}" for key, value in list(losses.items())[:3])
+            message = " ".join(
+                f"{key} {'not a number' if value is None else format(value, '.3f')}"
+                for key, value in list(losses.items())[:3]
+            )
         if event.get("stage") in {"full", "masked"}:
             message = f"{event['stage']} discriminator" + (f", {message}" if message else "")
         return Status(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -164,6 +165,15 @@ def write_text(uri: str, text: str) -> None:
 def write_json(uri: str, value: Any) -> None:
     """As :func:`write_bytes`, as indented JSON with a newline at the end."""
     write_bytes(uri, json_bytes(value))
+
+
+def finite(value: Any) -> Any:
+    """The same with None for what JSON has no number for: a diverged training has losses that are not numbers."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def json_bytes(value: Any) -> bytes:

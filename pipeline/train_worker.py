@@ -229,7 +229,7 @@ class _Worker:
             rows, self.rows = self.rows, []
             info = snapshot.info | {"run_id": self.spec["run_id"], "scores": scores(rows)}
             name = storage.join(self.run_uri, "metrics", f"{self.trainer.step:08d}.jsonl")
-            text = "".join(json.dumps(row) + "\n" for row in rows)
+            text = "".join(json.dumps(storage.finite(row)) + "\n" for row in rows)
             saver.put({name: text.encode()} if rows else {}, dataclasses.replace(snapshot, info=info))
         ray.train.report(
             {"step": self.trainer.step, "epoch": self.plan.epoch_of(self.trainer.step)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from agit_core.errors import BadInput
 from pipeline import runs, storage, train_events
 from pipeline.train_checkpoints import CheckpointStore
+from tests.pipeline.command import agit
 from tests.pipeline.test_train_checkpoints import snapshot
 
 
@@ -138,3 +140,18 @@ def test_events_survive_an_outage(tmp_path: Path) -> None:
     blocked.write_text("")
     train_events.record(str(blocked), "started")  # a folder cannot be made below a file: told to nobody
     assert train_events.read(str(tmp_path)) == []
+
+
+def test_a_diverged_run_is_told_of_as_json(tmp_path: Path) -> None:
+    """JSON has no number for what its losses are; one such run must not hide the others."""
+    uri = write_run(tmp_path, "diverged", "running", 1)
+    progress = storage.join(uri, "progress.json")
+    told = storage.read_json(progress) | {"losses": {"cycle_a": float("nan")}}
+    storage.write_bytes(progress, json.dumps(told).encode())
+    called = agit("runs", "--set", f"storage={tmp_path}", "--json", cwd=tmp_path)
+    assert called.status == 0, called.err
+    found = called.answer
+    assert found["storage"] == str(tmp_path)
+    assert [run["run_id"] for run in found["runs"]] == ["diverged"]
+    called = agit("status", uri, "--json", cwd=tmp_path)
+    assert called.answer["losses"] == {"cycle_a": None}
