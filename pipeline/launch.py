@@ -280,10 +280,25 @@ def _newest_checkpoint(run_uri: str) -> int:
 def _absolute_config(config: Config) -> dict[str, Any]:
     tree = config.plain()
     tree["storage"] = absolute(config.storage)
-    start = config.train.start_from
-    if start is not None and ":" not in start:
-        tree["train"]["start_from"] = absolute(start)
+    tree["train"]["start_from"] = start_of(config)
     return tree
+
+
+def start_of(config: Config) -> str | None:
+    """``train.start_from`` as the job is told it: a folder that any machine finds.
+
+    The registry is asked here, as workers do not know where it is. A run's name holds ``models:/h2z@champion`` as it
+    stands: the same command finds the same run, also when that run has become the champion since.
+
+    Raises:
+        BadInput: there is no such model, version or alias.
+    """
+    start = config.train.start_from
+    if start is None or not start.startswith("models:"):
+        return start if start is None or ":" in start else absolute(start)
+    from pipeline import registry
+
+    return registry.resolve(start, config)
 
 
 @contextlib.contextmanager

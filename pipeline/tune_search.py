@@ -188,10 +188,7 @@ def from_spec(spec: Mapping[str, Any]) -> Search:
 
 def _with_absolute_start(config: Config) -> Config:
     """The identity of a search must not depend on the working directory of whoever looks at it."""
-    start = config.train.start_from
-    if start is None or ":" in start:
-        return config
-    train = config.train.model_copy(update={"start_from": launch.absolute(start)})
+    train = config.train.model_copy(update={"start_from": launch.start_of(config)})
     return config.model_copy(update={"train": train})
 
 

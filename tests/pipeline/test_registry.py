@@ -19,7 +19,7 @@ from agit_core.checkpoint import Snapshot
 from agit_core.config import MethodConfig, NetworkConfig
 from agit_core.errors import BadInput, RunFailed
 from pipeline import config as configs
-from pipeline import gate, registry, registry_mlflow, storage
+from pipeline import gate, launch, registry, registry_mlflow, storage
 from pipeline.config import Config, GateConfig
 from tests.pipeline.s3 import S3Server, free_port
 
@@ -410,3 +410,19 @@ def test_mlflow_is_quiet(tmp_path: Path) -> None:
     )
     assert (done.stdout, done.stderr) == ("", "")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["state"]
+
+
+def test_a_job_is_told_the_folder_of_the_weights_it_starts_from(
+    config: Config, register: Register, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers have no registry; and the one to ask is the configuration's, wherever the command is called."""
+    told = register(seed=1)
+    start = config.train.model_copy(update={"start_from": "models:/h2z@champion"})
+    config = config.model_copy(update={"train": start})
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    spec = launch.spec_of(config, "data/x", "h2z-run2")
+    assert spec["config"]["train"]["start_from"] == told["source"]
+    lost = config.train.model_copy(update={"start_from": "models:/h2z/7"})
+    with pytest.raises(BadInput, match="7"):
+        launch.spec_of(config.model_copy(update={"train": lost}), "data/x", "h2z-run2")
