@@ -58,6 +58,9 @@ class DataConfig(Section):
     test_fraction: float = Field(
         0.1, gt=0, lt=1, description="share held out when the source has no test split (stable by content)"
     )
+    resize: Literal["squash", "crop"] = Field(
+        "squash", description="images that are no squares: squash them, as the paper does, or crop the middle"
+    )
     encoding: Literal["jpeg", "png"] = "jpeg"
     jpeg_quality: int = Field(95, ge=50, le=100)
     minimum_size: int = Field(16, ge=1, description="images with a shorter side are quarantined")

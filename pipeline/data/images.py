@@ -34,16 +34,33 @@ class ImagePolicy:
     """How images are stored.
 
     Attributes:
-        size: side of the stored square; the image is resized to it whatever its shape, as the paper does.
+        size: side of the stored square.
         encoding: ``jpeg`` or ``png``.
         jpeg_quality: of newly encoded JPEGs (4:4:4); a JPEG that already fits is stored as it came.
         minimum_size: images with a shorter side are refused.
+        resize: ``squash`` makes any shape a square, as the paper does; ``crop`` takes the largest square in the
+            middle and keeps the proportions.
     """
 
     size: int
     encoding: str
     jpeg_quality: int
     minimum_size: int
+    resize: str = "squash"
+
+    def fit(self, image: Image.Image, resampling: Image.Resampling) -> Image.Image:
+        """The square that is stored."""
+        size = (self.size, self.size)
+        if image.size == size:
+            return image
+        return image.resize(size, resampling, self._box(*image.size))
+
+    def _box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        if self.resize == "squash":
+            return 0, 0, width, height
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        return left, top, left + side, top + side
 
 
 @dataclass(frozen=True)
@@ -88,18 +105,15 @@ def store(data: bytes, mask: bytes | None, policy: ImagePolicy) -> StoredImage:
     width, height = (image.height, image.width) if turned else image.size
     if min(width, height) < policy.minimum_size:
         raise Unusable(f"{width} x {height} pixels is smaller than minimum_size {policy.minimum_size}")
-    size = (policy.size, policy.size)
     plain = _fits_as_it_is(image, policy, turned)
     try:
         if image.format == "JPEG" and min(image.size) >= 3 * policy.size:
             # libjpeg scales by powers of two while decoding; what it leaves is still resized below
             image.draft("RGB", (2 * policy.size, 2 * policy.size))
-        pixels = _upright_rgb(image)
-        if pixels.size != size:
-            pixels = pixels.resize(size, Image.Resampling.BICUBIC)
+        pixels = policy.fit(_upright_rgb(image), Image.Resampling.BICUBIC)
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
         raise Unusable(_reason(error)) from None
-    stored_mask, refused = _store_mask(mask, (width, height), turned, size) if mask else (None, None)
+    stored_mask, refused = _store_mask(mask, (width, height), turned, policy) if mask else (None, None)
     return StoredImage(
         data=data if plain else _encode(pixels, policy),
         mask=stored_mask,
@@ -213,7 +227,7 @@ def _encode(image: Image.Image, policy: ImagePolicy) -> bytes:
 
 
 def _store_mask(
-    data: bytes, image_size: tuple[int, int], turned: bool, size: tuple[int, int]
+    data: bytes, image_size: tuple[int, int], turned: bool, policy: ImagePolicy
 ) -> tuple[bytes | None, str | None]:
     try:
         mask, _ = _open(data)
@@ -227,7 +241,7 @@ def _store_mask(
             None,
             f"the mask is {grey.width} x {grey.height} but the image {image_size[0]} x {image_size[1]}",
         )
-    resized = grey if grey.size == size else grey.resize(size, Image.Resampling.BOX)
+    resized = policy.fit(grey, Image.Resampling.BOX)
     buffer = io.BytesIO()
     resized.point(lambda value: 255 if value >= 128 else 0).save(buffer, "PNG", compress_level=6)
     return buffer.getvalue(), None

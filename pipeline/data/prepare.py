@@ -82,6 +82,8 @@ def prepare(config: Config, progress: Progress | None = None) -> Prepared:
 def shaping(config: DataConfig) -> dict[str, Any]:
     """The settings that change the shards, ready to be hashed."""
     values = config.model_dump(mode="json", include={*_SHAPING, "rows_per_group"})
+    if config.resize != "squash":  # sets from before there was a choice keep their names
+        values["resize"] = config.resize
     return {**values, "format": manifest.FORMAT}
 
 
@@ -147,7 +149,7 @@ def _make(
 
 def _policy(config: DataConfig, split: str) -> ImagePolicy:
     size = config.load_size if split.startswith("train") else config.image_size
-    return ImagePolicy(size, config.encoding, config.jpeg_quality, config.minimum_size)
+    return ImagePolicy(size, config.encoding, config.jpeg_quality, config.minimum_size, config.resize)
 
 
 def _check_usable(config: DataConfig, done: list[Done], uri: str) -> None:

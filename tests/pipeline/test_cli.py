@@ -11,8 +11,7 @@ import pytest
 from tests.pipeline.command import agit, environment, tiny_config
 from tests.pipeline.s3 import S3Server, free_port
 
-# `export` of the contract is not built yet
-CONTRACT = ("run", "prepare", "train", "tune", "evaluate", "report", "translate", "doctor")
+CONTRACT = ("run", "prepare", "train", "tune", "evaluate", "report", "translate", "export", "doctor")
 
 
 def test_help_names_every_command_of_the_contract(tmp_path: Path) -> None:

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageDraw
 
 from pipeline.data.images import ImagePolicy, StoredImage, Unusable, look, store
 from tests.pipeline.pictures import encoded, picture
@@ -149,6 +150,23 @@ def test_a_large_jpeg_is_close_to_full_decoding() -> None:
     large = picture(5, (400, 300))
     want = np.asarray(large.resize((SIZE, SIZE), Image.Resampling.BICUBIC)).astype(int)
     assert np.abs(pixels(store(encoded(large, "JPEG", quality=95), None, PNG)) - want).mean() < 2
+
+
+@pytest.mark.parametrize("tall", [False, True])
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+def test_what_is_no_square_is_squashed_or_cropped(resize: str, tall: bool) -> None:
+    """A white disc in the middle of a picture twice as long as it is high, with its mask."""
+    disc = Image.new("L", (160, 80))
+    ImageDraw.Draw(disc).ellipse((50, 10, 110, 70), fill=255)
+    disc = disc.transpose(Image.Transpose.ROTATE_90) if tall else disc
+    policy = replace(PNG, resize=resize)
+    stored = store(encoded(disc.convert("RGB")), encoded(disc), policy)
+    assert stored.mask is not None
+    for image in (pixels(stored)[..., 0], np.asarray(Image.open(io.BytesIO(stored.mask)))):
+        rows, columns = (np.flatnonzero((image > 127).any(axis)) for axis in (1, 0))
+        across, along = (np.ptp(columns), np.ptp(rows)) if tall else (np.ptp(rows), np.ptp(columns))
+        assert across == pytest.approx(29, abs=2)
+        assert along == pytest.approx(29 if resize == "crop" else 15, abs=2)
 
 
 def test_the_mask_follows_the_image() -> None:
