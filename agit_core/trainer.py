@@ -133,6 +133,8 @@ class Trainer:
         self._window += weighted
         self._epoch += weighted
         self.step += 1
+        if self.step == self.total_steps:
+            self._close_epoch(batch.epoch)
         return StepResult(self.step, batch.epoch, self.stages.stage, switched, figures)
 
     @property
@@ -175,7 +177,7 @@ class Trainer:
         return ended
 
     def _close_epoch(self, epoch: int) -> Figures:
-        """Means over the epoch that ended, the same on every rank."""
+        """Means over the epoch that ended (the last may be cut short), the same on every rank."""
         figures = _means(self.world.sum(self._epoch), self.plan.batch_size)
         self._epoch.zero_()
         self._ended.append((epoch, figures))

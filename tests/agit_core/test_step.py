@@ -256,3 +256,9 @@ def test_the_step_keeps_no_graph() -> None:
         *trainer.training_step.history_b.state().values(),
     ]
     assert not any(p.requires_grad for p in pools)
+
+
+def test_the_last_epoch_is_told_of_also_where_it_is_cut_short() -> None:
+    trainer = tiny.trainer(total=6)
+    assert sum(1 for _ in trainer.run(tiny.loader(trainer.plan))) == 6
+    assert [(epoch, figures.steps) for epoch, figures in trainer.ended_epochs()] == [(0, 4), (1, 2)]
