@@ -87,7 +87,7 @@ class HistoryConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     size: int = 50
-    """Images per domain over all batch slots; 0 switches the pool off."""
+    """Images per domain over all batch slots, rounded up to a multiple of the batch; 0 switches the pool off."""
     probability: float = 0.5
 
 

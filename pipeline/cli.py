@@ -95,7 +95,7 @@ def train(
         {
             "run_id": done.run_id,
             "storage": settings.storage,
-            "steps": done.result["steps"],
+            **journey.known(done.uri),
             "checkpoint": done.result["checkpoint"],
             "run": done.uri,
             "reused": done.reused,
@@ -144,8 +144,8 @@ def evaluate(
         data = journey.prepare(settings)
         if model is None:
             done = journey.trained(settings, data)
-            head |= {"run_id": done.run_id, "steps": done.result["steps"]}
             evaluation = journey.evaluate(settings, data, done)
+            head |= {"run_id": done.run_id, **journey.known(done.uri)}
         else:
             head["model"] = model
             evaluation = journey.evaluate_model(settings, data, model)
@@ -169,7 +169,8 @@ def report(
                 f"run {name} is not in {settings.storage}; run `agit train` with the same settings"
             )
         report_uri = journey.report(settings, data, journey.Run(name, uri, {}))
-    return Answer({"run_id": name, "storage": settings.storage, "report": report_uri}, cli_show.built)
+    told = {"run_id": name, "storage": settings.storage, **journey.known(uri), "report": report_uri}
+    return Answer(told, cli_show.built)
 
 
 @app.command()

@@ -119,7 +119,7 @@ class TrainConfig(Section):
     sample_every: int = Field(1000, ge=1, description="steps between sample pictures")
     samples: int = Field(4, ge=0, description="fixed test images per domain in the sample pictures")
     checkpoint_every: int = Field(
-        1000, ge=1, description="steps between checkpoints: the most that a kill can cost"
+        1000, ge=1, description="the most steps that a kill can cost; checkpoints are stored twice as often"
     )
     keep_checkpoints: int = Field(3, ge=1, description="how many of the newest checkpoints stay")
     best_by: Literal["cycle", "generator", "discriminator", "identity"] | None = Field(

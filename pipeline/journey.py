@@ -211,6 +211,18 @@ def summarize(
     return summary
 
 
+def known(run_uri: str) -> dict[str, Any]:
+    """``steps``, ``metrics``, ``model`` and ``report`` of a run as far as it has come; None for what is not there."""
+    result, scores = read(run_uri, "result.json"), read(run_uri, "evaluation.json")
+    registration, report_uri = read(run_uri, "registration.json"), storage.join(run_uri, "report.html")
+    return {
+        "steps": result["steps"] if result else None,
+        "metrics": scores["metrics"] if scores else None,
+        "model": {key: registration[key] for key in ("name", "version", "aliases")} if registration else None,
+        "report": report_uri if storage.exists(report_uri) else None,
+    }
+
+
 def finished(run_uri: str) -> dict[str, Any] | None:
     """The ``result.json`` of a finished training, else None."""
     return read(run_uri, "result.json")

@@ -63,6 +63,14 @@ def test_a_run_passes_all_stages_and_the_same_command_reuses_them(tmp_path: Path
     assert second.answer == summary
     for stage in ("prepare", "train", "evaluate", "register"):
         assert f"{stage}: reused" in second.err
+    for stage in ("train", "evaluate", "report"):
+        third = agit(stage, config, "--json", cwd=tmp_path)
+        same = set(third.answer) & CONTRACT
+        assert same == CONTRACT, f"{stage}: {third.err}"
+        assert {key: third.answer[key] for key in same - {"report"}} == {
+            key: summary[key] for key in same - {"report"}
+        }
+        assert Path(third.answer["report"]).name == "report.html"
 
     assert _servers(tmp_path) == []
     assert {state for (state,) in _prefect(tmp_path, "select state_name from flow_run")} == {"Completed"}
