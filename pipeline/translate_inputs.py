@@ -176,8 +176,8 @@ def _paths(uri: str) -> list[tuple[int, int, str]]:
     found: list[tuple[int, int, str]] = []
     try:
         for group in range(file.num_row_groups):
-            values = file.read_row_group(group, columns=[f"{column}.path"]).column(column).to_pylist()
-            found += [(group, row, str((value or {}).get("path") or "")) for row, value in enumerate(values)]
+            paths = _values(file, group, column, "path")
+            found += [(group, row, str(path or "")) for row, path in enumerate(paths)]
     except (pa.ArrowException, OSError) as error:
         raise BadInput(f"{uri} is damaged ({str(error).splitlines()[0]})") from None
     return found
@@ -199,8 +199,13 @@ def _parquet(uri: str) -> Any:
 def _row_group(uri: str, group: int) -> list[bytes]:
     file = _parquet(uri)
     column = _image_column(file, uri)
-    values = file.read_row_group(group, columns=[f"{column}.bytes"]).column(column).to_pylist()
-    return [(value or {}).get("bytes") or b"" for value in values]
+    return [data or b"" for data in _values(file, group, column, "bytes")]
+
+
+def _values(file: Any, group: int, column: str, part: str) -> list[Any]:
+    # on this thread alone, as shards.read_table
+    table = file.read_row_group(group, columns=[f"{column}.{part}"], use_threads=False)
+    return [(value or {}).get(part) for value in table.column(column).to_pylist()]
 
 
 def _image_column(file: Any, uri: str) -> str:

@@ -25,6 +25,15 @@ def without_token(patch: pytest.MonkeyPatch) -> None:
     patch.setenv("RAY_AUTH_MODE", "disabled")
 
 
+def own_ray(cpus: int) -> None:
+    """Starts a Ray in this process; without the address it would join whatever another test has started."""
+    import ray
+
+    ray.init(
+        address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="error"
+    )
+
+
 @contextlib.contextmanager
 def head_node(cpus: int) -> Iterator[tuple[Any, str]]:
     """A cluster of one node that takes jobs; gives the cluster and the address for jobs."""

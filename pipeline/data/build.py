@@ -22,7 +22,7 @@ from pipeline.data.earlier import Earlier, Known
 from pipeline.data.encode import Encoded, Task, encode
 from pipeline.data.images import ImagePolicy
 from pipeline.data.plan import PARTS, Done, ShardPlan
-from pipeline.data.shards import Row, ShardWriter, Written, read_rows
+from pipeline.data.shards import Row, ShardWriter, Written, read_rows, read_table
 from pipeline.data.source import Entry, carried
 from pipeline.data.workers import on_cluster, ordered_map
 
@@ -227,7 +227,7 @@ def _finished(uri: str, plans: list[ShardPlan]) -> dict[str, Done]:
     for plan in plans:
         if storage.name(plan.note) not in present:
             continue
-        table = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(uri, plan.note))))
+        table = read_table(io.BytesIO(storage.read_bytes(storage.join(uri, plan.note))))
         note = json.loads(table.schema.metadata[_META])
         try:
             whole = storage.size(storage.join(uri, plan.path)) == note["shard"]["bytes"]

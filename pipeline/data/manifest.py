@@ -6,10 +6,10 @@ import io
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from agit_core.errors import BadInput
 from pipeline import storage
+from pipeline.data import shards
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -68,7 +68,7 @@ def read_index(uri: str, manifest: dict[str, Any], split: str, columns: list[str
         if columns and index["bytes"] > _WHOLE and storage.is_remote(where):
             fs, path = storage.filesystem(where)
             with storage.explained(where, "read"), fs.open(path, "rb", cache_type="none") as file:
-                return pq.read_table(file, columns=columns, pre_buffer=True)
-        return pq.read_table(io.BytesIO(storage.read_bytes(where)), columns=columns)
+                return shards.read_table(file, columns, pre_buffer=True)
+        return shards.read_table(io.BytesIO(storage.read_bytes(where)), columns)
     except (FileNotFoundError, pa.ArrowInvalid, OSError) as error:
         raise BadInput(f"the index {where} cannot be read ({error}); prepare the data again") from None

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -160,6 +161,18 @@ def read_rows(shard: Path, index: pa.Table) -> Iterator[Row]:
                 source_height=about["source_height"],
                 look=about["look"],
             )
+
+
+def read_table(file: IO[bytes], columns: list[str] | None = None, *, pre_buffer: bool = False) -> pa.Table:
+    """A Parquet file that is read through Python, on the calling thread.
+
+    A thread of Arrow's needs Python's lock to let go of what is Python's. If the process ends at that moment, the
+    thread is ended in the middle of C++, and the process aborts (exit status 134) after all its work.
+
+    Args:
+        pre_buffer: fetch the columns in few, large requests.
+    """
+    return pq.ParquetFile(file, pre_buffer=pre_buffer).read(columns, use_threads=False)
 
 
 def check_length(before: bytes | memoryview, expected: int) -> None:

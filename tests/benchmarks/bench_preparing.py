@@ -17,7 +17,7 @@ from pipeline.config import parse
 from pipeline.data import builtin
 from pipeline.data.prepare import prepare
 from tests.benchmarks.result import Result, table
-from tests.ray_environment import without_token
+from tests.ray_environment import own_ray, without_token
 
 KEYS = ("prepare_over_pillow_loop",)
 
@@ -102,9 +102,7 @@ def _ray() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         without_token(patch)
         patch.setenv("RAY_worker_register_timeout_seconds", "300")
-        ray.init(
-            address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error"
-        )
+        own_ray(2)
         try:
             yield
         finally:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -27,7 +29,7 @@ from pipeline.data.reader import ShardImages
 from tests.pipeline.pictures import FOUR, folder
 from tests.pipeline.s3 import S3Server
 from tests.pipeline.test_data_prepare import config
-from tests.ray_environment import without_token
+from tests.ray_environment import own_ray, without_token
 
 LARGE = 1 << 30
 
@@ -182,6 +184,18 @@ def _read_all(uri: str, cache: Path, results: Any) -> None:
     until(lambda: len(cached(cache)) == len(images._shards))
 
 
+def test_reading_the_index_leaves_no_thread_that_aborts_an_ending_process(local: Prepared) -> None:
+    """Arrow's threads take Python's lock when they let go of its bytes, also while the process is ending."""
+    code = (
+        "import sys; from pathlib import Path; from pipeline.data import manifest; uri = sys.argv[1];"
+        "known = manifest.read(uri); before = len(list(Path('/proc/self/task').iterdir()));"
+        "manifest.read_index(uri, known, 'trainA', ['name', 'shard']);"
+        "print(len(list(Path('/proc/self/task').iterdir())) - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, local.uri], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0"]
+
+
 @pytest.mark.slow
 def test_processes_share_a_cache(s3: S3Server, source: Path, tmp_path: Path) -> None:
     made = prepare(settings(source, s3.uri))
@@ -275,7 +289,7 @@ def test_ray_data_reads_the_shards(local: Prepared, monkeypatch: pytest.MonkeyPa
     without_token(monkeypatch)
     import ray
 
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
+    own_ray(1)
     try:
         rows = ray.data.read_parquet(f"{local.uri}/trainA").take_all()
     finally:
