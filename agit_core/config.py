@@ -157,6 +157,10 @@ class MethodConfig:
             (0.0 <= self.optimizer.average_decay < 1.0, "method.optimizer.average_decay must lie in [0, 1)"),
             (self.losses.cycle_weight >= 0, "method.losses.cycle_weight must not be negative"),
             (self.losses.identity_weight >= 0, "method.losses.identity_weight must not be negative"),
+            (
+                self.threshold_at_test is None or 0.0 <= self.threshold_at_test <= 1.0,
+                "method.threshold_at_test must lie in [0, 1]",
+            ),
         ]
         for holds, message in checks:
             if not holds:

@@ -72,6 +72,7 @@ def contract(model: Model, direction: str) -> dict[str, Any]:
         "image": {"range": [-1, 1], "from_uint8": "pixel / 127.5 - 1"},
         "output": {"range": [-1, 1], "to_uint8": "round((output + 1) * 127.5)"},
         "mask": {"range": [0, 1], "meaning": "1: translated, 0: kept"},
+        "threshold": model.method.threshold_at_test,
     }
 
 

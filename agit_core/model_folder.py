@@ -11,7 +11,7 @@ import importlib
 import json
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,18 @@ class Model:
     """SHA-256 of the manifest, which names the SHA-256 of every file: the model's identity."""
     lineage: dict[str, Any]
     directions: tuple[str, ...] = DIRECTIONS
+
+    def with_threshold(self, threshold: float | None) -> Model:
+        """The model with another ``threshold_at_test``; None: with its own.
+
+        Raises:
+            BadInput: not in [0, 1].
+        """
+        if threshold is None:
+            return self
+        if not 0.0 <= threshold <= 1.0:
+            raise BadInput(f"the threshold must lie in [0, 1], not {threshold}")
+        return replace(self, method=replace(self.method, threshold_at_test=threshold))
 
     def networks(self) -> Networks:
         """The networks with these weights, on the CPU, in evaluation mode.

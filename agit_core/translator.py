@@ -58,6 +58,8 @@ class Translator:
         work_side: the networks see larger images scaled down to this longer side; what they change is scaled
             up and added to the full image, which keeps its detail. Networks know objects at the size that
             they were trained at, so this often looks better than the full size, and it is faster.
+        threshold: where the attention is below it, in [0, 1], the source is kept to the pixel; default: the
+            model's own ``threshold_at_test``, mostly none.
     """
 
     def __init__(
@@ -67,12 +69,13 @@ class Translator:
         autocast: Literal["auto", "bf16", "off"] = "off",
         tile_pixels: int = TILE_PIXELS,
         work_side: int | None = None,
+        threshold: float | None = None,
     ) -> None:
         if tile_pixels < SMALLEST_TILE**2:
             raise BadInput(f"tile_pixels must be at least {SMALLEST_TILE**2}, not {tile_pixels}")
         if work_side is not None and work_side < SMALLEST_SIDE:
             raise BadInput(f"work_side must be at least {SMALLEST_SIDE}, not {work_side}")
-        self.model = model
+        self.model = model.with_threshold(threshold)
         self.device = _device(device)
         settings = replace(model.method.precision, autocast=autocast, compile="off")
         self.numerics = precision.resolve(settings, self.device)
@@ -94,6 +97,7 @@ class Translator:
         autocast: Literal["auto", "bf16", "off"] = "off",
         tile_pixels: int = TILE_PIXELS,
         work_side: int | None = None,
+        threshold: float | None = None,
     ) -> Translator:
         """Loads a model folder or a checkpoint folder.
 
@@ -104,7 +108,7 @@ class Translator:
         Raises:
             BadInput: no model there, a damaged one, or one of another version.
         """
-        return cls(model_folder.read(uri), device, autocast, tile_pixels, work_side)
+        return cls(model_folder.read(uri), device, autocast, tile_pixels, work_side, threshold)
 
     def __repr__(self) -> str:
         return f"Translator({self.model.name!r}, {' and '.join(self.directions)}, on {self.device})"

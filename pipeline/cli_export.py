@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline import cli_show
-from pipeline.cli_model import Direction, ModelUri, model_uri
+from pipeline.cli_model import Direction, ModelUri, Threshold, model_uri
 from pipeline.cli_options import Overrides
 from pipeline.cli_output import DONE, FAILED, Answer, Debug, Json
 
@@ -59,6 +59,7 @@ def export(
     tolerance: Annotated[
         float, typer.Option(min=0, help="Largest difference from the PyTorch model, on [-1, 1].")
     ] = 1e-3,
+    threshold: Threshold = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     overrides: Overrides = None,
     json: Json = False,
@@ -82,6 +83,7 @@ def export(
             check=check,
             count=images,
             tolerance=tolerance,
+            threshold=threshold,
             overwrite=overwrite,
             progress=stage,
         )
@@ -126,6 +128,7 @@ def serve(
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 5000,
     device: Device = "auto",
+    threshold: Threshold = None,
     overrides: Overrides = None,
     json: Json = False,
     debug: Debug = False,
@@ -139,7 +142,7 @@ def serve(
 
     folder = model_uri(model, overrides)
     url = serve_http.run(
-        lambda: serving.application(folder, device), host, port, serving.LIMIT, _told("serving")
+        lambda: serving.application(folder, device, threshold), host, port, serving.LIMIT, _told("serving")
     )
     return Answer({"url": url, "model": model}, cli_show.mapping)
 
@@ -152,6 +155,7 @@ def demo_ui(
     max_side: Annotated[
         int, typer.Option(min=16, help="Larger images are scaled down to this side first.")
     ] = 1024,
+    threshold: Threshold = None,
     overrides: Overrides = None,
     json: Json = False,
     debug: Debug = False,
@@ -162,7 +166,7 @@ def demo_ui(
 
     folder = model_uri(model, overrides)
     url = serve_http.run(
-        lambda: page.application(folder, device, max_side),
+        lambda: page.application(folder, device, max_side, threshold),
         host,
         port,
         serve_images.LARGEST_BYTES,

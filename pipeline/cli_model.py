@@ -34,6 +34,17 @@ ModelUri = Annotated[
 ]
 
 
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Keep the source to the pixel where the attention is below it; default: the model's own "
+        "method.threshold_at_test, else the soft mask.",
+    ),
+]
+
+
 def add_to(app: typer.Typer) -> None:
     """Adds the commands of this file."""
     app.command()(translate)
@@ -97,6 +108,7 @@ def translate(
             "size) and add the change to the full image: faster, and objects keep the size they were learned at.",
         ),
     ] = None,
+    threshold: Threshold = None,
     overrides: Overrides = None,
     json: Json = False,
     debug: Debug = False,
@@ -125,6 +137,7 @@ def translate(
             autocast=autocast.value,
             tile_pixels=tile_pixels,
             work_side=work_side,
+            threshold=threshold,
             progress=stage,
         )
         stage.message = _counts(done)

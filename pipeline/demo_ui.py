@@ -91,13 +91,15 @@ class Busy(Exception):
     """Too many translations are waiting."""
 
 
-def application(model_uri: str, device: str = "auto", max_side: int = MAX_SIDE) -> FastAPI:
+def application(
+    model_uri: str, device: str = "auto", max_side: int = MAX_SIDE, threshold: float | None = None
+) -> FastAPI:
     """The page's application.
 
     Raises:
         BadInput: no model there.
     """
-    studio = Studio(Translator.load(model_uri, device), max_side)
+    studio = Studio(Translator.load(model_uri, device, threshold=threshold), max_side)
     model = studio.translator.model
     page = _page(model, max_side)
     examples = {direction: _examples(model, direction) for direction in model.directions}

@@ -60,6 +60,7 @@ def run(
     check: str | None = None,
     count: int = COUNT,
     tolerance: float = TOLERANCE,
+    threshold: float | None = None,
     overwrite: bool = False,
     progress: Progress = lambda event: None,
 ) -> dict[str, Any]:
@@ -72,6 +73,7 @@ def run(
         check: a folder of images to compare on; default: the model's test images, else generated ones.
         count: images per direction.
         tolerance: nothing is written when a file differs by more from the PyTorch model.
+        threshold: where the attention is below it the file keeps the source; default: the model's own.
 
     Returns:
         ``ok``, ``model``, ``format``, ``output``, ``files`` (URIs), ``worst`` (of all, on [-1, 1]),
@@ -81,10 +83,12 @@ def run(
         BadInput: no model there, an output that is taken or does not fit the format.
     """
     model_uri = model_folder.resolve(model_uri)
-    model = model_folder.read(model_uri)
+    trained = model_folder.read(model_uri)
+    model = trained.with_threshold(threshold)
     target = _Target.of(output, file_format, direction, model)
     _refuse_taken(target, overwrite)
-    scores = model_card.evaluation_of(model_uri)
+    # scores of another threshold are not this file's
+    scores = model_card.evaluation_of(model_uri) if model.method == trained.method else {}
     with tempfile.TemporaryDirectory(prefix="agit-export-") as name:
         folder = Path(name)
         if file_format == "safetensors":

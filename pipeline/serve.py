@@ -19,13 +19,13 @@ LIMIT = 2 * serve_images.LARGEST_BYTES
 """Of a request: an image of the largest size is a third larger as base64."""
 
 
-def application(model_uri: str, device: str = "auto") -> ASGIApp:
+def application(model_uri: str, device: str = "auto", threshold: float | None = None) -> ASGIApp:
     """The server's application.
 
     Raises:
         BadInput: no model there.
     """
-    translator = Translator.load(model_uri, device)
+    translator = Translator.load(model_uri, device, threshold=threshold)
     described = MlflowModel.from_dict(yaml.safe_load(serve_pyfunc.mlmodel(translator.model)))
     model = PyFuncModel(described, serve_pyfunc.Served(translator))
     app: ASGIApp = scoring_server.init(model)

@@ -108,6 +108,13 @@ def exists(uri: str) -> bool:
         return bool(fs.exists(path))
 
 
+def is_folder(uri: str) -> bool:
+    """Whether there is something below it."""
+    fs, path = filesystem(uri)
+    with explained(uri, "look up"):
+        return bool(fs.isdir(path))
+
+
 def size(uri: str) -> int:
     """Bytes of one file; FileNotFoundError when there is none."""
     fs, path = filesystem(uri)

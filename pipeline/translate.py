@@ -34,9 +34,12 @@ class Settings:
     autocast: Literal["auto", "bf16", "off"] = "off"
     tile_pixels: int = TILE_PIXELS
     work_side: int | None = None
+    threshold: float | None = None
 
     def translator(self) -> Translator:
-        return Translator.load(self.model, self.device, self.autocast, self.tile_pixels, self.work_side)
+        return Translator.load(
+            self.model, self.device, self.autocast, self.tile_pixels, self.work_side, self.threshold
+        )
 
 
 @dataclass
@@ -61,6 +64,7 @@ def translate(
     autocast: Literal["auto", "bf16", "off"] = "off",
     tile_pixels: int = TILE_PIXELS,
     work_side: int | None = None,
+    threshold: float | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Translates everything in ``input``.
@@ -77,7 +81,7 @@ def translate(
         workers: Ray actors of a batch; default: one per GPU, without GPUs one per two CPUs.
         smooth: videos: share of the previous frame's change that unmoved pixels keep, in [0, 1): 0 translates
             each frame alone, 0.8 removes most flicker.
-        device, autocast, tile_pixels, work_side: see :class:`agit_core.translator.Translator`.
+        device, autocast, tile_pixels, work_side, threshold: see :class:`agit_core.translator.Translator`.
         progress: called with ``done``, ``total``, ``unit``, ``message``, ``images_per_s``, ``eta_s``.
 
     Returns:
@@ -95,7 +99,14 @@ def translate(
     # workers have other working directories, and an alias may move to another version while they load
     input, output = _absolute(input), _absolute(output)
     settings = Settings(
-        _absolute(model_folder.resolve(model)), direction, masks, device, autocast, tile_pixels, work_side
+        _absolute(model_folder.resolve(model)),
+        direction,
+        masks,
+        device,
+        autocast,
+        tile_pixels,
+        work_side,
+        threshold,
     )
     found = find(input)
     # the workers of a batch have the GPUs
@@ -151,7 +162,12 @@ def _many(
     exists = BadInput(f"{output} exists; name another output or allow it to be overwritten (--overwrite)")
     if there and not storage.exists(storage.join(folder, JOURNAL)):
         raise exists
-    identity = {"model": translator.model.digest, "direction": settings.direction, "side": settings.work_side}
+    identity = {
+        "model": translator.model.digest,
+        "direction": settings.direction,
+        "side": settings.work_side,
+        "threshold": translator.model.method.threshold_at_test,
+    }
     plan = translate_outputs.plan(found, source, folder, settings.masks, identity, overwrite)
     outcome = _Outcome(skipped=plan.skipped, failed=[*found.refused, *plan.refused])
     if there:

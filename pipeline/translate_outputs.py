@@ -83,7 +83,7 @@ def plan(
     if taken and not resumed:
         if not overwrite:
             raise BadInput(
-                f"{taken[0]} exists and is not of this model, direction and input; "
+                f"{taken[0]} exists and is not of this model, direction, options and input; "
                 "name another output or allow it to be overwritten (--overwrite)"
             )
         # removed at once: should this run be interrupted, what is there is its own

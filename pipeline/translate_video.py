@@ -220,8 +220,10 @@ class _Writer:
         first = self._waiting is not None
         if first:
             self._stream.width, self._stream.height = width, height
-            # colour at half the resolution needs even sides
-            self._stream.pix_fmt = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
+            # colour at half the resolution needs even sides, except for a codec that knows nothing else
+            known = [kind.name for kind in self._stream.codec_context.codec.video_formats or []]
+            even = height % 2 == 0 and width % 2 == 0
+            self._stream.pix_fmt = "yuv420p" if even or "yuv444p" not in known else "yuv444p"
         frame = av.VideoFrame.from_ndarray(array, format="rgb24")
         # two frames at one moment of the clock would be refused
         self._last = max(self._last + 1, round(moment.pts * moment.time_base / self._clock))

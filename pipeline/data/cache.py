@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,6 +20,8 @@ from pipeline import storage
 
 _RETRY_SECONDS = 1.0
 _HOPE_SECONDS = 1.0
+_COMING = re.compile(r"\.(\d+)-(\d+)\.part$")
+_OPEN: weakref.WeakSet[ShardCache] = weakref.WeakSet()
 
 
 class ShardCache:
@@ -25,8 +29,9 @@ class ShardCache:
 
     A shard appears under its SHA-256 when it is whole and right, so that a reader never sees half of one and a
     changed data set never finds the old one. When the folder is full, the shards unused for longest go; a
-    process that has one of them open keeps it until it closes it. Nothing is evicted to make room for a set
-    that would not fit as a whole: such a set's remaining shards are read by byte ranges.
+    process that has one of them open keeps it until it closes it. The open caches of a process (one per split)
+    share the size and leave each other's shards alone, and nothing is evicted to make room for a set that would
+    not fit as a whole: the remaining shards are read by byte ranges.
 
     Args:
         folder: may hold other sets' shards.
@@ -44,15 +49,19 @@ class ShardCache:
         self._begun = 0.0
         self._arrived = 0
         self._arrival = threading.Condition()
+        self._kept: dict[str, int] = {}
+        _OPEN.add(self)
 
     def want(self, shards: Sequence[tuple[str, str, int]]) -> None:
         """Starts to fetch ``(uri, sha256, bytes)``, in this order, as far as they fit."""
         self._wanted = {uri: (sha256, size) for uri, sha256, size in shards}
-        room, until = self._limit, 0
-        for uri, _, size in shards:
-            room -= size
+        taken = {sha256: size for cache in self._siblings() for sha256, size in cache._kept.items()}
+        room, until = self._limit - sum(taken.values()), 0
+        for uri, sha256, size in shards:
+            room -= 0 if sha256 in taken else size
             if room < 0:
                 break
+            self._kept[sha256] = size
             if self.path(uri) is None:
                 self._queue.append(uri)
                 until += size
@@ -94,6 +103,7 @@ class ShardCache:
     def close(self) -> None:
         """Stops after the shard that is on its way."""
         self._closed.set()
+        _OPEN.discard(self)
         with self._arrival:
             self._arrival.notify_all()
 
@@ -121,10 +131,12 @@ class ShardCache:
             with FileLock(f"{target}.lock", timeout=0):
                 if self.path(uri) is not None:
                     return True
+                # its name tells others how large it will be
+                partial = target.with_suffix(f".{os.getpid()}-{size}.part")
                 with FileLock(self._folder / "size.lock"):
                     if not self._make_room(size):
                         return True
-                partial = target.with_suffix(f".{os.getpid()}.part")
+                    partial.touch()
                 try:
                     storage.download_file(uri, partial)
                     with partial.open("rb") as file:
@@ -142,13 +154,19 @@ class ShardCache:
         return True
 
     def _make_room(self, size: int) -> bool:
-        """Evicts other sets' shards, the longest unused first, until ``size`` more bytes fit."""
+        """Evicts others' shards, the longest unused first, until ``size`` more bytes fit."""
         held = []
         for path in self._folder.iterdir():
             with suppress(FileNotFoundError):
-                if path.suffix in {".parquet", ".part"}:
+                if path.suffix == ".parquet":
                     held.append((path.stat().st_mtime, path.stat().st_size, path))
-        ours = {f"{sha256}.parquet" for sha256, _ in self._wanted.values()}
+                elif coming := _COMING.search(path.name):
+                    if _alive(int(coming[1])):
+                        held.append((path.stat().st_mtime, int(coming[2]), path))
+                    else:
+                        path.unlink()
+        caches = [self, *self._siblings()]
+        ours = {f"{sha256}.parquet" for cache in caches for sha256, _ in cache._wanted.values()}
         total = sum(item[1] for item in held)
         for _, used, path in sorted(held):
             if total + size <= self._limit:
@@ -157,3 +175,17 @@ class ShardCache:
                 path.unlink(missing_ok=True)
                 total -= used
         return total + size <= self._limit
+
+    def _siblings(self) -> list[ShardCache]:
+        return [cache for cache in list(_OPEN) if cache is not self and cache._folder == self._folder]
+
+
+def _alive(pid: int) -> bool:
+    """Whether there is such a process on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -19,9 +19,13 @@ from filelock import FileLock
 from agit_core.errors import BadInput, RunFailed
 
 ATTEMPTS = 5
-"""In a row without a single new byte."""
+"""For a file that everything depends on."""
 
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
+
+
+class NotThere(BadInput):
+    """The server answers that there is no such file, or not for us."""
 
 
 def is_url(text: str) -> bool:
@@ -34,7 +38,9 @@ def without_query(address: str) -> str:
     return path.partition("?")[0] if is_url(path) else path
 
 
-def fetch(url: str, folder: Path, wait: Callable[[float], None] = time.sleep) -> Path:
+def fetch(
+    url: str, folder: Path, wait: Callable[[float], None] = time.sleep, attempts: int = ATTEMPTS
+) -> Path:
     """Downloads a file, or finds it downloaded.
 
     A part that is there is continued when the server says that the file is still the same. A finished file is
@@ -43,9 +49,11 @@ def fetch(url: str, folder: Path, wait: Callable[[float], None] = time.sleep) ->
     Args:
         url: may end in ``#sha256=<hex>``; the file is then checked against it.
         folder: where downloads are kept.
+        attempts: to make in a row without a single new byte.
 
     Raises:
-        BadInput: no such file, no access, no network, or not the file that ``#sha256=`` promises.
+        NotThere: no such file, or no access.
+        BadInput: no network, or not the file that ``#sha256=`` promises.
         RunFailed: the connection kept breaking; the next call goes on from there.
     """
     address, _, fragment = url.partition("#")
@@ -55,7 +63,7 @@ def fetch(url: str, folder: Path, wait: Callable[[float], None] = time.sleep) ->
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"), httpx.Client(follow_redirects=True, timeout=_TIMEOUT) as client:
         if not target.is_file() or _changed(client, address, target):
-            _download(client, address, target, wait)
+            _download(client, address, target, wait, attempts)
         if expected and (found := _sha256(target)) != expected:
             target.unlink()
             raise BadInput(f"{address} has the SHA-256 {found}, not {expected}; it was removed again")
@@ -71,7 +79,9 @@ def _expected(url: str, fragment: str) -> str | None:
     return match[1].lower()
 
 
-def _download(client: httpx.Client, url: str, target: Path, wait: Callable[[float], None]) -> None:
+def _download(
+    client: httpx.Client, url: str, target: Path, wait: Callable[[float], None], attempts: int
+) -> None:
     part, notes = Path(f"{target}.part"), Path(f"{target}.json")
     failures = 0
     while True:
@@ -84,7 +94,7 @@ def _download(client: httpx.Client, url: str, target: Path, wait: Callable[[floa
         except httpx.HTTPStatusError as error:
             code = error.response.status_code
             if code < 500 and code not in {408, 429}:
-                raise BadInput(
+                raise NotThere(
                     f"{url} answers '{code} {error.response.reason_phrase}'; check the address"
                 ) from None
             last: Exception = error
@@ -92,7 +102,7 @@ def _download(client: httpx.Client, url: str, target: Path, wait: Callable[[floa
             last = error
         after = part.stat().st_size if part.exists() else 0
         failures = 0 if after > before else failures + 1
-        if failures >= ATTEMPTS:
+        if failures >= attempts:
             text = " ".join(str(last).split()) or type(last).__name__
             if after == 0:
                 raise BadInput(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pipeline.data.source import Entry, LocalFile, Readable, Source, StoredFile
 
 _HASHING = 4
 _PORTION = 4096
+_FEW = 8
 _BLOCK = 1 << 20
 _LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
 
@@ -37,7 +39,8 @@ class File:
 
 
 def open_folder(uri: str, masks: str | None, test_fraction: float) -> Source:
-    """``trainA``, ``trainB`` and optionally ``testA``, ``testB`` (or ``A`` and ``B``) below one folder.
+    """``trainA``, ``trainB`` and optionally ``testA``, ``testB`` (or ``A`` and ``B``) below one folder; or two
+    folders of any names, of which the first in alphabetical order is A.
 
     Masks lie in ``masks/<split>/`` below it, or below ``masks`` if that is given, under the image's name with
     any extension. Without test folders a share of the images is held out, chosen by their contents alone.
@@ -53,12 +56,17 @@ def open_folder(uri: str, masks: str | None, test_fraction: float) -> Source:
         )
         for d in "AB"
     }
+    if not any(train.values()) and (pair := _pair(children)):
+        source = open_two_folders(pair[0], pair[1], masks or children.get("masks"), test_fraction)
+        source.description = uri
+        return source
     if train["A"] is None or train["B"] is None:
         lacking = " and ".join(f"train{d}" for d in "AB" if train[d] is None)
         found = ", ".join(sorted(children)[:8]) or "nothing"
         raise BadInput(
             f"{uri} has no folder {lacking} (it holds {found}); "
-            "put the images into trainA and trainB, or give two folders as 'path/to/A,path/to/B'"
+            "put the images of each domain into a folder of its own, such as trainA and trainB, "
+            "or give two folders as 'path/to/A,path/to/B'"
         )
     folders = {f"train{d}": str(train[d]) for d in "AB"}
     for d in "AB":
@@ -67,6 +75,13 @@ def open_folder(uri: str, masks: str | None, test_fraction: float) -> Source:
                 folders[f"test{d}"] = children[name]
     mask_root = masks or children.get("masks")
     return from_folders(uri, folders, mask_root, test_fraction)
+
+
+def _pair(children: dict[str, str]) -> list[str]:
+    """The two folders besides ``masks``; nothing when there are more or fewer."""
+    named = [child for name, child in children.items() if not _litter(name) and name != "masks"]
+    found = [child for child in named if storage.is_folder(child)] if len(named) <= _FEW else []
+    return sorted(found) if len(found) == 2 else []
 
 
 def open_two_folders(a: str, b: str, masks: str | None, test_fraction: float) -> Source:
@@ -96,8 +111,8 @@ def from_folders(
 def with_test(splits: dict[str, list[Entry]], fraction: float) -> dict[str, list[Entry]]:
     """Holds out a share of the training entries of each domain that has no test entries.
 
-    The digest decides: the choice survives renaming, adding and removing files, and copies of one picture
-    always fall on the same side.
+    The contents decide: the choice survives renaming, adding, removing and moving files (also between a disk and
+    object storage), and copies of one picture always fall on the same side.
     """
     result = dict(splits)
     for domain in "AB":
@@ -105,8 +120,10 @@ def with_test(splits: dict[str, list[Entry]], fraction: float) -> dict[str, list
         if splits.get(test) or not splits.get(train):
             result.setdefault(test, [])
             continue
-        ranked = sorted(splits[train], key=lambda entry: (_rank(entry), entry.name))
-        held = [entry for entry in ranked if _rank(entry) < fraction * 2**64]
+        with ThreadPoolExecutor(_HASHING) as pool:
+            ranks = dict(zip((e.name for e in splits[train]), pool.map(_rank, splits[train]), strict=True))
+        ranked = sorted(splits[train], key=lambda entry: (ranks[entry.name], entry.name))
+        held = [entry for entry in ranked if ranks[entry.name] < fraction * 2**64]
         if not held:  # a handful of images: at least one to test with
             held = ranked[: 1 if len(ranked) > 1 else 0]
         names = {entry.name for entry in held}
@@ -151,7 +168,7 @@ def _listing_remote(uri: str) -> list[File]:
     for name, info in found.items():
         relative = name[len(path) + 1 :]
         if relative and not any(_litter(part) for part in relative.split("/")):
-            files.append(File(relative, StoredFile(storage.join(uri, relative)), _stamp(info)))
+            files.append(File(relative, StoredFile(storage.join(uri, relative), _md5(info)), _stamp(info)))
     return sorted(files, key=lambda file: file.relative)
 
 
@@ -160,7 +177,8 @@ def remote_file(uri: str) -> tuple[Readable, str]:
     fs, path = storage.filesystem(uri)
     with storage.explained(uri, "look up"):
         try:
-            return StoredFile(uri), _stamp(fs.info(path))
+            info = fs.info(path)
+            return StoredFile(uri, _md5(info)), _stamp(info)
         except FileNotFoundError:
             return StoredFile(uri), f"unreadable:{uri}"
 
@@ -169,6 +187,12 @@ def _stamp(info: dict[str, Any]) -> str:
     """An object's ETag, which object stores derive from its contents, and its size."""
     tag = str(info.get("ETag") or info.get("LastModified")).strip('"')
     return hashlib.sha256(f"{tag}:{info.get('size')}".encode()).hexdigest()
+
+
+def _md5(info: dict[str, Any]) -> str | None:
+    """The ETag of an object that was uploaded in one piece (and is not encrypted with a key of KMS)."""
+    tag = str(info.get("ETag")).strip('"')
+    return tag if re.fullmatch("[0-9a-f]{32}", tag) else None
 
 
 def _entries(files: list[File], masks: dict[str, File]) -> list[Entry]:
@@ -185,7 +209,13 @@ def _entries(files: list[File], masks: dict[str, File]) -> list[Entry]:
 
 
 def _rank(entry: Entry) -> int:
-    return int.from_bytes(hashlib.sha256(entry.digest.split("+")[0].encode()).digest()[:8], "big")
+    """A number from the MD5 of the image, of which alone object storage says it without a download."""
+    known = entry.image.md5 if isinstance(entry.image, StoredFile) else None
+    try:
+        known = known or hashlib.md5(entry.image.read(), usedforsecurity=False).hexdigest()
+    except OSError:
+        known = hashlib.md5(entry.digest.encode(), usedforsecurity=False).hexdigest()  # for the quarantine
+    return int(known[:16], 16)
 
 
 def _children(uri: str) -> Iterable[str]:

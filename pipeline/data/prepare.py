@@ -68,7 +68,7 @@ def prepare(config: Config, progress: Progress | None = None) -> Prepared:
     report = progress or (lambda _: None)
     report({"message": f"looking at {config.data.source}"})
     settings = shaping(config.data)
-    with open_source(config.data, _downloads(config.storage)) as source:
+    with open_source(config.data, _downloads(config.storage), report) as source:
         key = fingerprint({"settings": settings, "contents": source.digest()})
         uri = storage.join(config.storage, "data", f"{config.name}-{key}")
         found = manifest.find(uri)

@@ -32,9 +32,10 @@ class LocalFile:
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file in object storage."""
+    """A file in object storage; ``md5``: of its contents, where the storage knows it."""
 
     uri: str
+    md5: str | None = None
 
     def read(self) -> bytes:
         return storage.read_bytes(self.uri)

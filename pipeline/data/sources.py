@@ -17,20 +17,21 @@ from pipeline.data.archives import is_archive, open_archive
 from pipeline.data.download import is_url
 from pipeline.data.folders import open_folder, open_two_folders
 from pipeline.data.source import Entry, Source
-from pipeline.data.tables import is_csv, is_parquet, open_csv, open_parquet
+from pipeline.data.tables import Progress, is_csv, is_parquet, open_csv, open_parquet
 
 
-def open_source(config: DataConfig, downloads: Path) -> Source:
+def open_source(config: DataConfig, downloads: Path, report: Progress = lambda event: None) -> Source:
     """Lists the images of a source and identifies their contents; use it as a context manager.
 
     Args:
         downloads: folder where files from http(s) are kept.
+        report: told about the progress of a long list.
 
     Raises:
         BadInput: there is nothing there, or it is not laid out as images of two domains.
         RunFailed: the storage that holds it does not answer.
     """
-    source = _open(config, downloads)
+    source = _open(config, downloads, report)
     try:
         _check(source, config.source)
         _check_masks(source, config)
@@ -40,7 +41,7 @@ def open_source(config: DataConfig, downloads: Path) -> Source:
     return source.limited(config.limit, config.test_limit)
 
 
-def _open(config: DataConfig, downloads: Path) -> Source:
+def _open(config: DataConfig, downloads: Path, report: Progress) -> Source:
     text, fraction = config.source, config.test_fraction
     if text == "builtin":
         return _builtin(config.builtin)
@@ -50,11 +51,11 @@ def _open(config: DataConfig, downloads: Path) -> Source:
         return open_parquet(tables, fraction, downloads)
     if parts:
         for part in parts:
-            if not storage.is_remote(part) and not Path(part).is_dir():
+            if not storage.is_remote(part) and not storage.local_path(part).is_dir():
                 raise BadInput(f"there is no folder {part}; give two folders in data.source as 'A,B'")
         return open_two_folders(parts[0], parts[1], config.masks, fraction)
     if is_csv(text):
-        return open_csv(text, fraction, downloads)
+        return open_csv(text, fraction, downloads, report)
     if is_archive(text):
         return open_archive(text, config.masks, fraction, downloads)
     if is_url(text):
@@ -62,14 +63,14 @@ def _open(config: DataConfig, downloads: Path) -> Source:
             f"{text} is not the address of a zip, tar, Parquet or CSV file; give one in data.source"
         )
     known = public.canonical(text)
-    if known and not Path(text).exists():
+    if known and not storage.local_path(text).exists():
         return _public(known, config.masks, fraction, downloads)
     return open_folder(text, config.masks, fraction)
 
 
 def _two(text: str) -> list[str]:
     """The two parts of 'A,B'; nothing when the text names one thing."""
-    if "," not in text or (not storage.is_remote(text) and Path(text).exists()):
+    if "," not in text or (not storage.is_remote(text) and storage.local_path(text).exists()):
         return []
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != 2 or not all(parts):

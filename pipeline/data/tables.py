@@ -6,12 +6,13 @@ import csv
 import hashlib
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,9 +23,12 @@ from pipeline.data import download
 from pipeline.data.folders import file_digest, remote_file, with_test
 from pipeline.data.source import Entry, LocalFile, Readable, Source
 
+Progress = Callable[[dict[str, Any]], None]
+
 _DOMAIN_COLUMNS = ("domain", "label")
 _BATCH = 64
 _FETCHES = 16
+_ATTEMPTS = 2
 _TEST = {"test", "val", "validation", "valid"}
 
 
@@ -67,26 +71,39 @@ def open_parquet(uris: list[str], test_fraction: float, downloads: Path) -> Sour
         return source
 
 
-def open_csv(uri: str, test_fraction: float, downloads: Path) -> Source:
+def open_csv(
+    uri: str, test_fraction: float, downloads: Path, report: Progress = lambda event: None
+) -> Source:
     """A table with the columns ``image`` and ``domain``, and if wanted ``split`` and ``mask``.
 
-    Images and masks are paths (relative ones from the table's folder), ``s3://`` URIs or http(s) addresses.
+    Images and masks are paths (relative ones from the table's folder), ``s3://`` URIs or http(s) addresses. What
+    cannot be fetched is quarantined; a long list has dead addresses, so little time is spent on each.
+
+    Args:
+        report: told now and then how many lines have been looked up.
 
     Raises:
-        BadInput: there is no such file, or it lacks a column.
+        BadInput: there is no such file, it is not a table, or it lacks a column.
     """
     text = _text(uri, downloads)
     dialect = "excel-tab" if download.without_query(uri).lower().endswith(".tsv") else "excel"
-    table = csv.DictReader(io.StringIO(text), dialect=dialect)
-    columns = [name.strip().lower() for name in table.fieldnames or []]
-    table.fieldnames = columns
+    table = csv.DictReader(io.StringIO(text, newline=""), dialect=dialect)
+    try:
+        columns = [name.strip().lower() for name in table.fieldnames or []]
+        table.fieldnames = columns
+        lines = [{k: (v or "").strip() for k, v in line.items() if isinstance(v, str)} for line in table]
+    except csv.Error as error:
+        raise BadInput(f"{uri} is not a table ({error} in line {table.line_num + 1})") from None
     if "image" not in columns or not set(_DOMAIN_COLUMNS) & set(columns):
         found = ", ".join(columns[:8]) or "none"
         raise BadInput(f"{uri} needs a header with the columns 'image' and 'domain'; it has: {found}")
     base = uri.rsplit("/", 1)[0] if "/" in uri else "."
-    lines = [{k: (v or "").strip() for k, v in line.items() if isinstance(v, str)} for line in table]
+    files = _Files(base, downloads)
+    rows: list[_Row] = []
     with ThreadPoolExecutor(_FETCHES) as pool:
-        rows = list(pool.map(lambda line: _csv_row(line, base, downloads), lines))
+        for row in pool.map(lambda line: _csv_row(line, files), lines):
+            rows.append(row)
+            report({"message": f"looking up {uri}", "done": len(rows), "total": len(lines)})
     remote = any(isinstance(row.image, Unreachable) or not isinstance(row.image, LocalFile) for row in rows)
     source = _source(uri, rows, test_fraction)
     source.remote = remote
@@ -142,7 +159,7 @@ def _parquet_rows(path: Path, called: str, domain: str | None, folder: Path) -> 
     wanted = [n for n in ("image", "mask", "split", column) if n and n in schema.names]
     folder.mkdir(parents=True, exist_ok=True)
     number = 0
-    for batch in file.iter_batches(_BATCH, columns=wanted):
+    for batch in _batches(file, wanted, called):
         for item in batch.to_pylist():
             number += 1
             image, digest = _unpacked(item["image"], folder / f"{number:09d}", path.parent)
@@ -157,6 +174,13 @@ def _parquet_rows(path: Path, called: str, domain: str | None, folder: Path) -> 
                 mask=mask,
                 digest=f"{digest}+{mask_digest}" if mask else digest,
             )
+
+
+def _batches(file: pq.ParquetFile, columns: list[str], called: str) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from file.iter_batches(_BATCH, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise BadInput(f"{called} is damaged ({str(error).splitlines()[0]}); fetch it again") from None
 
 
 def _is_image(type_: pa.DataType) -> bool:
@@ -175,11 +199,47 @@ def _unpacked(value: Any, target: Path, base: Path) -> tuple[Readable, str]:
     return LocalFile(str(base / path)), file_digest(base / path)
 
 
-def _csv_row(line: dict[str, str], base: str, downloads: Path) -> _Row:
-    image, digest = _referenced(line.get("image", ""), base, downloads)
+class _Files:
+    """The files that a table refers to, from several threads."""
+
+    def __init__(self, base: str, downloads: Path) -> None:
+        self._base = base
+        self._downloads = downloads
+        self._silent: set[str] = set()
+
+    def find(self, reference: str) -> tuple[Readable, str]:
+        """The file and what identifies its contents."""
+        base = self._base
+        if download.is_url(base) and not download.is_url(reference) and not storage.is_remote(reference):
+            reference = f"{base}/{reference}"
+        if not reference:
+            return Unreachable("the line names no image"), "empty"
+        if download.is_url(reference):
+            return self._fetched(reference)
+        absolute = storage.is_remote(reference) or PurePosixPath(reference).is_absolute()
+        where = reference if absolute else storage.join(base, reference)
+        if storage.is_remote(where):
+            return remote_file(where)
+        return LocalFile(where), file_digest(Path(where))
+
+    def _fetched(self, address: str) -> tuple[Readable, str]:
+        host = urlsplit(address).netloc
+        attempts = 1 if host in self._silent else _ATTEMPTS
+        try:
+            path = download.fetch(address, self._downloads, attempts=attempts)
+        except (BadInput, RunFailed) as error:
+            if not isinstance(error, download.NotThere):
+                self._silent.add(host)
+            return Unreachable(str(error)), f"unreachable:{address}"
+        self._silent.discard(host)
+        return LocalFile(str(path)), file_digest(path)
+
+
+def _csv_row(line: dict[str, str], files: _Files) -> _Row:
+    image, digest = files.find(line.get("image", ""))
     mask, mask_digest = None, ""
     if line.get("mask"):
-        mask, mask_digest = _referenced(line["mask"], base, downloads)
+        mask, mask_digest = files.find(line["mask"])
     return _Row(
         name=line.get("image", "") or "(empty)",
         domain=next((line[name] for name in _DOMAIN_COLUMNS if name in line), ""),
@@ -188,24 +248,6 @@ def _csv_row(line: dict[str, str], base: str, downloads: Path) -> _Row:
         mask=mask,
         digest=f"{digest}+{mask_digest}" if mask else digest,
     )
-
-
-def _referenced(reference: str, base: str, downloads: Path) -> tuple[Readable, str]:
-    if download.is_url(base) and not download.is_url(reference) and not storage.is_remote(reference):
-        reference = f"{base}/{reference}"
-    if not reference:
-        return Unreachable("the line names no image"), "empty"
-    if download.is_url(reference):
-        try:
-            path = download.fetch(reference, downloads)
-        except (BadInput, RunFailed) as error:
-            return Unreachable(str(error)), f"unreachable:{reference}"
-        return LocalFile(str(path)), file_digest(path)
-    absolute = storage.is_remote(reference) or PurePosixPath(reference).is_absolute()
-    where = reference if absolute else storage.join(base, reference)
-    if storage.is_remote(where):
-        return remote_file(where)
-    return LocalFile(where), file_digest(Path(where))
 
 
 def _local(uri: str, folder: Path, downloads: Path) -> Path:
@@ -230,7 +272,7 @@ def _text(uri: str, downloads: Path) -> str:
         if download.is_url(uri):
             return download.fetch(uri, downloads).read_text("utf-8-sig")
         return storage.read_bytes(uri).decode("utf-8-sig")
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise BadInput(f"there is no file {uri}; correct data.source") from None
     except UnicodeDecodeError:
         raise BadInput(f"{uri} is not a text file in UTF-8") from None

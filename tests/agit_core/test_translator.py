@@ -185,6 +185,13 @@ def test_threshold_at_test_is_applied(tmp_path: Path) -> None:
     result = hard.translate(photo)
     assert np.array_equal(result.mask, np.where(mask >= 179, mask, 0))
     assert np.array_equal(result.image[result.mask == 0], photo[result.mask == 0])
+    told = Translator.load(tmp_path / "soft", device="cpu", threshold=0.7)
+    assert np.array_equal(told.translate(photo).image, result.image)
+    assert np.array_equal(
+        Translator.load(tmp_path / "hard", device="cpu", threshold=0.0).translate(photo).mask, mask
+    )
+    with pytest.raises(BadInput, match=r"\[0, 1\], not 1.5"):
+        Translator.load(tmp_path / "soft", threshold=1.5)
 
 
 # tiles

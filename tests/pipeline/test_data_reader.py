@@ -123,7 +123,16 @@ def test_the_cache_keeps_to_its_limit_and_evicts_the_longest_unused(
     assert first.path(uris[0][0]) is not None, "used again, so the other is older"
     other = ShardCache(folder, room)
     other.want(uris[3:4])
+    time.sleep(0.3)
+    assert other.path(uris[3][0]) is None, "what another split of this process uses stays"
+    other.close()
+    first.close()
+    killed = folder / f"{'0' * 64}.{2**22 + 1}-{room}.part"  # no process has such a number
+    killed.touch()
+    other = ShardCache(folder, room)
+    other.want(uris[3:4])
     until(lambda: other.path(uris[3][0]) is not None)
+    assert not killed.exists()
     assert first.path(uris[0][0]) is not None
     assert first.path(uris[1][0]) is None
     assert sum(p.stat().st_size for p in cached(folder)) <= room

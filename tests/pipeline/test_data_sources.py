@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import shutil
 import tarfile
@@ -15,7 +16,7 @@ import pytest
 from agit_core.errors import BadInput
 from pipeline import storage
 from pipeline.config import DataConfig
-from pipeline.data import public
+from pipeline.data import download, public
 from pipeline.data.archives import is_archive
 from pipeline.data.source import Entry, Source
 from pipeline.data.sources import open_source
@@ -152,12 +153,30 @@ def test_a_zip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (lambda p: folder(p / "x", {"trainA": 2}), "no folder trainB"),
         (lambda p: folder(p / "x", {"trainA": 2, "trainB": 0}), "no training images of domain B"),
         (lambda p: folder(p / "x", {"pics": 2}), "no folder trainA and trainB"),
+        (lambda p: folder(p / "x", {"one": 2, "two": 2, "three": 2}), "no folder trainA and trainB"),
+        (
+            lambda p: (p / "nul.csv", (p / "nul.csv").write_text('image,domain\n"a\0' + "x" * 200_000))[0],
+            "line 2",
+        ),
+        (lambda p: folder(p / "x.csv", {"trainA": 1}), "there is no file"),
+        (lambda p: _cut(p), "damaged"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence(make: Any, match: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=match) as caught:
         opened(make(tmp_path), tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def _cut(folder: Path) -> Path:
+    """Parquet whose footer is whole and whose pages are not."""
+    path = folder / "cut.parquet"
+    rows = [row(i, domain="AB"[i % 2]) for i in range(8)]
+    pq.write_table(hf_table(rows), path, compression="gzip")
+    data = bytearray(path.read_bytes())
+    data[200:600] = bytes(400)
+    path.write_bytes(data)
+    return path
 
 
 def test_missing_things_in_object_storage(s3: S3Server, tmp_path: Path) -> None:
@@ -186,6 +205,48 @@ def test_two_folders_are_split_by_contents(tmp_path: Path) -> None:
     assert test <= now, "what was held out stays held out"
     train = {entry.image.read() for entry in second.splits["trainA"]}
     assert not train & now, "a copy falls on the same side"
+
+
+def test_the_split_is_the_same_on_a_disk_and_in_object_storage(
+    tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = folder(tmp_path / "set", {"horses": 30, "zebras": 30})
+    storage.upload_folder(made, storage.join(s3.uri, "set"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("hashlib.md5", _counted := _Counted(hashlib.md5))
+    here = opened("~/set/horses,~/set/zebras", tmp_path, test_fraction=0.3)
+    assert _counted.calls == 60
+    there = opened(storage.join(s3.uri, "set"), tmp_path, test_fraction=0.3)
+    assert _counted.calls == 60, "object storage says the MD5 without a download"
+    assert contents(here) == contents(there)
+    assert here.names == there.names == {"a": "horses", "b": "zebras"}
+    assert min(counts(here).values()) > 1
+    # an object that was uploaded in parts has no such sum: it is read
+    monkeypatch.setattr("pipeline.data.folders._md5", lambda info: None)
+    parts = opened(storage.join(s3.uri, "set"), tmp_path, test_fraction=0.3)
+    assert _counted.calls == 120
+    assert contents(parts) == contents(here)
+
+
+class _Counted:
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        self.calls = 0
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        self.calls += 1
+        return self._function(*args, **options)
+
+
+def test_two_folders_in_one_or_in_a_zip(tmp_path: Path) -> None:
+    made = folder(tmp_path / "set", {"zebras": 12, "horses": 10})
+    (made / "LICENSE").write_text("free")
+    for where in (made, zipped(made, tmp_path / "x.zip")):
+        with opened(where, tmp_path) as source:
+            assert source.names == {"a": "horses", "b": "zebras"}
+            assert source.description == str(where)
+            total = counts(source)
+            assert (total["trainA"] + total["testA"], total["trainB"] + total["testB"]) == (10, 12)
 
 
 def test_other_layouts(tmp_path: Path) -> None:
@@ -289,6 +350,30 @@ def test_a_csv_list_of_paths_addresses_and_objects(tmp_path: Path, s3: S3Server,
     assert sum(e.mask is not None for e in by_name.values()) == 12
     with pytest.raises(OSError, match="404"):
         by_name[server.url.replace("some", "lost")].image.read()
+
+
+def test_a_list_full_of_dead_addresses_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = folder(tmp_path / "pics", {"trainA": 4, "trainB": 4})
+    monkeypatch.setattr("pipeline.data.tables._FETCHES", 1)
+    tried: list[int] = []
+    fetch = download.fetch
+
+    def counted(url: str, folder: Path, attempts: int) -> Path:
+        tried.append(attempts)
+        return fetch(url, folder, lambda seconds: None, attempts)
+
+    monkeypatch.setattr("pipeline.data.download.fetch", counted)
+    lines = [f"{path},{path.parent.name[-1]},train" for path in sorted(made.rglob("*.jpg"))]
+    lines += [f"http://127.0.0.1:9/{i}.jpg,A,train" for i in range(20)]
+    (tmp_path / "list.csv").write_text("\n".join(["image,domain,split", *lines]))
+    events: list[dict[str, Any]] = []
+    config = DataConfig(source=str(tmp_path / "list.csv"))
+    source = open_source(config, tmp_path / "downloads", events.append)
+    assert tried == [2] + [1] * 19
+    assert len(source.splits["trainA"]) + len(source.splits["testA"]) == 24
+    assert (events[-1]["done"], events[-1]["total"]) == (28, 28)
 
 
 def test_public_sets_by_name(

@@ -140,6 +140,18 @@ def test_safetensors_to_object_storage(folder: Path, photos: Path, s3: S3Server)
     }
 
 
+def test_a_threshold_goes_into_the_file(folder: Path, photos: Path, tmp_path: Path) -> None:
+    done = exporting.run(str(folder), str(tmp_path / "out"), "safetensors", check=str(photos), threshold=0.6)
+    assert done["ok"]
+    assert model_folder.read(tmp_path / "out").method.threshold_at_test == 0.6
+    told = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert told["directions"]["a2b"]["threshold"] == 0.6
+    photo = models.photograph(48, 64)
+    mask = Translator.load(tmp_path / "out", device="cpu").translate(photo).mask
+    assert np.array_equal(mask, Translator.load(folder, device="cpu", threshold=0.6).translate(photo).mask)
+    assert 0 < (mask == 0).mean() < 1
+
+
 def test_the_comparison_sees_another_model_and_nonsense(folder: Path, tmp_path: Path) -> None:
     model = model_folder.read(folder)
     other = model_folder.read(models.write_model(tmp_path / "other", seed=2))

@@ -144,9 +144,9 @@ def test_a_second_call_does_what_is_missing(photos: Path, tmp_path: Path, model:
     assert with_masks["translated"] == 5
     # another model, direction or input: these are not its files
     other = models.write_model(tmp_path / "other", seed=2)
-    with pytest.raises(BadInput, match="not of this model, direction and input"):
+    with pytest.raises(BadInput, match="not of this model, direction, options and input"):
         translate(str(photos), str(out), str(other))
-    with pytest.raises(BadInput, match="not of this model, direction and input"):
+    with pytest.raises(BadInput, match="not of this model, direction, options and input"):
         translate(str(photos), str(out), model, "b2a")
     assert translate(str(photos), str(out), str(other), overwrite=True)["translated"] == 5
 
@@ -420,6 +420,16 @@ def test_the_command(photos: Path, tmp_path: Path, model: str) -> None:
     assert refused.status == 2
     assert "--overwrite" in refused.last_line
     assert agit("translate", photos, "out", cwd=tmp_path).status == 2
+    hard = agit("translate", photos, "hard", "--model", model, "--threshold", "0.6", "--masks", cwd=tmp_path)
+    assert hard.status == 0, hard.err
+    soft_mask, hard_mask = (pixels(tmp_path / out / "one.png.mask.png") for out in ("out", "hard"))
+    assert np.array_equal(hard_mask, np.where(soft_mask >= 153, soft_mask, 0))
+    assert not np.array_equal(hard_mask, soft_mask)
+    refused = agit(
+        "translate", photos, "out", "--model", model, "--threshold", "0.6", "--masks", cwd=tmp_path
+    )
+    assert (refused.status, "--overwrite" in refused.last_line) == (2, True)
+    assert agit("translate", photos, "x", "--model", model, "--threshold", "2", cwd=tmp_path).status == 2
     nobody = agit("translate", photos, "out2", "--model", "models:/nobody@champion", cwd=tmp_path)
     assert nobody.status == 2
     assert "nobody" in nobody.last_line

@@ -114,6 +114,17 @@ def test_odd_sides_and_turned_cameras(tmp_path: Path, model: str) -> None:
             if packet.dts is not None:
                 packet.stream = stream
                 target.mux(packet)
+    # real odd sides, which no camera has but a screen recorder does
+    still = tmp_path / "odd.mkv"
+    with av.open(str(still), "w") as container:
+        video: Any = container.add_stream("libx264rgb", rate=25)
+        video.width, video.height, video.pix_fmt = 57, 45, "rgb24"
+        for picture in (models.photograph(45, 57, seed) for seed in range(2)):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(video.encode(None))
+    for suffix in (".mp4", ".avi", ".webm"):
+        translate(str(still), str(tmp_path / f"odd-out{suffix}"), model)
+        assert frames(tmp_path / f"odd-out{suffix}")[0][1].shape == (45, 57, 3)
     translate(str(turned), str(tmp_path / "upright.mp4"), model)
     shown = frames(tmp_path / "upright.mp4")[0][1]
     upright = np.ascontiguousarray(np.rot90(frames(odd)[0][1]))
