@@ -286,21 +286,25 @@ def _create(uri: str, run: _Finished, source: str) -> Any:
 
 
 def _decide(config: Config, uri: str, version: Any, evaluation: Mapping[str, Any]) -> None:
-    """Asks the gate once; an interrupted call goes on from what was decided."""
+    """Asks the gate once; an interrupted call goes on from what was decided, unless the champion has changed."""
     name, number = str(version.name), int(version.version)
     present = registry_versions.holder(uri, name, CHAMPION)
     connection = client(uri)
-    if "agit.decision" in version.tags:
+    now = present["version"] if present else 0
+    against = int(version.tags.get("agit.decision_against", "0"))
+    if "agit.decision" in version.tags and now in {against, number}:
         decision = json.loads(version.tags["agit.decision"])
     else:
+        against = now
         decision = gate.decide(config.register_.gate, evaluation, present).plain()
         with explained(uri):
+            connection.set_model_version_tag(name, str(number), "agit.decision_against", str(against))
             connection.set_model_version_tag(name, str(number), "agit.decision", json.dumps(decision))
-    previous = present["version"] if present and present["version"] != number else None
+    previous = against or None
     registry_audit.record(
         config.storage,
         name,
-        f"gate-v{number:05d}",
+        f"gate-v{number:05d}-against-v{against:05d}",
         action="gate",
         version=number,
         previous=previous,

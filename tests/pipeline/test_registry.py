@@ -277,6 +277,27 @@ def test_an_interrupted_registration_is_finished_by_the_next_call(
     assert [e["action"] for e in registry.history(config)["events"]] == ["gate"]
 
 
+def test_a_decision_against_a_champion_that_is_gone_is_taken_again(
+    config: Config, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(seed=1)
+    better = against(evaluation(kid=0.01), 1, 0.05)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.registry_audit.record", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            register(seed=2, told=better)
+    register(seed=3, told=evaluation(kid=0.3))
+    registry.promote(config, 3, "looks better")
+    told = register(seed=2, told=better)
+    assert (told["version"], told["decision"]["promoted"]) == (2, False)
+    assert "not compared with the present champion, version 3" in told["decision"]["reasons"][0]
+    assert registry.champion(config)["version"] == 3  # type: ignore[index]
+    assert [(e["action"], e["version"]) for e in registry.history(config)["events"]][-2:] == [
+        ("promote", 3),
+        ("gate", 2),
+    ]
+
+
 def _interrupt(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
