@@ -86,10 +86,13 @@ def status(json: Json = False, debug: Debug = False) -> Answer:
     stack = Stack.find(Path.cwd())
     if stack is None:
         nothing: dict[str, Any] = {"up": False, "programs": []}
-        return Answer(nothing, lambda _: _say("there is no stack in this folder"), cli_output.FAILED)
+        return Answer(nothing, None, "there is no stack in this folder; agit-stack up starts one")
     found = stack_programs.programs(stack, stack_programs.mlflow_packages())
     told = _status(stack, found)
-    return Answer(told, _show, cli_output.DONE if told["up"] else cli_output.FAILED)
+    silent = ", ".join(item["name"] for item in told["programs"] if not item["answers"])
+    return Answer(
+        told, _show, f"{silent} does not answer; see the logs in {told['logs']}" if silent else None
+    )
 
 
 def _start(stack: Stack, found: list[Program]) -> None:

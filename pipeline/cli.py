@@ -187,7 +187,9 @@ def doctor(
     from pipeline.doctor import examine
 
     findings = examine(settings)
-    return Answer(findings, cli_show.findings, cli_output.DONE if findings["ok"] else cli_output.FAILED)
+    missing = ", ".join(check["name"] for check in findings["checks"] if check["state"] == "missing")
+    failure = f"a local run cannot work yet without {missing}; the remedies are listed" if missing else None
+    return Answer(findings, cli_show.findings, failure)
 
 
 @app.command(name="presets")

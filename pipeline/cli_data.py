@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline import cli_show
-from pipeline.cli_output import DONE, FAILED, Answer, Debug, Json
+from pipeline.cli_output import Answer, Debug, Json
 
 app = typer.Typer(help="Look into prepared data and check it.", no_args_is_help=True)
 
@@ -32,4 +32,11 @@ def verify(uri: DataUri, json: Json = False, debug: Debug = False) -> Answer:
     from pipeline.data import inspect as stage
 
     found = stage.verify(uri)
-    return Answer(found, cli_show.mapping, DONE if found["ok"] else FAILED)
+    failure = None
+    if found["damaged"]:
+        first = found["damaged"][0]
+        failure = (
+            f"{len(found['damaged'])} of {found['checked']} files are not what the manifest says, such as "
+            f"{first['path']} ({first['reason']}); remove {uri} and prepare the data again"
+        )
+    return Answer(found, cli_show.mapping, failure)

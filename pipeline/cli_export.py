@@ -12,7 +12,7 @@ import typer
 from pipeline import cli_show
 from pipeline.cli_model import Direction, ModelUri, Threshold, model_uri
 from pipeline.cli_options import Overrides
-from pipeline.cli_output import DONE, FAILED, Answer, Debug, Json
+from pipeline.cli_output import Answer, Debug, Json
 
 
 class Format(StrEnum):
@@ -88,7 +88,7 @@ def export(
             progress=stage,
         )
         stage.message = _worst(done)
-    return Answer(done, _show, DONE if done["ok"] else FAILED)
+    return Answer(done, _show, None if done["ok"] else _worst(done))
 
 
 def _worst(done: dict[str, Any]) -> str:

@@ -29,11 +29,12 @@ _RESUME = "run the same command again to resume"
 
 @dataclass
 class Answer:
-    """What a command found: an object for ``--json`` and a way to show it to a person."""
+    """What a command found: an object for ``--json``, a way to show it to a person, and, where it is bad news
+    (exit status 1), the sentence that says so."""
 
     value: Any
     show: Callable[[Any], None] | None = None
-    status: int = DONE
+    failure: str | None = None
 
 
 class _State:
@@ -125,7 +126,7 @@ def _answer(outcome: Any) -> int:
         return outcome
     answer = outcome if isinstance(outcome, Answer) else Answer(outcome)
     if answer.value is None and answer.show is None:
-        return answer.status
+        return DONE
     if _State.json_to is not None:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -135,14 +136,15 @@ def _answer(outcome: Any) -> int:
             out.write(json.dumps(storage.finite(answer.value), indent=1, allow_nan=False, default=str) + "\n")
     elif answer.show is not None:
         answer.show(answer.value)
-    return answer.status
+    return DONE if answer.failure is None else _fail(FAILED, answer.failure)
 
 
 def _usage(error: Any) -> str:
     """One line out of typer's usage error."""
     context = getattr(error, "ctx", None)
     hint = f" (see `{context.command_path} --help`)" if context is not None else ""
-    return f"{error.format_message().rstrip('.')}{hint}"
+    # without a command there is help on standard output, and no message
+    return f"{error.format_message().rstrip('.') or 'no command was given'}{hint}"
 
 
 def _fail(status: int, message: str) -> int:

@@ -9,7 +9,7 @@ import typer
 
 from pipeline import cli_output, cli_show
 from pipeline.cli_options import ConfigName, Overrides
-from pipeline.cli_output import DONE, FAILED, Answer, Debug, Json
+from pipeline.cli_output import Answer, Debug, Json
 from pipeline.config import load
 
 
@@ -87,4 +87,5 @@ def reproduce(
     name = f"models:/{registry.model_name(settings)}/{model}" if model.isdigit() else model
     with progress.shown_on(progress.for_terminal()):
         told = stages.reproduce(name, settings, storage, from_prepared)
-    return Answer(told, cli_show.reproduced, DONE if told["identical"] else FAILED)
+    failure = None if told["identical"] else f"the weights differ from those of {name}"
+    return Answer(told, cli_show.reproduced, failure)

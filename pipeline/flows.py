@@ -126,7 +126,7 @@ def _run_name() -> str:
 # What Prefect's form checks; its texts come from the flow's docstring.
 ConfigName = Annotated[str, Field(min_length=1, examples=presets())]
 Overrides = Annotated[
-    list[Annotated[str, Field(pattern=r"^\s*[A-Za-z_][A-Za-z0-9_.]*\s*=")]],
+    list[Annotated[str, Field(pattern=r"^\s*[A-Za-z_][A-Za-z0-9_.-]*\s*=")]],
     Field(examples=[["train.max_steps=1000", "seed=1"]]),
 ]
 StorageUri = Annotated[str | None, Field(examples=["s3://bucket/prefix"])]

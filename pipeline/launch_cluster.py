@@ -61,7 +61,7 @@ class ClusterJob:
             if known[name].status in (JobStatus.PENDING, JobStatus.RUNNING):
                 job = cls(client, name, patience_s)
                 # what it said so far has been shown to whoever followed it before
-                job._shown = len(client.get_job_logs(name))
+                job._shown = len(job._patiently(lambda: client.get_job_logs(name)))
                 log.info("attached to the running job %s", name)
                 return job
             attempt += 1
@@ -74,12 +74,25 @@ class ClusterJob:
         if config.working_dir is not None:
             environment["working_dir"] = config.working_dir
         job = cls(client, name, patience_s)
-        client.submit_job(
-            entrypoint=f"python -m {spec.get('job', 'pipeline.train_job')} {shlex.quote(spec_uri)}",
-            submission_id=name,
-            runtime_env=environment,
-            metadata={"run_id": spec["run_id"]},
-        )
+        try:
+            client.submit_job(
+                entrypoint=f"python -m {spec.get('job', 'pipeline.train_job')} {shlex.quote(spec_uri)}",
+                submission_id=name,
+                runtime_env=environment,
+                metadata={"run_id": spec["run_id"]},
+            )
+        except OSError:
+            # the answer may be lost and the job be there
+            if name not in {info.submission_id for info in job._patiently(client.list_jobs)}:
+                raise RunFailed(
+                    f"the Ray cluster at {config.address} did not take the job; look into its dashboard's log, "
+                    "then run the same command again"
+                ) from None
+        except Exception as error:  # whatever Ray finds wrong with the environment
+            raise BadInput(
+                f"the Ray cluster at {config.address} refuses the job ({' '.join(str(error).split())[:300]}); "
+                "check cluster.working_dir and cluster.env"
+            ) from None
         log.info("submitted job %s", name)
         return job
 
@@ -114,7 +127,7 @@ class ClusterJob:
 
     def stop(self) -> None:
         """Stops the job and waits until it has stopped."""
-        with contextlib.suppress(RuntimeError, ConnectionError):
+        with contextlib.suppress(OSError, RuntimeError):
             self._client.stop_job(self.submission_id)
             until = time.monotonic() + _STOP_SECONDS
             while time.monotonic() < until:
@@ -125,7 +138,7 @@ class ClusterJob:
 
     def _pass_output_on(self) -> None:
         self._looked = time.monotonic()
-        with contextlib.suppress(RuntimeError, ConnectionError):
+        with contextlib.suppress(OSError, RuntimeError):
             text = self._client.get_job_logs(self.submission_id)
             # a line is passed on when it is complete
             end = len(text) if self._status.is_terminal() else text.rfind("\n") + 1
@@ -134,12 +147,12 @@ class ClusterJob:
             self._shown = max(self._shown, end)
 
     def _patiently(self, ask: Callable[[], T]) -> T:
-        """The cluster's head may be away for a while."""
+        """The cluster's head may be away for a while; an answer that does not come is an OSError of its client."""
         until = time.monotonic() + self._patience_s
         while True:
             try:
                 return ask()
-            except (ConnectionError, RuntimeError) as error:
+            except (OSError, RuntimeError) as error:
                 if time.monotonic() >= until:
                     raise RunFailed(
                         f"the Ray cluster of job {self.submission_id} does not answer any more "

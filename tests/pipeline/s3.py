@@ -99,13 +99,13 @@ class DelayedConnection:
     The rate is not limited: what is sent together arrives together, as over a long line.
     """
 
-    def __init__(self, port: int, seconds: float) -> None:
+    def __init__(self, port: int, seconds: float, own_port: int = 0) -> None:
         self._target = port
         self._seconds = seconds
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        opening = asyncio.start_server(self._serve, "127.0.0.1", 0)
+        opening = asyncio.start_server(self._serve, "127.0.0.1", own_port)
         self._server = asyncio.run_coroutine_threadsafe(opening, self._loop).result()
         self.port: int = self._server.sockets[0].getsockname()[1]
 

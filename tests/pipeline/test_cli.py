@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -41,6 +42,16 @@ def test_a_wrong_call_is_told_in_one_line(tmp_path: Path, arguments: tuple[str, 
     assert said in called.last_line
     assert called.last_line.startswith("agit: ")
     assert "Traceback" not in called.err
+
+
+@pytest.mark.parametrize("group", [(), ("data",)])
+def test_without_a_command_there_is_help_and_the_cause(tmp_path: Path, group: tuple[str, ...]) -> None:
+    called = agit(*group, cwd=tmp_path)
+    assert called.status == 2
+    assert "Commands" in called.out
+    assert re.fullmatch(
+        f"agit: no command was given \\(see `.*{' '.join(group)} --help`\\)", called.last_line
+    )
 
 
 def test_json_is_one_object_alone_on_standard_output(tmp_path: Path) -> None:

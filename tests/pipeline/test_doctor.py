@@ -46,6 +46,8 @@ def test_what_is_missing_comes_with_its_remedy(tmp_path: Path) -> None:
     assert set(missing) == {"gpu", "data source", "storage", "inception weights", *servers}
     assert all(missing.values())
     assert "PREFECT_API_URL" in missing["prefect server"]
+    assert called.last_line.startswith("agit: a local run cannot work yet without ")
+    assert "inception weights" in called.last_line
 
 
 def test_a_table_for_people(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from pipeline import launch, storage, train_events
 from pipeline.config import Config, parse
 from tests.chaos import processes
 from tests.pipeline.command import environment
-from tests.pipeline.s3 import free_port
+from tests.pipeline.s3 import DelayedConnection, free_port
 from tests.pipeline.test_launch import start_follower
 from tests.pipeline.training import TINY, prepared, spec_of, wait_for
 from tests.ray_environment import head_node
@@ -125,6 +125,38 @@ def test_finishes_and_streams_the_output(
     steps = [line for line in lines if re.search(r"step \d+ of 40$", line)]
     assert len(steps) == len(set(steps)) == 8
     assert launch.train(config, data).reused
+
+
+def test_a_head_that_is_away_for_a_while(address: str, data: str, tmp_path: Path) -> None:
+    port = int(address.rpartition(":")[2])
+    line = DelayedConnection(port, 0)
+    config = on_cluster(line.endpoint, tmp_path, max_steps=300)
+    cut = threading.Event()
+    again: list[DelayedConnection] = []
+
+    def watch(state: dict[str, Any]) -> None:
+        if state["state"] == "running" and not cut.is_set():
+            cut.set()
+            line.close()
+            threading.Timer(5, lambda: again.append(DelayedConnection(port, 0, line.port))).start()
+
+    try:
+        assert launch.train(config, data, watch).steps == 300
+        assert cut.is_set()
+        assert again
+    finally:
+        for connection in again:
+            connection.close()
+    asked = config.model_copy(update={"train": config.train.model_copy(update={"storage_patience_s": 1.0})})
+    with pytest.raises(BadInput, match="does not answer"):
+        launch.train(asked.model_copy(update={"name": "other"}), data)
+
+
+def test_a_refused_job_is_told_as_such(address: str, data: str, tmp_path: Path) -> None:
+    config = on_cluster(address, tmp_path)
+    cluster = config.cluster.model_copy(update={"working_dir": str(tmp_path / "nowhere")})
+    with pytest.raises(BadInput, match=r"refuses the job .*cluster\.working_dir"):
+        launch.train(config.model_copy(update={"cluster": cluster}), data)
 
 
 def test_a_wrong_setting_is_told_as_such(address: str, data: str, tmp_path: Path) -> None:
