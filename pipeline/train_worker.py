@@ -6,12 +6,9 @@ import contextlib
 import dataclasses
 import json
 import logging
-import mmap
 import os
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -19,30 +16,26 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from agit_core import model_folder, networks, preview
-from agit_core.augment import to_float
 from agit_core.checkpoint import Snapshot
-from agit_core.errors import BadInput, RunFailed
+from agit_core.errors import RunFailed
 from agit_core.loader import ImageSource, Loader
 from agit_core.sampling import SamplePlan
-from agit_core.stages import HEALTH_KEYS, collapse
 from agit_core.trainer import Figures, StepResult, Trainer
 from agit_core.world import World
 from pipeline import logs, storage, train_events
-from pipeline.config import Config, fingerprint
+from pipeline.config import Config
 from pipeline.data import manifest
 from pipeline.data.order import sample_plan
-from pipeline.data.reader import ShardImages
 from pipeline.train_checkpoints import CheckpointStore
 from pipeline.train_failures import Preempted
+from pipeline.train_inputs import PatientImages, open_split, patiently, start_weights
 from pipeline.train_metrics import Gauges
+from pipeline.train_outputs import CollapsedMask, MaskWatch, Samples, sample_files, scores
 from pipeline.train_saver import Progress, Saver
 
 log = logging.getLogger(__name__)
 
-_COLLAPSED_WINDOWS = 3
 T = TypeVar("T")
 
 
@@ -108,7 +101,8 @@ class _Worker:
         # a Ray of the run's own exports nothing
         self.gauges = Gauges(spec["run_id"]) if watch_preemption and not self.world.rank else None
         self.epochs: list[tuple[int, Figures]] = []
-        self.collapsed, self.alarmed = 0, False
+        self.mask_watch = MaskWatch()
+        self.samples: Samples | None = None
         self.seconds = {"data_wait": 0.0, "checkpoint": 0.0, "sample": 0.0}
 
     # ------------------------------------------------------------------ the loop
@@ -190,18 +184,11 @@ class _Worker:
         progress.update(losses=losses, mask_health=health)
 
     def _watch_masks(self, step: int, saver: Saver | None, progress: Progress | None) -> None:
-        """Raises the alarm once per collapse: a whole epoch's masks, or those of several windows in a row."""
         if not self.config.method.networks.has_attention or self.figures is None:
             return
-        now = collapsed(self.figures.mask_health)
-        self.collapsed = self.collapsed + 1 if now else 0
-        epoch = next((found for _, means in self.epochs if (found := collapsed(means.mask_health))), None)
-        if not now:
-            self.alarmed = False
-        if self.alarmed or not now or not (epoch or self.collapsed >= _COLLAPSED_WINDOWS):
+        message = self.mask_watch(self.figures, self.epochs, step)
+        if message is None:
             return
-        self.alarmed = True
-        message = f"the attention of domain {now[0]} has collapsed to {now[1]} at step {step}"
         if saver is not None and progress is not None:
             saver.put(train_events.as_file(self.run_uri, "mask_collapsed", message, step=step))
             progress.update(message=message)
@@ -217,7 +204,16 @@ class _Worker:
         if saver is None:
             return
         began = time.perf_counter()
-        saver.put(sample_files(self._pictures(), storage.join(self.run_uri, "samples"), step))
+        if self.samples is None:
+            self.samples = Samples(
+                {d: self._images(f"test{d.upper()}") for d in "ab"},
+                self.config.train.samples,
+                self.config.method.networks,
+                self.config.seed,
+                self.device,
+            )
+        strips = self.samples.draw(self.trainer.networks.state_dict() | self.trainer.averaged)
+        saver.put(sample_files(strips, storage.join(self.run_uri, "samples"), step))
         self.seconds["sample"] += time.perf_counter() - began
 
     def _checkpoint(self, saver: Saver | None) -> None:
@@ -276,7 +272,7 @@ class _Worker:
 
     def _tell_start(self, nodes: int) -> None:
         step = self.trainer.step
-        self.furthest = Furthest(self.run_uri)
+        self.furthest = train_events.Furthest(self.run_uri)
         with contextlib.suppress(RunFailed):
             if not train_events.read(self.run_uri):
                 self.furthest.step = 0  # left by an earlier run in a folder that was removed
@@ -295,27 +291,6 @@ class _Worker:
 
     def _patiently(self, action: Callable[[], T]) -> T:
         return patiently(action, self.config.train.storage_patience_s)
-
-    def _pictures(self) -> dict[str, Tensor]:
-        """Strips of the fixed test images, by name."""
-        if not hasattr(self, "_fixed"):
-            self._fixed = {
-                d: to_float(torch.stack([source.read(i) for i in range(min(len(source), count))]))
-                for d in "ab"
-                if (source := self._images(f"test{d.upper()}")) and (count := self.config.train.samples)
-            }
-            # building draws random numbers: the training must not notice whether pictures are made
-            with torch.random.fork_rng(devices=[]):
-                self._shown = networks.build(self.config.method.networks, self.config.seed)
-            self._shown.to(self.device)
-        # an own copy: not compiled, not wrapped, with averaged generators where there are any
-        self._shown.load_state_dict(self.trainer.networks.state_dict() | self.trainer.averaged)
-        out = {}
-        for domain, images in self._fixed.items():
-            direction = "a2b" if domain == "a" else "b2a"
-            for i, image in enumerate(images.split(1)):
-                out[f"{direction}-{i}.png"] = preview.strips(self._shown, image.to(self.device), direction)[0]
-        return out
 
     def _state(self, first: int) -> dict[str, Any]:
         return {
@@ -354,89 +329,6 @@ class _Worker:
         }
 
 
-def collapsed(health: dict[str, float]) -> tuple[str, str] | None:
-    """The domain whose mask has collapsed, and to what."""
-    found = {d: collapse({key: health[f"{key}_{d}"] for key in HEALTH_KEYS}) for d in "ab"}
-    return next(((d, how) for d, how in found.items() if how), None)
-
-
-class CollapsedMask(RunFailed):
-    """Training on would be a waste: ``train.stop_on_collapse``."""
-
-
-class Furthest:
-    """The step that was reached, kept where the death of this process does not take it: in a mapped file.
-
-    It costs nothing in the loop and tells, after a restart on the same node, how many steps are done again.
-    """
-
-    def __init__(self, run_uri: str) -> None:
-        folder = Path(tempfile.gettempdir()) / f"agit-furthest-{os.getuid()}"
-        folder.mkdir(exist_ok=True)
-        self._path = folder / f"{storage.name(run_uri)}-{fingerprint(run_uri)}"
-        self._path.touch()
-        os.truncate(self._path, 8)
-        with self._path.open("r+b") as file:
-            self._map = mmap.mmap(file.fileno(), 8)
-
-    @property
-    def step(self) -> int:
-        return int.from_bytes(self._map[:], "little")
-
-    @step.setter
-    def step(self, value: int) -> None:
-        self._map[:] = value.to_bytes(8, "little")
-
-    def remove(self) -> None:
-        """The run is finished."""
-        self._path.unlink(missing_ok=True)
-
-
-class PatientImages:
-    """Images of a split whose storage may be away for a while."""
-
-    def __init__(self, open_: Callable[[], ShardImages], patiently_: Callable[..., Any]) -> None:
-        self._patiently = patiently_
-        self._images: ShardImages = patiently_(open_)
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def read(self, index: int) -> Tensor:
-        """uint8 (3, H, W)."""
-        try:
-            return self._images.read(index)
-        except RunFailed:
-            return self._patiently(lambda: self._images.read(index))
-
-    def expect(self, index: int) -> None:
-        """As :class:`agit_core.loader.Foretold`."""
-        self._images.expect(index)
-
-    def forget(self) -> None:
-        """As :class:`agit_core.loader.Foretold`."""
-        self._images.forget()
-
-
-def patiently(action: Callable[[], T], seconds: float) -> T:
-    """Repeats what failed because the storage did not answer, for so long."""
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            return action()
-        except RunFailed as error:
-            if time.monotonic() >= until:
-                raise
-            log.warning("trying again: %s", error)
-            time.sleep(1)
-
-
-def open_split(spec: dict[str, Any], config: Config, split: str, block: int = 1) -> ShardImages:
-    """The shards of a split, cached on this node when they come from object storage; ``block``: of the plan."""
-    cache = Path(tempfile.gettempdir()) / f"agit-shards-{os.getuid()}"
-    return ShardImages(spec["data_uri"], split, cache, config.data.cache_bytes, block)
-
-
 def _silence_reports() -> None:
     """Ray Train logs every report of every rank, under a logger that it names by a file."""
     for name in logging.root.manager.loggerDict:
@@ -450,45 +342,9 @@ def total_steps(config: Config, plan: SamplePlan) -> int:
     return min(steps, config.train.max_steps) if config.train.max_steps else steps
 
 
-def scores(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over rows of the metrics: losses of both directions together, lower is better."""
-    names = {key.rpartition("_")[0] for row in rows for key in row["losses"]}
-    return {
-        name: sum(v for row in rows for k, v in row["losses"].items() if k.rpartition("_")[0] == name)
-        / len(rows)
-        for name in sorted(names)
-    }
-
-
-def sample_files(strips: dict[str, Tensor], samples_uri: str, step: int) -> dict[str, bytes]:
-    """Sample strips as PNG files; their description comes last."""
-    from torchvision.io import encode_png
-
-    folder = storage.join(samples_uri, f"step-{step:08d}")
-    files = {
-        storage.join(folder, name): encode_png(strip.cpu()).numpy().tobytes()
-        for name, strip in strips.items()
-    }
-    tile = next(iter(strips.values())).shape[-2] if strips else 0
-    description = {"step": step, "tile": tile, "columns": list(preview.COLUMNS), "strips": list(strips)}
-    return files | {storage.join(folder, "samples.json"): json.dumps(description).encode()}
-
-
 def remove_metrics_after(run_uri: str, step: int) -> None:
     """Forgets rows of steps that will be done again."""
     for uri in storage.list_(storage.join(run_uri, "metrics")):
         stem = storage.name(uri).removesuffix(".jsonl")
         if stem.isdigit() and int(stem) > step:
             storage.remove(uri)
-
-
-def start_weights(config: Config) -> dict[str, Tensor]:
-    """The weights named by ``train.start_from``: a model or checkpoint folder of the same architecture."""
-    uri = str(config.train.start_from)
-    model = model_folder.read(uri)
-    if model.method.networks != config.method.networks:
-        raise BadInput(
-            f"train.start_from: the model at {uri} has other networks than method.networks; "
-            "use its method.networks or start from scratch"
-        )
-    return model.weights

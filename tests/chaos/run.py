@@ -20,7 +20,7 @@ from agit_core import checkpoint
 from pipeline import storage, train_events
 from pipeline.config import Config, parse
 from pipeline.train_checkpoints import CheckpointStore
-from pipeline.train_worker import Furthest
+from pipeline.train_events import Furthest
 from tests.chaos import processes
 from tests.pipeline.s3 import S3Server, free_port
 from tests.pipeline.training import TINY, differences, prepared, spec_of

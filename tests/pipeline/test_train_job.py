@@ -22,7 +22,7 @@ from agit_core.networks import build
 from pipeline import train_events, train_job
 from pipeline.config import Config
 from pipeline.train_checkpoints import CheckpointStore
-from pipeline.train_worker import Furthest
+from pipeline.train_events import Furthest
 from tests.chaos import processes
 from tests.pipeline.disk import fill, small_disk
 from tests.pipeline.training import differences, prepared, read_checkpoint, spec_of, tiny, wait_for

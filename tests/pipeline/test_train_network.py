@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline import launch, storage, train_events
-from pipeline.train_worker import Furthest
+from pipeline.train_events import Furthest
 from tests.pipeline.network import INTERFACE, Machine, Network, network
 from tests.pipeline.s3 import S3Server, free_port
 from tests.pipeline.training import prepared, spec_of, tiny, wait_for

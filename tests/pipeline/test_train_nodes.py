@@ -20,7 +20,9 @@ from agit_core.trainer import Trainer
 from agit_core.world import World
 from pipeline import launch, storage, train_events
 from pipeline.config import Config
-from pipeline.train_worker import Furthest, open_split, total_steps
+from pipeline.train_events import Furthest
+from pipeline.train_inputs import open_split
+from pipeline.train_worker import total_steps
 from tests.pipeline.s3 import free_port
 from tests.pipeline.training import prepared, spec_of, tiny, wait_for
 from tests.ray_environment import without_token

@@ -1,0 +1,119 @@
+"""What a run shows of itself while it trains: samples, scores of checkpoints, the alarm about masks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agit_core import networks, preview
+from agit_core.augment import to_float
+from agit_core.config import NetworkConfig
+from agit_core.errors import RunFailed
+from agit_core.loader import ImageSource
+from agit_core.stages import HEALTH_KEYS, collapse
+from agit_core.trainer import Figures
+from pipeline import storage
+
+_COLLAPSED_WINDOWS = 3
+
+
+class CollapsedMask(RunFailed):
+    """Training on would be a waste: ``train.stop_on_collapse``."""
+
+
+class MaskWatch:
+    """Notices, once per collapse, that a whole epoch's masks have collapsed, or those of several windows in a row."""
+
+    def __init__(self) -> None:
+        self._windows, self._alarmed = 0, False
+
+    def __call__(self, window: Figures, epochs: Sequence[tuple[int, Figures]], step: int) -> str | None:
+        """The alarm, when it is time for it.
+
+        Args:
+            window: means since the last call.
+            epochs: those that have ended since, each with its means.
+        """
+        now = collapsed(window.mask_health)
+        self._windows = self._windows + 1 if now else 0
+        epoch = any(collapsed(means.mask_health) for _, means in epochs)
+        if not now:
+            self._alarmed = False
+        if self._alarmed or not now or not (epoch or self._windows >= _COLLAPSED_WINDOWS):
+            return None
+        self._alarmed = True
+        return f"the attention of domain {now[0]} has collapsed to {now[1]} at step {step}"
+
+
+def collapsed(health: dict[str, float]) -> tuple[str, str] | None:
+    """The domain whose mask has collapsed, and to what."""
+    found = {d: collapse({key: health[f"{key}_{d}"] for key in HEALTH_KEYS}) for d in "ab"}
+    return next(((d, how) for d, how in found.items() if how), None)
+
+
+class Samples:
+    """Strips of a few fixed test images, drawn by whatever weights the training has.
+
+    Args:
+        images: test images of each domain, uint8 (3, S, S) each.
+        count: how many of each domain.
+    """
+
+    def __init__(
+        self,
+        images: Mapping[str, ImageSource],
+        count: int,
+        architecture: NetworkConfig,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self._fixed = {
+            domain: to_float(torch.stack([source.read(i) for i in range(min(len(source), count))]))
+            for domain, source in images.items()
+            if len(source)
+        }
+        # building draws random numbers: the training must not notice whether pictures are made
+        with torch.random.fork_rng(devices=[]):
+            self._networks = networks.build(architecture, seed)
+        self._networks.to(device)
+        self._device = device
+
+    def draw(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Strips uint8 (3, H, W) by file name; ``weights``: a state of the networks, averaged where they are."""
+        # an own copy: not compiled, not wrapped
+        self._networks.load_state_dict(weights)
+        strips = {}
+        for domain, images in self._fixed.items():
+            direction = "a2b" if domain == "a" else "b2a"
+            for i, image in enumerate(images.split(1)):
+                shown = preview.strips(self._networks, image.to(self._device), direction)
+                strips[f"{direction}-{i}.png"] = shown[0]
+        return strips
+
+
+def sample_files(strips: dict[str, Tensor], samples_uri: str, step: int) -> dict[str, bytes]:
+    """Sample strips as PNG files; their description comes last."""
+    from torchvision.io import encode_png
+
+    folder = storage.join(samples_uri, f"step-{step:08d}")
+    files = {
+        storage.join(folder, name): encode_png(strip.cpu()).numpy().tobytes()
+        for name, strip in strips.items()
+    }
+    tile = next(iter(strips.values())).shape[-2] if strips else 0
+    description = {"step": step, "tile": tile, "columns": list(preview.COLUMNS), "strips": list(strips)}
+    return files | {storage.join(folder, "samples.json"): json.dumps(description).encode()}
+
+
+def scores(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Means over rows of the metrics: losses of both directions together, lower is better."""
+    names = {key.rpartition("_")[0] for row in rows for key in row["losses"]}
+    return {
+        name: sum(v for row in rows for k, v in row["losses"].items() if k.rpartition("_")[0] == name)
+        / len(rows)
+        for name in sorted(names)
+    }
