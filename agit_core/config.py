@@ -144,6 +144,18 @@ class MethodConfig:
     def __post_init__(self) -> None:
         checks = [
             (self.networks.generator_blocks >= 1, "method.networks.generator_blocks must be at least 1"),
+            (
+                self.networks.attention_decoder == "1x1" or self.networks.preset == "agit",
+                f"method.networks.attention_decoder is for the preset agit, not for {self.networks.preset}; leave it out",
+            ),
+            *(
+                (width is None or width >= 1, f"method.networks.{name} must be at least 1")
+                for name, width in (
+                    ("generator_width", self.networks.generator_width),
+                    ("attention_width", self.networks.attention_width),
+                    ("discriminator_width", self.networks.discriminator_width),
+                )
+            ),
             (0.0 <= self.stages.tau <= 1.0, "method.stages.tau must lie in [0, 1]"),
             (self.stages.switch_at >= 0, "method.stages.switch_at must not be negative"),
             (self.stages.settled_epochs >= 1, "method.stages.settled_epochs must be at least 1"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from agit_core.config import NetworkConfig
+from agit_core.config import MethodConfig, NetworkConfig
+from agit_core.errors import BadInput
 from agit_core.layers import FromImage, InstanceNorm, ToImage, TransposedConvolution
 from agit_core.networks import Networks, build
 
@@ -154,3 +157,21 @@ def test_convolutions_of_images_are_pytorchs_own(
     gradients = [torch.autograd.grad((y * weight).sum(), [x, *ours.parameters()]) for y in results]
     for got, expected in zip((results[0], *gradients[0]), (results[1], *gradients[1]), strict=True):
         assert torch.allclose(got, expected, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"networks": NetworkConfig(preset="uaggan", attention_decoder="3x3")},
+            "for the preset agit, not for uaggan",
+        ),
+        ({"networks": NetworkConfig(generator_width=0)}, "generator_width must be at least 1"),
+        ({"networks": NetworkConfig(discriminator_width=-4)}, "discriminator_width must be at least 1"),
+        ({"threshold_at_test": 1.5}, r"threshold_at_test must lie in \[0, 1\]"),
+        ({"threshold_at_test": float("nan")}, r"threshold_at_test must lie in \[0, 1\]"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        MethodConfig(**changed)
