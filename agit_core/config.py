@@ -146,7 +146,8 @@ class MethodConfig:
             (self.networks.generator_blocks >= 1, "method.networks.generator_blocks must be at least 1"),
             (
                 self.networks.attention_decoder == "1x1" or self.networks.preset == "agit",
-                f"method.networks.attention_decoder is for the preset agit, not for {self.networks.preset}; leave it out",
+                "method.networks.attention_decoder is for the preset agit, "
+                f"not for {self.networks.preset}; leave it out",
             ),
             *(
                 (width is None or width >= 1, f"method.networks.{name} must be at least 1")
