@@ -17,7 +17,7 @@ from pipeline.data.source import Entry, LocalFile, Readable, Source, StoredFile
 
 _HASHING = 4
 _PORTION = 4096
-_FEW = 8
+_FEW = 8  # names to look up, at the price of a request each
 _BLOCK = 1 << 20
 _LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
 
