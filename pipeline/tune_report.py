@@ -37,7 +37,7 @@ def render(search: Search, trials: list[Trial]) -> str:
         "js": Markup(script),
         "plotly": Markup(packed),
         "verdict": _verdict(search, trials, best),
-        "because": _because(search),
+        "because": _because(search, best),
         "tiles": _tiles(search, trials, best),
         "metric": metric,
         "keys": [one.key for one in search.ranges],
@@ -77,14 +77,16 @@ def _verdict(search: Search, trials: list[Trial], best: Trial | None) -> str:
     )
 
 
-def _because(search: Search) -> str:
-    tune = search.config.tune
+def _because(search: Search, best: Trial | None) -> str:
+    tune, kid = search.config.tune, search.config.evaluate
+    network = (best.scores[-1].get("inception") if best and best.scores else None) or {}
+    behind = f", of {network['name']} (SHA-256 {network['sha256'][:12]})" if network else ""
     rungs = ", ".join(f"{rung:,}" for rung in search.rungs)
     return (
         f"Every trial is an ordinary training. It is scored on {tune.images} test images per domain at steps {rungs}; "
-        f"at each of them ASHA lets about one in {tune.reduction} go on. The scores of so few images are noisy, and "
-        "the best of several is flattered by chance: train the preset with another seed before believing a small "
-        "difference."
+        f"at each of them ASHA lets about one in {tune.reduction} go on. KID is the mean of {kid.subsets} subsets of "
+        f"up to {kid.subset_size} images{behind}. The scores of so few images are noisy, and the best of several is "
+        "flattered by chance: train the preset with another seed before believing a small difference."
     )
 
 

@@ -94,18 +94,18 @@ class TuneTrial(tune.Trainable):
         spec |= {"attempt": 1, "until": rungs[self._rung()]}
         try:
             result = _train(spec, config, self._scratch, self._own_ray)
-            metrics = _score(config, result["checkpoint"], search.data_uri)
+            scored = _score(config, result["checkpoint"], search.data_uri)
         except (BadInput, RunFailed) as error:
             collapsed = any(event["kind"] == "mask_collapsed" for event in train_events.read(trial.run_uri))
             trial.state, trial.message = "collapsed" if collapsed else "failed", str(error)
             train_job.tell(spec, trial.state, message=trial.message)
             search.store(trial)
             return
-        step = int(result["steps"])
+        step, metrics = int(result["steps"]), scored["metrics"]
         # a run that somebody has trained further is scored where it stands
         resource = max(rung for rung, at in rungs.items() if at <= step)
         how = _collapsed(metrics, search.config.tune.metric)
-        row = {"resource": resource, "step": step, "metrics": metrics, "time": time.time()}
+        row = {"resource": resource, "step": step, "time": time.time(), **scored}
         trial.scores.append(row | {"samples": result["samples"], "collapsed": how is not None})
         if how is not None:
             trial.state, trial.message = "collapsed", how
@@ -178,22 +178,23 @@ def _refuse_second(run_uri: str, owner: dict[str, Any]) -> None:
             )
 
 
-def _score(config: Config, checkpoint_uri: str, data_uri: str) -> dict[str, float | None]:
-    """Scores in a process of Ray's, which keeps Inception loaded and has a GPU if the training had one."""
+def _score(config: Config, checkpoint_uri: str, data_uri: str) -> dict[str, Any]:
+    """``metrics`` and the ``inception`` behind them, from a process of Ray's, which keeps that loaded and has a GPU
+    if the training had one."""
     from pipeline.train_driver import needs_gpu
 
     task = ray.remote(_score_here).options(
         num_cpus=0, num_gpus=1 if needs_gpu(config) else 0, max_retries=max(config.train.max_failures, 0)
     )
-    metrics: dict[str, float | None] = ray.get(task.remote(config.plain(), checkpoint_uri, data_uri))
-    return metrics
+    scored: dict[str, Any] = ray.get(task.remote(config.plain(), checkpoint_uri, data_uri))
+    return scored
 
 
 _inceptions: dict[Any, Any] = {}
 """What this process has loaded."""
 
 
-def _score_here(tree: dict[str, Any], checkpoint_uri: str, data_uri: str) -> dict[str, float | None]:
+def _score_here(tree: dict[str, Any], checkpoint_uri: str, data_uri: str) -> dict[str, Any]:
     import torch
 
     from agit_core import precision
@@ -205,4 +206,5 @@ def _score_here(tree: dict[str, Any], checkpoint_uri: str, data_uri: str) -> dic
     key = (config.evaluate.inception, str(device))
     if key not in _inceptions:
         _inceptions[key] = evaluate_cache.load_inception(config, device)
-    return evaluate.figures(config, checkpoint_uri, data_uri, _inceptions[key], device)
+    metrics = evaluate.figures(config, checkpoint_uri, data_uri, _inceptions[key], device)
+    return {"metrics": metrics, "inception": _inceptions[key].describe()}

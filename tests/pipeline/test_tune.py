@@ -137,6 +137,7 @@ def test_six_trials_killed_once_and_resumed(tmp_path: Path, monkeypatch: pytest.
     page = Path(told["report"]).read_text()
     assert all(trial["run_id"] in page for trial in told["trials"])
     assert "All settings side by side" in page
+    assert "SHA-256 7ff4a85c3a63" in page, "which Inception scored"
 
     # the preset is the best trial's run: there is nothing left to train in its storage ...
     preset = configs.load(told["preset"])
@@ -254,8 +255,9 @@ class Played:
         self.coverage = 0.4
         monkeypatch.setattr(tune_trial, "_score", self.score)
 
-    def score(self, *_: Any) -> dict[str, float | None]:
-        return {"kid_target": self.scores.pop(0), "attention_coverage_a": self.coverage}
+    def score(self, *_: Any) -> dict[str, Any]:
+        metrics = {"kid_target": self.scores.pop(0), "attention_coverage_a": self.coverage}
+        return {"metrics": metrics, "inception": {}}
 
     def train(self, spec: dict[str, Any], *_: Any) -> dict[str, Any]:
         if self.failure is not None:
