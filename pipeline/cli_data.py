@@ -29,9 +29,12 @@ def inspect(uri: DataUri, html: Page = None, json: Json = False, debug: Debug = 
 @app.command()
 def verify(uri: DataUri, json: Json = False, debug: Debug = False) -> Answer:
     """Read every shard again and compare it with the manifest's checksums."""
-    from pipeline.data import inspect as stage
+    from pipeline import progress
+    from pipeline.data import inspect as stages
 
-    found = stage.verify(uri)
+    with progress.shown_on(progress.for_terminal()), progress.stage("verify") as stage:
+        found = stages.verify(uri, stage)
+        stage.message = f"{found['checked']} files, {len(found['damaged'])} damaged"
     failure = None
     if found["damaged"]:
         first = found["damaged"][0]

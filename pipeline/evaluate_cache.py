@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +38,7 @@ def load_inception(config: Config, device: torch.device) -> inception.Inception:
     Raises:
         BadInput: there is none, or it is another network.
     """
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "agit"
+    home = storage.downloads(config.storage)
     given = config.evaluate.inception
     if given is None:
         return inception.load(None, home, device)

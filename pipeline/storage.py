@@ -83,6 +83,11 @@ def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
     return fsspec.filesystem("file"), str(Path(uri.removeprefix("file://")).expanduser().absolute())
 
 
+def downloads(uri: str) -> Path:
+    """Where files from the network are kept: with the storage if that is on this machine, else in ``.agit``."""
+    return Path(".agit/downloads") if is_remote(uri) else local_path(uri) / "downloads"
+
+
 def local_path(uri: str) -> Path:
     """The path of a local URI.
 

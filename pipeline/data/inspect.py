@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,11 @@ def inspect(uri: str, out: Path | None = None, samples: int = 24) -> dict[str, A
     }
 
 
-def verify(uri: str) -> dict[str, Any]:
+def verify(uri: str, progress: Callable[[dict[str, Any]], None] = lambda event: None) -> dict[str, Any]:
     """Reads every shard and index again and compares it with the manifest's checksums.
+
+    Args:
+        progress: told after each file: ``done``, ``total``, ``unit``.
 
     Returns:
         ``ok``, the number of files ``checked``, those ``damaged``, each with its reason, and the files that lie
@@ -77,7 +81,10 @@ def verify(uri: str) -> dict[str, Any]:
         return None if found == file["sha256"] else "the checksum differs"
 
     with ThreadPoolExecutor(_READS) as pool:
-        reasons = list(pool.map(damage, files))
+        reasons: list[str | None] = []
+        for reason in pool.map(damage, files):
+            reasons.append(reason)
+            progress({"done": len(reasons), "total": len(files), "unit": "files"})
     known = {storage.join(uri, file["path"]) for file in files} | {storage.join(uri, manifests.NAME)}
     return {
         "ok": not any(reasons),

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,7 +67,7 @@ def prepare(config: Config, progress: Progress | None = None) -> Prepared:
     report = progress or (lambda _: None)
     report({"message": f"looking at {config.data.source}"})
     settings = shaping(config.data)
-    with open_source(config.data, _downloads(config.storage), report) as source:
+    with open_source(config.data, storage.downloads(config.storage), report) as source:
         key = fingerprint({"settings": settings, "contents": source.digest()})
         uri = storage.join(config.storage, "data", f"{config.name}-{key}")
         found = manifest.find(uri)
@@ -85,11 +84,6 @@ def shaping(config: DataConfig) -> dict[str, Any]:
     if config.resize != "squash":  # sets from before there was a choice keep their names
         values["resize"] = config.resize
     return {**values, "format": manifest.FORMAT}
-
-
-def _downloads(store: str) -> Path:
-    """Where files from the network are kept: with the storage if that is on this machine."""
-    return Path(".agit/downloads") if storage.is_remote(store) else storage.local_path(store) / "downloads"
 
 
 def _make(

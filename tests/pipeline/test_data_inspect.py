@@ -11,6 +11,7 @@ from pipeline import storage
 from pipeline.config import load
 from pipeline.data.inspect import inspect, verify
 from pipeline.data.prepare import prepare
+from tests.pipeline.command import agit
 from tests.pipeline.pictures import FOUR, folder
 from tests.pipeline.s3 import S3Server
 from tests.pipeline.test_data_prepare import config, copies
@@ -38,6 +39,9 @@ def test_counts_page_and_a_damaged_shard(tmp_path: Path) -> None:
         "trainA/part-00000.parquet",
         "testB/part-00000.parquet",
     }
+    called = agit("data", "verify", uri, cwd=tmp_path)
+    assert called.status == 1
+    assert "2 of 8 files are not what the manifest says" in called.last_line
 
 
 def test_copies_and_leaks_are_shown(tmp_path: Path) -> None:
