@@ -61,25 +61,30 @@ def network(machines: int) -> Iterator[Network]:
     try:
         try:
             _ip("link", "add", bridge, "type", "bridge")
+            _ip("addr", "add", f"{prefix}.1/24", "dev", bridge)
+            _ip("link", "set", bridge, "up")
+            for n in range(machines):
+                machine = Machine(f"agit{number}-{n}", f"{prefix}.{n + 2}", f"agv{number}-{n}")
+                _ip("netns", "add", machine.name)
+                made.append(machine)
+                _connect(machine, bridge)
         except (FileNotFoundError, subprocess.CalledProcessError) as error:
-            pytest.skip(f"network namespaces are not permitted here ({error})")
-        _ip("addr", "add", f"{prefix}.1/24", "dev", bridge)
-        _ip("link", "set", bridge, "up")
-        for n in range(machines):
-            machine = Machine(f"agit{number}-{n}", f"{prefix}.{n + 2}", f"agv{number}-{n}")
-            _ip("netns", "add", machine.name)
-            made.append(machine)
-            _ip("link", "add", machine.cable, "type", "veth", "peer", INTERFACE, "netns", machine.name)
-            _ip("link", "set", machine.cable, "master", bridge, "up")
-            _ip("-n", machine.name, "addr", "add", f"{machine.address}/24", "dev", INTERFACE)
-            for name in ("lo", INTERFACE):
-                _ip("-n", machine.name, "link", "set", name, "up")
+            told = getattr(error, "stderr", "")
+            pytest.skip(f"network namespaces are not permitted here ({error} {told})")
         yield Network(f"{prefix}.1", made)
     finally:
         for machine in made:
             _end(machine)
         with contextlib.suppress(FileNotFoundError, subprocess.CalledProcessError):
             _ip("link", "del", bridge)
+
+
+def _connect(machine: Machine, bridge: str) -> None:
+    _ip("link", "add", machine.cable, "type", "veth", "peer", INTERFACE, "netns", machine.name)
+    _ip("link", "set", machine.cable, "master", bridge, "up")
+    _ip("-n", machine.name, "addr", "add", f"{machine.address}/24", "dev", INTERFACE)
+    for name in ("lo", INTERFACE):
+        _ip("-n", machine.name, "link", "set", name, "up")
 
 
 def _end(machine: Machine) -> None:
