@@ -172,7 +172,7 @@ class MethodConfig:
             (self.losses.identity_weight >= 0, "method.losses.identity_weight must not be negative"),
             (
                 self.threshold_at_test is None or 0.0 <= self.threshold_at_test <= 1.0,
-                "method.threshold_at_test must lie in [0, 1]",
+                f"method.threshold_at_test must lie in [0, 1], not {self.threshold_at_test}",
             ),
         ]
         for holds, message in checks:

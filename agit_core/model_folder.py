@@ -54,8 +54,6 @@ class Model:
         """
         if threshold is None:
             return self
-        if not 0.0 <= threshold <= 1.0:
-            raise BadInput(f"the threshold must lie in [0, 1], not {threshold}")
         return replace(self, method=replace(self.method, threshold_at_test=threshold))
 
     def networks(self) -> Networks:

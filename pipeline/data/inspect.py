@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.data import manifest as manifests
 from pipeline.data.inspect_page import page
+from pipeline.data.source import Progress
 
 _READS = 4
 
@@ -52,7 +52,7 @@ def inspect(uri: str, out: Path | None = None, samples: int = 24) -> dict[str, A
     }
 
 
-def verify(uri: str, progress: Callable[[dict[str, Any]], None] = lambda event: None) -> dict[str, Any]:
+def verify(uri: str, progress: Progress = lambda event: None) -> dict[str, Any]:
     """Reads every shard and index again and compares it with the manifest's checksums.
 
     Args:

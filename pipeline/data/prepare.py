@@ -10,7 +10,7 @@ import hashlib
 import io
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -27,7 +27,7 @@ from pipeline.data.build import build, without
 from pipeline.data.earlier import DamagedEarlier, Earlier
 from pipeline.data.images import ImagePolicy
 from pipeline.data.plan import PARTS, Done, plan_shards
-from pipeline.data.source import SPLITS, Source
+from pipeline.data.source import SPLITS, Progress, Source
 from pipeline.data.sources import open_source
 
 _SHAPING = (
@@ -41,8 +41,6 @@ _SHAPING = (
 )
 _STALE_SECONDS = 24 * 3600
 _MOST_GROUPS = 10_000
-
-Progress = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)

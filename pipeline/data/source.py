@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pipeline import storage
 
+Progress = Callable[[dict[str, Any]], None]
+"""Told how far something has come: ``done``, ``total``, ``message``; see :mod:`pipeline.progress`."""
 SPLITS = ("trainA", "trainB", "testA", "testB")
 
 

@@ -16,8 +16,8 @@ from pipeline.data import builtin, public
 from pipeline.data.archives import is_archive, open_archive
 from pipeline.data.download import is_url
 from pipeline.data.folders import open_folder, open_two_folders
-from pipeline.data.source import Entry, Source
-from pipeline.data.tables import Progress, is_csv, is_parquet, open_csv, open_parquet
+from pipeline.data.source import Entry, Progress, Source
+from pipeline.data.tables import is_csv, is_parquet, open_csv, open_parquet
 
 
 def open_source(config: DataConfig, downloads: Path, report: Progress = lambda event: None) -> Source:

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,9 +21,7 @@ from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
 from pipeline.data import download
 from pipeline.data.folders import file_digest, remote_file, with_test
-from pipeline.data.source import Entry, LocalFile, Readable, Source
-
-Progress = Callable[[dict[str, Any]], None]
+from pipeline.data.source import Entry, LocalFile, Progress, Readable, Source
 
 _DOMAIN_COLUMNS = ("domain", "label")
 _BATCH = 64

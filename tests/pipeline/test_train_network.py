@@ -17,7 +17,7 @@ from pipeline import launch, storage, train_events
 from pipeline.train_events import Furthest
 from tests.pipeline.network import INTERFACE, Machine, Network, network
 from tests.pipeline.s3 import S3Server, free_port
-from tests.pipeline.training import prepared, spec_of, tiny, wait_for
+from tests.pipeline.training import prepared, spec_of, starts, tiny, wait_for
 from tests.ray_environment import without_token
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -111,10 +111,6 @@ def test_a_pulled_cable_costs_one_worker_and_nothing_else(cluster: Cluster, tmp_
     spec = spec_of(config, data)
     run = spec["run_uri"]
 
-    def starts() -> list[tuple[int, int]]:
-        events = [e for e in train_events.read(run) if e["kind"] in {"started", "resumed"}]
-        return [(event["workers"], event["nodes"]) for event in events]
-
     def step() -> int:
         return Furthest(run).step
 
@@ -129,19 +125,19 @@ def test_a_pulled_cable_costs_one_worker_and_nothing_else(cluster: Cluster, tmp_
     )
     try:
         wait_for(lambda: job.poll() is not None or step() >= 15, "step 15")
-        assert starts() == [(2, 2)], log.read_text()
+        assert starts(run) == [(2, 2)], log.read_text()
         cut = cluster.net.machines[1]
         cut.pull_cable()
-        wait_for(lambda: job.poll() is not None or len(starts()) == 2, "going on with the other machine")
-        assert starts()[1] == (1, 1), log.read_text()
+        wait_for(lambda: job.poll() is not None or len(starts(run)) == 2, "going on with the other machine")
+        assert starts(run)[1] == (1, 1), log.read_text()
         before = step()
         wait_for(lambda: step() > before + 10, "ten more steps")
         cut.plug_in()
         # what was started before the cut has been given up on, by the cluster and by itself
         wait_for(lambda: not cut.pids(), "the cut machine to end what it ran")
         cluster.join(cut)
-        wait_for(lambda: job.poll() is not None or len(starts()) == 3, "going on with both")
-        assert starts()[2] == (2, 2), log.read_text()
+        wait_for(lambda: job.poll() is not None or len(starts(run)) == 3, "going on with both")
+        assert starts(run)[2] == (2, 2), log.read_text()
         before = step()
         wait_for(lambda: step() > before, "another step")
     finally:

@@ -24,7 +24,7 @@ from pipeline.train_events import Furthest
 from pipeline.train_inputs import open_split
 from pipeline.train_worker import total_steps
 from tests.pipeline.s3 import free_port
-from tests.pipeline.training import prepared, spec_of, tiny, wait_for
+from tests.pipeline.training import prepared, spec_of, starts, tiny, wait_for
 from tests.ray_environment import without_token
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -98,11 +98,6 @@ def test_nodes_come_and_go_and_the_course_stays_the_same(nodes: Nodes, tmp_path:
     def step() -> int:
         return Furthest(told).step
 
-    def starts() -> list[tuple[int, int]]:
-        """(workers, nodes) of each start."""
-        events = [e for e in train_events.read(told) if e["kind"] in {"started", "resumed"}]
-        return [(event["workers"], event["nodes"]) for event in events]
-
     def kinds() -> list[str]:
         return [event["kind"] for event in train_events.read(told)]
 
@@ -115,18 +110,18 @@ def test_nodes_come_and_go_and_the_course_stays_the_same(nodes: Nodes, tmp_path:
     )
     try:
         wait_for(lambda: job.poll() is not None or step() >= 12, "step 12")
-        assert starts() == [(2, 2)], (tmp_path / "job.log").read_text()
+        assert starts(told) == [(2, 2)], (tmp_path / "job.log").read_text()
         nodes.lose(lost)
-        wait_for(lambda: len(starts()) == 2 and step() > COMPARED, "going on with one worker")
-        assert starts()[1] == (1, 1)
+        wait_for(lambda: len(starts(told)) == 2 and step() > COMPARED, "going on with one worker")
+        assert starts(told)[1] == (1, 1)
         nodes.add()
-        wait_for(lambda: len(starts()) == 3 and step() > 0, "going on with both again")
-        assert starts()[2] == (2, 2)
+        wait_for(lambda: len(starts(told)) == 3 and step() > 0, "going on with both again")
+        assert starts(told)[2] == (2, 2)
         nodes.drain(kept)
         wait_for(lambda: "preempted" in kinds(), "leaving the node that will be taken away")
         nodes.lose(kept)
-        wait_for(lambda: len(starts()) == 4, "going on with the other one")
-        assert starts()[3] == (1, 1)
+        wait_for(lambda: len(starts(told)) == 4, "going on with the other one")
+        assert starts(told)[3] == (1, 1)
     finally:
         job.send_signal(signal.SIGTERM)
         job.wait(300)

@@ -11,7 +11,7 @@ import torch
 
 from agit_core import checkpoint
 from agit_core.checkpoint import Snapshot
-from pipeline import launch, storage
+from pipeline import launch, storage, train_events
 from pipeline.config import Config, parse
 from pipeline.data.prepare import prepare
 
@@ -94,6 +94,12 @@ def differences(left: Any, right: Any, where: str = "") -> list[str]:
             for d in differences(*pair, f"{where}[{i}]")
         ]
     return [] if left == right else [where]
+
+
+def starts(run_uri: str) -> list[tuple[int, int]]:
+    """(workers, nodes) of each start of a run."""
+    events = [e for e in train_events.read(run_uri) if e["kind"] in {"started", "resumed"}]
+    return [(event["workers"], event["nodes"]) for event in events]
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 600) -> Any:
