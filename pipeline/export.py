@@ -146,22 +146,18 @@ def _result(
 ) -> dict[str, Any]:
     worst = max(max(c["worst"], c["worst_other_size"]) for c in checks.values())
     mask = max(c["worst_mask"] for c in checks.values())
-    return {
+    result = {
         "ok": max(worst, mask) <= tolerance,
         "model": {"name": model.name, "sha256": model.digest},
         "format": file_format,
         "opset": export.OPSET if file_format == "onnx" else None,
-        "worst": _finite(worst),
-        "worst_grey_levels": _finite(worst * 127.5),
-        "worst_mask": _finite(mask),
+        "worst": worst,
+        "worst_grey_levels": worst * 127.5,
+        "worst_mask": mask,
         "tolerance": tolerance,
-        "checks": {d: {k: _finite(v) for k, v in c.items()} for d, c in checks.items()},
+        "checks": checks,
     }
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity; a file that answers nothing comparable has no difference."""
-    return None if value == float("inf") else value
+    return storage.finite(result)  # a file that answers nothing comparable has no difference
 
 
 def _write_folder(model: Model, scores: Mapping[str, Any], folder: Path) -> None:

@@ -189,8 +189,13 @@ def finite(value: Any) -> Any:
 
 
 def json_bytes(value: Any) -> bytes:
-    """The content of a file that :func:`write_json` writes."""
-    return (json.dumps(value, indent=1) + "\n").encode()
+    """The content of a file that :func:`write_json` writes; None where JSON has no number (:func:`finite`)."""
+    return (json.dumps(finite(value), indent=1, allow_nan=False) + "\n").encode()
+
+
+def json_line(value: Any) -> str:
+    """The same on one line."""
+    return json.dumps(finite(value), allow_nan=False) + "\n"
 
 
 def list_(uri: str, recursive: bool = False) -> list[str]:

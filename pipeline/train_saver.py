@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -163,7 +162,7 @@ class Progress:
         while True:
             last = self._stop.wait(_PROGRESS_SECONDS if self._marks else 0.2)
             try:
-                storage.write_bytes(self._uri, json.dumps(storage.finite(self._now())).encode())
+                storage.write_bytes(self._uri, storage.json_line(self._now()).encode())
             except (RunFailed, OSError) as error:
                 log.debug("progress could not be written: %s", error)
             if last:

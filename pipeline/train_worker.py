@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import os
 import time
@@ -225,7 +224,7 @@ class _Worker:
             rows, self.rows = self.rows, []
             info = snapshot.info | {"run_id": self.spec["run_id"], "scores": scores(rows)}
             name = storage.join(self.run_uri, "metrics", f"{self.trainer.step:08d}.jsonl")
-            text = "".join(json.dumps(storage.finite(row)) + "\n" for row in rows)
+            text = "".join(map(storage.json_line, rows))
             saver.put({name: text.encode()} if rows else {}, dataclasses.replace(snapshot, info=info))
         ray.train.report(
             {"step": self.trainer.step, "epoch": self.plan.epoch_of(self.trainer.step)}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -31,6 +32,16 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 )
 def test_join(parts: tuple[str, ...], joined: str) -> None:
     assert storage.join(*parts) == joined
+
+
+def test_json_of_a_diverged_training_is_json(tmp_path: Path) -> None:
+    losses = {"losses": [float("nan"), 0.5, float("inf")], "step": 3}
+    uri = str(tmp_path / "result.json")
+    storage.write_json(uri, losses)
+    for text in (Path(uri).read_text(), storage.json_line(losses)):
+        read = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+        assert read == {"losses": [None, 0.5, None], "step": 3}
+    assert storage.json_line(losses).count("\n") == 1
 
 
 def test_the_same_calls_work_on_both(root: str, tmp_path: Path) -> None:
