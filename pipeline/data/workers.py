@@ -23,11 +23,16 @@ from agit_core.errors import BadInput, RunFailed
 
 T = TypeVar("T")
 R = TypeVar("R")
+W = TypeVar("W")
 
 _AHEAD_PER_WORKER = 2
 _KILLED = (
     "a preparing process was killed (out of memory?); run the same command again, "
     "with fewer data.workers if it happens again"
+)
+_NONE_CAME = (
+    "no preparing process came to work: each was killed (out of memory?), or the script that calls this does so "
+    'outside of `if __name__ == "__main__":`, which new processes need; correct it, or use data.workers=1'
 )
 
 
@@ -71,21 +76,44 @@ def ordered_map(
     yield from _in_processes(function, tasks, workers)
 
 
+def _in_order(
+    tasks: Iterable[T],
+    workers: int,
+    start: Callable[[T], W],
+    result: Callable[[W], R],
+    drop: Callable[[W], Any],
+) -> Iterator[tuple[T, R]]:
+    """``(task, result(start(task)))`` with a few started ahead; those left over at an error are dropped."""
+    pending: deque[tuple[T, W]] = deque()
+    try:
+        for task in tasks:
+            pending.append((task, start(task)))
+            if len(pending) >= workers * _AHEAD_PER_WORKER + 1:
+                first, work = pending.popleft()
+                yield first, result(work)
+        while pending:
+            first, work = pending.popleft()
+            yield first, result(work)
+    finally:
+        for _, work in pending:
+            with contextlib.suppress(Exception):
+                drop(work)
+
+
 def _in_processes(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterator[tuple[T, R]]:
     context = multiprocessing.get_context("spawn")  # a fork would inherit the threads of the storage client
     pool = ProcessPoolExecutor(workers, context, initializer=_follow, initargs=(os.getpid(),))
-    pending: deque[tuple[T, Future[R]]] = deque()
+    came = False
+
+    def start(task: T) -> Future[R]:
+        return pool.submit(function, task)
+
     try:
-        for task in tasks:
-            pending.append((task, pool.submit(function, task)))
-            if len(pending) >= workers * _AHEAD_PER_WORKER + 1:
-                first, future = pending.popleft()
-                yield first, future.result()
-        while pending:
-            first, future = pending.popleft()
-            yield first, future.result()
+        for task, found in _in_order(tasks, workers, start, Future.result, Future.cancel):
+            came = True
+            yield task, found
     except BrokenProcessPool:
-        raise RunFailed(_KILLED) from None
+        raise RunFailed(_KILLED if came else _NONE_CAME) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -95,7 +123,6 @@ def _on_ray(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Ite
 
     # a pure function may run again when a node is lost
     remote = ray.remote(function).options(num_cpus=1, max_retries=3)
-    pending: deque[tuple[T, Any]] = deque()
 
     def result(reference: Any) -> R:
         try:
@@ -105,19 +132,7 @@ def _on_ray(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Ite
         except ray.exceptions.RayError as error:
             raise RunFailed(f"{_KILLED} ({' '.join(str(error).split())[:200]})") from None
 
-    try:
-        for task in tasks:
-            pending.append((task, remote.remote(task)))
-            if len(pending) >= workers * _AHEAD_PER_WORKER + 1:
-                first, reference = pending.popleft()
-                yield first, result(reference)
-        while pending:
-            first, reference = pending.popleft()
-            yield first, result(reference)
-    finally:
-        for _, reference in pending:
-            with contextlib.suppress(Exception):
-                ray.cancel(reference)
+    yield from _in_order(tasks, workers, remote.remote, result, ray.cancel)
 
 
 @contextlib.contextmanager

@@ -374,8 +374,35 @@ def test_what_a_killed_run_left_is_swept_a_day_later(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_is_killed_is_a_failed_run(tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match="killed"):
+    with pytest.raises(
+        RunFailed, match=r"killed \(out of memory\?\), or the script .* outside of `if __name__"
+    ):
         list(ordered_map(os._exit, [1] * 4, 2))
+    with pytest.raises(RunFailed, match=r"was killed .* fewer data\.workers") as caught:
+        list(ordered_map(_die_at_9, range(12), 2))
+    assert "__name__" not in str(caught.value), "the script is right: processes came"
+
+
+def _die_at_9(number: int) -> None:
+    if number == 9:
+        os._exit(1)
+
+
+def test_a_script_that_is_not_guarded_is_told_so(tmp_path: Path) -> None:
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "from pipeline.data.workers import ordered_map\nprint(list(ordered_map(abs, range(8), 2)))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=120,
+    )
+    assert ended.returncode == 1
+    assert "RunFailed: no preparing process came to work" in ended.stderr
+    assert "outside of `if __name__" in ended.stderr
 
 
 def test_the_built_in_set(tmp_path: Path) -> None:
