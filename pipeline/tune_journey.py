@@ -65,6 +65,8 @@ def report(found: Search) -> str:
 def summarize(found: Search, report_uri: str, preset_to: Path | None = None) -> dict[str, Any]:
     """The object that ``--json`` prints, also kept as ``summary.json``; writes the best trial's preset.
 
+    ``run_id``, ``steps`` and ``metrics`` are the best trial's, under the names that they have for a run.
+
     Args:
         preset_to: where the preset is written besides ``best.yaml`` of the search.
     """
@@ -80,7 +82,11 @@ def summarize(found: Search, report_uri: str, preset_to: Path | None = None) -> 
         preset = str(local or uri)
     summary = {
         "search_id": found.search_id,
+        "run_id": best.run_id if best else None,
         "storage": found.config.storage,
+        "steps": best.step if best else None,
+        "metrics": best.scores[-1]["metrics"] if best else None,
+        "model": None,  # a search registers nothing: that is left to a run of its preset
         "metric": metric,
         "trials": [_row(trial, found) for trial in trials],
         "best": _row(best, found) if best else None,

@@ -134,6 +134,8 @@ def test_six_trials_killed_once_and_resumed(tmp_path: Path, monkeypatch: pytest.
     # the best is the best of those that trained to the end
     finished = [trial for trial in told["trials"] if trial["state"] == "finished"]
     assert told["best"] == min(finished, key=lambda trial: trial["kid_target"])
+    assert (told["run_id"], told["steps"]) == (told["best"]["run_id"], told["best"]["step"])
+    assert (told["metrics"]["kid_target"], told["model"]) == (told["best"]["kid_target"], None)
     page = Path(told["report"]).read_text()
     assert all(trial["run_id"] in page for trial in told["trials"])
     assert "All settings side by side" in page
@@ -180,6 +182,7 @@ def test_a_mask_that_collapses_in_training_ends_its_trial_also_on_s3(
     # what the search leaves on object storage, where a preset cannot be read from by `agit run`
     told = tune_journey.summarize(search, tune_journey.report(search), tmp_path / "best.yaml")
     assert (told["best"], told["preset"]) == (None, None)
+    assert (told["run_id"], told["steps"], told["metrics"], told["model"]) == (None, None, None, None)
     assert "No trial has a score yet" in storage.read_text(told["report"])
 
 
