@@ -102,20 +102,21 @@ def _in_order(
 
 def _in_processes(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterator[tuple[T, R]]:
     context = multiprocessing.get_context("spawn")  # a fork would inherit the threads of the storage client
-    pool = ProcessPoolExecutor(workers, context, initializer=_follow, initargs=(os.getpid(),))
     came = False
 
-    def start(task: T) -> Future[R]:
-        return pool.submit(function, task)
+    def result(future: Future[R]) -> R:
+        nonlocal came
+        found = future.result()
+        came = True
+        return found
 
-    try:
-        for task, found in _in_order(tasks, workers, start, Future.result, Future.cancel):
-            came = True
-            yield task, found
-    except BrokenProcessPool:
-        raise RunFailed(_KILLED if came else _NONE_CAME) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    with ProcessPoolExecutor(workers, context, initializer=_follow, initargs=(os.getpid(),)) as pool:
+        try:
+            yield from _in_order(
+                tasks, workers, lambda task: pool.submit(function, task), result, Future.cancel
+            )
+        except BrokenProcessPool:
+            raise RunFailed(_KILLED if came else _NONE_CAME) from None
 
 
 def _on_ray(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterator[tuple[T, R]]:

@@ -22,10 +22,9 @@ from pipeline.data import build, encode
 from pipeline.data.prepare import Prepared, prepare
 from pipeline.data.reader import ShardImages
 from pipeline.data.workers import ordered_map
+from tests.pipeline.command import environment
 from tests.pipeline.pictures import FOUR, encoded, folder, picture
 from tests.pipeline.s3 import S3Server
-
-ROOT = Path(__file__).parents[2]
 
 
 def config(source: Path | str, store: Path | str, **data: Any) -> Config:
@@ -318,7 +317,7 @@ def test_a_kill_in_the_middle_ends_the_same(tmp_path: Path) -> None:
         [sys.executable, str(script), str(source), str(tmp_path / "killed")],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
         start_new_session=True,
     )
     assert process.stdout is not None
@@ -397,7 +396,7 @@ def test_a_script_that_is_not_guarded_is_told_so(tmp_path: Path) -> None:
         [sys.executable, str(script)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
         timeout=120,
     )
     assert ended.returncode == 1
