@@ -116,18 +116,22 @@ def shown_to_discriminator(image: Tensor, mask: Tensor, rules: Rules, tau: float
 
 
 def mask_health(mask: Tensor, tau: float) -> Tensor:
-    """Four figures of a batch of masks (N, 1, H, W), as a float32 tensor that stays on the device.
+    """:data:`HEALTH_KEYS` of a batch of masks (N, 1, H, W), as a float32 tensor that stays on the device.
 
-    Mean coverage, share above ``tau``, bimodality (share of pixels below 0.1 or above 0.9), and the mean
-    over images of the standard deviation inside an image (0: the same value everywhere).
+    Mean coverage, share at or above ``tau``, bimodality (share of pixels below 0.1 or above 0.9), and two means
+    over images: of the standard deviation inside an image (0: the same value everywhere), and of the opacity,
+    the mean attention of its pixels at or above ``tau`` (0 where there are none).
     """
     m = mask.detach().float()
-    spread = m.flatten(1).std(dim=1).mean()
+    seen = (m >= tau).float()
     bimodal = ((m < 0.1) | (m > 0.9)).float().mean()
-    return torch.stack([m.mean(), (m >= tau).float().mean(), bimodal, spread])
+    each, shown = m.flatten(1), seen.flatten(1)
+    opacity = (each * shown).sum(dim=1) / shown.sum(dim=1).clamp(min=1)
+    return torch.stack([m.mean(), seen.mean(), bimodal, each.std(dim=1).mean(), opacity.mean()])
 
 
-HEALTH_KEYS = ("coverage", "above_tau", "bimodality", "spread")
+HEALTH_KEYS = ("coverage", "above_tau", "bimodality", "spread", "opacity")
+_FAINT = 0.5
 
 
 def collapse(health: Mapping[str, float]) -> str | None:
@@ -137,3 +141,12 @@ def collapse(health: Mapping[str, float]) -> str | None:
     if health["coverage"] > 0.98:
         return "all ones"
     return None
+
+
+def faint(health: Mapping[str, float]) -> bool:
+    """Whether a translation is more of its source than of the generator even where the discriminator looks.
+
+    In stage ``masked`` such fakes are compared with real objects at full strength, and no generator can make up
+    for what the blend takes away: the switch came too early.
+    """
+    return health["opacity"] < _FAINT

@@ -243,6 +243,11 @@ class Trainer:
     def restore(self, snapshot: Snapshot) -> None:
         """Goes on from a snapshot; see :meth:`load`."""
         self._check_belongs(snapshot.info)
+        if snapshot.training["epoch_figures"].shape != self._epoch.shape:
+            raise BadInput(
+                "the checkpoint was made by a version that counts other figures; "
+                "finish the run with that version or start a new one"
+            )
         self.networks.load_state_dict(snapshot.networks)
         self.averaged = {n: t.to(self.device) for n, t in snapshot.averaged.items()}
         training, step = snapshot.training, self.training_step

@@ -27,7 +27,7 @@ from pipeline.config import Config, fingerprint
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: raise it when the same key would mean other numbers."""
 Arrays = dict[str, Tensor]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from agit_core.scores import bootstrap, distances
 from agit_core.scores.bootstrap import Interval
 from agit_core.scores.images import PSNR_CAP
+from agit_core.stages import HEALTH_KEYS
 from pipeline.config import EvaluateConfig
 from pipeline.evaluate_cache import Arrays
 
@@ -26,14 +27,14 @@ _HIGHER_IS_BETTER = (
     "attention_iou",
     "attention_precision",
     "attention_recall",
+    "attention_inside",
     "background_psnr",
     "background_ssim",
 )
-_LOWER_IS_BETTER = (*DISTANCES, "background_l1", "cycle_l1")
+_LOWER_IS_BETTER = (*DISTANCES, "attention_outside", "background_l1", "cycle_l1")
 _NOTHING = {"background_l1": 0.0, "background_psnr": PSNR_CAP, "background_ssim": 1.0, "cycle_l1": 0.0}
 """A translation that changes nothing: by definition, not measured."""
-_PER_IMAGE = {"iou": "attention_iou", "precision": "attention_precision", "recall": "attention_recall"}
-_HEALTH = ("coverage", "above_tau", "bimodality", "spread")
+_ATTENTION = ("iou", "precision", "recall", "inside", "outside", *HEALTH_KEYS)
 
 
 def lower_is_better(metric: str) -> bool | None:
@@ -103,7 +104,7 @@ class Judge:
         for direction in DIRECTIONS:
             for name, value in _NOTHING.items():
                 figures.put(f"{name}_{direction[0] if name == 'cycle_l1' else direction}", value)
-            for name in ("coverage", "iou", "recall"):
+            for name in ("coverage", "iou", "recall", "inside", "outside"):
                 if f"attention_{name}_{direction[0]}" in model.metrics:
                     figures.put(f"attention_{name}_{direction[0]}", 0.0)
         return figures
@@ -169,8 +170,7 @@ class Judge:
     def _means(figures: Figures, direction: str, arrays: Arrays) -> None:
         domain = direction[0]
         named = {"cycle": f"cycle_l1_{domain}"}
-        named |= {key: f"{name}_{domain}" for key, name in _PER_IMAGE.items()}
-        named |= {key: f"attention_{key}_{domain}" for key in _HEALTH}
+        named |= {key: f"attention_{key}_{domain}" for key in _ATTENTION}
         named |= {f"background_{key}": f"background_{key}_{direction}" for key in ("l1", "psnr", "ssim")}
         named["everywhere"] = f"attention_iou_everywhere_{domain}"
         broken = not whole(arrays)

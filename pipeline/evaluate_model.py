@@ -54,9 +54,9 @@ class Direction:
         Returns:
             ``features`` float32 (N, 2048) of the translated test images as they would be saved (8 bits);
             ``finite``, ``cycle``, ``coverage`` and the health figures (N,) of the test images;
-            ``finite_masked``, ``background_*``, ``iou``, ``precision``, ``recall``, ``everywhere`` (M,) of
-            the images with true masks, or, where none exist, the background alone of the test images.
-            Attention figures are absent for a model without attention.
+            ``finite_masked``, ``background_*``, ``iou``, ``precision``, ``recall``, ``inside``, ``outside``,
+            ``everywhere`` (M,) of the images with true masks, or, where none exist, the background alone of the
+            test images. Attention figures are absent for a model without attention.
         """
         parts: dict[str, list[Tensor]] = {}
 
@@ -97,7 +97,8 @@ class Direction:
         self, real: Tensor, there: Translation, truth: Tensor, keep: Callable[[str, Tensor], None]
     ) -> None:
         if self.attends:
-            for name, values in attention.agreement(there.mask, truth).items():
+            compared = attention.agreement(there.mask, truth) | attention.inside_outside(there.mask, truth)
+            for name, values in compared.items():
                 keep(name, values)
             keep("everywhere", attention.everywhere(truth))
         self._background(real, there, ~truth, keep)

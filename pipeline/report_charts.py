@@ -153,6 +153,11 @@ def mask_health(
             "Spread inside an image",
             "Standard deviation of the mask; 0 is the same value everywhere.",
         ),
+        (
+            "opacity",
+            "Strength above τ",
+            "Mean attention there; low: translations are half-transparent.",
+        ),
     ]
     charts = []
     for key, title, caption in wanted:

@@ -6,6 +6,7 @@ import contextlib
 from datetime import UTC, datetime
 from typing import Any
 
+from agit_core.stages import faint
 from pipeline import registry_audit, report_images
 from pipeline.config import Config
 from pipeline.report_charts import BLUE, GREEN, GREY, Chart, Series, intervals
@@ -25,6 +26,7 @@ _EVENTS = {
     "resumed": "resumed",
     "switched": "stage switched",
     "mask_collapsed": "mask collapsed",
+    "mask_faint": "masks faint at the switch",
 }
 
 
@@ -180,6 +182,13 @@ def alarms(config: Config, run: Run, names: tuple[str, str]) -> list[str]:
             found.append(
                 f"The attention on {name} has picked nothing out: about {coverage:.0%} everywhere in the image "
                 f"(spread {spread:.2f})."
+            )
+        elif isinstance(opacity := metrics.get(f"attention_opacity_{domain}"), int | float) and faint(
+            {"opacity": opacity}
+        ):
+            found.append(
+                f"The attention on {name} is faint: {opacity:.2f} on average where it is above τ, so that "
+                "translations are half-transparent there."
             )
     progress = run.progress or {}
     if progress.get("state") == "failed" and not run.result:

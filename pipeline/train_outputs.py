@@ -14,7 +14,7 @@ from agit_core.augment import to_float
 from agit_core.config import NetworkConfig
 from agit_core.errors import RunFailed
 from agit_core.loader import ImageSource
-from agit_core.stages import HEALTH_KEYS, collapse
+from agit_core.stages import HEALTH_KEYS, collapse, faint
 from agit_core.trainer import Figures
 from pipeline import storage
 
@@ -26,10 +26,13 @@ class CollapsedMask(RunFailed):
 
 
 class MaskWatch:
-    """Notices, once per collapse, that a whole epoch's masks have collapsed, or those of several windows in a row."""
+    """Notices, once per collapse, that a whole epoch's masks have collapsed, or those of several windows in a row.
+
+    ``alarmed`` stays True until they recover.
+    """
 
     def __init__(self) -> None:
-        self._windows, self._alarmed = 0, False
+        self._windows, self.alarmed = 0, False
 
     def __call__(self, window: Figures, epochs: Sequence[tuple[int, Figures]], step: int) -> str | None:
         """The alarm, when it is time for it.
@@ -42,10 +45,10 @@ class MaskWatch:
         self._windows = self._windows + 1 if now else 0
         epoch = any(collapsed(means.mask_health) for _, means in epochs)
         if not now:
-            self._alarmed = False
-        if self._alarmed or not now or not (epoch or self._windows >= _COLLAPSED_WINDOWS):
+            self.alarmed = False
+        if self.alarmed or not now or not (epoch or self._windows >= _COLLAPSED_WINDOWS):
             return None
-        self._alarmed = True
+        self.alarmed = True
         return f"the attention of domain {now[0]} has collapsed to {now[1]} at step {step}"
 
 
@@ -53,6 +56,19 @@ def collapsed(health: dict[str, float]) -> tuple[str, str] | None:
     """The domain whose mask has collapsed, and to what."""
     found = {d: collapse({key: health[f"{key}_{d}"] for key in HEALTH_KEYS}) for d in "ab"}
     return next(((d, how) for d, how in found.items() if how), None)
+
+
+def faint_at_switch(health: dict[str, float]) -> str | None:
+    """A warning for the window in which stage ``masked`` began, where it began too early."""
+    found = [d for d in "ab" if faint({key: health[f"{key}_{d}"] for key in HEALTH_KEYS})]
+    if not found:
+        return None
+    figures = " and ".join(f"{health[f'opacity_{d}']:.2f} (domain {d})" for d in found)
+    return (
+        f"stage masked began while the attention was faint: {figures} where the discriminator looks; such fakes "
+        "stay half-transparent beside real objects. Switch later (method.stages.switch_at) or not at all "
+        "(method.stages.masking=never)"
+    )
 
 
 class Samples:

@@ -30,7 +30,7 @@ from pipeline.train_checkpoints import CheckpointStore
 from pipeline.train_failures import Preempted
 from pipeline.train_inputs import PatientImages, open_split, patiently, start_weights
 from pipeline.train_metrics import Gauges
-from pipeline.train_outputs import CollapsedMask, MaskWatch, Samples, sample_files, scores
+from pipeline.train_outputs import CollapsedMask, MaskWatch, Samples, faint_at_switch, sample_files, scores
 from pipeline.train_saver import Progress, Saver
 
 log = logging.getLogger(__name__)
@@ -185,13 +185,18 @@ class _Worker:
     def _watch_masks(self, step: int, saver: Saver | None, progress: Progress | None) -> None:
         if not self.config.method.networks.has_attention or self.figures is None:
             return
+        health, switched = self.figures.mask_health, self.trainer.stages.switched_at_step
+        just_switched = switched is not None and step - self.figures.steps <= switched < step
+        faint = faint_at_switch(health) if just_switched else None
         message = self.mask_watch(self.figures, self.epochs, step)
-        if message is None:
-            return
         if saver is not None and progress is not None:
-            saver.put(train_events.as_file(self.run_uri, "mask_collapsed", message, step=step))
-            progress.update(message=message)
-        if self.config.train.stop_on_collapse and step < self.end:
+            if not self.mask_watch.alarmed:
+                progress.update(message="")
+            for kind, told in (("mask_faint", faint), ("mask_collapsed", message)):
+                if told is not None:
+                    saver.put(train_events.as_file(self.run_uri, kind, told, step=step))
+                    progress.update(message=told)
+        if message is not None and self.config.train.stop_on_collapse and step < self.end:
             # what led here is worth keeping: the curves, and a state that can go on if someone wants it to
             self._save_before_leaving(saver)
             raise CollapsedMask(

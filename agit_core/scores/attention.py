@@ -39,6 +39,18 @@ def agreement(mask: Tensor, truth: Tensor, threshold: float = THRESHOLD) -> dict
     }
 
 
+def inside_outside(mask: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    """Mean attention ``inside`` and ``outside`` the true mask of each image, float64 (N,): no threshold decides.
+
+    NaN for an image whose true mask is empty, and for the outside of one whose mask is full. Arguments as in
+    :func:`agreement`.
+    """
+    attended, objects = mask.detach().double().flatten(1), truth.bool().flatten(1)
+    inside = (attended * objects).sum(dim=1) / objects.sum(dim=1)
+    outside = (attended * ~objects).sum(dim=1) / (~objects).sum(dim=1)
+    return {"inside": inside, "outside": torch.where(objects.any(dim=1), outside, torch.nan)}
+
+
 def everywhere(truth: Tensor) -> Tensor:
     """IoU (N,) of a mask of ones, which attends to everything: the figure to beat. NaN for empty masks."""
     share = truth.bool().flatten(1).double().mean(dim=1)

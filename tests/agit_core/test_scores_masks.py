@@ -37,6 +37,18 @@ def test_the_threshold_counts() -> None:
     assert nothing["precision"][0].isnan()
 
 
+def test_attention_inside_and_outside_needs_no_threshold() -> None:
+    mask, truth = squares()
+    mask[0, :, :4] *= 0.5
+    scores = attention.inside_outside(mask, truth)
+    assert scores["inside"][0].item() == pytest.approx((0.45 + 0.1) / 2)
+    assert scores["outside"][0].item() == pytest.approx((0.9 + 0.2) / 2)
+    assert scores["inside"][1].isnan()
+    assert scores["outside"][1].isnan()
+    full = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+    assert attention.inside_outside(mask[:1], full)["outside"].isnan().all()
+
+
 def test_coverage_is_the_mean_per_image() -> None:
     mask, _ = squares()
     assert attention.coverage(mask).tolist() == pytest.approx([0.55, 0.55])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from agit_core.config import LossConfig, StageConfig
 from agit_core.networks import cancelled_biases
-from agit_core.stages import HEALTH_KEYS, Stage, StageMachine, collapse, hard_mask
+from agit_core.stages import HEALTH_KEYS, Stage, StageMachine, collapse, faint, hard_mask, mask_health
 from agit_core.trainer import Trainer
 from tests.agit_core import tiny
 
@@ -81,6 +81,17 @@ def test_state_survives_a_checkpoint() -> None:
 @pytest.mark.parametrize(("coverage", "says"), [(0.001, "all zeros"), (0.999, "all ones"), (0.4, None)])
 def test_collapse_alarm(coverage: float, says: str | None) -> None:
     assert collapse({"coverage": coverage}) == says
+
+
+def test_opacity_is_the_attention_where_the_discriminator_looks() -> None:
+    """First image: half of it at 0.9, the rest just below tau; second: nowhere looked at."""
+    masks = torch.full((2, 1, 4, 4), 0.09)
+    masks[0, :, :2] = 0.9
+    health = dict(zip(HEALTH_KEYS, mask_health(masks, tau=0.1).tolist(), strict=True))
+    assert health["opacity"] == pytest.approx((0.9 + 0.0) / 2)
+    assert health["above_tau"] == pytest.approx(0.25)
+    assert faint(health)
+    assert not faint({"opacity": 0.6})
 
 
 def parts(of: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -122,6 +122,7 @@ def _metrics(run: Path) -> None:
                     f"above_tau_{domain}": level + 0.5 * math.exp(-min(step, SWITCH) / 90),
                     f"bimodality_{domain}": 0.9 - 0.7 * math.exp(-min(step, SWITCH) / 90),
                     f"spread_{domain}": 0.35 - 0.3 * math.exp(-min(step, SWITCH) / 90),
+                    f"opacity_{domain}": 0.95 - 0.45 * math.exp(-min(step, SWITCH) / 90),
                 }
             rate = 4e-4 * min(1.0, 2 * (1 - step / TOTAL))
             stage = "masked" if step > SWITCH else "full"

@@ -19,6 +19,7 @@ from agit_core.config import MethodConfig, NetworkConfig
 from agit_core.errors import BadInput
 from agit_core.scores import inception as inceptions
 from agit_core.scores.inception import Inception
+from agit_core.stages import HEALTH_KEYS
 from pipeline import config as configs
 from pipeline import evaluate_cache, evaluate_compare, evaluate_images, registry, storage
 from pipeline.config import Config
@@ -110,7 +111,7 @@ def test_all_figures_of_the_contract_are_there_and_finite(first: tuple[dict[str,
             assert f"{name}_{direction}" in metrics
             assert f"do_nothing_{name}_{direction}" in metrics
     for domain in "ab":
-        for name in ("coverage", "iou", "precision", "recall", "spread", "bimodality"):
+        for name in ("iou", "precision", "recall", "inside", "outside", *HEALTH_KEYS):
             assert f"attention_{name}_{domain}" in metrics
         assert f"cycle_l1_{domain}" in metrics
     assert all(isinstance(v, float) and np.isfinite(v) for v in metrics.values())
@@ -183,6 +184,8 @@ def test_a_model_that_changes_nothing_scores_like_doing_nothing(config: Config, 
     assert metrics["cycle_l1_a"] == pytest.approx(0, abs=1e-6)
     assert metrics["attention_coverage_a"] == pytest.approx(0, abs=1e-6)
     assert metrics["attention_iou_a"] == 0.0
+    assert metrics["attention_inside_a"] == pytest.approx(0, abs=1e-6)
+    assert baseline["attention_inside_a"] == baseline["attention_outside_a"] == 0.0
     scores = [row["score"] for row in evaluation["per_image"] if row["direction"] == "a2b"]
     assert np.mean(scores) == pytest.approx(1.0, abs=0.05)
 
@@ -192,6 +195,8 @@ def test_a_mask_of_ones_has_the_trivial_iou(config: Config, data_uri: str) -> No
     assert metrics["attention_iou_a"] == pytest.approx(metrics["attention_iou_everywhere_a"])
     assert 0 < metrics["attention_iou_a"] < 0.6
     assert metrics["attention_recall_b"] == 1.0
+    for name in ("inside", "outside", "opacity"):
+        assert metrics[f"attention_{name}_a"] == pytest.approx(0.999, abs=1e-3)
 
 
 def test_the_second_evaluation_computes_no_features(

@@ -199,6 +199,16 @@ def test_attention_that_never_took_sides_is_said(tmp_path: Path) -> None:
     assert "The attention on striped" not in said
 
 
+def test_faint_attention_is_said(tmp_path: Path) -> None:
+    config, run, data = fabricate(tmp_path)
+    faint = {"attention_coverage_a": 0.2, "attention_spread_a": 0.14, "attention_opacity_a": 0.31}
+    strong = {"attention_coverage_b": 0.2, "attention_spread_b": 0.3, "attention_opacity_b": 0.92}
+    (Path(run) / "evaluation.json").write_text(json.dumps({"metrics": faint | strong}))
+    said = text_of(Path(report.build(config, run, data)).read_text())
+    assert "The attention on plain is faint: 0.31 on average where it is above τ" in said
+    assert "The attention on striped" not in said
+
+
 def test_what_people_did_after_the_decision_is_told(tmp_path: Path) -> None:
     config, run, data = fabricate(tmp_path)
     for version, action, reason in (
