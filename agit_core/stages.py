@@ -131,7 +131,8 @@ def mask_health(mask: Tensor, tau: float) -> Tensor:
 
 
 HEALTH_KEYS = ("coverage", "above_tau", "bimodality", "spread", "opacity")
-_FAINT = 0.5
+_FAINT = 0.4
+"""Opacity of masks that have found their objects is 0.5 already, since their soft edges count."""
 
 
 def collapse(health: Mapping[str, float]) -> str | None:
@@ -144,7 +145,7 @@ def collapse(health: Mapping[str, float]) -> str | None:
 
 
 def faint(health: Mapping[str, float]) -> bool:
-    """Whether a translation is more of its source than of the generator even where the discriminator looks.
+    """Whether translations are mostly source even where the discriminator looks.
 
     In stage ``masked`` such fakes are compared with real objects at full strength, and no generator can make up
     for what the blend takes away: the switch came too early.
