@@ -69,6 +69,9 @@ SPECS = (
         unit=" %",
     ),
     Spec("attention_recall", "Attention, recall", "of the object, attended", scale=100, digits=0, unit=" %"),
+    Spec("attention_inside", "Attention inside the masks", "its mean, with no threshold; higher is better"),
+    Spec("attention_outside", "Attention outside the masks", "lower is better"),
+    Spec("attention_opacity", "Attention above τ", "its mean there; low is half-transparent"),
     Spec("attention_coverage", "Attention, coverage", "share of the image", scale=100, digits=0, unit=" %"),
     Spec("cycle_l1", "Cycle error, L1", "after there and back; lower is better", digits=4),
 )

@@ -15,6 +15,8 @@ _LABELS = {
     "fid": "FID",
     "attention_coverage": "attention coverage",
     "attention_iou": "attention IoU with the masks",
+    "attention_inside": "mean attention inside the masks",
+    "attention_outside": "mean attention outside the masks",
     "background_l1": "background change (L1)",
 }
 _SUFFIX = re.compile(r"_(a2b|b2a|a|b)$")
