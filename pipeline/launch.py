@@ -196,6 +196,22 @@ def write_spec(spec: dict[str, Any], attempt: int, owner: dict[str, Any]) -> str
     return uri
 
 
+def read_spec(spec_uri: str) -> dict[str, Any]:
+    """What the job is to do, for the job itself.
+
+    Raises:
+        BadInput: it is not there: who started the job wrote it to a storage that this node does not share.
+    """
+    try:
+        spec: dict[str, Any] = storage.read_json(spec_uri)
+    except FileNotFoundError:
+        raise BadInput(
+            f"there is no {spec_uri} on {socket.gethostname()}; give storage that every node of the cluster "
+            "reaches under the same name, such as s3://bucket/prefix or a shared folder"
+        ) from None
+    return spec
+
+
 def parse_verdict(line: str) -> dict[str, str] | None:
     """The verdict in a line of a job's output, if it is one."""
     _, mark, text = line.partition(VERDICT)

@@ -25,7 +25,7 @@ from typing import Any
 from agit_core.errors import BadInput, RunFailed
 from pipeline import logs, storage, train_events
 from pipeline.config import Config, parse
-from pipeline.launch import VERDICT
+from pipeline.launch import VERDICT, read_spec
 from pipeline.train_failures import PERMANENT, sentence
 
 log = logging.getLogger("pipeline.train_job")
@@ -87,7 +87,7 @@ def run(spec_uri: str) -> dict[str, Any]:
         BadInput: the specification does not fit the data or the cluster.
         RunFailed: with the cause in one sentence; the same call goes on from the last checkpoint.
     """
-    spec = storage.read_json(spec_uri)
+    spec = read_spec(spec_uri)
     logs.bind(run_id=spec["run_id"])
     config = parse(spec["config"], where=spec_uri)
     run_uri = spec["run_uri"]

@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from agit_core.errors import BadInput, RunFailed
-from pipeline import storage, train_events, train_job, tune_search
+from pipeline import launch, storage, train_events, train_job, tune_search
 from pipeline.train_failures import PERMANENT, root_cause, sentence
 from pipeline.tune_search import Search, Trial
 
@@ -35,7 +35,7 @@ def run(spec_uri: str) -> dict[str, Any]:
         BadInput: the specification does not fit the data or the cluster.
         RunFailed: no trial could be scored; the same call tries again.
     """
-    spec = storage.read_json(spec_uri)
+    spec = launch.read_spec(spec_uri)
     search = tune_search.from_spec(spec)
     train_job.tell(spec, "starting", message="starting the trials")
     os.environ.update(_TUNE)

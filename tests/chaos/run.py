@@ -56,10 +56,14 @@ class Outcome:
     steps: int = 0
     seconds: float = 0.0
     differences: list[str] = field(default_factory=list)
+    failure: str = ""
+    """Why the run did not get over the last kill."""
 
     def line(self) -> str:
         """The summary line."""
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.by_kind.items()))
+        if self.failure:
+            return f"chaos: {self.kills} kills ({kinds}), {self.recoveries} recoveries: {self.failure}"
         same = "identical" if self.identical else f"NOT identical ({', '.join(self.differences[:3])} ...)"
         return (
             f"chaos: {self.kills} kills ({kinds}), {self.recoveries} recoveries, at most {self.max_steps_redone} "
@@ -73,7 +77,10 @@ def run(
 ) -> Outcome:
     """Trains twice: in peace, and with ``kills`` random kills at random steps, on a real S3 server.
 
-    Every kind comes up before any comes up again.
+    Every kind comes up before any comes up again. A kill that it does not get over ends the hunt.
+
+    Raises:
+        NotRecovered: it did not even train in peace.
     """
     began = time.monotonic()
     draw = random.Random(seed)
@@ -103,12 +110,15 @@ def run(
                 took = time.monotonic() - killed
                 say(f"kill {outcome.kills}: {kind} at step {step}, {redone} redone, {took:.0f} s lost")
             hunted.finish()
+        except NotRecovered as error:
+            outcome.failure = str(error)
         finally:
             hunted.end()
         events = train_events.read(hunted.uri)
-        outcome.max_steps_redone = max(int(event.get("redone") or 0) for event in events)
-        outcome.differences = differences(_final(hunted, steps), _final(calm, steps))
-        outcome.identical = not outcome.differences
+        outcome.max_steps_redone = max((int(event.get("redone") or 0) for event in events), default=0)
+        if not outcome.failure:
+            outcome.differences = differences(_final(hunted, steps), _final(calm, steps))
+            outcome.identical = not outcome.differences
         outcome.seconds = round(time.monotonic() - began, 1)
         return outcome
     finally:

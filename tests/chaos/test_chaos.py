@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config import Config
 from tests.chaos import run
 from tests.chaos.__main__ import main
 
@@ -31,3 +32,26 @@ def test_nothing_but_time_is_lost(
     line = capsys.readouterr().out.strip().splitlines()[-1]
     assert line.startswith("chaos: 3 kills (1 driver, 1 storage, 1 worker), 3 recoveries")
     assert "identical after" in line
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_run_that_does_not_get_over_a_kill_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that may not fail even once loses a worker."""
+    usual = run._config
+
+    def strict(uri: str, steps: int) -> Config:
+        config = usual(uri, steps)
+        return config.model_copy(update={"train": config.train.model_copy(update={"max_failures": 0})})
+
+    monkeypatch.setattr(run, "_config", strict)
+    monkeypatch.setattr(run, "_SPARE_STEPS", 0)  # nothing has to be outlasted
+    out = tmp_path / "chaos.json"
+    folder = str(tmp_path / "runs")
+    assert main(["--kills", "1", "--kinds", "worker", "--out", str(out), "--folder", folder]) == 1
+    told = json.loads(out.read_text())
+    assert (told["kills"], told["recoveries"], told["identical"]) == (1, 0, False)
+    assert "with status 1" in told["failure"]
+    assert told["failure"] in capsys.readouterr().out.splitlines()[-1]

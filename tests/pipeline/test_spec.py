@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 from pipeline import config, launch, storage, train_job
@@ -18,5 +21,14 @@ def test_specification_of_a_run_that_something_else_starts(tmp_path: Path) -> No
     train_job.check(
         config.parse(told["config"]), storage.read_json(storage.join(told["data_uri"], "manifest.json"))
     )
+    assert launch.read_spec(uri) == told
     # another one for the same run is its next attempt
     assert storage.read_json(launch.specify(settings, data))["attempt"] == 2
+
+
+def test_a_job_on_a_node_that_does_not_share_the_storage(tmp_path: Path) -> None:
+    uri = tmp_path / "runs" / "x" / "spec.json"
+    job = [sys.executable, "-m", "pipeline.train_job", str(uri)]
+    done = subprocess.run(job, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert f"there is no {uri} on {socket.gethostname()}; give storage that" in done.stdout.splitlines()[-1]
