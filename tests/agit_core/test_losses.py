@@ -87,8 +87,9 @@ def test_what_the_discriminator_is_shown(masked: bool) -> None:
 
 def test_mask_health() -> None:
     mask = torch.tensor([[[[0.0, 1.0]]], [[[0.5, 0.5]]]])
-    coverage, above, bimodal, spread = mask_health(mask, tau=0.1).tolist()
+    coverage, above, bimodal, spread, opacity = mask_health(mask, tau=0.1).tolist()
     assert coverage == pytest.approx(0.5)
     assert above == pytest.approx(0.75)
     assert bimodal == pytest.approx(0.5)
     assert spread == pytest.approx(math.sqrt(0.5) / 2)
+    assert opacity == pytest.approx((1.0 + 0.5) / 2)
