@@ -144,10 +144,10 @@ def collapse(health: Mapping[str, float]) -> str | None:
     return None
 
 
-def faint(health: Mapping[str, float]) -> bool:
+def faint(opacity: float) -> bool:
     """Whether translations are mostly source even where the discriminator looks.
 
     In stage ``masked`` such fakes are compared with real objects at full strength, and no generator can make up
     for what the blend takes away: the switch came too early.
     """
-    return health["opacity"] < _FAINT
+    return opacity < _FAINT

@@ -165,7 +165,7 @@ def per_image(run: Run, labels: dict[str, str]) -> list[dict[str, str]]:
 
 
 def alarms(config: Config, run: Run, names: tuple[str, str]) -> list[str]:
-    """What a reader must not overlook: masks that have collapsed or never took sides, a failed run."""
+    """What a reader must not overlook: masks that have collapsed, never took sides or are faint, a failed run."""
     found = []
     gate = config.register_.gate
     metrics = (run.evaluation or {}).get("metrics") or {}
@@ -184,7 +184,7 @@ def alarms(config: Config, run: Run, names: tuple[str, str]) -> list[str]:
                 f"(spread {spread:.2f})."
             )
         elif isinstance(opacity := metrics.get(f"attention_opacity_{domain}"), int | float) and faint(
-            {"opacity": opacity}
+            opacity
         ):
             found.append(
                 f"The attention on {name} is faint: {opacity:.2f} on average where it is above τ, so that "

@@ -60,7 +60,7 @@ def collapsed(health: dict[str, float]) -> tuple[str, str] | None:
 
 def faint_at_switch(health: dict[str, float]) -> str | None:
     """A warning for the window in which stage ``masked`` began, where it began too early."""
-    found = [d for d in "ab" if faint({key: health[f"{key}_{d}"] for key in HEALTH_KEYS})]
+    found = [d for d in "ab" if faint(health[f"opacity_{d}"])]
     if not found:
         return None
     figures = " and ".join(f"{health[f'opacity_{d}']:.2f} (domain {d})" for d in found)

@@ -90,8 +90,8 @@ def test_opacity_is_the_attention_where_the_discriminator_looks() -> None:
     health = dict(zip(HEALTH_KEYS, mask_health(masks, tau=0.1).tolist(), strict=True))
     assert health["opacity"] == pytest.approx((0.9 + 0.0) / 2)
     assert health["above_tau"] == pytest.approx(0.25)
-    assert faint({"opacity": 0.3})
-    assert not faint(health)
+    assert faint(0.3)
+    assert not faint(health["opacity"])
 
 
 def parts(of: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
