@@ -20,8 +20,8 @@ from agit_core.errors import RunFailed
 from infra import stack_programs, stack_supervisor
 from infra.stack_programs import Program
 from infra.stack_state import BUCKET, Stack, folder_of
-from pipeline import cli_output, cli_show
-from pipeline.cli_output import Answer, Debug, Json
+from pipeline.cli import output, show
+from pipeline.cli.output import Answer, Debug, Json
 
 app = typer.Typer(
     name="agit-stack",
@@ -139,7 +139,7 @@ def _show(told: dict[str, Any]) -> None:
         {**item, "answers": "yes" if item["answers"] else "no", "url": item["url"] or ""}
         for item in told["programs"]
     ]
-    cli_show.table_of(rows, ["name", "state", "pid", "url", "answers"])
+    show.table_of(rows, ["name", "state", "pid", "url", "answers"])
     _say(f"logs: {told['logs']}")
     _say(f"for this shell: . {told['env']}")
 
@@ -157,7 +157,7 @@ def _say(text: str) -> None:
 
 def main() -> None:
     """The console script."""
-    sys.exit(cli_output.execute(app))
+    sys.exit(output.execute(app))
 
 
 if __name__ == "__main__":

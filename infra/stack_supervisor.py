@@ -18,7 +18,7 @@ from xmlrpc.client import Fault, ServerProxy
 from agit_core.errors import BadInput, RunFailed
 from infra.stack_programs import Program, socket_of, supervisor_config
 from infra.stack_state import MARK, Stack, write_private
-from pipeline.launch_local import carriers
+from pipeline.launch.local import carriers
 
 # on a slow, busy machine Prefect's sixty migrations alone take minutes
 _READY_SECONDS = 900.0

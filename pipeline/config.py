@@ -157,7 +157,7 @@ class EvaluateConfig(Section):
 
 
 class GateConfig(Section):
-    """When a model becomes challenger, and a challenger champion (see ``pipeline.gate``)."""
+    """When a model becomes challenger, and a challenger champion (see ``pipeline.registry.gate``)."""
 
     metric: str = Field(
         "kid_mean", description="what decides; without a direction or domain: the mean of both"
@@ -212,7 +212,7 @@ class ClusterConfig(Section):
 
 
 class TuneConfig(Section):
-    """The search of ``agit tune``. ``space`` maps dotted config keys to ranges (see ``pipeline.tune_space``)."""
+    """The search of ``agit tune``. ``space`` maps dotted config keys to ranges (see ``pipeline.tune.space``)."""
 
     trials: int = Field(8, ge=1, description="how many; the first one is the configuration as it is")
     concurrent: int = Field(1, ge=1, description="trials that train at the same time")

@@ -19,7 +19,7 @@ from agit_core import checkpoint, export, model_folder
 from agit_core.errors import BadInput
 from agit_core.model_folder import Model
 from pipeline import model_card, storage
-from pipeline.export_images import CheckImages, choose
+from pipeline.example_images import CheckImages, choose
 
 FORMATS = ("onnx", "torch-export", "safetensors")
 MANIFEST = "export.json"

@@ -8,33 +8,15 @@ evaluation by its checkpoint and settings, a registration by its source.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from agit_core.errors import BadInput
-from pipeline import lineage, logs, progress, storage
+from pipeline import logs, progress, storage
 from pipeline.config import Config, fingerprint
+from pipeline.handover import Data, Run
+from pipeline.registry import lineage
 
 DIRECTIONS = ("a2b", "b2a")
-
-
-@dataclass(frozen=True)
-class Data:
-    """Prepared images: where they are and what their manifest says."""
-
-    uri: str
-    manifest: dict[str, Any]
-    reused: bool
-
-
-@dataclass(frozen=True)
-class Run:
-    """A training run and what has become of it so far."""
-
-    run_id: str
-    uri: str
-    result: dict[str, Any]
-    reused: bool = False
 
 
 def prepare(config: Config) -> Data:
@@ -68,7 +50,7 @@ def prepare(config: Config) -> Data:
 
 def locate(config: Config, data: Data) -> tuple[str, str]:
     """``(run_id, run_uri)`` of this configuration on this data, started or not."""
-    from pipeline.launch import absolute, run_id
+    from pipeline.launch.specs import absolute, run_id
 
     name = run_id(config, data.manifest)
     logs.bind(run_id=name)
@@ -81,7 +63,7 @@ def train(config: Config, data: Data) -> Run:
     Raises:
         RunFailed: the job did not finish; the same call resumes it.
     """
-    from pipeline.launch import train as run_stage
+    from pipeline.launch.jobs import train as run_stage
 
     name, uri = locate(config, data)
     with progress.stage("train") as stage:
@@ -118,7 +100,7 @@ def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
         BadInput: no Inception network can be had.
         RunFailed: the storage does not answer.
     """
-    from pipeline.evaluate import evaluate as run_stage
+    from pipeline.evaluate.scoring import evaluate as run_stage
 
     key = fingerprint(
         {
@@ -142,9 +124,9 @@ def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
 
 def _compared(config: Config, run: Run, evaluation: dict[str, Any]) -> bool:
     """Whether the present champion, unless it is this run's own model, stands beside the scores."""
-    from pipeline import registry
+    from pipeline.registry import models
 
-    champion = registry.champion(config)
+    champion = models.champion(config)
     if champion is None:
         return True
     own = read(run.uri, "registration.json") or {}
@@ -159,7 +141,7 @@ def evaluate_model(config: Config, data: Data, uri: str) -> dict[str, Any]:
         BadInput: no such model, or no Inception network can be had.
         RunFailed: the storage does not answer.
     """
-    from pipeline.evaluate import evaluate as run_stage
+    from pipeline.evaluate.scoring import evaluate as run_stage
 
     with progress.stage("evaluate") as stage:
         evaluation = run_stage(config, uri, data.uri, stage)
@@ -173,7 +155,7 @@ def register(config: Config, data: Data, run: Run, evaluation: dict[str, Any]) -
     Raises:
         RunFailed: the tracking server does not answer.
     """
-    from pipeline.registry import register as run_stage
+    from pipeline.registry.registration import register as run_stage
 
     with progress.stage("register") as stage:
         before = read(run.uri, "registration.json")
@@ -187,7 +169,7 @@ def register(config: Config, data: Data, run: Run, evaluation: dict[str, Any]) -
 
 def report(config: Config, data: Data, run: Run) -> str:
     """Builds the report and returns its URI."""
-    from pipeline.report import build
+    from pipeline.report.build import build
 
     with progress.stage("report") as stage:
         uri = build(config, run.uri, data.uri)

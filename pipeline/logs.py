@@ -1,7 +1,7 @@
 """Log lines: for people, or with ``AGIT_LOG=json`` one JSON object per line with run, step and rank.
 
 The variable is inherited by the training job and handed to a cluster, so one setting reaches every process:
-``{"time": ..., "level": "INFO", "logger": "pipeline.train_worker", "message": "step 20 of 700", "run_id":
+``{"time": ..., "level": "INFO", "logger": "pipeline.train.worker", "message": "step 20 of 700", "run_id":
 "demo-1a2b", "rank": 0, "step": 20, "losses": {...}}``. What a job prints that is such a line already, also behind
 Ray's prefix, is passed on as it is.
 """
@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from agit_core.errors import BadInput
-from pipeline.report_redact import redact
+from pipeline.redact import redact
 
 VARIABLE = "AGIT_LOG"
 OURS = ("pipeline", "agit_core")

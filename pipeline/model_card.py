@@ -19,8 +19,8 @@ from agit_core.export import SMALLEST
 from agit_core.model_folder import DIRECTIONS, Model
 from agit_core.networks import STRIDE
 from pipeline import storage
-from pipeline.report_redact import redact
-from pipeline.report_scores import SPECS, Estimate, Opponent, Spec
+from pipeline.redact import redact
+from pipeline.scores.shown import SPECS, Estimate, Opponent, Spec
 
 FILE = "README.md"
 SCORES = "evaluation.json"

@@ -14,11 +14,13 @@ from typing import Any
 from agit_core import model_folder
 from agit_core.errors import BadInput
 from agit_core.model_folder import Model
-from pipeline import journey, launch, lineage, progress, registry, retrain, storage
+from pipeline import journey, progress, retrain, storage
 from pipeline.config import Config, parse
 from pipeline.data import manifest
-from pipeline.evaluate_cache import weights_digest
-from pipeline.journey import Data, Run
+from pipeline.evaluate.cache import weights_digest
+from pipeline.handover import Data, Run
+from pipeline.launch import specs
+from pipeline.registry import lineage, models
 
 _SHOWN = 5
 
@@ -45,7 +47,7 @@ class Origin:
         Raises:
             BadInput: no such model, or one whose lineage does not say enough.
         """
-        uri = registry.resolve(name, config)
+        uri = models.resolve(name, config)
         model = model_folder.read(uri)
         told = model.lineage
         needed = {"config", "data_fingerprint", "run_id", "weights_sha256"}
@@ -72,7 +74,7 @@ def settings(origin: Origin, storage_uri: str | None = None, here: Config | None
     if here is not None:
         tree["cluster"] = here.plain()["cluster"]
     config = parse(tree, where=f"configuration of {origin.uri}")
-    if launch.absolute(config.storage) == launch.absolute(root):
+    if specs.absolute(config.storage) == specs.absolute(root):
         raise BadInput(
             f"{config.storage} holds the model's own run, which would only be found again; give another --storage"
         )

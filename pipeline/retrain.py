@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 from agit_core import model_folder
 from agit_core.errors import BadInput
-from pipeline import progress, registry, storage
+from pipeline import progress, storage
 from pipeline.config import Config, parse
 from pipeline.data import manifest
-from pipeline.journey import Data
-from pipeline.launch import run_id
+from pipeline.handover import Data
+from pipeline.launch.specs import run_id
+from pipeline.registry import models
 
 Start = Literal["config", "scratch", "champion"]
 
@@ -86,7 +87,7 @@ def decide(config: Config, data: Data, start: Start = "config", only_when_change
 
 
 def _compare(config: Config, data: Data, start: Start) -> Decision:
-    versions = registry.history(config)["versions"]
+    versions = models.history(config)["versions"]
     chosen = _starting_from(config, start)
     if not versions:
         return Decision(True, "no version is registered yet: trains", chosen)
@@ -153,7 +154,7 @@ def _starting_from(config: Config, start: Start) -> Config:
         return config
     if start == "scratch":
         return _with_start(config, None)
-    champion = registry.champion(config)
+    champion = models.champion(config)
     return _with_start(config, champion["uri"] if champion else None)
 
 

@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from agit_core.errors import BadInput
-from pipeline import storage, train_events
+from pipeline import storage
 from pipeline.progress import clock
+from pipeline.train import events as train_events
 
 _SILENT_SECONDS = {"starting": 600.0, "running": 60.0}
 """A run that has not written its progress for so long is not being trained: every two seconds while it runs."""
@@ -49,7 +50,7 @@ def status(run_uri: str) -> dict[str, Any]:
     overview = _overview(run_uri)
     if overview is None:
         raise BadInput(f"there is no run at {run_uri}; `agit runs` lists those in a storage")
-    from pipeline.train_checkpoints import CheckpointStore
+    from pipeline.train.checkpoints import CheckpointStore
 
     spec, events = _json(run_uri, "spec.json") or {}, train_events.read(run_uri)
     train = spec.get("config", {}).get("train", {})

@@ -3,7 +3,7 @@
 It drives Ray Train until the run is finished, whatever fails underneath, and writes ``result.json`` last.
 Without ``RAY_ADDRESS`` it starts a Ray of its own on this machine, which ends with it. Exit status: 0 done,
 2 a wrong configuration, 1 a failed run; the last line of its output then says why, for people and for
-:mod:`pipeline.launch`.
+:mod:`pipeline.launch.jobs`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from agit_core.errors import BadInput, RunFailed
-from pipeline import logs, storage, train_events
+from pipeline import logs, storage
 from pipeline.config import Config, parse
-from pipeline.launch import VERDICT, read_spec
-from pipeline.train_failures import PERMANENT, sentence
+from pipeline.launch.specs import VERDICT, read_spec
+from pipeline.train import events
+from pipeline.train.failures import PERMANENT, sentence
 
 log = logging.getLogger("pipeline.train_job")
 
@@ -40,7 +41,7 @@ _PLACES_SECONDS, _ELASTIC_PLACES_SECONDS = "600", "30"
 have counted a node that is gone, had better count again."""
 # Only where Ray runs on this machine alone, ends with the job, and is started again with it when it is lost.
 _OWN_RAY = {
-    # nobody could read them; a cluster's nodes export Ray Train's and ours (see pipeline.train_metrics)
+    # nobody could read them; a cluster's nodes export Ray Train's and ours (see pipeline.train.metrics)
     "RAY_TRAIN_METRICS_ENABLED": "0",
     # clusters announce that a node will be drained; here the watcher would only be one more process
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -99,12 +100,12 @@ def run(spec_uri: str) -> dict[str, Any]:
     tell(spec, "starting", message="starting the workers")
     try:
         with ray_session(config) as scratch:
-            from pipeline.train_driver import drive
+            from pipeline.train.driver import drive
 
             result = drive(spec, config, scratch)
         finish(spec, result)
     except (BadInput, RunFailed) as error:
-        train_events.record(run_uri, "failed", str(error))
+        events.record(run_uri, "failed", str(error))
         tell(spec, "failed", message=str(error))
         raise
     return result
@@ -113,7 +114,7 @@ def run(spec_uri: str) -> dict[str, Any]:
 def finish(spec: dict[str, Any], result: dict[str, Any]) -> None:
     """Writes ``result.json``, which makes a training finished."""
     storage.write_json(storage.join(spec["run_uri"], "result.json"), result)
-    train_events.record(spec["run_uri"], "finished", step=result["steps"])
+    events.record(spec["run_uri"], "finished", step=result["steps"])
     tell(spec, "finished", step=result["steps"], total_steps=result["steps"], eta_s=0)
 
 

@@ -22,6 +22,6 @@ def test_imports_point_one_way() -> None:
 
 def test_the_command_line_starts_without_the_heavy_libraries() -> None:
     heavy = "{'torch', 'ray', 'prefect', 'mlflow', 'pyarrow'}"
-    code = f"import sys, pipeline.cli; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, pipeline.cli.main; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"

@@ -12,8 +12,8 @@ import pyarrow as pa
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 
-from pipeline import report_data
 from pipeline.data import manifest as manifests
+from pipeline.data.card import card as data_card
 from pipeline.data.reader import ShardImages
 
 _MOST_GROUPS = 24
@@ -24,7 +24,7 @@ _THUMBNAIL = 144
 def page(uri: str, manifest: dict[str, Any], samples: int) -> str:
     """The whole page, with every picture inside."""
     names = (manifest["domains"]["a"]["name"], manifest["domains"]["b"]["name"])
-    card = report_data.card(manifest, names)
+    card = data_card(manifest, names)
     environment = Environment(loader=PackageLoader("pipeline"), autoescape=True)
     splits = {split: _Split(uri, manifest, split) for split in sorted(manifest["splits"], key=_order)}
     try:

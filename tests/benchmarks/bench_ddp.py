@@ -16,9 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pipeline import launch, storage
+from pipeline import storage
 from pipeline.config import Config, load
 from pipeline.data.prepare import prepare
+from pipeline.launch import jobs
 from tests.benchmarks.result import Result, table
 
 KEYS = ("ddp_2_over_1", "data_wait_share", "checkpoint_share")
@@ -91,7 +92,7 @@ def _config(folder: Path, workers: int) -> Config:
 
 
 def _train(config: Config, data_uri: str) -> dict[str, Any]:
-    result = launch.train(config, data_uri)
+    result = jobs.train(config, data_uri)
     files = storage.list_(storage.join(result.run_uri, "metrics"))
     rows = [json.loads(line) for uri in sorted(files) for line in storage.read_text(uri).splitlines()]
     seconds = result.details["seconds"]

@@ -6,12 +6,12 @@ import json
 import logging
 import sys
 
-from pipeline import launch
 from pipeline.config import parse
+from pipeline.launch import jobs
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     with open(sys.argv[1]) as file:
         config = parse(json.load(file))
-    result = launch.train(config, sys.argv[2])
+    result = jobs.train(config, sys.argv[2])
     print(json.dumps(result.details))

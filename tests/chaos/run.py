@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from agit_core import checkpoint
-from pipeline import storage, train_events
+from pipeline import storage
 from pipeline.config import Config, parse
-from pipeline.train_checkpoints import CheckpointStore
-from pipeline.train_events import Furthest
+from pipeline.train import events as train_events
+from pipeline.train.checkpoints import CheckpointStore
+from pipeline.train.events import Furthest
 from tests.chaos import processes
 from tests.pipeline.s3 import S3Server, free_port
 from tests.pipeline.training import TINY, differences, prepared, spec_of

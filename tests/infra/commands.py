@@ -64,7 +64,7 @@ def tool(name: str) -> str:
 def _agit() -> Any:
     import typer
 
-    from pipeline.cli import app
+    from pipeline.cli.main import app
 
     return typer.main.get_command(app)
 

@@ -18,7 +18,7 @@ from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 from agit_core.errors import BadInput
 from infra.register import pool_template
 from pipeline import config
-from pipeline.train_driver import AUTOSCALED_GPUS, needs_gpu
+from pipeline.train.driver import AUTOSCALED_GPUS, needs_gpu
 from tests.infra import commands, dockerfile, manifests, network
 from tests.infra.manifests import FOLDER, OVERLAYS, build, one, problems
 from tests.infra.pins import constraints

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import launch, train_events
 from pipeline.config import parse
+from pipeline.launch import jobs
+from pipeline.train import events as train_events
 from tests.pipeline.s3 import free_port
 from tests.pipeline.training import TINY, prepared, spec_of, wait_for
 from tests.ray_environment import head_node
@@ -69,7 +70,7 @@ def test_training_saves_leaves_and_goes_on_elsewhere(cluster: tuple[Any, str], t
 
     def train_until_enough() -> None:
         with contextlib.suppress(KeyboardInterrupt):
-            launch.train(config, data, watch)
+            jobs.train(config, data, watch)
 
     def events(kind: str) -> list[dict[str, Any]]:
         return [event for event in train_events.read(run_uri) if event["kind"] == kind]

@@ -104,14 +104,14 @@ def test_wrong_credentials_and_missing_buckets_are_told(tmp_path: Path, s3: S3Se
 def test_an_unexpected_failure_ends_with_its_cause_and_keeps_the_traceback(tmp_path: Path) -> None:
     code = """
 import sys, typer
-from pipeline import cli_output
+from pipeline.cli import output
 app = typer.Typer()
 @app.command()
-def broken(debug: cli_output.Debug = False):
+def broken(debug: output.Debug = False):
     raise ZeroDivisionError("of all things")
 @app.command()
 def other(): ...
-sys.exit(cli_output.execute(app))
+sys.exit(output.execute(app))
 """
     for arguments, shown in (((), False), (("--debug",), True)):
         done = subprocess.run(
@@ -132,7 +132,7 @@ sys.exit(cli_output.execute(app))
 def test_an_interruption_is_not_a_traceback(tmp_path: Path, sent: signal.Signals) -> None:
     code = """
 import sys, time, typer
-from pipeline import cli_output
+from pipeline.cli import output
 app = typer.Typer()
 @app.command()
 def slow():
@@ -140,7 +140,7 @@ def slow():
     time.sleep(600)
 @app.command()
 def other(): ...
-sys.exit(cli_output.execute(app))
+sys.exit(output.execute(app))
 """
     process = subprocess.Popen(
         [sys.executable, "-c", code, "slow"],

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import cli_scores, config, journey, registry, storage
-from pipeline.journey import Data, Run
+from pipeline import config, journey, storage
+from pipeline.cli import scores
+from pipeline.handover import Data, Run
+from pipeline.registry import models
 from tests.pipeline.command import tiny_config
 
 
@@ -39,17 +41,17 @@ def evaluation() -> dict[str, Any]:
 
 
 def test_every_figure_has_its_interval_and_its_rivals(capsys: pytest.CaptureFixture[str]) -> None:
-    kid, iou_a, iou_b = cli_scores.rows(evaluation())
+    kid, iou_a, iou_b = scores.rows(evaluation())
     assert kid == ["KID x100 target, a2b", "8", "6 .. 10", "20 [green]better[/green]", "8.1 noise"]
     assert iou_a == ["attention IoU, a", "0.5", "0.4 .. 0.6", "0", "0.6 [red]worse[/red]"]
     assert iou_b == ["attention IoU, b", "", "", "", ""]
-    cli_scores.show(evaluation())
+    scores.show(evaluation())
     shown = capsys.readouterr().out
     assert "champion 3" in shown
     assert "20 better" in shown
     assert "test_a 20, test_b 30" in shown
     assert "only 20 images" in shown
-    assert {len(row) for row in cli_scores.rows(evaluation() | {"champion": None})} == {4}
+    assert {len(row) for row in scores.rows(evaluation() | {"champion": None})} == {4}
 
 
 def test_scores_are_made_again_for_another_champion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,13 +63,13 @@ def test_scores_are_made_again_for_another_champion(tmp_path: Path, monkeypatch:
 
     def stage(*_: Any) -> dict[str, Any]:
         made.append("")
-        champion = registry.champion(settings)
+        champion = models.champion(settings)
         return {"metrics": {}, "champion": champion and {"version": champion["version"]}}
 
-    monkeypatch.setattr("pipeline.evaluate.evaluate", stage)
+    monkeypatch.setattr("pipeline.evaluate.scoring.evaluate", stage)
 
     def evaluations_with(champion: int | None) -> int:
-        monkeypatch.setattr(registry, "champion", lambda _: champion and {"version": champion})
+        monkeypatch.setattr(models, "champion", lambda _: champion and {"version": champion})
         journey.evaluate(settings, data, run)
         return len(made)
 

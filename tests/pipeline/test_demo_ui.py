@@ -12,7 +12,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from agit_core import Translator
-from pipeline import demo_ui
+from pipeline.serve import page as demo_ui
 from tests.agit_core import models
 from tests.browser import Browser
 from tests.pipeline.served import started

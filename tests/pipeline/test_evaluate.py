@@ -21,11 +21,13 @@ from agit_core.scores import inception as inceptions
 from agit_core.scores.inception import Inception
 from agit_core.stages import HEALTH_KEYS
 from pipeline import config as configs
-from pipeline import evaluate_cache, evaluate_compare, evaluate_images, registry, storage
+from pipeline import storage
 from pipeline.config import Config
 from pipeline.data.prepare import prepare
-from pipeline.evaluate import evaluate
-from pipeline.evaluate_compare import Judge
+from pipeline.evaluate import cache, compare, images
+from pipeline.evaluate.compare import Judge
+from pipeline.evaluate.scoring import evaluate
+from pipeline.registry.registration import register
 
 SIDE = 32
 IMAGES = 8
@@ -253,7 +255,7 @@ def test_the_champion_stands_beside_the_next_model(
         "tracking_uri": f"sqlite:///{root}/champion.db",
     }
     settings = configs.parse(tree)
-    assert registry.register(settings, run_uri, first[0])["aliases"] == ["challenger", "champion"]
+    assert register(settings, run_uri, first[0])["aliases"] == ["challenger", "champion"]
     itself = evaluate(settings, run_uri, data_uri)
     assert itself["champion"] is None
     other_uri = _run(config, "tiny-second", _attending(1e-7))
@@ -266,7 +268,7 @@ def test_the_champion_stands_beside_the_next_model(
     judged = other["intervals"]["background_l1_a2b"]["champion"]
     assert judged["verdict"] == "better"
     assert judged["difference"] == pytest.approx(-first[0]["metrics"]["background_l1_a2b"], rel=1e-3)
-    decision = registry.register(settings, other_uri, other)["decision"]
+    decision = register(settings, other_uri, other)["decision"]
     assert decision["passed"] is False  # its masks cover nothing
     evaluated = evaluate(settings, "models:/tiny@champion", data_uri)
     assert evaluated["metrics"] == first[0]["metrics"]
@@ -319,7 +321,7 @@ def test_masks_of_the_training_split_are_used_where_the_test_split_has_none(
     tree["data"] |= {"source": str(source)}
     settings = configs.parse(tree)
     uri = prepare(settings).uri
-    domain = evaluate_images.open_domain(settings, uri, storage.read_json(f"{uri}/manifest.json"), "a")
+    domain = images.open_domain(settings, uri, storage.read_json(f"{uri}/manifest.json"), "a")
     assert domain.masked is not None
     assert (domain.masked.split, len(domain.masked), len(domain.test)) == ("trainA", 4, 4)
     batch = domain.masked.batch(domain.masked.indices)
@@ -354,7 +356,7 @@ def test_bad_calls_are_told_before_any_work(
     manifest = storage.read_json(storage.join(data_uri, "manifest.json"))
     manifest["splits"]["testB"]["rows"] = 1
     with pytest.raises(BadInput, match="at least 2"):
-        evaluate_images.open_domain(config, data_uri, manifest, "b")
+        images.open_domain(config, data_uri, manifest, "b")
 
 
 def test_every_competitor_meets_the_same_subsets_and_resamples(config: Config) -> None:
@@ -371,13 +373,13 @@ def test_every_competitor_meets_the_same_subsets_and_resamples(config: Config) -
     assert {name: model.metrics[name] for name in ("kid_mean", "fid", "kid_source_b2a")} == {
         name: nothing.metrics[name] for name in ("kid_mean", "fid", "kid_source_b2a")
     }
-    told = evaluate_compare.intervals(model, {"do_nothing": nothing})["kid_mean"]["do_nothing"]
+    told = compare.intervals(model, {"do_nothing": nothing})["kid_mean"]["do_nothing"]
     assert told == {"difference": 0.0, "low": 0.0, "high": 0.0, "verdict": "noise"}
 
 
 def test_the_key_of_a_model_is_what_it_does(run_uri: str) -> None:
     model = model_folder.read(storage.join(run_uri, "checkpoint"))
-    digest = evaluate_cache.weights_digest(model)
-    assert evaluate_cache.weights_digest(model_folder.read(storage.join(run_uri, "checkpoint"))) == digest
+    digest = cache.weights_digest(model)
+    assert cache.weights_digest(model_folder.read(storage.join(run_uri, "checkpoint"))) == digest
     model.weights["generator_ab.1.bias"] = model.weights["generator_ab.1.bias"] + 1e-3
-    assert evaluate_cache.weights_digest(model) != digest
+    assert cache.weights_digest(model) != digest

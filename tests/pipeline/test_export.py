@@ -14,9 +14,10 @@ import torch
 from agit_core import Translator, export, model_folder
 from agit_core.config import NetworkConfig
 from agit_core.errors import BadInput
-from pipeline import cli_export, storage
 from pipeline import export as exporting
-from pipeline.export_images import choose
+from pipeline import storage
+from pipeline.cli import export as cli_export
+from pipeline.example_images import choose
 from tests.agit_core import models
 from tests.pipeline.command import agit
 from tests.pipeline.s3 import S3Server

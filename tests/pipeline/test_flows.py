@@ -179,7 +179,7 @@ def test_a_killed_run_leaves_no_process_and_is_resumed(tmp_path: Path) -> None:
 
 
 def test_only_a_silent_network_is_tried_again() -> None:
-    from pipeline.flows import may_pass_by_itself
+    from pipeline.flows.journey import may_pass_by_itself
 
     with pytest.raises(RunFailed) as caught:
         raise RunFailed("the storage does not answer") from ConnectionRefusedError("refused")
@@ -193,7 +193,7 @@ def test_the_flow_can_be_served() -> None:
     """``flow.serve`` sends the flow to its process by value, where Prefect checks the parameters."""
     import cloudpickle
 
-    from pipeline.flows import agit as flow
+    from pipeline.flows.journey import agit as flow
 
     served = pickle.loads(cloudpickle.dumps(flow))
     assert served.validate_parameters({"config": "demo"})["config"] == "demo"

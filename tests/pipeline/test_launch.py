@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from agit_core.errors import BadInput, RunFailed
-from pipeline import launch, launch_local, storage
+from pipeline import storage
 from pipeline.config import Config, parse
+from pipeline.launch import jobs, local, specs
 from tests.chaos import processes
 from tests.pipeline.training import TINY, prepared, spec_of, tiny, wait_for
 
@@ -34,7 +35,7 @@ class TestRunId:
         tree: dict[str, Any] = {**TINY, "storage": "x"}
         for section, values in changes.items():
             tree[section] = tree[section] | values if isinstance(values, dict) else values
-        return launch.run_id(parse(tree), {"fingerprint": fingerprint})
+        return specs.run_id(parse(tree), {"fingerprint": fingerprint})
 
     def test_begins_with_the_data_sets_name(self) -> None:
         assert self.name().startswith("tiny-")
@@ -74,13 +75,13 @@ class TestVerdict:
 
     def test_is_found_behind_a_prefix(self) -> None:
         line = '(job) AGIT-VERDICT {"kind": "BadInput", "message": "no: {x}"}'
-        assert launch.parse_verdict(line) == {"kind": "BadInput", "message": "no: {x}"}
+        assert specs.parse_verdict(line) == {"kind": "BadInput", "message": "no: {x}"}
 
     @pytest.mark.parametrize(
         "line", ["", "AGIT-VERDICT", "AGIT-VERDICT {", "AGIT-VERDICT 3", 'AGIT-VERDICT {"a": 1}']
     )
     def test_other_lines_have_none(self, line: str) -> None:
-        assert launch.parse_verdict(line) is None
+        assert specs.parse_verdict(line) is None
 
 
 def start_follower(config: Config, data: str, file: Path) -> subprocess.Popen[bytes]:
@@ -107,7 +108,7 @@ def test_trains_shows_progress_and_leaves_nothing_but_the_run(
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # somebody's cluster: not ours to use
     monkeypatch.chdir(tmp_path)
     seen: list[dict[str, Any]] = []
-    result = launch.train(tiny("./here", workers=1), data, seen.append)
+    result = jobs.train(tiny("./here", workers=1), data, seen.append)
 
     assert (result.steps, result.reused) == (60, False)
     assert Path(result.checkpoint).is_dir()
@@ -121,11 +122,11 @@ def test_trains_shows_progress_and_leaves_nothing_but_the_run(
     assert storage.read_text(storage.join(result.run_uri, "logs", "attempt-0001.log"))
 
     spec = storage.read_json(storage.join(result.run_uri, "spec.json"))
-    assert launch_local.carriers(spec["owner"]["token"]) == []
+    assert local.carriers(spec["owner"]["token"]) == []
     assert not Path(spec["owner"]["folder"]).exists()
     assert list(home.rglob("*")) == []
 
-    again = launch.train(tiny("./here", workers=2), data)
+    again = jobs.train(tiny("./here", workers=2), data)
     assert again.reused
     assert again.checkpoint == result.checkpoint
 
@@ -139,15 +140,15 @@ def test_an_ended_launcher_takes_the_job_with_it(data: str, tmp_path: Path) -> N
         follower = start_follower(config, data, tmp_path / "config.json")
         wait_for(lambda: _progress(run_uri).get("state") == "running", "the first step")
         with pytest.raises(RunFailed, match=f"is being trained by process {follower.pid} of this machine"):
-            launch.train(config, data)
+            jobs.train(config, data)
         token = token_of(run_uri)
-        assert launch_local.carriers(token)
+        assert local.carriers(token)
         os.kill(follower.pid, end)
         status = follower.wait(300)
         if end == signal.SIGTERM:
             assert status == 128 + signal.SIGTERM
-            assert launch_local.carriers(token) == []
-        wait_for(lambda token=token: not launch_local.carriers(token), "the orphaned job to end")
+            assert local.carriers(token) == []
+        wait_for(lambda token=token: not local.carriers(token), "the orphaned job to end")
         storage.remove(storage.join(run_uri, "progress.json"))
     assert storage.read_json(storage.join(run_uri, "spec.json"))["attempt"] == 2
 
@@ -155,9 +156,9 @@ def test_an_ended_launcher_takes_the_job_with_it(data: str, tmp_path: Path) -> N
 def test_wrong_settings_are_told_without_starting_ray(data: str, tmp_path: Path) -> None:
     config = tiny(tmp_path, workers=3)
     with pytest.raises(BadInput, match="batch of 2 cannot be split over 3 workers"):
-        launch.train(config, data)
+        jobs.train(config, data)
     run_uri = spec_of(config, data)["run_uri"]
-    assert launch_local.carriers(token_of(run_uri)) == []
+    assert local.carriers(token_of(run_uri)) == []
     # what was wrong is put right: the run starts as if nothing had been
     assert storage.read_json(storage.join(run_uri, "spec.json"))["attempt"] == 1
 
@@ -170,13 +171,13 @@ def test_another_machine_at_work_is_respected(data: str, tmp_path: Path) -> None
     state = {"state": "running", "time": time.time(), "step": 3}
     storage.write_json(storage.join(spec["run_uri"], "progress.json"), state)
     with pytest.raises(RunFailed, match="is being trained on elsewhere"):
-        launch.train(config, data)
+        jobs.train(config, data)
 
 
 def test_an_unreachable_cluster_is_told(data: str, tmp_path: Path) -> None:
     config = parse({**TINY, "storage": str(tmp_path), "cluster": {"address": "http://127.0.0.1:9"}})
     with pytest.raises(BadInput, match="does not answer"):
-        launch.train(config, data)
+        jobs.train(config, data)
 
 
 def test_a_marked_process_is_found_however_deep_and_swept() -> None:
@@ -184,11 +185,11 @@ def test_a_marked_process_is_found_however_deep_and_swept() -> None:
     sleep = "import time; time.sleep(60)"
     child = f"subprocess.Popen([sys.executable, '-c', {sleep!r}], start_new_session=True)"
     script = f"import subprocess, sys; {child}; {sleep}"
-    process = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {launch_local.TOKEN: token})
-    wait_for(lambda: len(launch_local.carriers(token)) == 2, "both processes")
-    launch_local.sweep(token)
+    process = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {local.TOKEN: token})
+    wait_for(lambda: len(local.carriers(token)) == 2, "both processes")
+    local.sweep(token)
     process.wait()
-    assert launch_local.carriers(token) == []
+    assert local.carriers(token) == []
 
 
 def _progress(run_uri: str) -> dict[str, Any]:

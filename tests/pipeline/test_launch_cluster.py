@@ -18,8 +18,10 @@ import httpx
 import pytest
 
 from agit_core.errors import BadInput
-from pipeline import launch, storage, train_events
+from pipeline import storage
 from pipeline.config import Config, parse
+from pipeline.launch import jobs
+from pipeline.train import events
 from tests.chaos import processes
 from tests.pipeline.command import environment
 from tests.pipeline.s3 import DelayedConnection, free_port
@@ -105,10 +107,10 @@ def test_one_job_through_killed_and_cancelled_flows(
             raise KeyboardInterrupt
 
     with caplog.at_level(logging.INFO, "pipeline"), pytest.raises(KeyboardInterrupt):
-        launch.train(config, data, watch)
+        jobs.train(config, data, watch)
     assert reached.is_set()
     assert job(2) == JobStatus.STOPPED
-    resumed = [event for event in train_events.read(spec["run_uri"]) if event["kind"] == "resumed"]
+    resumed = [event for event in events.read(spec["run_uri"]) if event["kind"] == "resumed"]
     assert resumed[-1]["step"] >= 20
 
 
@@ -117,14 +119,14 @@ def test_finishes_and_streams_the_output(
 ) -> None:
     config = on_cluster(address, tmp_path, max_steps=40)
     with caplog.at_level(logging.INFO, "pipeline"):
-        result = launch.train(config, data)
+        result = jobs.train(config, data)
     assert (result.steps, result.reused) == (40, False)
     lines = [record.getMessage() for record in caplog.records if record.name == "pipeline.train.output"]
     assert any("stage masked" in line for line in lines)
     # the training's own lines: what Ray says about other clusters of this machine may come again and again
     steps = [line for line in lines if re.search(r"step \d+ of 40$", line)]
     assert len(steps) == len(set(steps)) == 8
-    assert launch.train(config, data).reused
+    assert jobs.train(config, data).reused
 
 
 def test_a_head_that_is_away_for_a_while(address: str, data: str, tmp_path: Path) -> None:
@@ -141,7 +143,7 @@ def test_a_head_that_is_away_for_a_while(address: str, data: str, tmp_path: Path
             threading.Timer(5, lambda: again.append(DelayedConnection(port, 0, line.port))).start()
 
     try:
-        assert launch.train(config, data, watch).steps == 300
+        assert jobs.train(config, data, watch).steps == 300
         assert cut.is_set()
         assert again
     finally:
@@ -149,20 +151,20 @@ def test_a_head_that_is_away_for_a_while(address: str, data: str, tmp_path: Path
             connection.close()
     asked = config.model_copy(update={"train": config.train.model_copy(update={"storage_patience_s": 1.0})})
     with pytest.raises(BadInput, match="does not answer"):
-        launch.train(asked.model_copy(update={"name": "other"}), data)
+        jobs.train(asked.model_copy(update={"name": "other"}), data)
 
 
 def test_a_refused_job_is_told_as_such(address: str, data: str, tmp_path: Path) -> None:
     config = on_cluster(address, tmp_path)
     cluster = config.cluster.model_copy(update={"working_dir": str(tmp_path / "nowhere")})
     with pytest.raises(BadInput, match=r"refuses the job .*cluster\.working_dir"):
-        launch.train(config.model_copy(update={"cluster": cluster}), data)
+        jobs.train(config.model_copy(update={"cluster": cluster}), data)
 
 
 def test_a_wrong_setting_is_told_as_such(address: str, data: str, tmp_path: Path) -> None:
     config = on_cluster(address, tmp_path, workers=3)
     with pytest.raises(BadInput, match="batch of 2 cannot be split over 3 workers"):
-        launch.train(config, data)
+        jobs.train(config, data)
 
 
 class Served:
@@ -182,7 +184,7 @@ class Served:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._run("-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui")
         wait_for(lambda: self._answers("/health"), "the Prefect server")
-        self._run("-c", "from pipeline.flows import agit; agit.serve('cancelled')")
+        self._run("-c", "from pipeline.flows.journey import agit; agit.serve('cancelled')")
         wait_for(lambda: self._answers("/deployments/name/agit/cancelled"), "the served flow")
 
     def _run(self, *arguments: str) -> None:

@@ -19,8 +19,10 @@ from agit_core.checkpoint import Snapshot
 from agit_core.config import MethodConfig, NetworkConfig
 from agit_core.errors import BadInput, RunFailed
 from pipeline import config as configs
-from pipeline import gate, launch, registry, registry_mlflow, storage
+from pipeline import storage
 from pipeline.config import Config, GateConfig
+from pipeline.launch import specs
+from pipeline.registry import gate, models, registration, tracking
 from tests.pipeline.s3 import S3Server, free_port
 
 METHOD = MethodConfig(
@@ -77,7 +79,7 @@ def make_run(storage_uri: str, run_id: str, seed: int) -> str:
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow takes seconds to create its tables: once is enough, every test gets a copy."""
     file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    registry_mlflow.client(f"sqlite:///{file}").search_registered_models()
+    tracking.client(f"sqlite:///{file}").search_registered_models()
     return file
 
 
@@ -101,7 +103,7 @@ def config(bare_config: Config, empty_database: Path) -> Config:
 def register(config: Config) -> Register:
     def _register(seed: int, told: dict[str, Any] | None = None, settings: Config = config) -> dict[str, Any]:
         uri = make_run(settings.storage, f"h2z-run{seed}", seed)
-        return registry.register(settings, uri, told or evaluation(), {"data_fingerprint": "abc"})
+        return registration.register(settings, uri, told or evaluation(), {"data_fingerprint": "abc"})
 
     return _register
 
@@ -206,7 +208,7 @@ def test_registering_writes_a_model_folder_that_loads(config: Config, register: 
     assert storage.read_json(storage.join(config.storage, "runs/h2z-run1/registration.json")) == told
     card = storage.read_text(storage.join(told["source"], "README.md"))
     assert "| KID to the target × 100 | 5.00" in card
-    assert "pipeline.serve_pyfunc" in storage.read_text(storage.join(told["source"], "MLmodel"))
+    assert "pipeline.serve.pyfunc" in storage.read_text(storage.join(told["source"], "MLmodel"))
 
 
 def test_a_run_in_mlflow_can_be_traced_back_to_its_data_code_and_settings(
@@ -215,7 +217,7 @@ def test_a_run_in_mlflow_can_be_traced_back_to_its_data_code_and_settings(
     strip = storage.join(config.storage, "runs", "h2z-run1", "samples", "step-00000020", "a2b-0.png")
     storage.write_bytes(strip, b"a picture")
     told = register(1)
-    client = registry_mlflow.client(registry_mlflow.tracking_uri(config))
+    client = tracking.client(tracking.tracking_uri(config))
     run = client.get_run(told["mlflow"]["run_id"])
     [used] = run.inputs.dataset_inputs
     assert (used.dataset.name, used.dataset.digest) == ("h2z", "abc")
@@ -236,7 +238,7 @@ def test_a_run_in_mlflow_can_be_traced_back_to_its_data_code_and_settings(
 
 def test_mlflow_holds_settings_curves_scores_and_tags(config: Config, register: Register) -> None:
     told = register(seed=1)
-    client = registry_mlflow.client(registry_mlflow.tracking_uri(config))
+    client = tracking.client(tracking.tracking_uri(config))
     run = client.get_run(told["mlflow"]["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.params["method.stages.switch_at"] == "30"
@@ -254,8 +256,8 @@ def test_mlflow_holds_settings_curves_scores_and_tags(config: Config, register: 
 def test_the_same_run_keeps_its_version(config: Config, register: Register) -> None:
     first = register(seed=1)
     assert register(seed=1) == first
-    assert len(registry.history(config)["versions"]) == 1
-    assert len(registry.history(config)["events"]) == 1
+    assert len(models.history(config)["versions"]) == 1
+    assert len(models.history(config)["events"]) == 1
 
 
 def test_an_interrupted_registration_is_finished_by_the_next_call(
@@ -263,18 +265,18 @@ def test_an_interrupted_registration_is_finished_by_the_next_call(
 ) -> None:
     """Interrupted at the worst moments: before the version exists, and between decision and aliases."""
     with monkeypatch.context() as patch:
-        patch.setattr(registry, "_create", _interrupt)
+        patch.setattr(registration, "_create", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             register(seed=1)
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.registry_audit.record", _interrupt)
+        patch.setattr("pipeline.registry.audit.record", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             register(seed=1)
-    assert registry.champion(config) is None
+    assert models.champion(config) is None
     told = register(seed=1)
     assert told["version"] == 1
     assert told["aliases"] == ["challenger", "champion"]
-    assert [e["action"] for e in registry.history(config)["events"]] == ["gate"]
+    assert [e["action"] for e in models.history(config)["events"]] == ["gate"]
 
 
 def test_a_decision_against_a_champion_that_is_gone_is_taken_again(
@@ -283,16 +285,16 @@ def test_a_decision_against_a_champion_that_is_gone_is_taken_again(
     register(seed=1)
     better = against(evaluation(kid=0.01), 1, 0.05)
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.registry_audit.record", _interrupt)
+        patch.setattr("pipeline.registry.audit.record", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             register(seed=2, told=better)
     register(seed=3, told=evaluation(kid=0.3))
-    registry.promote(config, 3, "looks better")
+    models.promote(config, 3, "looks better")
     told = register(seed=2, told=better)
     assert (told["version"], told["decision"]["promoted"]) == (2, False)
     assert "not compared with the present champion, version 3" in told["decision"]["reasons"][0]
-    assert registry.champion(config)["version"] == 3  # type: ignore[index]
-    assert [(e["action"], e["version"]) for e in registry.history(config)["events"]][-2:] == [
+    assert models.champion(config)["version"] == 3  # type: ignore[index]
+    assert [(e["action"], e["version"]) for e in models.history(config)["events"]][-2:] == [
         ("promote", 3),
         ("gate", 2),
     ]
@@ -306,7 +308,7 @@ def test_a_refused_model_is_registered_without_aliases(config: Config, register:
     told = register(seed=1, told=evaluation(kid=0.3))
     assert told["aliases"] == []
     assert told["decision"]["promoted"] is False
-    assert registry.champion(config) is None
+    assert models.champion(config) is None
     second = register(seed=2)
     assert second["aliases"] == ["challenger", "champion"]
 
@@ -317,21 +319,21 @@ def test_promotion_refusal_and_rollback_with_their_audit(config: Config, registe
     third = register(seed=3, told=against(evaluation(kid=0.02), 1, 0.05))
     assert third["aliases"] == ["challenger", "champion"]
 
-    found = registry.champion(config)
+    found = models.champion(config)
     assert found is not None
     assert (found["version"], found["uri"]) == (3, third["source"])
     with pytest.raises(BadInput, match="is the champion already"):
-        registry.promote(config, 3, "again")
+        models.promote(config, 3, "again")
     with pytest.raises(BadInput, match="needs a reason"):
-        registry.promote(config, 2, " ")
-    registry.promote(config, 2, "looks better to the customer")
-    assert registry.resolve("models:/h2z@champion", config).endswith("h2z-run2")
-    assert registry.rollback(config, "the customer was wrong")["version"] == 3
-    assert registry.rollback(config, "and so were we")["version"] == 1
+        models.promote(config, 2, " ")
+    models.promote(config, 2, "looks better to the customer")
+    assert models.resolve("models:/h2z@champion", config).endswith("h2z-run2")
+    assert models.rollback(config, "the customer was wrong")["version"] == 3
+    assert models.rollback(config, "and so were we")["version"] == 1
     with pytest.raises(BadInput, match="no earlier champion"):
-        registry.rollback(config, "further")
+        models.rollback(config, "further")
 
-    told = registry.history(config)
+    told = models.history(config)
     assert [event["action"] for event in told["events"]] == ["gate"] * 3 + ["promote", "rollback", "rollback"]
     assert [event["champion"] for event in told["events"]] == [1, 1, 3, 2, 3, 1]
     assert told["events"][3]["reason"] == "looks better to the customer"
@@ -344,9 +346,9 @@ def test_promotion_refusal_and_rollback_with_their_audit(config: Config, registe
 
 def test_resolving_model_uris(config: Config, register: Register) -> None:
     source = register(seed=1)["source"]
-    assert registry.resolve("models:/h2z@challenger", config) == source
-    assert registry.resolve("models:/h2z/1", config) == source
-    assert registry.resolve("some/folder", config) == "some/folder"
+    assert models.resolve("models:/h2z@challenger", config) == source
+    assert models.resolve("models:/h2z/1", config) == source
+    assert models.resolve("some/folder", config) == "some/folder"
     for uri, reason in {
         "models:/h2z": "names no version",
         "models:/h2z/7": "has no version 7",
@@ -354,28 +356,28 @@ def test_resolving_model_uris(config: Config, register: Register) -> None:
         "models:/horse@champion": "no model 'horse' is registered",
     }.items():
         with pytest.raises(BadInput, match=reason):
-            registry.resolve(uri, config)
+            models.resolve(uri, config)
 
 
 def test_the_entry_point_resolves_without_a_configuration(
     config: Config, register: Register, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = register(seed=1)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry_mlflow.tracking_uri(config))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri(config))
     assert model_folder.read("models:/h2z@champion").digest == model_folder.read(told["source"]).digest
 
 
 def test_without_a_registry_nothing_is_created(bare_config: Config) -> None:
-    assert registry.champion(bare_config) is None
-    assert registry.history(bare_config) == {"name": "h2z", "versions": [], "events": []}
+    assert models.champion(bare_config) is None
+    assert models.history(bare_config) == {"name": "h2z", "versions": [], "events": []}
     with pytest.raises(BadInput, match="no model 'h2z' is registered"):
-        registry.promote(bare_config, 1, "why not")
+        models.promote(bare_config, 1, "why not")
     assert not Path(bare_config.storage).exists()
 
 
 def test_an_unfinished_run_is_not_registered(config: Config) -> None:
     with pytest.raises(BadInput, match="is not finished"):
-        registry.register(config, storage.join(config.storage, "runs", "nothing"), evaluation())
+        registration.register(config, storage.join(config.storage, "runs", "nothing"), evaluation())
 
 
 def test_a_server_that_does_not_answer_is_told_in_one_sentence(
@@ -406,7 +408,7 @@ def test_storage_in_s3_keeps_models_and_audit_there(config: Config, register: Re
     shutil.copytree(config.storage, ".agit")
     told = register(seed=1, settings=remote)
     assert told["source"] == f"{s3.uri}/prefix/models/h2z/h2z-run1"
-    assert model_folder.read(registry.resolve("models:/h2z@champion", remote)).name == "h2z"
+    assert model_folder.read(models.resolve("models:/h2z@champion", remote)).name == "h2z"
     assert len(storage.list_(f"{s3.uri}/prefix/models/h2z/audit")) == 1
     assert Path(".agit/mlflow.db").is_file()
 
@@ -416,7 +418,7 @@ def test_mlflow_is_quiet(tmp_path: Path) -> None:
     """A fresh process creates the database: nothing on standard output or standard error."""
     script = (
         "from pipeline import registry_mlflow\n"
-        f"client = registry_mlflow.client('sqlite:///{tmp_path}/state/mlflow.db')\n"
+        f"client = tracking.client('sqlite:///{tmp_path}/state/mlflow.db')\n"
         "client.create_registered_model('x')\n"
         "import os; assert os.environ['MLFLOW_DISABLE_TELEMETRY'] == 'true'\n"
     )
@@ -442,8 +444,8 @@ def test_a_job_is_told_the_folder_of_the_weights_it_starts_from(
     config = config.model_copy(update={"train": start})
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    spec = launch.spec_of(config, "data/x", "h2z-run2")
+    spec = specs.spec_of(config, "data/x", "h2z-run2")
     assert spec["config"]["train"]["start_from"] == told["source"]
     lost = config.train.model_copy(update={"start_from": "models:/h2z/7"})
     with pytest.raises(BadInput, match="7"):
-        launch.spec_of(config.model_copy(update={"train": lost}), "data/x", "h2z-run2")
+        specs.spec_of(config.model_copy(update={"train": lost}), "data/x", "h2z-run2")

@@ -15,19 +15,14 @@ from PIL import Image
 from playwright.sync_api import Page
 
 from agit_core.errors import BadInput
-from pipeline import (
-    registry_audit,
-    report,
-    report_charts,
-    report_images,
-    report_published,
-    report_scores,
-    report_verdict,
-    storage,
-)
+from pipeline import storage
 from pipeline.config import load
-from pipeline.report_redact import redact
-from pipeline.report_sources import Run, read_run
+from pipeline.redact import redact
+from pipeline.registry import audit
+from pipeline.report import build, charts, images, published
+from pipeline.report import verdict as report_verdict
+from pipeline.report.sources import Run, read_run
+from pipeline.scores import shown as report_scores
 from tests.browser import Browser
 from tests.pipeline.fabricated_run import HOSTILE, SWITCH, TOTAL, fabricate, png, strip
 from tests.pipeline.s3 import S3Server
@@ -40,7 +35,7 @@ SECRETS = ("hunter2", "s3cr3t", "deadbeef", "hf_abc123")
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config, run, data = fabricate(tmp_path_factory.mktemp("report"), small=False)
-    uri = report.build(config, run, data)
+    uri = build.build(config, run, data)
     assert uri == storage.join(run, "report.html")
     return Path(uri)
 
@@ -128,7 +123,7 @@ def test_the_policy_names_exactly_the_scripts_of_the_page(html: str) -> None:
 )
 def test_missing_parts_are_said_and_the_rest_is_shown(tmp_path: Path, lacking: dict[str, str]) -> None:
     config, run, data = fabricate(tmp_path, **dict.fromkeys(lacking, True))
-    said = text_of(Path(report.build(config, run, data)).read_text())
+    said = text_of(Path(build.build(config, run, data)).read_text())
     assert [sentence for sentence in lacking.values() if sentence not in said] == []
     everything = {
         "evaluation": "KID to the target × 100",
@@ -143,7 +138,7 @@ def test_missing_parts_are_said_and_the_rest_is_shown(tmp_path: Path, lacking: d
 def test_a_run_that_has_only_begun_has_a_report(tmp_path: Path) -> None:
     parts = ("evaluation", "registration", "samples", "metrics", "manifest", "result", "events")
     config, run, data = fabricate(tmp_path, **dict.fromkeys(parts, True))
-    html = Path(report.build(config, run, data)).read_text()
+    html = Path(build.build(config, run, data)).read_text()
     assert "The training has not begun." in html
     assert 'id="plotly"' not in html  # nothing to draw, nothing to carry
 
@@ -154,7 +149,7 @@ def test_damaged_files_are_said_and_skipped(tmp_path: Path) -> None:
     (Path(run) / "samples" / "step-00000600" / "a2b-0.png").write_bytes(b"not a picture")
     with (Path(run) / "metrics" / "00000600.jsonl").open("a") as rows:
         rows.write('{"step": 601, "los')
-    html = Path(report.build(config, run, data)).read_text()
+    html = Path(build.build(config, run, data)).read_text()
     assert "evaluation.json: it is not valid JSON" in html
     assert "1 rows of the metrics could not be read" in html
     assert "What it does" in html
@@ -162,7 +157,7 @@ def test_damaged_files_are_said_and_skipped(tmp_path: Path) -> None:
 
 def test_no_run_at_all_is_a_wrong_call(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="there is no run at"):
-        report.build(load("demo"), str(tmp_path / "runs" / "none"), str(tmp_path))
+        build.build(load("demo"), str(tmp_path / "runs" / "none"), str(tmp_path))
 
 
 def test_the_same_report_from_object_storage(tmp_path: Path, s3: S3Server) -> None:
@@ -170,9 +165,9 @@ def test_the_same_report_from_object_storage(tmp_path: Path, s3: S3Server) -> No
     for local in (run, data):
         storage.upload_folder(local, storage.join(s3.uri, Path(local).relative_to(tmp_path).as_posix()))
     run_uri = storage.join(s3.uri, "runs", Path(run).name)
-    uri = report.build(config, run_uri, storage.join(s3.uri, "data", Path(data).name))
+    uri = build.build(config, run_uri, storage.join(s3.uri, "data", Path(data).name))
     assert uri == f"{run_uri}/report.html"
-    there, here = storage.read_text(uri), Path(report.build(config, run, data)).read_text()
+    there, here = storage.read_text(uri), Path(build.build(config, run, data)).read_text()
     assert text_of(there).split("Lineage Run")[0] == text_of(here).split("Lineage Run")[0]
 
 
@@ -181,10 +176,10 @@ def test_attention_that_was_off_is_not_called_collapsed(tmp_path: Path) -> None:
     collapsed = {"metrics": {"attention_coverage_a": 0.999, "attention_coverage_b": 0.3}}
     (Path(run) / "evaluation.json").write_text(json.dumps(collapsed))
     without = load("demo", ["method.networks.attention=false"])
-    said = text_of(Path(report.build(without, run, data)).read_text())
+    said = text_of(Path(build.build(without, run, data)).read_text())
     assert "This model has no attention" in said
     assert "has collapsed to" not in said
-    said = text_of(Path(report.build(config, run, data)).read_text())
+    said = text_of(Path(build.build(config, run, data)).read_text())
     assert "The attention on plain has collapsed to all ones" in said
     assert "The attention on striped" not in said
 
@@ -194,7 +189,7 @@ def test_attention_that_never_took_sides_is_said(tmp_path: Path) -> None:
     flat = {"attention_coverage_a": 0.18, "attention_spread_a": 0.037}
     decided = {"attention_coverage_b": 0.18, "attention_spread_b": 0.31}
     (Path(run) / "evaluation.json").write_text(json.dumps({"metrics": flat | decided}))
-    said = text_of(Path(report.build(config, run, data)).read_text())
+    said = text_of(Path(build.build(config, run, data)).read_text())
     assert "The attention on plain has picked nothing out: about 18% everywhere in the image" in said
     assert "The attention on striped" not in said
 
@@ -204,7 +199,7 @@ def test_faint_attention_is_said(tmp_path: Path) -> None:
     faint = {"attention_coverage_a": 0.2, "attention_spread_a": 0.14, "attention_opacity_a": 0.31}
     strong = {"attention_coverage_b": 0.2, "attention_spread_b": 0.3, "attention_opacity_b": 0.92}
     (Path(run) / "evaluation.json").write_text(json.dumps({"metrics": faint | strong}))
-    said = text_of(Path(report.build(config, run, data)).read_text())
+    said = text_of(Path(build.build(config, run, data)).read_text())
     assert "The attention on plain is faint: 0.31 on average where it is above τ" in said
     assert "The attention on striped" not in said
 
@@ -216,7 +211,7 @@ def test_what_people_did_after_the_decision_is_told(tmp_path: Path) -> None:
         (4, "gate", ""),
         (3, "rollback", "stripes on the <b>sky"),
     ):
-        registry_audit.record(
+        audit.record(
             config.storage,
             "demo",
             f"{action}-{version}",
@@ -225,7 +220,7 @@ def test_what_people_did_after_the_decision_is_told(tmp_path: Path) -> None:
             champion=version,
             reason=reason,
         )
-    html = Path(report.build(config, run, data)).read_text()
+    html = Path(build.build(config, run, data)).read_text()
     said = text_of(html)
     assert "Champion now version 3" in said
     assert "rollback of version 3 by" in said
@@ -246,18 +241,16 @@ def test_what_people_did_after_the_decision_is_told(tmp_path: Path) -> None:
 def test_the_switch_stands_where_its_checkpoint_is(
     steps: list[int], switch: int | None, expected: float | None
 ) -> None:
-    assert report._position(steps, switch) == expected
+    assert build._position(steps, switch) == expected
 
 
 def test_published_numbers_only_beside_their_data_set(html: str, tmp_path: Path) -> None:
     assert "U-GAT-IT" not in html
     _, run, data = fabricate(tmp_path)
     horses = load("h2z")
-    said = Path(report.build(horses, run, data)).read_text()
+    said = Path(build.build(horses, run, data)).read_text()
     assert "7.58 ± 0.71" in said
-    assert (
-        said.count("[unverified]</strong>") == sum(not row["verified"] for row in report_published.ROWS) == 2
-    )
+    assert said.count("[unverified]</strong>") == sum(not row["verified"] for row in published.ROWS) == 2
 
 
 # ---------------------------------------------------------------- its parts
@@ -346,7 +339,7 @@ def test_redaction(given: Any, expected: Any) -> None:
 
 def test_strips_are_cut_into_their_columns() -> None:
     pixels = strip("a", 3, 1.0)
-    tiles = report_images.cut(png(pixels))
+    tiles = images.cut(png(pixels))
     assert tiles is not None
     real = decoded(tiles.real)
     np.testing.assert_array_equal(real, pixels[:, :64])
@@ -358,7 +351,7 @@ def test_strips_are_cut_into_their_columns() -> None:
 def test_a_strip_of_large_tiles_is_reduced_and_small_in_bytes() -> None:
     noise = np.random.default_rng(0).integers(0, 255, (64, 4 * 64, 3), dtype=np.uint8)
     large = Image.fromarray(noise).resize((4 * 640, 640), Image.Resampling.BICUBIC)
-    tiles = report_images.cut(png(np.asarray(large)))
+    tiles = images.cut(png(np.asarray(large)))
     assert tiles is not None
     assert decoded(tiles.translated).shape == (256, 256, 3)
     assert tiles.bytes < 200_000
@@ -366,7 +359,7 @@ def test_a_strip_of_large_tiles_is_reduced_and_small_in_bytes() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"no picture", png(np.zeros((4, 2, 3), np.uint8))])
 def test_what_is_no_strip_is_none(data: bytes) -> None:
-    assert report_images.cut(data) is None
+    assert images.cut(data) is None
 
 
 def decoded(uri: str, mode: str = "RGB") -> np.ndarray:
@@ -376,11 +369,11 @@ def decoded(uri: str, mode: str = "RGB") -> np.ndarray:
 def test_steps_are_left_out_evenly_to_stay_below_the_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert report_images.thinned([1, 2, 3], 5) == [1, 2, 3]
-    assert report_images.thinned(list(range(101)), 5) == [0, 25, 50, 75, 100]
+    assert images.thinned([1, 2, 3], 5) == [1, 2, 3]
+    assert images.thinned(list(range(101)), 5) == [0, 25, 50, 75, 100]
     _, run, data = fabricate(tmp_path, small=False)
-    monkeypatch.setattr(report_images, "VIEWER_BUDGET", 500_000)
-    viewer = report_images.viewer(read_run(run, data), {"a2b": "x", "b2a": "y"})
+    monkeypatch.setattr(images, "VIEWER_BUDGET", 500_000)
+    viewer = images.viewer(read_run(run, data), {"a2b": "x", "b2a": "y"})
     assert viewer.saved_steps == 6
     assert 2 <= len(viewer.steps) < 6
     assert viewer.steps[0] == 100
@@ -398,11 +391,11 @@ def test_rows_of_a_resumed_run_count_once(tmp_path: Path) -> None:
 
 def test_curves_are_thinned_and_smoothed_without_a_shift() -> None:
     points = [(step, float(step)) for step in range(10_000)]
-    steps, values = report_charts.thin(points, 600)
+    steps, values = charts.thin(points, 600)
     assert len(steps) <= 600
     assert steps[-1] == 9_999
-    assert report_charts.smoothed([2.0] * 50) == [2.0] * 50
-    middle = report_charts.smoothed(values)[len(values) // 2]
+    assert charts.smoothed([2.0] * 50) == [2.0] * 50
+    middle = charts.smoothed(values)[len(values) // 2]
     assert middle == pytest.approx(values[len(values) // 2], rel=1e-3)
 
 
@@ -574,5 +567,5 @@ def test_dark_and_light_are_readable_and_follow_the_system(
         weak = [pair for pair, ratio in page.evaluate(CONTRAST) if ratio < 4.5]
         assert weak == [], scheme
     drawn = page.evaluate("document.getElementById('chart-cycle').data[0].line.color")
-    assert drawn in report_charts.DARK.values()
+    assert drawn in charts.DARK.values()
     page.screenshot(path=screenshots / "report-dark.png", full_page=True)

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from agit_core.errors import BadInput
-from pipeline import journey, lineage, registry, reproduce, storage
+from pipeline import journey, reproduce, storage
 from pipeline.config import Config, parse
+from pipeline.registry import lineage
+from pipeline.registry.registration import register
 from tests.pipeline import pictures
 from tests.pipeline.training import TINY
 
@@ -38,7 +40,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = _config(root)
     data = journey.prepare(config)
     run = journey.train(config, data)
-    registry.register(config, run.uri, EVALUATION, lineage.of(config, data, run))
+    register(config, run.uri, EVALUATION, lineage.of(config, data, run))
     return root
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import journey, registry, retrain, storage
+from pipeline import journey, retrain, storage
 from pipeline.config import Config, load
-from pipeline.journey import Data
+from pipeline.handover import Data
+from pipeline.registry import models
 from pipeline.retrain import Decision
 from tests.pipeline.command import tiny_config
 from tests.pipeline.pictures import encoded, folder, picture
@@ -71,7 +72,7 @@ def source(first: Trained, tmp_path: Path) -> Path:
 
 
 def champion_of(config: Config) -> str:
-    found = registry.champion(config)
+    found = models.champion(config)
     assert found is not None
     return str(found["uri"])
 

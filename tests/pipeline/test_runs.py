@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from agit_core.errors import BadInput
-from pipeline import runs, storage, train_events
-from pipeline.train_checkpoints import CheckpointStore
+from pipeline import runs, storage
+from pipeline.train import events
+from pipeline.train.checkpoints import CheckpointStore
 from tests.pipeline.command import agit
 from tests.pipeline.test_train_checkpoints import snapshot
 
@@ -64,9 +65,9 @@ def test_no_runs(tmp_path: Path) -> None:
 def test_status_tells_failures_and_recoveries(tmp_path: Path) -> None:
     uri = write_run(tmp_path, "r", "running", 300, last_checkpoint_step=40)
     CheckpointStore(uri, keep=2).write(snapshot(40))
-    train_events.record(uri, "started", step=0, workers=2)
-    train_events.record(uri, "worker_failed", "a process of the training died" + " and more" * 100)
-    train_events.record(uri, "resumed", step=30, redone=7, workers=2)
+    events.record(uri, "started", step=0, workers=2)
+    events.record(uri, "worker_failed", "a process of the training died" + " and more" * 100)
+    events.record(uri, "resumed", step=30, redone=7, workers=2)
     status = runs.status(uri)
     assert status["state"] == "interrupted"
     assert status["checkpoints"] == [40]
@@ -107,22 +108,22 @@ def test_status_of_a_running_job_on_a_cluster(tmp_path: Path) -> None:
 
 def test_only_who_could_not_tell_is_told_of(tmp_path: Path) -> None:
     uri = str(tmp_path)
-    train_events.record_interruption(uri)
-    assert train_events.read(uri) == []
-    train_events.record(uri, "started", step=0)
-    train_events.record_interruption(uri)
-    train_events.record_interruption(uri)
-    assert [event["kind"] for event in train_events.read(uri)] == ["started", "interrupted"]
-    train_events.record(uri, "resumed", step=0)
-    train_events.record(uri, "failed", "the disk is full")
-    train_events.record_interruption(uri)
-    assert train_events.read(uri)[-1]["kind"] == "failed"
+    events.record_interruption(uri)
+    assert events.read(uri) == []
+    events.record(uri, "started", step=0)
+    events.record_interruption(uri)
+    events.record_interruption(uri)
+    assert [event["kind"] for event in events.read(uri)] == ["started", "interrupted"]
+    events.record(uri, "resumed", step=0)
+    events.record(uri, "failed", "the disk is full")
+    events.record_interruption(uri)
+    assert events.read(uri)[-1]["kind"] == "failed"
 
 
 def test_a_long_story_is_cut(tmp_path: Path) -> None:
     uri = write_run(tmp_path, "r", "running", 1)
     for step in range(40):
-        train_events.record(uri, "resumed", step=step)
+        events.record(uri, "resumed", step=step)
     lines = runs.describe(runs.status(uri))
     assert "... 10 events before (--json has them all)" in lines
     assert lines[-1].endswith("went on from step 39, 0 steps done again")
@@ -138,8 +139,8 @@ def test_result_is_the_last_word(tmp_path: Path) -> None:
 def test_events_survive_an_outage(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
-    train_events.record(str(blocked), "started")  # a folder cannot be made below a file: told to nobody
-    assert train_events.read(str(tmp_path)) == []
+    events.record(str(blocked), "started")  # a folder cannot be made below a file: told to nobody
+    assert events.read(str(tmp_path)) == []
 
 
 def test_a_diverged_run_is_told_of_as_json(tmp_path: Path) -> None:

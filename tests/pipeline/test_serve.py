@@ -21,7 +21,8 @@ from PIL import Image
 
 from agit_core import Translator
 from agit_core.errors import BadInput
-from pipeline import serve_http, serve_images, serve_pyfunc
+from pipeline.serve import http, pyfunc
+from pipeline.serve import images as serve_images
 from tests.agit_core import models
 from tests.pipeline.command import agit, environment
 from tests.pipeline.served import eventually, started
@@ -32,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder as the registry writes it."""
     folder = models.write_model(tmp_path_factory.mktemp("serve") / "model")
     model = Translator.load(folder).model
-    (folder / serve_pyfunc.FILE).write_text(serve_pyfunc.mlmodel(model))
+    (folder / pyfunc.FILE).write_text(pyfunc.mlmodel(model))
     return folder
 
 
@@ -114,7 +115,7 @@ def test_limits(url: str) -> None:
 
 @pytest.mark.slow
 def test_mlflows_own_command_serves_the_folder(folder: Path, tmp_path: Path) -> None:
-    port = serve_http._bind("127.0.0.1", 0)
+    port = http._bind("127.0.0.1", 0)
     number = port.getsockname()[1]
     port.close()
     command = [Path(sys.executable).with_name("mlflow"), "models", "serve", "--model-uri", folder]
@@ -185,7 +186,7 @@ def test_a_decompression_bomb_is_refused_unread() -> None:
 
 
 def test_a_port_that_is_taken_is_a_wrong_call(folder: Path, tmp_path: Path) -> None:
-    with serve_http._bind("127.0.0.1", 0) as taken:
+    with http._bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         done = agit("serve", "--model", folder, "--port", str(port), cwd=tmp_path)
     assert done.status == 2

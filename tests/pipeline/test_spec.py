@@ -7,13 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline import config, launch, storage, train_job
+from pipeline import config, storage, train_job
+from pipeline.launch import specs
 from tests.pipeline.training import prepared, spec_of, tiny
 
 
 def test_specification_of_a_run_that_something_else_starts(tmp_path: Path) -> None:
     data, settings = prepared(tmp_path), tiny(tmp_path)
-    uri = launch.specify(settings, data)
+    uri = specs.specify(settings, data)
     told = storage.read_json(uri)
     expected = spec_of(settings, data)
     assert uri == storage.join(expected["run_uri"], "spec.json")
@@ -21,9 +22,9 @@ def test_specification_of_a_run_that_something_else_starts(tmp_path: Path) -> No
     train_job.check(
         config.parse(told["config"]), storage.read_json(storage.join(told["data_uri"], "manifest.json"))
     )
-    assert launch.read_spec(uri) == told
+    assert specs.read_spec(uri) == told
     # another one for the same run is its next attempt
-    assert storage.read_json(launch.specify(settings, data))["attempt"] == 2
+    assert storage.read_json(specs.specify(settings, data))["attempt"] == 2
 
 
 def test_a_job_on_a_node_that_does_not_share_the_storage(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from agit_core.checkpoint import MANIFEST, CheckpointDamaged, Snapshot
 from pipeline import storage
-from pipeline.train_checkpoints import CheckpointStore
+from pipeline.train.checkpoints import CheckpointStore
 from tests.pipeline.s3 import S3Server
 from tests.pipeline.training import differences
 

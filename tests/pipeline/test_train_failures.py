@@ -9,7 +9,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError  # type: ignore[attr-defined]
 
 from agit_core.errors import BadInput, RunFailed
-from pipeline.train_failures import Allowance, Preempted, root_cause, sentence
+from pipeline.train.failures import Allowance, Preempted, root_cause, sentence
 
 LOST_PEER = RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4242")
 

@@ -20,10 +20,11 @@ from agit_core import model_folder
 from agit_core.checkpoint import Snapshot
 from agit_core.errors import BadInput, RunFailed
 from agit_core.networks import build
-from pipeline import train_events, train_job
+from pipeline import train_job
 from pipeline.config import Config
-from pipeline.train_checkpoints import CheckpointStore
-from pipeline.train_events import Furthest
+from pipeline.train import events as train_events
+from pipeline.train.checkpoints import CheckpointStore
+from pipeline.train.events import Furthest
 from tests.chaos import processes
 from tests.pipeline.disk import fill, small_disk
 from tests.pipeline.training import differences, prepared, read_checkpoint, spec_of, tiny, wait_for
@@ -49,7 +50,7 @@ def scratch() -> Iterator[str]:
 
 
 def drive(config: Config, data: str, scratch: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    from pipeline.train_driver import drive
+    from pipeline.train.driver import drive
 
     spec = spec_of(config, data)
     return spec, drive(spec, config, scratch)

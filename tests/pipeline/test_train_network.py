@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import launch, storage, train_events
-from pipeline.train_events import Furthest
+from pipeline import storage
+from pipeline.launch import specs
+from pipeline.train import events
+from pipeline.train.events import Furthest
 from tests.pipeline.network import INTERFACE, Machine, Network, network
 from tests.pipeline.s3 import S3Server, free_port
 from tests.pipeline.training import prepared, spec_of, starts, tiny, wait_for
@@ -118,7 +120,7 @@ def test_a_pulled_cable_costs_one_worker_and_nothing_else(cluster: Cluster, tmp_
         cluster.join(machine)
     log = tmp_path / "job.log"
     job = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.train_job", launch.write_spec(spec, 1, {})],
+        [sys.executable, "-m", "pipeline.train_job", specs.write_spec(spec, 1, {})],
         env=cluster.env,
         stdout=log.open("wb"),
         stderr=subprocess.STDOUT,
@@ -144,7 +146,7 @@ def test_a_pulled_cable_costs_one_worker_and_nothing_else(cluster: Cluster, tmp_
         job.send_signal(signal.SIGTERM)
         job.wait(300)
         Furthest(run).remove()
-    resumed: list[dict[str, Any]] = [e for e in train_events.read(run) if e["kind"] == "resumed"]
+    resumed: list[dict[str, Any]] = [e for e in events.read(run) if e["kind"] == "resumed"]
     assert all(0 <= event["redone"] <= config.train.checkpoint_every for event in resumed)
     names = [storage.name(uri) for uri in storage.list_(storage.join(run, "checkpoints"))]
     assert not [name for name in names if name.endswith(".part")]

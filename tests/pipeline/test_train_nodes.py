@@ -18,11 +18,13 @@ from agit_core.loader import Loader
 from agit_core.sampling import SamplePlan
 from agit_core.trainer import Trainer
 from agit_core.world import World
-from pipeline import launch, storage, train_events
+from pipeline import storage
 from pipeline.config import Config
-from pipeline.train_events import Furthest
-from pipeline.train_inputs import open_split
-from pipeline.train_worker import total_steps
+from pipeline.launch import specs
+from pipeline.train import events as train_events
+from pipeline.train.events import Furthest
+from pipeline.train.inputs import open_split
+from pipeline.train.worker import total_steps
 from tests.pipeline.s3 import free_port
 from tests.pipeline.training import prepared, spec_of, starts, tiny, wait_for
 from tests.ray_environment import without_token
@@ -92,7 +94,7 @@ def test_nodes_come_and_go_and_the_course_stays_the_same(nodes: Nodes, tmp_path:
     data = prepared(tmp_path / "data")
     config = tiny(tmp_path, max_steps=100_000, minimum_workers=1, grow_after_s=1, keep_checkpoints=2)
     spec = spec_of(config, data)
-    spec_uri = launch.write_spec(spec, 1, {})
+    spec_uri = specs.write_spec(spec, 1, {})
     told = spec["run_uri"]
 
     def step() -> int:

@@ -17,8 +17,8 @@ import torch
 from agit_core.checkpoint import Snapshot
 from agit_core.errors import RunFailed
 from pipeline import storage
-from pipeline.train_checkpoints import CheckpointStore
-from pipeline.train_saver import Progress, Saver
+from pipeline.train.checkpoints import CheckpointStore
+from pipeline.train.saver import Progress, Saver
 from tests.pipeline.disk import fill, small_disk
 from tests.pipeline.s3 import S3Server
 from tests.pipeline.test_train_checkpoints import snapshot

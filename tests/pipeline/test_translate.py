@@ -21,7 +21,7 @@ from PIL import Image
 from agit_core import Translator
 from agit_core.errors import BadInput
 from pipeline import storage
-from pipeline.translate import JOURNAL, translate
+from pipeline.translate.run import JOURNAL, translate
 from tests.agit_core import models
 from tests.pipeline.command import agit, environment
 from tests.pipeline.s3 import S3Server

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.translate_batch import _share
+from pipeline.translate.batch import _share
 from tests.agit_core import models
 from tests.pipeline.command import agit
 

@@ -14,8 +14,8 @@ import torch
 from agit_core import Translator
 from agit_core.errors import BadInput
 from pipeline import storage
-from pipeline.translate import translate
-from pipeline.translate_video import Smoother
+from pipeline.translate.run import translate
+from pipeline.translate.video import Smoother
 from tests.agit_core import models
 from tests.pipeline.command import agit
 from tests.pipeline.s3 import S3Server

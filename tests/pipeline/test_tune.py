@@ -16,19 +16,14 @@ import yaml
 from agit_core import model_folder, networks
 from agit_core.errors import BadInput, RunFailed
 from pipeline import config as configs
-from pipeline import (
-    launch,
-    runs,
-    storage,
-    train_events,
-    train_job,
-    tune_journey,
-    tune_report,
-    tune_search,
-    tune_trial,
-)
+from pipeline import runs, storage, train_job
 from pipeline.data.prepare import prepare
-from pipeline.tune_search import Search
+from pipeline.launch import jobs, specs
+from pipeline.train import events as train_events
+from pipeline.tune import report, stages
+from pipeline.tune import search as tune_search
+from pipeline.tune import trial as tune_trial
+from pipeline.tune.search import Search
 from tests.browser import Browser
 from tests.pipeline.command import agit, environment
 from tests.pipeline.s3 import S3Server
@@ -72,9 +67,10 @@ TREE: dict[str, Any] = {
 }
 SEARCH = """
 import sys
-from pipeline import config, journey, tune_journey
+from pipeline import config, journey
+from pipeline.tune import stages
 settings = config.load(sys.argv[1])
-tune_journey.search(settings, journey.prepare(settings))
+stages.search(settings, journey.prepare(settings))
 """
 
 
@@ -145,9 +141,9 @@ def test_six_trials_killed_once_and_resumed(tmp_path: Path, monkeypatch: pytest.
     preset = configs.load(told["preset"])
     data = str(next(tmp_path.glob(".agit/data/*/manifest.json")).parent)
     monkeypatch.chdir(tmp_path)
-    assert launch.train(preset, data).run_id == told["best"]["run_id"]
+    assert jobs.train(preset, data).run_id == told["best"]["run_id"]
     # ... and the same weights come out of a training in one go
-    alone = launch.train(preset.model_copy(update={"storage": str(tmp_path / "alone")}), data)
+    alone = jobs.train(preset.model_copy(update={"storage": str(tmp_path / "alone")}), data)
     ours = after[told["best"]["trial"]]["run_uri"]
     there = storage.read_json(storage.join(ours, "result.json"))["checkpoint"]
     assert differences(read_checkpoint(alone.checkpoint), read_checkpoint(there)) == []
@@ -169,7 +165,7 @@ def test_a_mask_that_collapses_in_training_ends_its_trial_also_on_s3(
     tune = TREE["tune"] | {"grace_steps": 5}
     tree = {**TREE, "storage": f"{s3.uri}/x", "train": train, "tune": tune}
     search = Search.of(configs.parse(tree), data)
-    spec = launch.spec_of(search.config, search.data_uri, search.search_id)
+    spec = specs.spec_of(search.config, search.data_uri, search.search_id)
     with train_job.ray_session(search.config, cpus=2) as scratch:
         trial = tune_trial.TuneTrial({"trial": 0, "spec": spec, "scratch": scratch, "own_ray": True})
         told = trial.step()
@@ -180,7 +176,7 @@ def test_a_mask_that_collapses_in_training_ends_its_trial_also_on_s3(
     assert runs.list_runs(f"{s3.uri}/x")[0]["state"] == "collapsed"
     assert stored.run_uri.startswith(f"{s3.uri}/x/runs/")
     # what the search leaves on object storage, where a preset cannot be read from by `agit run`
-    told = tune_journey.summarize(search, tune_journey.report(search), tmp_path / "best.yaml")
+    told = stages.summarize(search, stages.report(search), tmp_path / "best.yaml")
     assert (told["best"], told["preset"]) == (None, None)
     assert (told["run_id"], told["steps"], told["metrics"], told["model"]) == (None, None, None, None)
     assert "No trial has a score yet" in storage.read_text(told["report"])
@@ -190,7 +186,7 @@ def _expect_structured_log(text: str, run_ids: set[str]) -> None:
     """One JSON object per line, those of the workers with run, step and rank, behind none of Ray's prefixes."""
     lines = [json.loads(line) for line in text.splitlines()]
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
-    steps = [line for line in lines if line["logger"] == "pipeline.train_worker" and "losses" in line]
+    steps = [line for line in lines if line["logger"] == "pipeline.train.worker" and "losses" in line]
     assert {line["run_id"] for line in steps} <= run_ids
     assert any(line["rank"] == 0 and line["step"] > 0 for line in steps)
     assert any("kid_target" in line and "trial" in line for line in lines)
@@ -215,7 +211,7 @@ def test_the_job_finds_the_same_search_whatever_its_working_directory(
     monkeypatch.chdir(tmp_path)
     train = TREE["train"] | {"start_from": "models/mine"}
     search = Search.of(configs.parse({**TREE, "storage": "./state", "train": train}), data)
-    spec = launch.spec_of(search.config, search.data_uri, search.search_id)
+    spec = specs.spec_of(search.config, search.data_uri, search.search_id)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     again = tune_search.from_spec(spec)
@@ -270,7 +266,7 @@ class Played:
 
 
 def _trial(search: Search, number: int = 1) -> tune_trial.TuneTrial:
-    spec = launch.spec_of(search.config, search.data_uri, search.search_id)
+    spec = specs.spec_of(search.config, search.data_uri, search.search_id)
     return tune_trial.TuneTrial({"trial": number, "spec": spec, "scratch": "s", "own_ray": True})
 
 
@@ -401,7 +397,7 @@ def test_the_report_opens_in_a_browser_with_all_its_charts(
             for at in steps
         ]
         search.store(trial)
-    page = browser.open(f"file://{tune_report.build(search)}")
+    page = browser.open(f"file://{report.build(search)}")
     page.wait_for_selector("html[data-charts]", timeout=120_000)
     assert "Trial 3 does best: kid_target 0.18" in page.inner_text(".verdict")
     assert "25% below" in page.inner_text(".verdict")

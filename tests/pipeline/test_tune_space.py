@@ -8,7 +8,7 @@ import pytest
 
 from agit_core.errors import BadInput
 from pipeline import config as configs
-from pipeline import tune_space
+from pipeline.tune import space as tune_space
 
 RATE, BATCH = "method.optimizer.learning_rate", "train.batch_size"
 SPACE = {

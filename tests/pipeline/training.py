@@ -11,9 +11,11 @@ import torch
 
 from agit_core import checkpoint
 from agit_core.checkpoint import Snapshot
-from pipeline import launch, storage, train_events
+from pipeline import storage
 from pipeline.config import Config, parse
 from pipeline.data.prepare import prepare
+from pipeline.launch import specs
+from pipeline.train import events as train_events
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -61,8 +63,8 @@ def prepared(root: str | Path) -> str:
 def spec_of(config: Config, data_uri: str) -> dict[str, Any]:
     """What the job of this configuration is told."""
     manifest = storage.read_json(storage.join(data_uri, "manifest.json"))
-    name = launch.run_id(config, manifest)
-    run_uri = storage.join(launch.absolute(config.storage), "runs", name)
+    name = specs.run_id(config, manifest)
+    run_uri = storage.join(specs.absolute(config.storage), "runs", name)
     return {
         "run_id": name,
         "run_uri": run_uri,

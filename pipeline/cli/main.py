@@ -1,0 +1,238 @@
+"""The command ``agit``. Every command is thin: it reads the configuration and calls one plain function.
+
+Stages are imported inside the commands, so that ``agit --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from agit_core.errors import BadInput
+from pipeline.cli import data as cli_data
+from pipeline.cli import export, runs, scores, show, tune
+from pipeline.cli import model as cli_model
+from pipeline.cli import output as cli_output
+from pipeline.cli.options import ConfigName, Overrides
+from pipeline.cli.output import Answer, Debug, Json
+from pipeline.config import Config, load, presets
+
+app = typer.Typer(
+    name="agit",
+    help="Attention-guided image-to-image translation: from two folders of images to a scored, registered model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _load(config: str, overrides: list[str] | None) -> Config:
+    return load(config, overrides or [])
+
+
+@app.command()
+def run(config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False) -> Answer:
+    """Everything: prepare, train, evaluate, register, report, as the Prefect flow `agit`.
+
+    The same command again reuses what is done and resumes what is not.
+    """
+    _load(config, overrides)
+    from pipeline import progress
+    from pipeline.flows import local
+
+    with progress.shown_on(progress.for_terminal()):
+        summary = local.run_flow("agit", cli_output.debugging(), config=config, overrides=overrides or [])
+    return Answer(summary, show.summary)
+
+
+@app.command()
+def prepare(
+    config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False
+) -> Answer:
+    """Read the source, validate and resize the images, write Parquet shards and a manifest."""
+    settings = _load(config, overrides)
+    from pipeline import journey, progress
+
+    with progress.shown_on(progress.for_terminal()):
+        data = journey.prepare(settings)
+    counts = {name: split["rows"] for name, split in data.manifest["splits"].items()}
+    quarantined = {
+        name: split["quarantined"]
+        for name, split in data.manifest["splits"].items()
+        if split.get("quarantined")
+    }
+    return Answer(
+        {
+            "storage": settings.storage,
+            "data": data.uri,
+            "fingerprint": data.manifest["fingerprint"],
+            "rows": counts,
+            "quarantined": quarantined,
+            "duplicate_groups": data.manifest["duplicates"]["exact_groups"],
+            "near_groups": data.manifest["duplicates"]["near_groups"],
+            "duplicates": data.manifest["duplicates"]["policy"],
+            "leaks": data.manifest["leaks"],
+            "near_leaks": data.manifest["near_leaks"],
+            "reused": data.reused,
+        },
+        show.prepared,
+    )
+
+
+@app.command()
+def train(
+    config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False
+) -> Answer:
+    """Train (after preparing, where that is not done yet), or resume an unfinished training."""
+    settings = _load(config, overrides)
+    from pipeline import journey, progress
+
+    with progress.shown_on(progress.for_terminal()):
+        data = journey.prepare(settings)
+        done = journey.train(settings, data)
+    return Answer(
+        {
+            "run_id": done.run_id,
+            "storage": settings.storage,
+            **journey.known(done.uri),
+            "checkpoint": done.result["checkpoint"],
+            "run": done.uri,
+            "reused": done.reused,
+        },
+        show.trained,
+    )
+
+
+@app.command()
+def spec(config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False) -> Answer:
+    """Prepare the data and write what a training job is told, for a RayJob (infra/kubernetes/ray-job) to run."""
+    settings = _load(config, overrides)
+    from pipeline import journey, progress
+    from pipeline.launch import specs
+
+    with progress.shown_on(progress.for_terminal()):
+        data = journey.prepare(settings)
+    uri = specs.specify(settings, data.uri)
+    entrypoint = f"python -m pipeline.train_job {uri}"
+    return Answer({"storage": settings.storage, "spec": uri, "entrypoint": entrypoint}, show.mapping)
+
+
+@app.command()
+def evaluate(
+    config: ConfigName,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI",
+            help="Score this instead of the configuration's own training: models:/NAME@champion, "
+            "models:/NAME/3, or a checkpoint or model folder.",
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Score a finished training, or any model: KID, FID, attention, background, cycle.
+
+    Doing nothing and the present champion are scored beside it, and a difference within noise is called noise.
+    """
+    settings = _load(config, overrides)
+    from pipeline import journey, progress
+
+    head: dict[str, Any] = {"storage": settings.storage}
+    with progress.shown_on(progress.for_terminal()):
+        data = journey.prepare(settings)
+        if model is None:
+            done = journey.trained(settings, data)
+            evaluation = journey.evaluate(settings, data, done)
+            head |= {"run_id": done.run_id, **journey.known(done.uri)}
+        else:
+            head["model"] = model
+            evaluation = journey.evaluate_model(settings, data, model)
+    kept = ("metrics", "baseline", "champion", "intervals", "counts", "protocol", "inception", "uri")
+    return Answer(head | {key: evaluation.get(key) for key in kept}, scores.show)
+
+
+@app.command()
+def report(
+    config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False
+) -> Answer:
+    """Build the HTML report of a run from what the storage holds, also while it trains."""
+    settings = _load(config, overrides)
+    from pipeline import journey, progress, storage
+
+    with progress.shown_on(progress.for_terminal()):
+        data = journey.prepare(settings)
+        name, uri = journey.locate(settings, data)
+        if not storage.list_(uri):
+            raise BadInput(
+                f"run {name} is not in {settings.storage}; run `agit train` with the same settings"
+            )
+        report_uri = journey.report(settings, data, journey.Run(name, uri, {}))
+    told = {"run_id": name, "storage": settings.storage, **journey.known(uri), "report": report_uri}
+    return Answer(told, show.built)
+
+
+@app.command()
+def doctor(
+    config: Annotated[
+        str, typer.Argument(metavar="[CONFIG]", help="Check what this configuration needs.")
+    ] = "demo",
+    overrides: Overrides = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """What is installed, reachable and missing, each with its remedy; status 0 when a local run can work."""
+    settings = _load(config, overrides)
+    from pipeline.doctor import examine
+
+    findings = examine(settings)
+    missing = ", ".join(check["name"] for check in findings["checks"] if check["state"] == "missing")
+    failure = f"a local run cannot work yet without {missing}; the remedies are listed" if missing else None
+    return Answer(findings, show.findings, failure)
+
+
+@app.command(name="presets")
+def list_presets(json: Json = False, debug: Debug = False) -> Answer:
+    """The configurations that come with the package."""
+    from importlib import resources
+
+    folder = resources.files("pipeline.configs")
+    texts = {
+        name: folder.joinpath(f"{name}.yaml").read_text().splitlines()[0].lstrip("# ") for name in presets()
+    }
+    return Answer(texts, show.mapping)
+
+
+@app.command(name="config")
+def show_config(
+    config: ConfigName,
+    overrides: Overrides = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a YAML file instead.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """The resolved configuration, every default included, as YAML that `agit run` takes."""
+    plain: dict[str, Any] = _load(config, overrides).plain()
+    if output is not None:
+        from pipeline import storage
+
+        storage.write_text(str(output), show.yaml_text(plain))
+        return Answer({"written": str(output)}, show.mapping)
+    return Answer(plain, show.as_yaml)
+
+
+# after the stages, so that `agit --help` lists these first
+app.add_typer(cli_data.app, name="data")
+cli_model.add_to(app)
+export.add_to(app)
+runs.add_to(app)
+tune.add_to(app)
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(cli_output.execute(app))

@@ -1,0 +1,157 @@
+"""Commands that use a model: ``translate``, ``export``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.cli import show
+from pipeline.cli.options import Overrides
+from pipeline.cli.output import Answer, Debug, Json
+from pipeline.config import load
+
+TILE_PIXELS = 1024 * 1024  # agit_core.translator.TILE_PIXELS, whose import takes seconds
+
+
+class Direction(StrEnum):
+    a2b = "a2b"
+    b2a = "b2a"
+
+
+class Autocast(StrEnum):
+    off = "off"
+    bf16 = "bf16"
+    auto = "auto"
+
+
+ModelUri = Annotated[
+    str,
+    typer.Option(
+        "--model", metavar="URI", help="models:/NAME@champion, a model or checkpoint folder, or s3:// of one."
+    ),
+]
+
+
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Keep the source to the pixel where the attention is below it; default: the model's own "
+        "method.threshold_at_test, else the soft mask.",
+    ),
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the commands of this file."""
+    app.command()(translate)
+
+
+def model_uri(uri: str, overrides: list[str] | None) -> str:
+    """The folder behind ``models:/...`` in the registry of the settings; any other URI as it is."""
+    settings = load("demo", overrides or [])
+    if not uri.startswith("models:"):
+        return uri
+    from pipeline.registry import models
+
+    return models.resolve(uri, settings)
+
+
+def translate(
+    input: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="An image, a folder, a .zip, Parquet with an image column, or a video; a path or s3://.",
+        ),
+    ],
+    output: Annotated[
+        str,
+        typer.Argument(metavar="OUTPUT", help="A folder or .zip; for one image or video also a file's name."),
+    ],
+    model: ModelUri,
+    direction: Annotated[
+        Direction, typer.Option(help="From which of the two kinds of picture to which.")
+    ] = Direction.a2b,
+    masks: Annotated[
+        bool, typer.Option("--masks", help="Also write the attention masks, as NAME.mask.png.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    batch: Annotated[
+        bool,
+        typer.Option(
+            "--batch", help="Spread the images over Ray: RAY_ADDRESS, or the cores of this machine."
+        ),
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Ray workers; default: one per GPU, else one per two CPUs.")
+    ] = None,
+    smooth: Annotated[
+        float,
+        typer.Option(help="Videos: less flicker, 0 (none) to below 1; 0.8 removes most where nothing moves."),
+    ] = 0.0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    autocast: Annotated[
+        Autocast, typer.Option(help="bf16 is faster on hardware that has it and differs by some grey levels.")
+    ] = Autocast.off,
+    tile_pixels: Annotated[
+        int, typer.Option(help="Larger images are translated in blended tiles of so many pixels.")
+    ] = TILE_PIXELS,
+    work_side: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Let the networks see larger images scaled down to this side (such as twice the training "
+            "size) and add the change to the full image: faster, and objects keep the size they were learned at.",
+        ),
+    ] = None,
+    threshold: Threshold = None,
+    overrides: Overrides = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Translate images of any size, folders, archives, Parquet or a video with a trained model.
+
+    Names are kept, nothing is overwritten unless asked for, and the same command again goes on where an
+    interrupted one was. What cannot be read is listed and skipped.
+    """
+    folder = model_uri(model, overrides)
+    from pipeline import progress
+    from pipeline.translate.run import translate as run
+
+    with progress.shown_on(progress.for_terminal()), progress.stage("translate") as stage:
+        done = run(
+            input,
+            output,
+            folder,
+            direction.value,
+            masks=masks,
+            overwrite=overwrite,
+            batch=batch,
+            workers=workers,
+            smooth=smooth,
+            device=device,
+            autocast=autocast.value,
+            tile_pixels=tile_pixels,
+            work_side=work_side,
+            threshold=threshold,
+            progress=stage,
+        )
+        stage.message = _counts(done)
+    return Answer({**done, "model": model}, _show)
+
+
+def _counts(done: dict[str, Any]) -> str:
+    parts = [f"{done['translated']} {'frames' if 'notes' in done else 'images'}"]
+    parts += [f"{done['skipped']} done before"] if done["skipped"] else []
+    parts += [f"{len(done['failed'])} not readable"] if done["failed"] else []
+    return ", ".join(parts)
+
+
+def _show(done: dict[str, Any]) -> None:
+    show.lines([f"skipped {item['name']}: {item['reason']}" for item in done["failed"]])
+    show.lines([f"note: {note}" for note in done.get("notes", [])])
+    show.mapping({"output": done["output"], "translated": _counts(done)})

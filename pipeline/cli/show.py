@@ -1,0 +1,191 @@
+"""How the commands' answers look to a person; ``--json`` prints the same values as they are."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.scores import table as score_table
+
+_out = Console(highlight=False)
+_MOST_LEAKS = 20
+_MARKS = {"ok": "[green]ok[/green]", "missing": "[red]missing[/red]", "optional": "[yellow]optional[/yellow]"}
+
+
+def summary(value: dict[str, Any]) -> None:
+    _scores(value["metrics"])
+    model = value["model"]
+    aliases = f" ({', '.join(model['aliases'])})" if model["aliases"] else ""
+    _pairs(
+        {
+            "run": f"{value['run_id']}, {value['steps']} steps",
+            "model": f"{model['name']} version {model['version']}{aliases}",
+            "report": value["report"],
+        }
+    )
+
+
+def prepared(value: dict[str, Any]) -> None:
+    for split, entries in value["quarantined"].items():
+        for entry in entries:
+            _out.print(f"quarantined {split}/{entry['name']}: {entry['reason']}", markup=False)
+    for kind, pairs in (("is", value["leaks"]), ("looks like", value["near_leaks"])):
+        for train, test in pairs[:_MOST_LEAKS]:
+            _out.print(f"leak: {test} {kind} {train}", markup=False)
+    drop = value["duplicates"] == "drop"
+    kept = "one of each kept" if drop else "all kept: data.duplicates=drop keeps one"
+    _pairs(
+        {
+            "data": value["data"],
+            **{name: f"{rows} images" for name, rows in value["rows"].items()},
+            "duplicates": f"{value['duplicate_groups']} groups of equal files, "
+            f"{value['near_groups']} of near copies ({kept})",
+            "leaks": f"{len(value['leaks'])} test images are training images, "
+            f"{len(value['near_leaks'])} look like one" + (": left out of training" if drop else ""),
+        }
+    )
+
+
+def trained(value: dict[str, Any]) -> None:
+    _pairs({"run": f"{value['run_id']}, {value['steps']} steps", "checkpoint": value["checkpoint"]})
+
+
+def scores(value: dict[str, Any]) -> None:
+    _scores(value["metrics"])
+
+
+def built(value: dict[str, Any]) -> None:
+    _pairs({"report": value["report"]})
+
+
+def tuned(value: dict[str, Any]) -> None:
+    rows = [{**row, **row["values"]} for row in value["trials"]]
+    columns = [key for key in (rows[0] if rows else {}) if key not in ("values", "run_id", "message")]
+    table_of(rows, columns)
+    best = value["best"]
+    _pairs(
+        {
+            "best": f"trial {best['trial']}, run {best['run_id']}" if best else "none",
+            "preset": value["preset"] and f"agit run {value['preset']}",
+            "report": value["report"],
+        }
+    )
+
+
+def reproduced(value: dict[str, Any]) -> None:
+    apart = max(value["largest_difference"].values(), default=0.0)
+    _pairs(
+        {
+            "model": value["model"],
+            "run": f"{value['run_id']}, {value['steps']} steps, in {value['storage']}",
+            "weights": "identical, bit for bit"
+            if value["identical"]
+            else f"they differ, by at most {apart:.3g}",
+        }
+    )
+
+
+def findings(value: dict[str, Any]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "what", "found", "remedy"):
+        table.add_column(column, overflow="fold")
+    for check in value["checks"]:
+        table.add_row(_MARKS[check["state"]], check["name"], check["found"], check.get("remedy") or "")
+    _out.print(table)
+    _out.print(
+        "A local run can work." if value["ok"] else "A local run cannot work yet: see what is missing."
+    )
+
+
+def lines(value: list[str]) -> None:
+    for line in value:
+        _out.print(line, markup=False, soft_wrap=True)
+
+
+def versions(value: dict[str, Any]) -> None:
+    table_of(
+        [
+            {
+                **row,
+                "kid_target_a2b": row["metrics"].get("kid_target_a2b"),
+                "kid_target_b2a": row["metrics"].get("kid_target_b2a"),
+            }
+            for row in value["versions"]
+        ],
+        ["version", "aliases", "run_id", "kid_target_a2b", "kid_target_b2a"],
+    )
+    events = [{**event, "time": _when(event["time"]), "reason": _why(event)} for event in value["events"]]
+    table_of(events, ["time", "action", "version", "previous", "champion", "by", "reason"])
+
+
+def changed(event: dict[str, Any]) -> None:
+    """One event of the audit trail."""
+    _pairs({**event, "time": _when(event["time"])})
+
+
+def _when(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
+
+
+def _why(event: dict[str, Any]) -> str:
+    decision = event.get("decision") or {}
+    return str(event.get("reason") or "; ".join(decision.get("reasons", [])))
+
+
+def mapping(value: dict[str, Any]) -> None:
+    _pairs(value)
+
+
+def as_yaml(value: Any) -> None:
+    print(yaml_text(value), end="")
+
+
+def yaml_text(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=110)
+
+
+def table_of(rows: list[dict[str, Any]], columns: list[str]) -> None:
+    """A plain table of dicts; nested values are written out."""
+    if not rows:
+        _out.print("nothing there")
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    _out.print(table)
+
+
+def _scores(metrics: dict[str, Any]) -> None:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("score")
+    for column in ("a2b", "b2a", "doing nothing, a2b", "b2a"):
+        table.add_column(column, justify="right")
+    for row in score_table.rows(metrics):
+        values = (row.a2b, row.b2a, row.nothing_a2b, row.nothing_b2a)
+        table.add_row(row.label, *map(score_table.figure, values))
+    _out.print(table)
+
+
+def _pairs(values: dict[str, Any]) -> None:
+    width = max((len(key) for key in values), default=0)
+    for key, value in values.items():
+        if value is not None:
+            _out.print(f"{key:<{width}}  {_cell(value)}", markup=False, soft_wrap=True)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_cell(item) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_cell(item)}" for key, item in value.items())
+    return str(value)

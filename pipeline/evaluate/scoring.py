@@ -1,0 +1,347 @@
+"""Scores of any model or checkpoint: how real, how faithful, where it attends, and compared with whom.
+
+Every figure stands beside that of doing nothing (the source images taken as their translation) and, where
+there is one, that of the present champion, all on the same images, subsets and resamples.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agit_core import model_folder, precision
+from agit_core.errors import BadInput
+from agit_core.model_folder import Model
+from agit_core.scores import attention, distances
+from agit_core.scores.inception import Inception
+from pipeline import storage
+from pipeline.config import Config
+from pipeline.data import manifest
+from pipeline.evaluate import cache, compare
+from pipeline.evaluate.cache import Arrays
+from pipeline.evaluate.compare import DIRECTIONS, Figures, Judge
+from pipeline.evaluate.direction import PAINTED, Direction
+from pipeline.evaluate.images import Domain, Images, open_domain
+from pipeline.evaluate.pictures import EACH_END, keep_extremes
+from pipeline.registry import models
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+Progress = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated, and where its evaluation is written."""
+
+    model_uri: str
+    folder: str
+    model: Model
+
+
+def evaluate(config: Config, uri: str, data_uri: str, progress: Progress | None = None) -> dict[str, Any]:
+    """Scores a model on the test images of prepared data and writes ``evaluation.json``.
+
+    Args:
+        uri: a finished run's folder (its last checkpoint is scored and the result written there), a
+            checkpoint or model folder, or ``models:/name@alias`` (written below ``{storage}/evaluations``).
+        progress: called with ``{"done", "total", "unit", "images_per_s", "eta_s", "message"}``.
+
+    Returns:
+        The content of ``evaluation.json``: ``metrics`` (flat, by contract names, KID raw, with
+        ``do_nothing_*`` beside them; None where a figure is not finite), ``baseline`` (doing nothing),
+        ``champion`` (None, or name, version, uri, metrics, intervals), ``intervals`` (see
+        :func:`pipeline.evaluate.compare.intervals`), ``baseline_intervals``, ``counts``, ``protocol``,
+        ``inception``, ``per_image``, ``model``, ``data``, ``uri`` (the folder it was written to).
+
+    Raises:
+        BadInput: no such model or data, no Inception network, fewer than two test images.
+        RunFailed: the storage does not answer.
+    """
+    device = precision.pick_device(config.evaluate.device)
+    described = manifest.read(data_uri)
+    subject = _subject(config, uri, described)
+    # Everything that can be wrong with the call is looked at before the first image.
+    inception = cache.load_inception(config, device)
+    champion, champion_model = _champion(config, subject.model)
+    domains = {name: open_domain(config, data_uri, described, name) for name in "ab"}
+    try:
+        scorer = _Scorer(config, described, domains, inception, device, progress, rivals=champion is not None)
+        real = {name: scorer.real(name) for name in "ab"}
+        judge = Judge(config.evaluate, config.seed, real["a"], real["b"])
+        outcome = scorer.outcome(subject.model, "the model")
+        mine = judge.model(outcome)
+        nothing = judge.nothing(mine)
+        others = {"do_nothing": nothing}
+        if champion is not None and champion_model is not None:
+            others["champion"] = judge.model(scorer.outcome(champion_model, "the champion"))
+            champion |= {"metrics": others["champion"].metrics, "intervals": _own(others["champion"])}
+        rows = _per_image(outcome, domains, real)
+        pictures = storage.join(subject.folder, "evaluation")
+        scorer.message = "pictures of the best and the worst"
+        networks = scorer.networks(subject.model)
+        keep_extremes(pictures, rows, networks, domains, device, scorer)
+    finally:
+        for domain in domains.values():
+            domain.close()
+    evaluation = {
+        "format": FORMAT,
+        "uri": subject.folder,
+        "model": {"uri": subject.model_uri, "weights_sha256": cache.weights_digest(subject.model)},
+        "data": {"uri": data_uri, "fingerprint": described["fingerprint"], "name": described.get("name")},
+        "metrics": mine.metrics | {f"do_nothing_{name}": value for name, value in nothing.metrics.items()},
+        "baseline": nothing.metrics,
+        "champion": champion,
+        "intervals": compare.intervals(mine, others),
+        "baseline_intervals": _own(nothing),
+        "inception": inception.describe(),
+        "counts": _counts(domains, outcome) | judge.counts,
+        "protocol": _protocol(config, domains, judge, subject.model),
+        "per_image": rows,
+    }
+    storage.write_json(storage.join(subject.folder, "evaluation.json"), evaluation)
+    return evaluation
+
+
+def figures(
+    config: Config, model_uri: str, data_uri: str, inception: Inception, device: torch.device
+) -> dict[str, float | None]:
+    """The figures of a checkpoint or model folder by contract name, and nothing else.
+
+    Without intervals, champion, pictures or files, apart from the cached features of the real images.
+
+    Raises:
+        BadInput: no such model or data, fewer than two test images.
+        RunFailed: the storage does not answer.
+    """
+    described, model = manifest.read(data_uri), model_folder.read(model_uri)
+    evaluate_config = config.evaluate.model_copy(update={"bootstrap": 0})
+    domains = {name: open_domain(config, data_uri, described, name) for name in "ab"}
+    try:
+        scorer = _Scorer(config, described, domains, inception, device, None, rivals=False)
+        judge = Judge(evaluate_config, config.seed, scorer.real("a"), scorer.real("b"))
+        networks = scorer.networks(model)
+        outcome = {}
+        for name in DIRECTIONS:
+            direction = Direction(networks, model.method, name, device)
+            domain = domains[name[0]]
+            outcome[name] = direction.score(domain, inception, config.evaluate.batch_size, scorer)
+    finally:
+        for domain in domains.values():
+            domain.close()
+    return judge.model(outcome).metrics
+
+
+class _Scorer:
+    """Runs networks over images, once: what is in the cache is taken from there. Counts for the progress."""
+
+    def __init__(
+        self,
+        config: Config,
+        described: dict[str, Any],
+        domains: dict[str, Domain],
+        inception: Inception,
+        device: torch.device,
+        progress: Progress | None,
+        rivals: bool,
+    ) -> None:
+        self.config = config
+        self.described = described
+        self.domains = domains
+        self.inception = inception
+        self.device = device
+        self.message = ""
+        self._progress = progress
+        self._done, self._skipped, self._started = 0, 0, time.monotonic()
+        real = sum(len(domain.test) for domain in domains.values())
+        self._total = real + sum(_model_images(d) for d in domains.values()) * (2 if rivals else 1)
+        self._total += 4 * EACH_END
+
+    def __call__(self, images: int, skipped: bool = False) -> None:
+        self._done += images
+        self._skipped += images if skipped else 0
+        if self._progress is None:
+            return
+        rate = (self._done - self._skipped) / max(time.monotonic() - self._started, 1e-9)
+        left = max(self._total - self._done, 0)
+        self._progress(
+            {
+                "done": min(self._done, self._total),
+                "total": self._total,
+                "unit": "images",
+                "images_per_s": rate or None,
+                "eta_s": left / rate if rate else None,
+                "message": self.message,
+            }
+        )
+
+    def real(self, domain: str) -> Tensor:
+        """Inception features of the real test images, (N, 2048)."""
+        test = self.domains[domain].test
+        self.message = f"real images, {test.split}"
+
+        def compute() -> Arrays:
+            size = self.config.evaluate.batch_size
+            parts = []
+            for batch in test.batches(size):
+                parts.append(self.inception.features(batch.images, size))
+                self(len(batch.indices))
+            return {"features": torch.cat(parts)}
+
+        return self._cached(self._key(domain), compute, test, len(test))["features"]
+
+    def outcome(self, model: Model, message: str) -> dict[str, Arrays]:
+        """What the model makes of both domains' images, by direction."""
+        digest = cache.weights_digest(model)
+        networks: Any = None
+        told = {}
+        for name in DIRECTIONS:
+            domain = self.domains[name[0]]
+            self.message = f"{message}, {name}"
+
+            def compute(name: str = name, domain: Domain = domain) -> Arrays:
+                nonlocal networks
+                networks = networks or self.networks(model)
+                direction = Direction(networks, model.method, name, self.device)
+                return direction.score(domain, self.inception, self.config.evaluate.batch_size, self)
+
+            key = self._key(name[0], direction=name, model=digest, tau=model.method.stages.tau)
+            told[name] = self._cached(key, compute, domain.test, _model_images(domain))
+        return told
+
+    def networks(self, model: Model) -> Any:
+        return model.networks().to(self.device)
+
+    def _key(self, domain: str, **parts: Any) -> str:
+        which = self.domains[domain]
+        masked = [which.masked.split, which.masked.indices] if which.masked is not None and parts else None
+        return cache.key(
+            data=self.described["fingerprint"],
+            split=which.test.split,
+            images=len(which.test),
+            masked=masked,
+            **parts,
+        )
+
+    def _cached(self, key: str, compute: Callable[[], Arrays], test: Images, images: int) -> Arrays:
+        arrays, found = cache.cached(self.config, key, compute, len(test))
+        if found:
+            self(images, skipped=True)
+        return arrays
+
+
+def _model_images(domain: Domain) -> int:
+    extra = domain.masked if not domain.masks_on_test else None
+    return len(domain.test) + (len(extra) if extra is not None else 0)
+
+
+def _subject(config: Config, uri: str, described: dict[str, Any]) -> Subject:
+    uri = models.resolve(uri, config)
+    result_uri = storage.join(uri, "result.json")
+    if storage.exists(result_uri):
+        model_uri = str(storage.read_json(result_uri)["checkpoint"])
+        return Subject(model_uri, uri, model_folder.read(model_uri))
+    if storage.exists(storage.join(uri, "spec.json")):
+        raise BadInput(f"the run at {uri} is not finished; finish it, or give one of its checkpoint folders")
+    model = model_folder.read(uri)
+    digest = cache.weights_digest(model)[:12]
+    folder = storage.join(config.storage, "evaluations", f"{digest}-{described['fingerprint']}")
+    return Subject(uri, folder, model)
+
+
+def _champion(config: Config, model: Model) -> tuple[dict[str, Any] | None, Model | None]:
+    """The present champion, unless it is the very model that is evaluated."""
+    found = models.champion(config)
+    if found is None:
+        return None, None
+    try:
+        champion = model_folder.read(found["uri"])
+    except BadInput as error:
+        raise BadInput(
+            f"the champion to compare with, {found['name']} version {found['version']}, cannot be read: {error}"
+        ) from None
+    if cache.weights_digest(champion) == cache.weights_digest(model):
+        return None, None
+    return {"name": found["name"], "version": found["version"], "uri": found["uri"]}, champion
+
+
+def _own(figures: Figures) -> dict[str, Any]:
+    return compare.intervals(figures, {})
+
+
+def _per_image(
+    outcome: dict[str, Arrays], domains: dict[str, Domain], real: dict[str, Tensor]
+) -> list[dict[str, Any]]:
+    """One row per translated test image; ``score`` 0: like the average target, 1: like the average source."""
+    rows: list[dict[str, Any]] = []
+    for direction in DIRECTIONS:
+        arrays, test = outcome[direction], domains[direction[0]].test
+        scores = distances.distance_to_target(arrays["features"], real[direction[0]], real[direction[2]])
+        on_test = {"coverage": "coverage", "cycle_l1": "cycle"}
+        if domains[direction[0]].masked in (None, test):
+            on_test |= {"iou": "iou", "background_l1": "background_l1"}
+        for row, (index, name) in enumerate(zip(test.indices, test.names(), strict=True)):
+            whole = bool(arrays["finite"][row])
+            told: dict[str, Any] = {
+                "direction": direction,
+                "domain": direction[0],
+                "index": index,
+                "name": name,
+            }
+            told["score"] = float(scores[row]) if scores is not None and whole else None
+            for key, source in on_test.items():
+                if source in arrays:
+                    value = float(arrays[source][row])
+                    told[key] = value if value == value and whole else None
+            rows.append(told)
+    return rows
+
+
+def _counts(domains: dict[str, Domain], outcome: dict[str, Arrays]) -> dict[str, int]:
+    counts = {f"test_{name}": len(domain.test) for name, domain in domains.items()}
+    for direction in DIRECTIONS:
+        name, arrays = direction[0], outcome[direction]
+        masked = domains[name].masked
+        if masked is not None:
+            counts[f"masks_{masked.split}"] = len(masked)
+            if "iou" in arrays:
+                counts[f"masks_empty_{masked.split}"] = int(torch.isnan(arrays["iou"]).sum())
+        broken = int((~arrays["finite"]).sum())
+        if broken:
+            counts[f"not_finite_{direction}"] = broken
+    return counts
+
+
+def _protocol(config: Config, domains: dict[str, Domain], judge: Judge, model: Model) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "kid": f"{config.evaluate.subsets} subsets of up to {config.evaluate.subset_size}, seed {config.seed}, "
+        "raw (papers print it x 100); mean is of target and source; std is between subsets",
+        "kid_source": "translations against the very images they came from, so it can fall slightly below 0",
+        "fid": "translations against the real test images of the target; biased upwards with few images",
+        "do_nothing": "the source images taken as their own translation; it attends nowhere",
+        "intervals": f"95 %: value +- 1.96 standard errors over {config.evaluate.bootstrap} resamples of images, "
+        "shared by all that are compared",
+        "per_image": "distance to the target (0: like the average target image, 1: the average source image)",
+    }
+    if model.method.networks.has_attention:
+        told["attention"] = (
+            f"attended: attention >= {attention.THRESHOLD}; images with an empty mask left out"
+        )
+    for name, domain in domains.items():
+        if domain.masked is None:
+            told[f"background_{name}"] = (
+                f"outside the predicted attention (< {PAINTED}) on {domain.test.split}: no true masks exist"
+            )
+        else:
+            told[f"background_{name}"] = f"outside the true masks of {domain.masked.split}"
+            told[f"masks_{name}"] = f"{len(domain.masked)} images of {domain.masked.split}"
+    if judge.warnings:
+        told["warnings"] = judge.warnings
+    return told

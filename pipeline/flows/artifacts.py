@@ -1,0 +1,180 @@
+"""What a flow run leaves in the Prefect UI: progress, the score table, sample pictures, the report's link.
+
+An artifact that cannot be written is told once in the log and never ends a run.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from prefect import get_run_logger
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
+
+from pipeline import progress, storage
+from pipeline.config import Config
+from pipeline.handover import Run
+from pipeline.journey import DIRECTIONS
+from pipeline.progress import Status
+from pipeline.retrain import Decision
+from pipeline.scores import table
+
+UPDATE_SECONDS = 10.0
+_SAMPLE_WIDTH = 1024
+
+
+@contextlib.contextmanager
+def progress_of(stage: str) -> Iterator[None]:
+    """Keeps a progress artifact up to date within the block, full when that ends well."""
+    shown = _Progress(stage)
+    with progress.listening(shown):
+        yield
+    shown.end()
+
+
+class _Progress:
+    """A listener with one progress artifact."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._artifact: Any = None
+        self._last = 0.0
+        self._line = ""
+        self._off = False
+
+    def __call__(self, stage: str, status: Status) -> None:
+        self._line = status.line()
+        if status.total and time.monotonic() - self._last >= UPDATE_SECONDS:
+            self._show(min(100.0, 100.0 * (status.done or 0) / status.total))
+
+    def end(self) -> None:
+        """Nothing is shown of a stage that told nothing, as one that found its work done."""
+        if self._line:
+            self._show(100.0)
+
+    def _show(self, percent: float) -> None:
+        if self._off:
+            return
+        self._last = time.monotonic()
+        self._off = True  # stays off when the next lines fail
+        with _told(f"progress of {self._stage}"):
+            if self._artifact is None:
+                self._artifact = create_progress_artifact(
+                    progress=percent, key=f"agit-{self._stage}-progress", description=self._line
+                )
+            else:
+                update_progress_artifact(artifact_id=self._artifact, progress=percent, description=self._line)
+            self._off = False
+
+
+def decision(config: Config, decided: Decision) -> None:
+    """Why a scheduled run trained or not, and which images are new, gone, changed or moved."""
+    with _told("decision"):
+        lines = [f"# {config.name}: {'trained' if decided.train else 'not trained'}", "", decided.reason, ""]
+        for kind, told in (decided.changes.plain() if decided.changes else {}).items():
+            if told["count"]:
+                more = told["count"] - len(told["names"])
+                names = [*told["names"], *([f"and {more} more"] if more else [])]
+                lines += [f"## {told['count']} {kind}", "", *(f"- {name}" for name in names), ""]
+        create_markdown_artifact(key=_name("retrain", config.name), markdown="\n".join(lines))
+
+
+def scores(run: Run, evaluation: dict[str, Any]) -> None:
+    """The score table, with what doing nothing would score beside it."""
+    with _told("score table"):
+        page = table.markdown(
+            f"Scores of {run.run_id}", evaluation["metrics"], evaluation.get("counts") or {}
+        )
+        create_markdown_artifact(key=_key("scores", run), markdown=page)
+
+
+def report_link(run: Run, uri: str) -> None:
+    with _told("report link"):
+        link = uri if "://" in uri else f"file://{storage.local_path(uri)}"
+        create_link_artifact(key=_key("report", run), link=link, link_text=f"Report of {run.run_id}")
+
+
+def search(summary: dict[str, Any]) -> None:
+    """The trials of a search as a table, and the link to its report."""
+    name, metric, uri = summary["search_id"], summary["metric"], summary["report"]
+    with _told("table of trials"):
+        rows = [
+            f"| {t['trial']} | {t['state']} | {t['step']} | {'' if t[metric] is None else f'{t[metric]:.4g}'} | "
+            + ", ".join(f"`{key}` {value}" for key, value in t["values"].items())
+            for t in summary["trials"]
+        ]
+        head = [
+            f"# Trials of {name}",
+            "",
+            f"| trial | state | step | {metric} | values |",
+            "|--|--|--|--|--|",
+        ]
+        create_markdown_artifact(key=_name("trials", name), markdown="\n".join([*head, *rows]))
+    with _told("report link"):
+        link = uri if "://" in uri else f"file://{storage.local_path(uri)}"
+        create_link_artifact(key=_name("report", name), link=link, link_text=f"Report of {name}")
+
+
+def samples(run: Run) -> None:
+    """The newest sample strips as one picture, small enough to live in Prefect's database."""
+    with _told("sample pictures"):
+        picture = _newest_samples(run.uri)
+        if picture is not None:
+            encoded = base64.b64encode(picture).decode()
+            create_image_artifact(
+                key=_key("samples", run),
+                image_url=f"data:image/jpeg;base64,{encoded}",
+                description="real, attention, translated, reconstructed",
+            )
+
+
+def _newest_samples(run_uri: str, strips: int = 4) -> bytes | None:
+    from PIL import Image
+
+    steps = storage.list_(storage.join(run_uri, "samples"))
+    if not steps:
+        return None
+    names = [uri for uri in storage.list_(steps[-1]) if uri.endswith(".png")]
+    chosen = [
+        n for d in DIRECTIONS for n in [u for u in names if storage.name(u).startswith(d)][: strips // 2]
+    ]
+    images = [Image.open(io.BytesIO(storage.read_bytes(uri))).convert("RGB") for uri in chosen]
+    if not images:
+        return None
+    sheet = Image.new("RGB", (max(i.width for i in images), sum(i.height for i in images)))
+    top = 0
+    for image in images:
+        sheet.paste(image, (0, top))
+        top += image.height
+    if sheet.width > _SAMPLE_WIDTH:
+        sheet.thumbnail((_SAMPLE_WIDTH, 4 * _SAMPLE_WIDTH))
+    out = io.BytesIO()
+    sheet.save(out, "JPEG", quality=85)
+    return out.getvalue()
+
+
+def _key(kind: str, run: Run) -> str:
+    return _name(kind, run.run_id)
+
+
+def _name(kind: str, of: str) -> str:
+    return re.sub(r"[^a-z0-9-]+", "-", f"agit-{kind}-{of}".lower())
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        get_run_logger().warning("artifact '%s' could not be written: %s", what, " ".join(str(error).split()))

@@ -1,0 +1,65 @@
+"""One training at a time on a machine's GPUs or on a cluster: Prefect's global concurrency limits.
+
+A limit that nobody created would not limit, so the first training creates it with one slot. Who has room for
+more raises it: ``prefect global-concurrency-limit update agit-gpu-HOST --limit 2``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from prefect import get_client, get_run_logger
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.concurrency.sync import concurrency
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+
+from pipeline.config import Config
+from pipeline.flows.local import EMBEDDED
+
+LEASE_SECONDS = 120.0
+"""After a training that was killed its slot is free again so many seconds later."""
+
+
+def limit_of(config: Config) -> str:
+    """``agit-gpu-HOST`` or ``agit-cpu-HOST``: of the cluster where there is one, else of this machine."""
+    kind = "cpu" if config.train.device == "cpu" else "gpu"
+    where = socket.gethostname()
+    if config.cluster.address is not None:
+        where = urlsplit(config.cluster.address).netloc.rpartition("@")[2] or config.cluster.address
+    return f"agit-{kind}-" + re.sub(r"[^a-z0-9]+", "-", where.lower()).strip("-")
+
+
+@contextlib.contextmanager
+def slot(config: Config) -> Iterator[None]:
+    """Waits for a slot and holds it within the block.
+
+    An embedded server belongs to one run alone, and forgets what a killed one held: there is nothing to share
+    there and no limit.
+    """
+    if os.environ.get(EMBEDDED):
+        yield
+        return
+    name = limit_of(config)
+    _create(name)
+    get_run_logger().info(
+        "training takes a slot of the concurrency limit %s, waiting where there is none", name
+    )
+    # a server that is away for a moment must not end a training that goes well
+    with concurrency(
+        name, occupy=1, lease_duration=LEASE_SECONDS, strict=True, raise_on_lease_renewal_failure=False
+    ):
+        yield
+
+
+def _create(name: str) -> None:
+    with get_client(sync_client=True) as client:
+        with contextlib.suppress(ObjectNotFound):
+            client.read_global_concurrency_limit_by_name(name)
+            return
+        with contextlib.suppress(ObjectAlreadyExists):
+            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))

@@ -1,0 +1,73 @@
+"""Prefect's view of a search: flow ``agit-tune``, whose tasks call the plain functions of ``pipeline.tune.stages``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+from pydantic import Field
+
+from pipeline.config import Config
+from pipeline.flows import artifacts, journey, limits, log
+from pipeline.flows.journey import Cluster, ConfigName, Overrides, StorageUri
+from pipeline.handover import Data
+from pipeline.tune import stages
+from pipeline.tune.search import Search
+
+
+# Ray Tune and the job go on from what is stored; another try from outside would only repeat.
+@task(
+    name="tune",
+    task_run_name="tune {config.name}",
+    tags=["train"],
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def search(config: Config, data: Data) -> Search:
+    with limits.slot(config), artifacts.progress_of("tune"):
+        return stages.search(config, data)
+
+
+@task(name="report", task_run_name="report {found.search_id}", **journey.task_options)
+def report(found: Search, preset: str | None) -> dict[str, Any]:
+    uri = stages.report(found)
+    summary = stages.summarize(found, uri, Path(preset) if preset else None)
+    artifacts.search(summary)
+    return summary
+
+
+def _run_name() -> str:
+    given = flow_run.parameters
+    return f"tune {given.get('config', 'demo')} {time.strftime('%Y-%m-%d %H:%M:%S')}"
+
+
+@flow(name="agit-tune", flow_run_name=_run_name, persist_result=False)
+def agit_tune(
+    config: ConfigName = "demo",
+    overrides: Overrides = [],  # noqa: B006 - Prefect copies parameters, and the form needs a list
+    storage: StorageUri = None,
+    cluster: Cluster = None,
+    trials: Annotated[int | None, Field(ge=1)] = None,
+    preset: str | None = None,
+) -> dict[str, Any]:
+    """Searches tune.space for better settings; the same parameters again go on with the search.
+
+    Args:
+        config: A preset's name (demo, h2z, ...) or the path of a YAML file where the flow runs.
+        overrides: Settings that differ, one key=value each, as after `agit tune --set`: `tune.concurrent=4`.
+        storage: Folder or s3://bucket/prefix for everything the search writes; empty: the configuration's.
+        cluster: Jobs address of the Ray cluster that trains; empty: the configuration's, and without one a
+            Ray of the search's own on the worker's machine.
+        trials: How many trials; empty: tune.trials of the configuration. More than before adds to the search.
+        preset: File for the best configuration; in any case it is in the storage, as best.yaml of the search.
+    """
+    with log.in_worker():
+        extra = [f"tune.trials={trials}"] if trials else []
+        settings = journey.resolve(config, [*overrides, *extra], storage, None, cluster)
+        stages.check(settings)
+        data = journey.prepare(settings)
+        return report(search(settings, data), preset)

@@ -1,0 +1,1 @@
+"""Starting the training job and staying with it: :func:`pipeline.launch.jobs.train`."""

@@ -1,0 +1,162 @@
+"""The training job on a Ray cluster, through its Job Submission API: found again, followed, stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shlex
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from agit_core.errors import BadInput, RunFailed
+from pipeline import logs
+from pipeline.config import ClusterConfig
+from pipeline.launch.specs import parse_verdict, write_spec
+from pipeline.train import events
+
+log = logging.getLogger(__name__)
+output = logging.getLogger("pipeline.train.output")
+
+_LOG_SECONDS = 3.0
+_STOP_SECONDS = 60.0
+T = TypeVar("T")
+
+
+class ClusterJob:
+    """A job whose submission id is the run's name and the number of the attempt.
+
+    Ray refuses a second submission with the same id, even of a stopped job; so each try has a number of its
+    own, while the run keeps its name and goes on from its checkpoint.
+    """
+
+    def __init__(self, client: JobSubmissionClient, submission_id: str, patience_s: float) -> None:
+        self.submission_id = submission_id
+        self._client = client
+        self._patience_s = patience_s
+        self._status = JobStatus.PENDING
+        self._shown = 0
+        self._looked = 0.0
+
+    @classmethod
+    def start_or_attach(cls, config: ClusterConfig, spec: dict[str, Any], patience_s: float) -> ClusterJob:
+        """The running job of this run, or a new one.
+
+        Raises:
+            BadInput: the cluster does not answer.
+        """
+        try:
+            client = JobSubmissionClient(config.address)
+            known = {job.submission_id: job for job in client.list_jobs()}
+        except Exception as error:  # a ConnectionError, or a RuntimeError with the server's answer
+            raise BadInput(
+                f"the Ray cluster at cluster.address {config.address} does not answer "
+                f"({' '.join(str(error).split())[:200]}); check the address and that its dashboard runs"
+            ) from None
+        attempt = 1
+        while (name := f"{spec['run_id']}-{attempt}") in known:
+            if known[name].status in (JobStatus.PENDING, JobStatus.RUNNING):
+                job = cls(client, name, patience_s)
+                # what it said so far has been shown to whoever followed it before
+                job._shown = len(job._patiently(lambda: client.get_job_logs(name)))
+                log.info("attached to the running job %s", name)
+                return job
+            attempt += 1
+        if attempt > 1:
+            events.record_interruption(spec["run_uri"])
+        owner = {"host": socket.gethostname(), "submission_id": name, "address": config.address}
+        spec_uri = write_spec(spec, attempt, owner)
+        told = {logs.VARIABLE: os.environ[logs.VARIABLE]} if logs.as_json() else {}
+        environment: dict[str, Any] = {"env_vars": {"PYTHONUNBUFFERED": "1", **told, **config.env}}
+        if config.working_dir is not None:
+            environment["working_dir"] = config.working_dir
+        job = cls(client, name, patience_s)
+        try:
+            client.submit_job(
+                entrypoint=f"python -m {spec.get('job', 'pipeline.train_job')} {shlex.quote(spec_uri)}",
+                submission_id=name,
+                runtime_env=environment,
+                metadata={"run_id": spec["run_id"]},
+            )
+        except OSError:
+            # the answer may be lost and the job be there
+            if name not in {info.submission_id for info in job._patiently(client.list_jobs)}:
+                raise RunFailed(
+                    f"the Ray cluster at {config.address} did not take the job; look into its dashboard's log, "
+                    "then run the same command again"
+                ) from None
+        except Exception as error:  # whatever Ray finds wrong with the environment
+            raise BadInput(
+                f"the Ray cluster at {config.address} refuses the job ({' '.join(str(error).split())[:300]}); "
+                "check cluster.working_dir and cluster.env"
+            ) from None
+        log.info("submitted job %s", name)
+        return job
+
+    def wait(self, seconds: float) -> bool:
+        """Waits at most so long; True when the job has ended. Passes new output on."""
+        until = time.monotonic() + seconds
+        while True:
+            self._status = self._patiently(lambda: self._client.get_job_status(self.submission_id))
+            ended = self._status.is_terminal()
+            if ended or time.monotonic() - self._looked >= _LOG_SECONDS:
+                self._pass_output_on()
+            left = until - time.monotonic()
+            if ended or left <= 0:
+                return ended
+            time.sleep(min(left, 0.5))
+
+    def ended(self) -> str | None:
+        """None after success, otherwise how it ended."""
+        if self._status == JobStatus.SUCCEEDED:
+            return None
+        if self._status == JobStatus.STOPPED:
+            raise RunFailed(f"job {self.submission_id} was stopped; the same command goes on with the run")
+        with contextlib.suppress(Exception):
+            message = self._client.get_job_info(self.submission_id).message
+            return " ".join(str(message).split())[:300]
+        return "failed"
+
+    def verdict(self) -> dict[str, str] | None:
+        """What the job said about its failure in its output."""
+        lines = self._patiently(lambda: self._client.get_job_logs(self.submission_id)).splitlines()
+        return next(filter(None, (parse_verdict(line) for line in reversed(lines))), None)
+
+    def stop(self) -> None:
+        """Stops the job and waits until it has stopped."""
+        with contextlib.suppress(OSError, RuntimeError):
+            self._client.stop_job(self.submission_id)
+            until = time.monotonic() + _STOP_SECONDS
+            while time.monotonic() < until:
+                if self._client.get_job_status(self.submission_id).is_terminal():
+                    return
+                time.sleep(0.5)
+            log.warning("job %s has not stopped after %d s", self.submission_id, _STOP_SECONDS)
+
+    def _pass_output_on(self) -> None:
+        self._looked = time.monotonic()
+        with contextlib.suppress(OSError, RuntimeError):
+            text = self._client.get_job_logs(self.submission_id)
+            # a line is passed on when it is complete
+            end = len(text) if self._status.is_terminal() else text.rfind("\n") + 1
+            for line in text[self._shown : end].splitlines():
+                output.info(line)
+            self._shown = max(self._shown, end)
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """The cluster's head may be away for a while; an answer that does not come is an OSError of its client."""
+        until = time.monotonic() + self._patience_s
+        while True:
+            try:
+                return ask()
+            except (OSError, RuntimeError) as error:
+                if time.monotonic() >= until:
+                    raise RunFailed(
+                        f"the Ray cluster of job {self.submission_id} does not answer any more "
+                        f"({' '.join(str(error).split())[:200]}); the same command goes on with the run"
+                    ) from None
+                time.sleep(2)

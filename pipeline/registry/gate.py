@@ -1,0 +1,171 @@
+"""The gate: may a model be challenger, and does a challenger become champion? Every answer has its reasons.
+
+A model that passes its evaluation is challenger: all its figures are finite, no mask has collapsed, and it
+beats doing nothing. It becomes champion when there is none, or when it beats the present one in the policy's
+metric, measured on the same images, by more than the margin and by more than noise, and is nowhere worse than
+the policy allows. The policy is ``register.gate``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config import GateConfig
+from pipeline.evaluate.compare import DIRECTIONS, lower_is_better
+
+_SUFFIXES = {"a2b", "b2a", "a", "b"}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the gate decided.
+
+    Attributes:
+        passed: the evaluation was passed; the model may be challenger.
+        promoted: it becomes champion.
+        reasons: sentences, what spoke against it or for it.
+    """
+
+    passed: bool
+    promoted: bool
+    reasons: list[str]
+
+    def plain(self) -> dict[str, Any]:
+        return {"passed": self.passed, "promoted": self.promoted, "reasons": self.reasons}
+
+
+def decide(policy: GateConfig, evaluation: Mapping[str, Any], champion: Mapping[str, Any] | None) -> Decision:
+    """Judges an evaluation.
+
+    Args:
+        evaluation: content of ``evaluation.json``.
+        champion: the present champion (``name``, ``version``), None when there is none.
+    """
+    against = forbidden(policy, evaluation)
+    if against:
+        return Decision(False, False, against)
+    if champion is None:
+        return Decision(True, True, ["there was no champion and the evaluation is passed"])
+    measured = evaluation.get("champion")
+    if not measured or int(measured["version"]) != int(champion["version"]):
+        return Decision(
+            True,
+            False,
+            [
+                f"it was not compared with the present champion, version {champion['version']}, on the same "
+                "images; evaluate it again or promote it by hand"
+            ],
+        )
+    against = regressions(policy, evaluation["metrics"], measured["metrics"])
+    beats, sentence = _beats(policy, evaluation, measured)
+    return Decision(True, beats and not against, [sentence, *against])
+
+
+def forbidden(policy: GateConfig, evaluation: Mapping[str, Any]) -> list[str]:
+    """What no champion and no challenger may show, in sentences; empty when the evaluation is passed."""
+    metrics: Mapping[str, float | None] = evaluation["metrics"]
+    baseline: Mapping[str, float | None] = evaluation.get("baseline") or {}
+    reasons = []
+    broken = sorted(
+        name
+        for name, value in metrics.items()
+        if value is None and not name.startswith("do_nothing_") and not _undefined(name, metrics)
+    )
+    if broken:
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        reasons.append(f"figures are not finite: {', '.join(broken[:3])}{more}")
+    for domain in "ab":
+        coverage = metrics.get(f"attention_coverage_{domain}")
+        if coverage is None:
+            continue
+        if coverage > policy.maximum_coverage:
+            reasons.append(
+                f"the attention of domain {domain} has collapsed to all ones: coverage {coverage:.3f} is above "
+                f"{policy.maximum_coverage}"
+            )
+        if coverage < policy.minimum_coverage:
+            reasons.append(
+                f"the attention of domain {domain} has collapsed to nothing: coverage {coverage:.4f} is below "
+                f"{policy.minimum_coverage}"
+            )
+    for direction in DIRECTIONS if policy.better_than_nothing else ():
+        name = f"kid_target_{direction}"
+        value, nothing = metrics.get(name), baseline.get(name)
+        if value is not None and nothing is not None and value >= nothing:
+            reasons.append(f"{name} {value:.4f} is no better than doing nothing ({nothing:.4f})")
+    return reasons
+
+
+def _undefined(name: str, metrics: Mapping[str, float | None]) -> bool:
+    """The precision of attention that takes no side anywhere: there is nothing to divide by, and recall is 0."""
+    kind, separator, domain = name.partition("precision_")
+    return bool(separator) and metrics.get(f"{kind}recall_{domain}") == 0.0
+
+
+def regressions(
+    policy: GateConfig, metrics: Mapping[str, float | None], champion: Mapping[str, float | None]
+) -> list[str]:
+    """Metrics that are worse than the champion's by more than ``maximum_regression`` allows, in sentences."""
+    reasons = []
+    for stem, allowed in policy.maximum_regression.items():
+        names = [name for name in metrics if name == stem or _is_part_of(name, stem)]
+        if not names:
+            reasons.append(f"{stem} may not fall behind the champion's, but was not measured")
+        for name in names:
+            mine, theirs = metrics[name], champion.get(name)
+            if mine is None or theirs is None:
+                continue
+            worse = mine - theirs if lower_is_better(name) is not False else theirs - mine
+            if worse > allowed:
+                reasons.append(
+                    f"{name} {mine:.4f} is worse than the champion's {theirs:.4f} by more than {allowed:g}"
+                )
+    return reasons
+
+
+def _is_part_of(name: str, stem: str) -> bool:
+    """``attention_iou_a`` is the ``attention_iou`` of one domain; ``attention_iou_everywhere_a`` is not."""
+    return name.startswith(f"{stem}_") and name.removeprefix(f"{stem}_") in _SUFFIXES
+
+
+def value_of(metrics: Mapping[str, float | None], name: str) -> float | None:
+    """A metric by name, or the mean over its directions or domains."""
+    if name in metrics:
+        return metrics[name]
+    parts = [value for key, value in metrics.items() if _is_part_of(key, name)]
+    known = [value for value in parts if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(parts) else None
+
+
+def _beats(
+    policy: GateConfig, evaluation: Mapping[str, Any], champion: Mapping[str, Any]
+) -> tuple[bool, str]:
+    name = policy.metric
+    mine, theirs = value_of(evaluation["metrics"], name), value_of(champion["metrics"], name)
+    if mine is None or theirs is None:
+        return False, f"the gate's metric {name} was not measured; correct register.gate.metric"
+    gain = theirs - mine if lower_is_better(name) is not False else mine - theirs
+    figures = f"{name} {mine:.4f} against {theirs:.4f} of the champion, version {champion['version']}"
+    if gain <= policy.margin:
+        wanted = f"better by more than {policy.margin:g}" if policy.margin else "better"
+        return False, f"{figures}, is not {wanted}"
+    verdict = _verdict(evaluation.get("intervals") or {}, name)
+    if policy.beyond_noise and verdict != "better":
+        if verdict is None:
+            return False, (
+                f"{figures}, has no interval to tell it from noise; set evaluate.bootstrap, or "
+                "register.gate.beyond_noise=false"
+            )
+        return False, f"{figures}, is a difference within noise"
+    return True, f"{figures}, is better" + (" by more than noise" if verdict == "better" else "")
+
+
+def _verdict(intervals: Mapping[str, Any], name: str) -> str | None:
+    """Of the comparison with the champion; a mean without its own is better when each of its parts is."""
+    names = [name] if name in intervals else [key for key in intervals if _is_part_of(key, name)]
+    told = [((intervals[key] or {}).get("champion") or {}).get("verdict") for key in names]
+    if not told or None in told:
+        return None
+    return "better" if set(told) == {"better"} else "noise"

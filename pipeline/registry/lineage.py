@@ -1,0 +1,89 @@
+"""Where a model comes from: what is written beside it so that it can be traced back and rebuilt."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.handover import Data, Run
+
+_PACKAGES = ("agit", "torch", "torchvision", "ray", "prefect", "mlflow-skinny", "pyarrow", "numpy")
+
+
+def of(config: Config, data: Data, run: Run) -> dict[str, Any]:
+    """The lineage of a finished run: configuration, data, code and libraries, all JSON-ready."""
+    return {
+        "run_id": run.run_id,
+        "run_uri": run.uri,
+        "checkpoint": run.result.get("checkpoint"),
+        "steps": run.result.get("steps"),
+        "data_uri": data.uri,
+        "data_fingerprint": data.manifest["fingerprint"],
+        "config": config.plain(),
+        "code": code_version(),
+        "packages": packages(),
+        "machine": machine(),
+        "device": run.result.get("device"),
+        "workers": run.result.get("workers"),
+    }
+
+
+@cache
+def code_version() -> dict[str, Any]:
+    """Package version, SHA-256 of the two packages' Python files and, in a work tree, the git commit."""
+    digest = hashlib.sha256()
+    for package in ("agit_core", "pipeline"):
+        root = Path(str(resources.files(package)))
+        for path in sorted(root.rglob("*.py")):
+            digest.update(
+                path.relative_to(root.parent).as_posix().encode() + b"\0" + path.read_bytes() + b"\0"
+            )
+    root = Path(str(resources.files("pipeline"))).parent
+    commit = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else None
+    return {
+        "version": _version("agit"),
+        "source_sha256": digest.hexdigest(),
+        "git_commit": commit,
+        "git_dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no")) if commit else None,
+    }
+
+
+def packages() -> dict[str, str | None]:
+    """Versions of Python and of the libraries that decide the result."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+
+
+def machine() -> dict[str, Any]:
+    """What the last bits of a result depend on: kernels are chosen by the processor and split over its cores."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(
+            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model
+        )
+    return {"processor": model, "cpu_cores": os.cpu_count()}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

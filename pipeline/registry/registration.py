@@ -1,0 +1,220 @@
+"""Registers a finished run's model as a version, with everything that explains it, and lets the gate decide."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from agit_core import model_folder
+from agit_core.errors import BadInput
+from pipeline import model_card, storage
+from pipeline.config import Config
+from pipeline.evaluate.cache import weights_digest
+from pipeline.redact import redact
+from pipeline.registry import audit, files, gate, tracking, versions
+from pipeline.registry import lineage as code_lineage
+from pipeline.registry.models import CHALLENGER, CHAMPION, model_name
+from pipeline.registry.tracking import client, explained, tracking_uri
+
+
+def register(
+    config: Config, run_uri: str, evaluation: Mapping[str, Any], lineage: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Registers a finished run's model as a version and lets the gate decide about it.
+
+    The same weights of the same run are registered once: a second call returns the version that is there. A
+    call that was interrupted is finished by the next one.
+
+    Args:
+        evaluation: what :func:`pipeline.evaluate.scoring.evaluate` returned for this run.
+        lineage: JSON-ready; written into the model folder and the tags.
+
+    Returns:
+        ``name``, ``version``, ``aliases``, ``decision`` (passed, promoted, reasons), ``source`` (the model
+        folder), ``mlflow`` (tracking URI, run id) and ``lineage``; also in ``registration.json`` of the run.
+
+    Raises:
+        BadInput: the run is not finished.
+        RunFailed: the storage or the tracking server does not answer.
+    """
+    run = _Finished.read(config, run_uri, evaluation, lineage)
+    name, uri = run.name, tracking_uri(config)
+    version = versions.find(uri, name, run.run_id, run.digest)
+    if version is None:
+        version = _create(uri, run, _write_folder(run))
+    if "agit.state" not in version.tags:
+        _decide(config, uri, version, evaluation)
+        version = versions.get(uri, name, int(version.version))
+    registration = {
+        "name": name,
+        "version": int(version.version),
+        "aliases": sorted(version.aliases),
+        "decision": json.loads(version.tags["agit.decision"]),
+        "source": version.source,
+        "mlflow": {"tracking_uri": redact(uri), "run_id": version.run_id},
+        "lineage": run.lineage,
+    }
+    storage.write_json(storage.join(run_uri, "registration.json"), registration)
+    return registration
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """A finished run that is about to be a version."""
+
+    config: Config
+    uri: str
+    run_id: str
+    checkpoint: str
+    model: model_folder.Model
+    digest: str
+    evaluation: dict[str, Any]
+    lineage: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return model_name(self.config)
+
+    @staticmethod
+    def read(
+        config: Config, uri: str, evaluation: Mapping[str, Any], lineage: Mapping[str, Any] | None
+    ) -> _Finished:
+        try:
+            result = storage.read_json(storage.join(uri, "result.json"))
+        except FileNotFoundError:
+            raise BadInput(f"the run at {uri} is not finished, so there is nothing to register") from None
+        run_id, checkpoint = str(result.get("run_id") or storage.name(uri)), str(result["checkpoint"])
+        model = model_folder.read(checkpoint)
+        origin = redact(dict(lineage or {"run_id": run_id, "run_uri": uri}))
+        origin.setdefault("code", code_lineage.code_version())
+        return _Finished(
+            config, uri, run_id, checkpoint, model, weights_digest(model), dict(evaluation), origin
+        )
+
+
+def _write_folder(run: _Finished) -> str:
+    """The model folder of the version; ``model.json``, which makes it valid, is uploaded last."""
+    uri = storage.join(run.config.storage, "models", run.name, run.run_id)
+    if not storage.is_remote(uri):
+        uri = str(storage.local_path(uri))  # the registry outlives the present working directory
+    manifest_uri = storage.join(uri, model_folder.MANIFEST)
+    if storage.exists(manifest_uri):
+        there = storage.read_json(manifest_uri).get("lineage", {}).get("weights_sha256")
+        if there == run.digest:
+            return uri
+        # the same run trained anew with another outcome: the version registered before keeps its folder
+        uri = f"{uri}-{run.digest[:8]}"
+    kept = ("metrics", "baseline", "intervals", "counts", "inception", "protocol")
+    scores = {key: run.evaluation[key] for key in kept if key in run.evaluation}
+    from pipeline.serve import pyfunc  # pandas and MLflow's servers, which no other command needs
+
+    model = replace(run.model, name=run.name, lineage={**run.lineage, "weights_sha256": run.digest})
+    card = model_card.render(model, scores, manifest=model_card.manifest_of(model))
+    extra = {
+        model_card.SCORES: json.dumps(scores, indent=1).encode(),
+        model_card.FILE: card.encode(),
+        pyfunc.FILE: pyfunc.mlmodel(model).encode(),
+    }
+    with tempfile.TemporaryDirectory(prefix="agit-model-") as folder:
+        model_folder.write(
+            folder, model.name, model.method, model.image_size, model.weights, model.lineage, extra
+        )
+        manifest = Path(folder) / model_folder.MANIFEST
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_file() and path != manifest:
+                storage.upload_file(path, storage.join(uri, path.relative_to(folder).as_posix()))
+        storage.upload_file(manifest, storage.join(uri, model_folder.MANIFEST))
+    return uri
+
+
+def _create(uri: str, run: _Finished, source: str) -> Any:
+    """Logs the run to MLflow and creates its version, with where everything is as tags."""
+    code, data = run.lineage.get("code") or {}, run.evaluation.get("data") or {}
+    tags = {
+        "agit.key": f"{run.run_id}-{run.digest[:12]}",
+        "agit.run_id": run.run_id,
+        "agit.weights_sha256": run.digest,
+        "agit.directions": ",".join(model_folder.DIRECTIONS),
+        "agit.run_uri": run.uri,
+        "agit.checkpoint": run.checkpoint,
+        "agit.model_uri": source,
+        "agit.report_uri": storage.join(run.uri, "report.html"),
+        "agit.data_uri": str(run.lineage.get("data_uri") or data.get("uri") or ""),
+        "agit.data_fingerprint": str(run.lineage.get("data_fingerprint") or data.get("fingerprint") or ""),
+        "agit.code": str(code.get("git_commit") or code.get("version") or "unknown"),
+        "agit.inception_sha256": str((run.evaluation.get("inception") or {}).get("sha256") or ""),
+    }
+    tags = {key: str(redact(value)) for key, value in tags.items() if value}
+    commit = str(code.get("git_commit") or "")
+    of_mlflow = {
+        "mlflow.note.content": files.note(tags),
+        "mlflow.source.name": "agit",
+        "mlflow.source.type": "JOB",
+        **({"mlflow.source.git.commit": commit} if commit else {}),
+    }
+    metrics = dict(run.evaluation["metrics"])
+    artifacts = storage.join(run.config.storage, "mlflow-artifacts")
+    if not storage.is_remote(artifacts):
+        artifacts = str(storage.local_path(artifacts))
+    mlflow_run = tracking.log_run(
+        uri,
+        experiment=run.config.name,
+        artifacts=artifacts,
+        run_name=run.run_id,
+        parameters=run.config.plain(),
+        tags=tags | of_mlflow,
+        rows=tracking.curves(run.uri),
+        metrics=metrics,
+        data={
+            "name": run.config.name,
+            "fingerprint": tags.get("agit.data_fingerprint", "unknown"),
+            "uri": tags.get("agit.data_uri", ""),
+        },
+        files=files.of_run(run.uri, run.config.plain(), run.evaluation, run.lineage),
+    )
+    connection = client(uri)
+    with explained(uri):
+        if not connection.search_registered_models(f"name = '{run.name}'"):
+            connection.create_registered_model(run.name)
+        return connection.create_model_version(
+            run.name, source, run_id=mlflow_run, tags=tags | {"agit.metrics": json.dumps(metrics)}
+        )
+
+
+def _decide(config: Config, uri: str, version: Any, evaluation: Mapping[str, Any]) -> None:
+    """Asks the gate once; an interrupted call goes on from what was decided, unless the champion has changed."""
+    name, number = str(version.name), int(version.version)
+    present = versions.holder(uri, name, CHAMPION)
+    connection = client(uri)
+    now = present["version"] if present else 0
+    against = int(version.tags.get("agit.decision_against", "0"))
+    if "agit.decision" in version.tags and now in {against, number}:
+        decision = json.loads(version.tags["agit.decision"])
+    else:
+        against = now
+        decision = gate.decide(config.register_.gate, evaluation, present).plain()
+        with explained(uri):
+            connection.set_model_version_tag(name, str(number), "agit.decision_against", str(against))
+            connection.set_model_version_tag(name, str(number), "agit.decision", json.dumps(decision))
+    previous = against or None
+    audit.record(
+        config.storage,
+        name,
+        f"gate-v{number:05d}-against-v{against:05d}",
+        action="gate",
+        version=number,
+        previous=previous,
+        champion=number if decision["promoted"] else previous,
+        decision=decision,
+        policy=config.register_.gate.model_dump(mode="json"),
+    )
+    with explained(uri):
+        if decision["passed"]:
+            connection.set_registered_model_alias(name, CHALLENGER, str(number))
+        if decision["promoted"]:
+            connection.set_registered_model_alias(name, CHAMPION, str(number))
+        connection.set_model_version_tag(name, str(number), "agit.state", "registered")

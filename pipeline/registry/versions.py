@@ -1,0 +1,91 @@
+"""Looking up versions of a registered model by number, alias or origin."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from agit_core.errors import BadInput
+from pipeline.redact import redact
+from pipeline.registry import tracking
+from pipeline.registry.tracking import client, explained
+
+
+def _is_there(uri: str) -> bool:
+    """False where asking would create an empty database first, which takes seconds."""
+    file = tracking.database(uri)
+    return file is None or file.is_file()
+
+
+def versions(uri: str, name: str) -> list[Any]:
+    """All versions; MLflow's search leaves their aliases out."""
+    if not _is_there(uri):
+        return []
+    found: list[Any] = []
+    token = None
+    while True:
+        with explained(uri):
+            page = client(uri).search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def get(uri: str, name: str, number: int) -> Any:
+    """One version with its aliases; LookupError when there is none."""
+    with explained(uri):
+        return client(uri).get_model_version(name, str(number))
+
+
+def find(uri: str, name: str, run_id: str, digest: str) -> Any | None:
+    """The version that was registered from these weights of this run."""
+    for version in versions(uri, name):
+        if (version.tags.get("agit.run_id"), version.tags.get("agit.weights_sha256")) == (run_id, digest):
+            return get(uri, name, int(version.version))
+    return None
+
+
+def holder(uri: str, name: str, alias: str) -> dict[str, Any] | None:
+    """``name``, ``version``, ``uri`` and ``metrics`` of the version that has the alias, if any."""
+    if not _is_there(uri):
+        return None
+    try:
+        with explained(uri):
+            found = client(uri).get_model_version_by_alias(name, alias)
+    except LookupError:
+        return None
+    return {
+        "name": name,
+        "version": int(found.version),
+        "uri": str(found.source),
+        "metrics": json.loads(found.tags.get("agit.metrics", "{}")),
+    }
+
+
+def named(uri: str, name: str, version: str) -> int:
+    """The number of a version that is given as a number or an alias.
+
+    Raises:
+        BadInput: there is none; says which there are.
+    """
+    numbers = sorted(int(item.version) for item in versions(uri, name))
+    if not numbers:
+        raise BadInput(f"no model '{name}' is registered at {redact(uri)}; register one with agit run")
+    if version.isdigit():
+        if int(version) in numbers:
+            return int(version)
+        known = ", ".join(map(str, numbers[-10:]))
+        raise BadInput(f"model '{name}' has no version {version}; its versions are {known}")
+    found = holder(uri, name, version)
+    if found is None:
+        raise BadInput(
+            f"model '{name}' has no alias '{version}'; its aliases are "
+            f"{', '.join(sorted(_aliases(uri, name))) or 'none yet'}"
+        )
+    return int(found["version"])
+
+
+def _aliases(uri: str, name: str) -> dict[str, Any]:
+    with explained(uri):
+        return dict(client(uri).get_registered_model(name).aliases)

@@ -1,0 +1,164 @@
+"""The report: one HTML file that shows what a run did, for the one who decides and the one who digs.
+
+Everything is read from storage and everything is inside the file, pictures, charts and chart library, so
+that it opens from a mail attachment, a bucket or an archive, years later, without a network.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from datetime import UTC, datetime
+from importlib import resources
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipeline import storage
+from pipeline.config import Config
+from pipeline.data.card import card as data_card
+from pipeline.redact import redact
+from pipeline.report import charts as report_charts
+from pipeline.report import images, published, story, verdict
+from pipeline.report.sources import Run, read_run
+from pipeline.scores.shown import Scores
+
+SECTIONS = (
+    ("verdict", "Verdict"),
+    ("pictures", "Pictures"),
+    ("training", "Watch it learn"),
+    ("scores", "Scores"),
+    ("best-worst", "Best and worst"),
+    ("curves", "Curves"),
+    ("masks", "Mask health"),
+    ("data", "Data"),
+    ("lineage", "Lineage"),
+)
+
+
+def build(config: Config, run_uri: str, data_uri: str) -> str:
+    """Writes ``{run_uri}/report.html`` from what the run has left in storage so far.
+
+    Parts that are missing are named in the page; a run that is still training has a report, too.
+
+    Returns:
+        The report's URI.
+
+    Raises:
+        BadInput: there is no run at ``run_uri``.
+        RunFailed: the storage does not answer.
+    """
+    run = read_run(run_uri, data_uri)
+    uri = storage.join(run_uri, "report.html")
+    storage.write_text(uri, render(config, run))
+    return uri
+
+
+def render(config: Config, run: Run) -> str:
+    """The page as text."""
+    names = story.domain_names(run.manifest)
+    scores = story.scores(run, names)
+    labels = {direction: scores.label(direction) for direction in ("a2b", "b2a")}
+    viewer = images.viewer(run, labels)
+    switch = (run.result or {}).get("switched_at_step")
+    charts = _charts(config, run, names, scores, switch)
+    drawn = [chart for group in charts.values() for chart in group]
+    packed, library_hash = report_charts.bundle() if drawn else ("", "")
+    script = asset("report.js")
+    allowed = [digest(script), *([library_hash] if drawn else [])]
+    total = (run.result or {}).get("steps") or (run.progress or {}).get("total_steps")
+    per_image = story.per_image(run, labels)
+    context = {
+        "title": redact(config.report.title) or f"{config.name}: {names[0]} and {names[1]}, run {run.run_id}",
+        "policy": " ".join(f"'sha256-{digest}'" for digest in allowed),
+        "css": Markup(asset("report.css")),
+        "js": Markup(script),
+        "plotly": Markup(packed),
+        "sections": [s for s in SECTIONS if s[0] != "training" or not viewer.empty],
+        "verdict": verdict.headline(run, scores),
+        "tiles": verdict.tiles(run, scores),
+        "alarms": story.alarms(config, run, names),
+        "hero": story.hero(viewer, config.report.hero_images),
+        "hero_step": viewer.steps[-1] if viewer.steps else 0,
+        "viewer": viewer,
+        "viewer_data": {
+            "steps": viewer.steps,
+            "total": total or (viewer.steps[-1] if viewer.steps else 0),
+            "switch": switch,
+            "directions": viewer.directions,
+        },
+        "switch_percent": _position(viewer.steps, switch),
+        "scores": scores.groups(),
+        "scores_lead": story.scores_lead(run, names),
+        "has_champion": bool(scores.champion.metrics),
+        "champion_name": story.champion_name(run),
+        "score_charts": charts["scores"],
+        "decision": story.decision(run, config.storage),
+        "published": published.table(config, run),
+        "extremes": story.extremes(run, labels),
+        "extremes_lead": story.extremes_lead(run),
+        "curves": charts["curves"],
+        "curves_lead": story.curves_lead(run, switch),
+        "mask_charts": charts["masks"],
+        "masks_absent": story.masks_absent(config),
+        "data": data_card(run.manifest, names) if run.manifest else None,
+        "lineage": story.lineage(run),
+        "protocol": story.protocol(run),
+        "config": yaml.safe_dump(redact(config.plain()), sort_keys=False, allow_unicode=True),
+        "per_image": per_image,
+        "per_image_label": story.score_label(run),
+        "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "charts_data": {
+            "figures": {chart.key: chart.plain() for chart in drawn},
+            "dark": report_charts.DARK,
+        }
+        if drawn
+        else None,
+        "missing": run.missing,
+    }
+    return environment().get_template("report.html.j2").render(context)
+
+
+def _charts(
+    config: Config, run: Run, names: tuple[str, str], scores: Scores, switch: int | None
+) -> dict[str, list[report_charts.Chart]]:
+    gate = config.register_.gate
+    limits = (gate.minimum_coverage, gate.maximum_coverage)
+    attends = config.method.networks.has_attention
+    kid = story.kid_chart(scores)
+    return {
+        "scores": [kid] if kid else [],
+        "curves": report_charts.curves(run.metrics, names, switch),
+        "masks": report_charts.mask_health(run.metrics, names, switch, limits) if attends else [],
+    }
+
+
+def _position(steps: list[int], switch: int | None) -> float | None:
+    """Where the switch lies on the checkpoint slider, in percent of its width; None when outside of it."""
+    if switch is None or len(steps) < 2 or not steps[0] <= switch <= steps[-1]:
+        return None
+    before = max(i for i, step in enumerate(steps) if step <= switch)
+    if before == len(steps) - 1:
+        return 100.0
+    share = (switch - steps[before]) / (steps[before + 1] - steps[before])
+    return round(100 * (before + share) / (len(steps) - 1), 2)
+
+
+def asset(name: str) -> str:
+    """A file of the templates' folder."""
+    return resources.files("pipeline").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def digest(text: str) -> str:
+    """As a content security policy names an inline script."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def environment() -> Environment:
+    """Templates of the pages."""
+    return Environment(
+        loader=PackageLoader("pipeline", "templates"),
+        autoescape=True,  # names of files and domains come from the data
+        undefined=StrictUndefined,
+    )

@@ -1,0 +1,162 @@
+"""The headline: is the model better than doing nothing, and has it been promoted? In one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.report.sources import Run
+from pipeline.scores.shown import DIRECTIONS, KID_SCALE, Judgement, Scores
+
+
+def headline(run: Run, scores: Scores) -> dict[str, Any]:
+    """``sentence``, ``because`` (may be empty) and ``chips`` for the top of the page."""
+    judged = scores.against_nothing()
+    registration = run.registration or {}
+    if not scores.present:
+        sentence = _unscored(run)
+    elif not judged:
+        sentence = "Scored, but not tested against doing nothing" + _promotion_clause(registration, good=None)
+    else:
+        good = all(verdict.tone == "good" for verdict in judged.values())
+        sentence = _against_nothing(judged, scores) + _promotion_clause(registration, good)
+    chips = [_direction_chip(scores.label(d), judged[d]) for d in DIRECTIONS if d in judged]
+    if registration:
+        chips.append(_registry_chip(registration))
+    return {
+        "sentence": sentence + ".",
+        "because": " ".join([*_yardstick(scores, judged), *reasons(registration)]),
+        "chips": chips,
+    }
+
+
+def _yardstick(scores: Scores, judged: Mapping[str, Judgement]) -> list[str]:
+    """By what the headline judges, and what the other yardstick says where it disagrees."""
+    if not judged:
+        return []
+    mean = scores.judged("kid_mean", "do_nothing")
+    if not mean.text or mean.tone == "good":
+        return ["Judged by KID to the target."]
+    how = "worse than doing nothing" if mean.tone == "bad" else "no different from doing nothing"
+    return [
+        "Judged by KID to the target. "
+        f"On the mean of target and source it is {how}, which has a head start there: it is its own source."
+    ]
+
+
+def _unscored(run: Run) -> str:
+    if run.result:
+        return f"Trained for {int(run.result.get('steps') or 0):,} steps, but not scored yet"
+    progress = run.progress or {}
+    if progress.get("step") is None:
+        return "The training has not begun"
+    state = "failed" if progress.get("state") == "failed" else "is not finished"
+    total = f" of {int(progress['total_steps']):,}" if progress.get("total_steps") else ""
+    return f"The training {state}: step {int(progress['step']):,}{total}"
+
+
+def _against_nothing(judged: Mapping[str, Judgement], scores: Scores) -> str:
+    tones = {direction: verdict.tone for direction, verdict in judged.items()}
+    good = [scores.label(d) for d, tone in tones.items() if tone == "good"]
+    if len(good) == len(tones):
+        return "Better than doing nothing" + (" in both directions" if len(good) == 2 else f", {good[0]}")
+    if good:
+        other = next(d for d, tone in tones.items() if tone != "good")
+        how = "worse than it" if tones[other] == "bad" else "no different from it"
+        return f"Better than doing nothing for {good[0]}, {how} for {scores.label(other)}"
+    if set(tones.values()) == {"even"}:
+        return "Not distinguishable from doing nothing"
+    if set(tones.values()) == {"bad"}:
+        return "Worse than doing nothing"
+    return "Not better than doing nothing"
+
+
+def _promotion_clause(registration: Mapping[str, Any], good: bool | None) -> str:
+    if not registration:
+        return ", and not registered" if good is not None else ""
+    if (registration.get("decision") or {}).get("passed") is False:
+        return ", but refused by the gate" if good else ", and refused by the gate"
+    if promoted(registration):
+        return ", and promoted to champion" if good in (True, None) else ", yet promoted to champion"
+    return ", but not promoted" if good else ", and not promoted"
+
+
+def promoted(registration: Mapping[str, Any]) -> bool:
+    """Whether this version is the champion, by the decision or else by its aliases."""
+    decision = registration.get("decision") or {}
+    if isinstance(decision.get("promoted"), bool):
+        return bool(decision["promoted"])
+    return "champion" in (registration.get("aliases") or [])
+
+
+def reasons(registration: Mapping[str, Any]) -> list[str]:
+    """The gate's reasons as sentences."""
+    decision = registration.get("decision") or {}
+    found = decision.get("reasons") or decision.get("reason") or []
+    if isinstance(found, str):
+        found = [found]
+    return [_sentence(str(reason)) for reason in found if str(reason).strip()]
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    first = text.split(" ", 1)[0]
+    # a metric's name stays as it is written
+    text = text if "_" in first else text[:1].upper() + text[1:]
+    return text + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def _direction_chip(label: str, verdict: Judgement) -> dict[str, str]:
+    words = {"good": "better than doing nothing", "bad": "worse than doing nothing", "even": "within noise"}
+    return {"text": f"{label}: {words[verdict.tone]}", "tone": verdict.tone}
+
+
+def _registry_chip(registration: Mapping[str, Any]) -> dict[str, str]:
+    version = f"{registration.get('name', 'model')} version {registration.get('version', '?')}"
+    if promoted(registration):
+        return {"text": f"{version}: champion", "tone": "good"}
+    if (registration.get("decision") or {}).get("passed") is False:
+        return {"text": f"{version}: did not pass", "tone": "bad"}
+    alias = ", ".join(str(a) for a in registration.get("aliases") or []) or "no alias"
+    return {"text": f"{version}: {alias}", "tone": "even"}
+
+
+def tiles(run: Run, scores: Scores) -> list[dict[str, str]]:
+    """The few figures at the top: KID both ways beside doing nothing, attention, the effort."""
+    shown = []
+    judged = scores.against_nothing()
+    for direction in DIRECTIONS:
+        key = f"kid_target_{direction}"
+        mine, nothing = scores.estimate(key), scores.nothing.estimate(key)
+        if mine is None:
+            continue
+        beside = "doing nothing: " + (
+            "not measured" if nothing is None else f"{nothing.value * KID_SCALE:.2f}"
+        )
+        tone = judged[direction].tone if direction in judged else "even"
+        shown.append(
+            _tile(f"KID × 100, {scores.label(direction)}", f"{mine.value * KID_SCALE:.2f}", beside, tone)
+        )
+    shown += _attention_tile(scores)
+    steps = (run.result or run.progress or {}).get("steps") or (run.progress or {}).get("step")
+    if steps:
+        speed = (run.result or run.progress or {}).get("images_per_s")
+        note = f"{speed:.1f} images per second" if isinstance(speed, int | float) else ""
+        shown.append(_tile("Training steps", f"{int(steps):,}", note))
+    return shown
+
+
+def _attention_tile(scores: Scores) -> list[dict[str, str]]:
+    for prefix, name, note in (
+        ("attention_iou", "Attention IoU", "overlap with the true masks"),
+        ("attention_coverage", "Attention coverage", "share of the image"),
+    ):
+        found = [scores.estimate(f"{prefix}_{domain}") for domain in "ab"]
+        if all(found):
+            value = " · ".join(f"{e.value:.0%}" for e in found if e)
+            return [_tile(f"{name}, {scores.names[0]} · {scores.names[1]}", value.replace("%", " %"), note)]
+    return []
+
+
+def _tile(label: str, value: str, note: str, tone: str = "even") -> dict[str, str]:
+    return {"label": label, "value": value, "note": note, "tone": tone}

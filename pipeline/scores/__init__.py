@@ -1,0 +1,1 @@
+"""Scores as people read them, in reports, tables and model cards."""

@@ -1,0 +1,1 @@
+"""Models behind HTTP, on loopback: MLflow's protocol and a page to try them."""

@@ -1,0 +1,81 @@
+"""A model folder as an MLflow model, so that MLflow's own server and clients take it.
+
+``MLmodel`` lies beside ``model.json`` and names this module as its loader. Images go in and come out as
+base64 text::
+
+    mlflow models serve -m models:/h2z@champion --env-manager local
+    POST /invocations  {"inputs": {"image": ["<base64>"]}, "params": {"direction": "a2b"}}
+    -> {"predictions": [{"image": "<base64 PNG>", "mask": "<base64 PNG>"}]}
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model as MlflowModel
+from mlflow.models import ModelSignature
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.pyfunc import add_to_model
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+from agit_core import Translator
+from agit_core.errors import BadInput
+from agit_core.model_folder import Model
+from pipeline.serve import images
+
+FILE = "MLmodel"
+MOST_IMAGES = 64
+"""Per request: answers are held in memory as a whole."""
+
+
+def mlmodel(model: Model) -> str:
+    """The text of ``MLmodel`` for a model folder."""
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, "image")]),
+        outputs=Schema([ColSpec(DataType.string, "image"), ColSpec(DataType.string, "mask")]),
+        params=ParamSchema([ParamSpec("direction", DataType.string, model.directions[0])]),
+    )
+    described = MlflowModel(
+        signature=signature,
+        metadata={"model": model.name, "directions": list(model.directions), "image_size": model.image_size},
+    )
+    add_to_model(described, loader_module=__name__)
+    return str(described.to_yaml())
+
+
+class Served:
+    """What MLflow calls; one image per row."""
+
+    def __init__(self, translator: Translator) -> None:
+        self._translator = translator
+
+    def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Translates the column ``image`` (base64) into ``image`` and ``mask`` (base64 PNG).
+
+        Raises:
+            MlflowException: a wrong call, in one sentence that MLflow's server answers with status 400.
+        """
+        direction = (params or {}).get("direction", self._translator.directions[0])
+        try:
+            if len(model_input) > MOST_IMAGES:
+                raise BadInput(f"{len(model_input)} images are too many for one call; send {MOST_IMAGES}")
+            self._translator.maps(direction)  # a wrong direction, also without any image
+            rows = [self._one(number, text, direction) for number, text in enumerate(model_input["image"])]
+        except BadInput as error:
+            raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from None
+        return pd.DataFrame(rows, columns=["image", "mask"])
+
+    def _one(self, number: int, text: object, direction: str) -> dict[str, str]:
+        try:
+            done = self._translator.translate(images.decode_base64(text), direction)
+        except BadInput as error:
+            raise BadInput(f"image {number}: {error}") from None
+        return {"image": images.png_base64(done.image), "mask": images.png_base64(done.mask)}
+
+
+def _load_pyfunc(path: str) -> Served:
+    """MLflow's hook: the model of the folder, its checksums verified."""
+    return Served(Translator.load(Path(path)))

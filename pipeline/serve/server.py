@@ -1,0 +1,32 @@
+"""``agit serve``: MLflow's own scoring server around any model, also one that is on object storage.
+
+The same protocol as ``mlflow models serve`` (``/invocations``, ``/ping``, ``/version``), see
+:mod:`pipeline.serve.pyfunc`; models are found as everywhere else (``models:/...``, paths, ``s3://``) and
+requests are limited in size.
+"""
+
+from __future__ import annotations
+
+import yaml
+from mlflow.models import Model as MlflowModel
+from mlflow.pyfunc import PyFuncModel, scoring_server
+from starlette.types import ASGIApp
+
+from agit_core import Translator
+from pipeline.serve import images, pyfunc
+
+LIMIT = 2 * images.LARGEST_BYTES
+"""Of a request: an image of the largest size is a third larger as base64."""
+
+
+def application(model_uri: str, device: str = "auto", threshold: float | None = None) -> ASGIApp:
+    """The server's application.
+
+    Raises:
+        BadInput: no model there.
+    """
+    translator = Translator.load(model_uri, device, threshold=threshold)
+    described = MlflowModel.from_dict(yaml.safe_load(pyfunc.mlmodel(translator.model)))
+    model = PyFuncModel(described, pyfunc.Served(translator))
+    app: ASGIApp = scoring_server.init(model)
+    return app

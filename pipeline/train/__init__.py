@@ -1,0 +1,1 @@
+"""What the training job is made of on its node: driver, workers, checkpoints, events."""

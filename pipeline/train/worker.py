@@ -1,0 +1,353 @@
+"""What every Ray Train worker runs: the trainer on its slice of the batch, with state that survives it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+
+from agit_core.checkpoint import Snapshot
+from agit_core.errors import RunFailed
+from agit_core.loader import ImageSource, Loader
+from agit_core.sampling import SamplePlan
+from agit_core.trainer import Figures, StepResult, Trainer
+from agit_core.world import World
+from pipeline import logs, storage
+from pipeline.config import Config
+from pipeline.data import manifest
+from pipeline.data.order import sample_plan
+from pipeline.train import events
+from pipeline.train.checkpoints import CheckpointStore
+from pipeline.train.failures import Preempted
+from pipeline.train.inputs import PatientImages, open_split, patiently, start_weights
+from pipeline.train.metrics import Gauges
+from pipeline.train.outputs import CollapsedMask, MaskWatch, Samples, faint_at_switch, sample_files, scores
+from pipeline.train.saver import Progress, Saver
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def train(loop: dict[str, Any]) -> dict[str, Any] | None:
+    """Trains from the newest whole checkpoint to the end.
+
+    Args:
+        loop: ``spec`` (see :mod:`pipeline.launch.jobs`) and ``watch_preemption``.
+
+    Returns:
+        What ``result.json`` holds, on rank 0; None elsewhere.
+    """
+    return _Worker(loop["spec"], loop["watch_preemption"]).run()
+
+
+class _Worker:
+    def __init__(self, spec: dict[str, Any], watch_preemption: bool) -> None:
+        self.started = time.time()
+        self.spec = spec
+        self.run_uri: str = spec["run_uri"]
+        self.config = Config.model_validate(spec["config"])
+        self.watch_preemption = watch_preemption
+        context = ray.train.get_context()
+        _silence_reports()
+        if logs.as_json():
+            logs.set_up()
+        logs.bind(run_id=spec["run_id"], rank=context.get_world_rank())
+        train = self.config.train
+        # before anything else uses the pool: results must not depend on when it was sized
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(train.threads_per_worker or max(1, cores // context.get_local_world_size()))
+        self.device: torch.device = ray.train.torch.get_device()
+        self.world = World.current()
+        self.store = CheckpointStore(self.run_uri, train.keep_checkpoints, train.best_by)
+        data_uri = spec["data_uri"]
+        self.plan = self._patiently(lambda: sample_plan(self.config, data_uri, manifest.read(data_uri)))
+        sources: dict[Any, ImageSource] = {d: self._images(f"train{d.upper()}") for d in "ab"}
+        self.total = total_steps(self.config, self.plan)
+        # a trial of a search stops at steps where trials are compared, and goes on later
+        self.end = min(int(spec.get("until") or self.total), self.total)
+        self.loader = Loader(
+            sources,
+            self.plan,
+            self.config.data.image_size,
+            self.config.method.flip,
+            train.prefetch_threads,
+            pin=self.device.type == "cuda",
+        )
+        self.trainer = Trainer(
+            self.config.method,
+            self.plan,
+            self.config.data.image_size,
+            self.total,
+            self.device,
+            self.config.seed,
+            self.world,
+        )
+        # twice as often as promised, and never two at once: a kill in the middle of an upload, however slow,
+        # still costs one interval at most
+        self.checkpoint_every = max(1, train.checkpoint_every // 2)
+        self.rows: list[dict[str, Any]] = []
+        self.figures: Figures | None = None
+        # a Ray of the run's own exports nothing
+        self.gauges = Gauges(spec["run_id"]) if watch_preemption and not self.world.rank else None
+        self.epochs: list[tuple[int, Figures]] = []
+        self.mask_watch = MaskWatch()
+        self.samples: Samples | None = None
+        self.seconds = {"data_wait": 0.0, "checkpoint": 0.0, "sample": 0.0}
+
+    # ------------------------------------------------------------------ the loop
+
+    def run(self) -> dict[str, Any] | None:
+        self._resume()
+        first = self.trainer.step
+        if self.world.rank:
+            self._loop(None, None)
+            return None
+        self.furthest.step = first
+        saver = Saver(self.store, self.config.train.storage_patience_s)
+        progress = Progress(self.run_uri, saver, self.plan.batch_size, **self._state(first))
+        try:
+            self._loop(saver, progress)
+            saver.drain()
+        finally:
+            saver.close()
+            progress.close(step=self.trainer.step)
+        self.furthest.remove()
+        return self._result(first)
+
+    def _loop(self, saver: Saver | None, progress: Progress | None) -> None:
+        """The same collectives on every rank: ``saver`` and ``progress`` are rank 0's and only listen."""
+        train, began = self.config.train, time.perf_counter()
+        self.loop_began = began
+        batches = self.loader.batches(self.trainer.step, self.trainer.slots, self.end)
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self.seconds["data_wait"] += time.perf_counter() - asked
+            if batch is None:
+                break
+            result = self.trainer.train_on(batch)
+            logs.bind(step=result.step)
+            if saver is not None and progress is not None:
+                saver.check()
+                self.furthest.step = result.step
+                progress.update(step=result.step, epoch=result.epoch, stage=result.stage.value)
+                if result.switched:
+                    saver.put(events.as_file(self.run_uri, "switched", step=result.step - 1))
+            last = result.step == self.end
+            if result.step % train.log_every == 0 or last:
+                self._log(result, progress)
+                self._watch_masks(result.step, saver, progress)
+            if train.samples and (result.step % train.sample_every == 0 or last):
+                self._sample(result.step, saver)
+            if result.step % self.checkpoint_every == 0 or last:
+                self._checkpoint(saver)
+            if result.step % train.log_every == 0 and not last:
+                self._leave_if_preempted(saver)
+        self.loop_seconds = time.perf_counter() - began
+
+    def _log(self, result: StepResult, progress: Progress | None) -> None:
+        self.figures = self.trainer.window()
+        losses, health = self.figures.losses, self.figures.mask_health
+        self.epochs = self.trainer.ended_epochs()
+        if progress is None:
+            return
+        now = time.perf_counter()
+        then, before = getattr(self, "logged", (self.loop_began, self.trainer.step - self.figures.steps))
+        self.logged = (now, result.step)
+        row: dict[str, Any] = {
+            "step": result.step,
+            "epoch": result.epoch,
+            "stage": result.stage.value,
+            "learning_rate": self.trainer.learning_rate,
+            "losses": losses,
+            "mask_health": health,
+            "images_per_s": round((result.step - before) * self.plan.batch_size / max(now - then, 1e-9), 2),
+            "time": time.time(),
+        }
+        if self.epochs:
+            row["epochs"] = [{"epoch": e, "mask_health": means.mask_health} for e, means in self.epochs]
+        self.rows.append(row)
+        log.info("step %d of %d", result.step, self.total, extra={"fields": row})
+        if self.gauges is not None:
+            self.gauges(row)
+        progress.update(losses=losses, mask_health=health)
+
+    def _watch_masks(self, step: int, saver: Saver | None, progress: Progress | None) -> None:
+        if not self.config.method.networks.has_attention or self.figures is None:
+            return
+        health, switched = self.figures.mask_health, self.trainer.stages.switched_at_step
+        just_switched = switched is not None and step - self.figures.steps <= switched < step
+        faint = faint_at_switch(health) if just_switched else None
+        message = self.mask_watch(self.figures, self.epochs, step)
+        if saver is not None and progress is not None:
+            if not self.mask_watch.alarmed:
+                progress.update(message="")
+            for kind, told in (("mask_faint", faint), ("mask_collapsed", message)):
+                if told is not None:
+                    saver.put(events.as_file(self.run_uri, kind, told, step=step))
+                    progress.update(message=told)
+        if message is not None and self.config.train.stop_on_collapse and step < self.end:
+            # what led here is worth keeping: the curves, and a state that can go on if someone wants it to
+            self._save_before_leaving(saver)
+            raise CollapsedMask(
+                f"{message}; lower method.optimizer.attention_learning_rate or switch stages earlier "
+                "(method.stages.switch_at), or go on all the same with train.stop_on_collapse=false"
+            )
+
+    def _sample(self, step: int, saver: Saver | None) -> None:
+        if saver is None:
+            return
+        began = time.perf_counter()
+        if self.samples is None:
+            self.samples = Samples(
+                {d: self._images(f"test{d.upper()}") for d in "ab"},
+                self.config.train.samples,
+                self.config.method.networks,
+                self.config.seed,
+                self.device,
+            )
+        strips = self.samples.draw(self.trainer.networks.state_dict() | self.trainer.averaged)
+        saver.put(sample_files(strips, storage.join(self.run_uri, "samples"), step))
+        self.seconds["sample"] += time.perf_counter() - began
+
+    def _checkpoint(self, saver: Saver | None) -> None:
+        began = time.perf_counter()
+        if saver is not None:
+            saver.catch_up()
+        snapshot = self.trainer.snapshot()
+        if saver is not None and snapshot is not None:
+            rows, self.rows = self.rows, []
+            info = snapshot.info | {"run_id": self.spec["run_id"], "scores": scores(rows)}
+            name = storage.join(self.run_uri, "metrics", f"{self.trainer.step:08d}.jsonl")
+            text = "".join(map(storage.json_line, rows))
+            saver.put({name: text.encode()} if rows else {}, dataclasses.replace(snapshot, info=info))
+        ray.train.report(
+            {"step": self.trainer.step, "epoch": self.plan.epoch_of(self.trainer.step)}
+            | (self.figures.losses if self.figures else {})
+        )
+        self.seconds["checkpoint"] += time.perf_counter() - began
+
+    def _leave_if_preempted(self, saver: Saver | None) -> None:
+        """A node that will be taken away is left with nothing lost. Collective."""
+        if not self.watch_preemption or (info := ray.train.get_preemption_info()) is None:
+            return
+        self._save_before_leaving(saver)
+        raise Preempted(f"{len(info.preempted_node_to_ranks)} node(s) are being taken away")
+
+    def _save_before_leaving(self, saver: Saver | None) -> None:
+        """Nobody leaves before rank 0 has everything in the storage: the first to go takes all down. Collective."""
+        self._checkpoint(saver)
+        if saver is not None:
+            saver.drain()
+        if self.world.size > 1:
+            dist.barrier(group=self.world.group)
+
+    # ------------------------------------------------------------------ state
+
+    def _resume(self) -> None:
+        """Every rank goes on from the checkpoint that rank 0 found whole."""
+        snapshot: Snapshot | None = None
+        if self.world.rank == 0:
+            snapshot, damaged = self._patiently(self.store.load_newest)
+            for message in damaged:
+                events.record(self.run_uri, "checkpoint_damaged", message)
+        if self.world.size > 1:
+            shared = [snapshot]
+            dist.broadcast_object_list(shared, src=0, group=self.world.group)
+            snapshot = shared[0]
+        if snapshot is not None:
+            self.trainer.restore(snapshot)
+        elif self.config.train.start_from is not None:
+            self.trainer.start_from(self._patiently(lambda: start_weights(self.config)))
+        nodes = self.world.gather(ray.get_runtime_context().get_node_id())
+        if nodes is not None:
+            self._patiently(lambda: remove_metrics_after(self.run_uri, self.trainer.step))
+            self._tell_start(len(set(nodes)))
+
+    def _tell_start(self, nodes: int) -> None:
+        step = self.trainer.step
+        self.furthest = events.Furthest(self.run_uri)
+        with contextlib.suppress(RunFailed):
+            if not events.read(self.run_uri):
+                self.furthest.step = 0  # left by an earlier run in a folder that was removed
+        before = self.furthest.step
+        with contextlib.suppress(FileNotFoundError, ValueError, RunFailed):
+            before = max(before, int(storage.read_json(storage.join(self.run_uri, "progress.json"))["step"]))
+        kind = "resumed" if step or before else "started"
+        redone = max(0, before - step)
+        events.record(self.run_uri, kind, step=step, redone=redone, workers=self.world.size, nodes=nodes)
+
+    def _images(self, split: str) -> PatientImages:
+        block = self.plan.block
+        return PatientImages(lambda: open_split(self.spec, self.config, split, block), self._patiently)
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        return patiently(action, self.config.train.storage_patience_s)
+
+    def _state(self, first: int) -> dict[str, Any]:
+        return {
+            "state": "running",
+            "step": first,
+            "total_steps": self.total,
+            "epoch": self.plan.epoch_of(first),
+            "stage": self.trainer.stages.stage.value,
+            "resumed_from": first,
+            "workers": self.world.size,
+            "attempt": self.spec["attempt"],
+            "message": "",
+        }
+
+    def _result(self, first: int) -> dict[str, Any]:
+        step, best = self.trainer.step, self.store.best()
+        pictures = storage.list_(storage.join(self.run_uri, "samples", f"step-{step:08d}"))
+        seconds = max(getattr(self, "loop_seconds", 0.0), 1e-9)
+        return {
+            "run_id": self.spec["run_id"],
+            "steps": step,
+            "total_steps": self.total,
+            "epoch": self.plan.epoch_of(step - 1),
+            "stage": self.trainer.stages.stage.value,
+            "switched_at_step": self.trainer.stages.switched_at_step,
+            "checkpoint": self.store.folder(step),
+            "best_checkpoint": None if best is None else self.store.folder(best),
+            "samples": [uri for uri in pictures if uri.endswith(".png")],
+            "losses": self.figures.losses if self.figures else {},
+            "mask_health": self.figures.mask_health if self.figures else {},
+            "workers": self.world.size,
+            "device": self.device.type,
+            "resumed_from": first,
+            "images_per_s": round((step - first) * self.plan.batch_size / seconds, 2),
+            "seconds": {"loop": round(seconds, 3)} | {k: round(v, 3) for k, v in self.seconds.items()},
+        }
+
+
+def _silence_reports() -> None:
+    """Ray Train logs every report of every rank, under a logger that it names by a file."""
+    for name in logging.root.manager.loggerDict:
+        if name.endswith(os.path.join("execution", "context.py")):
+            logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def total_steps(config: Config, plan: SamplePlan) -> int:
+    """Where the run ends and the learning rate reaches 0."""
+    steps = plan.steps(config.train.epochs)
+    return min(steps, config.train.max_steps) if config.train.max_steps else steps
+
+
+def remove_metrics_after(run_uri: str, step: int) -> None:
+    """Forgets rows of steps that will be done again."""
+    for uri in storage.list_(storage.join(run_uri, "metrics")):
+        stem = storage.name(uri).removesuffix(".jsonl")
+        if stem.isdigit() and int(stem) > step:
+            storage.remove(uri)

@@ -1,0 +1,161 @@
+"""The job of a search: ``python -m pipeline.tune.job SPEC_URI``, locally and on a cluster the same.
+
+Ray Tune runs the trials and ASHA decides at every rung which of them go on. What has been scored before this
+job was started is told to ASHA again, in the same order, so that a search that was killed goes on as if it had
+not been; a trial that was stopped stays stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from typing import Any
+
+from agit_core.errors import BadInput, RunFailed
+from pipeline import storage, train_job
+from pipeline.launch import specs
+from pipeline.train import events
+from pipeline.train.failures import PERMANENT, root_cause, sentence
+from pipeline.tune.search import ENDED, Search, Trial, from_spec
+
+log = logging.getLogger("pipeline.tune.job")
+
+_PROGRESS_SECONDS = 2.0
+_TUNE = {
+    # its own result files and progress tables: ours are in storage
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+
+
+def run(spec_uri: str) -> dict[str, Any]:
+    """Searches what the specification says; returns and stores ``result.json``.
+
+    Raises:
+        BadInput: the specification does not fit the data or the cluster.
+        RunFailed: no trial could be scored; the same call tries again.
+    """
+    spec = specs.read_spec(spec_uri)
+    search = from_spec(spec)
+    train_job.tell(spec, "starting", message="starting the trials")
+    os.environ.update(_TUNE)
+    train, side_by_side = search.config.train, search.config.tune.concurrent
+    try:
+        # a trial's driver needs a slot, too
+        with train_job.ray_session(search.config, cpus=side_by_side * (train.workers + 1)) as scratch:
+            _search(spec, search, scratch)
+        result = _result(search)
+        storage.write_json(storage.join(spec["run_uri"], "result.json"), result)
+    except (BadInput, RunFailed) as error:
+        events.record(spec["run_uri"], "failed", str(error))
+        train_job.tell(spec, "failed", message=str(error))
+        raise
+    train_job.tell(spec, "finished", **_progress(search.trials(), search))
+    return result
+
+
+def _search(spec: dict[str, Any], search: Search, scratch: str) -> None:
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+
+    from pipeline.tune.trial import TuneTrial
+
+    settings = search.config.tune
+    tuner = tune.Tuner(
+        tune.with_resources(TuneTrial, {"cpu": 1}),
+        param_space={
+            "trial": tune.grid_search(list(range(settings.trials))),
+            "spec": spec,
+            "scratch": os.path.join(scratch, "trials"),
+            "own_ray": not os.environ.get("RAY_ADDRESS"),
+        },
+        tune_config=tune.TuneConfig(
+            metric="score",
+            mode="min" if search.lower_is_better else "max",
+            scheduler=ASHAScheduler(
+                time_attr="resource",
+                max_t=search.total,
+                grace_period=settings.grace_steps,
+                reduction_factor=settings.reduction,
+            ),
+            max_concurrent_trials=settings.concurrent,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: f"trial-{trial.config['trial']}",
+        ),
+        run_config=tune.RunConfig(
+            name=search.search_id,
+            storage_path=scratch,
+            callbacks=[_watch(spec, search)],
+            verbose=0,
+        ),
+    )
+    errors = tuner.fit().errors
+    if errors:
+        cause = root_cause(*errors)
+        if isinstance(cause, PERMANENT):
+            raise RunFailed(f"a trial stopped with an error of the program: {sentence(cause)}") from cause
+        # the launcher starts this job again, which finds what there is
+        raise RuntimeError(f"a trial was lost: {sentence(cause)}") from cause
+
+
+def _watch(spec: dict[str, Any], search: Search) -> Any:
+    from ray import tune
+
+    class Watch(tune.Callback):
+        """Notes which trials ASHA stopped, and how far the search is."""
+
+        def __init__(self) -> None:
+            self._told = 0.0
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            if (trial.last_result or {}).get("ended"):
+                return
+            stopped = search.trial(int(trial.config["trial"]))
+            stopped.state = "stopped"
+            stopped.message = f"ASHA stopped it at step {stopped.step}"
+            search.store(stopped)
+            of_run = {"run_uri": stopped.run_uri, "attempt": 1}
+            train_job.tell(of_run, "stopped", step=stopped.step, message="stopped by the search")
+
+        def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+            if time.monotonic() - self._told >= _PROGRESS_SECONDS:
+                self._told = time.monotonic()
+                with contextlib.suppress(RunFailed):
+                    train_job.tell(spec, "running", **_progress(search.trials(), search))
+
+    return Watch()
+
+
+def _progress(trials: list[Trial], search: Search) -> dict[str, Any]:
+    """What ``progress.json`` says: trials that ended, and what the others are doing."""
+    doing = []
+    for trial in trials:
+        if trial.state == "running":
+            with contextlib.suppress(FileNotFoundError, ValueError, RunFailed):
+                state = storage.read_json(storage.join(trial.run_uri, "progress.json"))
+                doing.append(f"trial {trial.number} at step {state['step']}")
+    metric, best = search.config.tune.metric, search.best(trials)
+    if best is not None:
+        doing.append(f"best {metric} {best.value(metric):.4g} (trial {best.number}, step {best.step})")
+    return {
+        "step": None,
+        "done": sum(trial.state in (*ENDED, "failed") for trial in trials),
+        "total": len(trials),
+        "unit": "trials",
+        "message": ", ".join(doing),
+    }
+
+
+def _result(search: Search) -> dict[str, Any]:
+    trials = search.trials()
+    best = search.best(trials)
+    if best is None:
+        told = next((trial.message for trial in trials if trial.message), "nothing was scored")
+        raise RunFailed(f"none of the {len(trials)} trials has a score: {told}")
+    return {"search_id": search.search_id, "trials": len(trials), "best": best.number}
+
+
+if __name__ == "__main__":
+    sys.exit(train_job.main(sys.argv[1:], run))

@@ -1,0 +1,210 @@
+"""A search as it stands in storage: its identity, its trials and what they have scored so far.
+
+``{storage}/tune/{search_id}/trials/0003.json`` is a trial's record, written after every score; the trials
+themselves are ordinary runs below ``{storage}/runs``. The same configuration on the same data is the same
+search: called again it goes on, and with a larger ``tune.trials`` it grows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from agit_core.errors import BadInput
+from agit_core.sampling import SamplePlan
+from pipeline import storage, train_job
+from pipeline.config import Config, fingerprint, parse
+from pipeline.evaluate import compare
+from pipeline.launch import specs
+from pipeline.tune import space
+from pipeline.tune.space import Range, Values
+
+ENDED = ("finished", "stopped", "collapsed")
+"""States of trials that are not gone on with; ``failed`` ones get another chance when the search is called again."""
+
+
+@dataclass
+class Trial:
+    """One trial: what it changes, which run it is, and its scores by the step that all trials share.
+
+    Attributes:
+        state: ``waiting``, ``running`` or how it ended: ``finished``, ``stopped`` (by ASHA), ``collapsed``
+            (a mask of zeros or ones, or scores that are not finite), ``failed``.
+        scores: rows of ``resource`` (the step at which trials are compared), ``step`` (the trial's own, which
+            differs with the batch size where epochs count) and ``metrics``.
+    """
+
+    number: int
+    values: Values
+    run_id: str
+    run_uri: str
+    state: str = "waiting"
+    message: str = ""
+    scores: list[dict[str, Any]] = field(default_factory=list)
+
+    def value(self, metric: str, resource: int | None = None) -> float | None:
+        """The metric at a resource, or the last one."""
+        rows = [row for row in self.scores if resource in (None, row["resource"])]
+        value = rows[-1]["metrics"].get(metric) if rows else None
+        return None if value is None else float(value)
+
+    @property
+    def resource(self) -> int:
+        return int(self.scores[-1]["resource"]) if self.scores else 0
+
+    @property
+    def step(self) -> int:
+        return int(self.scores[-1]["step"]) if self.scores else 0
+
+
+@dataclass(frozen=True)
+class Search:
+    """Everything about a search that does not change while it runs."""
+
+    config: Config
+    data_uri: str
+    manifest: dict[str, Any]
+    ranges: list[Range]
+
+    @staticmethod
+    def of(config: Config, data_uri: str) -> Search:
+        """The search of a configuration on prepared data; every trial's configuration has been checked.
+
+        Raises:
+            BadInput: the space or the settings of the search do not fit.
+        """
+        config, uri = _with_absolute_start(config), specs.absolute(data_uri)
+        manifest = storage.read_json(storage.join(uri, "manifest.json"))
+        search = Search(config, uri, manifest, space.ranges(config))
+        _check_metric(config.tune.metric)
+        if config.tune.grace_steps > search.total:
+            raise BadInput(
+                f"tune.grace_steps ({config.tune.grace_steps}) must not be larger than the {search.total} steps of "
+                "a trial"
+            )
+        for number in range(config.tune.trials):
+            train_job.check(search.config_of(number), manifest)
+        return search
+
+    @property
+    def search_id(self) -> str:
+        tune = self.config.tune
+        identity = {
+            "run": specs.run_id(self.config, self.manifest),
+            "evaluate": [self.config.evaluate.subsets, self.config.evaluate.subset_size],
+            "tune": tune.model_dump(mode="json", exclude={"trials", "concurrent"}),
+        }
+        return f"{self.config.name}-{fingerprint(identity, 8)}"
+
+    @property
+    def uri(self) -> str:
+        return storage.join(specs.absolute(self.config.storage), "tune", self.search_id)
+
+    @property
+    def total(self) -> int:
+        """Steps of a whole trial, and the scale on which trials are compared."""
+        return _total_steps(self.config, self.manifest)
+
+    @property
+    def rungs(self) -> list[int]:
+        """Steps at which trials are compared; the last is the end."""
+        found, at = [], self.config.tune.grace_steps
+        while at < self.total:
+            found.append(at)
+            at *= self.config.tune.reduction
+        return [*found, self.total]
+
+    @property
+    def lower_is_better(self) -> bool:
+        return bool(compare.lower_is_better(self.config.tune.metric))
+
+    def values(self, number: int) -> Values:
+        return space.trial_values(self.ranges, self.config.seed, number)
+
+    def config_of(self, number: int) -> Config:
+        """The configuration of a trial, which also is that of the preset, should it be the best."""
+        return space.applied(self.config, self.values(number), where=f"trial {number}")
+
+    def steps_of(self, number: int) -> list[int]:
+        """A trial's own steps at the rungs: the same share of its training as everybody's."""
+        total = _total_steps(self.config_of(number), self.manifest)
+        return [max(1, round(rung * total / self.total)) for rung in self.rungs]
+
+    # ------------------------------------------------------------------ what is stored
+
+    def record_uri(self, number: int) -> str:
+        return storage.join(self.uri, "trials", f"{number:04d}.json")
+
+    def trial(self, number: int) -> Trial:
+        """The trial as stored, or a new one."""
+        with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
+            return Trial(**storage.read_json(self.record_uri(number)))
+        run_id = specs.run_id(self.config_of(number), self.manifest)
+        uri = storage.join(specs.absolute(self.config.storage), "runs", run_id)
+        return Trial(number, self.values(number), run_id, uri)
+
+    def store(self, trial: Trial) -> None:
+        storage.write_json(self.record_uri(trial.number), vars(trial))
+
+    def trials(self) -> list[Trial]:
+        return [self.trial(number) for number in range(self.config.tune.trials)]
+
+    def best(self, trials: list[Trial]) -> Trial | None:
+        """The best of those that came furthest: scores after different numbers of steps are not compared."""
+        metric = self.config.tune.metric
+        scored = [t for t in trials if t.state in (*ENDED, "running") and t.state != "collapsed"]
+        scored = [t for t in scored if t.value(metric) is not None]
+        if not scored:
+            return None
+        furthest = max(t.resource for t in scored)
+        sign = 1 if self.lower_is_better else -1
+        return min(
+            (t for t in scored if t.resource == furthest),
+            key=lambda t: (sign * float(t.value(metric) or 0.0), t.number),
+        )
+
+
+def preset(search: Search, trial: Trial) -> str:
+    """The trial's whole configuration as YAML that ``agit run`` takes."""
+    metric, value = search.config.tune.metric, trial.value(search.config.tune.metric)
+    changed = ", ".join(f"{key} = {value}" for key, value in trial.values.items()) or "nothing changed"
+    head = (
+        f"# The best of {search.config.tune.trials} trials of search {search.search_id}: trial {trial.number}, "
+        f"{metric} {value:.4g} on {search.config.tune.images} test images at step {trial.step}.\n# {changed}\n"
+    )
+    return head + yaml.safe_dump(search.config_of(trial.number).plain(), sort_keys=False, allow_unicode=True)
+
+
+def from_spec(spec: Mapping[str, Any]) -> Search:
+    """The search that a job is told about."""
+    return Search(
+        config := parse(spec["config"], where="spec.json"),
+        spec["data_uri"],
+        storage.read_json(storage.join(spec["data_uri"], "manifest.json")),
+        space.ranges(config),
+    )
+
+
+def _with_absolute_start(config: Config) -> Config:
+    """The identity of a search must not depend on the working directory of whoever looks at it."""
+    train = config.train.model_copy(update={"start_from": specs.start_of(config)})
+    return config.model_copy(update={"train": train})
+
+
+def _total_steps(config: Config, manifest: dict[str, Any]) -> int:
+    rows = {name: int(manifest["splits"][name]["rows"]) for name in ("trainA", "trainB")}
+    plan = SamplePlan(config.seed, rows["trainA"], rows["trainB"], config.train.batch_size)
+    steps = plan.steps(config.train.epochs)
+    return min(steps, config.train.max_steps) if config.train.max_steps else steps
+
+
+def _check_metric(metric: str) -> None:
+    if compare.lower_is_better(metric) is None:
+        raise BadInput(
+            f"tune.metric '{metric}' has no better end; use kid_target, kid_mean, fid, attention_iou_a or another "
+            "score of the evaluation"
+        )

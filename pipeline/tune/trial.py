@@ -1,0 +1,212 @@
+"""A trial in Ray Tune: the ordinary training, rung by rung, with a score on the test images at each of them.
+
+Nothing of a trial runs while Tune decides about it: training stops at the rung with a checkpoint, as it does
+for a lost node, and goes on from there with the same bits if the trial goes on. So a stopped trial leaves no
+process, and a trial that trained to its end is the run that ``agit run`` would have made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import time
+from typing import Any
+
+import ray
+from ray import tune
+
+from agit_core.errors import BadInput, RunFailed
+from agit_core.stages import collapse
+from pipeline import logs, storage, train_job
+from pipeline.config import Config
+from pipeline.launch import specs
+from pipeline.launch.local import process_started
+from pipeline.train import events
+from pipeline.tune.search import ENDED, Search, from_spec
+
+log = logging.getLogger(__name__)
+
+WORST = 1e9
+"""Stands for the score of a trial that has none, in a search for the lowest; Tune compares numbers only."""
+
+
+class TuneTrial(tune.Trainable):
+    """One actor serves one trial after the other."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._search: Search = from_spec(config["spec"])
+        self._scratch: str = config["scratch"]
+        self._own_ray: bool = config["own_ray"]
+        self._begin(int(config["trial"]))
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._begin(int(new_config["trial"]))
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Trains to the next rung and scores, or tells again what was scored there before."""
+        trial, at = self._trial, self._next
+        self._next += 1
+        if at >= len(trial.scores) and trial.state not in ENDED:
+            self._advance()
+        row = trial.scores[at] if at < len(trial.scores) else None
+        ended = trial.state in (*ENDED, "failed") and at >= len(trial.scores) - 1
+        usable = row is not None and not row.get("collapsed")
+        value = row["metrics"].get(self._search.config.tune.metric) if row and usable else None
+        worst = WORST if self._search.lower_is_better else -WORST
+        return {
+            "resource": row["resource"] if row else self._rung(),
+            "score": worst if value is None else value,
+            "done": ended,
+            "ended": ended,
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        """Nothing: the storage has everything."""
+        return {}
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing, likewise."""
+
+    # ------------------------------------------------------------------ one trial
+
+    def _begin(self, number: int) -> None:
+        self._trial = self._search.trial(number)
+        if logs.as_json():
+            logs.set_up()
+        logs.bind(run_id=self._trial.run_id, trial=number)
+        if self._trial.state == "failed":
+            self._trial.state, self._trial.message = "running", ""
+        self._next = 0
+
+    def _rung(self) -> int:
+        """The next rung that has no score."""
+        return next((rung for rung in self._search.rungs if rung > self._trial.resource), self._search.total)
+
+    def _advance(self) -> None:
+        """Trains to the next rung and scores, which may be the trial's end."""
+        search, trial = self._search, self._trial
+        rungs = dict(zip(search.rungs, search.steps_of(trial.number), strict=True))
+        trial.state = "running"
+        search.store(trial)
+        config = _executed(search, trial.number)
+        spec = specs.spec_of(config, search.data_uri, trial.run_id)
+        spec |= {"attempt": 1, "until": rungs[self._rung()]}
+        try:
+            result = _train(spec, config, self._scratch, self._own_ray)
+            scored = _score(config, result["checkpoint"], search.data_uri)
+        except (BadInput, RunFailed) as error:
+            collapsed = any(event["kind"] == "mask_collapsed" for event in events.read(trial.run_uri))
+            trial.state, trial.message = "collapsed" if collapsed else "failed", str(error)
+            train_job.tell(spec, trial.state, message=trial.message)
+            search.store(trial)
+            return
+        step, metrics = int(result["steps"]), scored["metrics"]
+        # a run that somebody has trained further is scored where it stands
+        resource = max(rung for rung, at in rungs.items() if at <= step)
+        how = _collapsed(metrics, search.config.tune.metric)
+        row = {"resource": resource, "step": step, "time": time.time(), **scored}
+        trial.scores.append(row | {"samples": result["samples"], "collapsed": how is not None})
+        if how is not None:
+            trial.state, trial.message = "collapsed", how
+        elif resource == search.total:
+            trial.state = "finished"
+        search.store(trial)
+        log.info(
+            "trial %d scored at step %d", trial.number, step, extra={"fields": {"step": step, **metrics}}
+        )
+
+
+def _collapsed(metrics: dict[str, float | None], metric: str) -> str | None:
+    """Why there is no sense in going on with what was scored so, if there is none."""
+    if metrics.get(metric) is None:
+        return "the scores are not finite"
+    for domain in "ab":
+        coverage = metrics.get(f"attention_coverage_{domain}")
+        if coverage is not None and (how := collapse({"coverage": coverage})) is not None:
+            return f"the attention of domain {domain} is {how} on the test images"
+    return None
+
+
+def _executed(search: Search, number: int) -> Config:
+    """How a trial is run: what is changed here is no part of its identity."""
+    config = search.config_of(number)
+    train: dict[str, Any] = {"stop_on_collapse": True}
+    side_by_side = search.config.tune.concurrent
+    if side_by_side > 1 and config.train.threads_per_worker is None:
+        cores = os.cpu_count() or 1
+        train["threads_per_worker"] = max(1, cores // (side_by_side * config.train.workers))
+    images = search.config.tune.images
+    evaluate = {"max_images": min(images, config.evaluate.max_images or images)}
+    return config.model_copy(
+        update={
+            "train": config.train.model_copy(update=train),
+            "evaluate": config.evaluate.model_copy(update=evaluate),
+        }
+    )
+
+
+def _train(spec: dict[str, Any], config: Config, scratch: str, own_ray: bool) -> dict[str, Any]:
+    """Trains to ``spec["until"]``, or finds the training finished."""
+    from pipeline.train.driver import drive
+
+    result_uri = storage.join(spec["run_uri"], "result.json")
+    if storage.exists(result_uri):
+        done: dict[str, Any] = storage.read_json(result_uri)
+        return done
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": process_started(os.getpid())}
+    _refuse_second(spec["run_uri"], owner)
+    specs.write_spec({key: value for key, value in spec.items() if key != "until"}, 1, owner)
+    scratch = storage.join(scratch, f"{spec['run_id']}-{spec['until']}")
+    result = drive(spec, config, scratch, own_ray, alone=False)
+    if result["steps"] >= result["total_steps"]:
+        train_job.finish(spec, result)
+    else:
+        train_job.tell(spec, "paused", step=result["steps"], message="waits for the search's decision")
+    return result
+
+
+def _refuse_second(run_uri: str, owner: dict[str, Any]) -> None:
+    """A trial may be a run that somebody trains by hand at this moment."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        other = storage.read_json(storage.join(run_uri, "spec.json")).get("owner") or {}
+        alive = other.get("host") == owner["host"] and process_started(other["pid"]) == other["started"]
+        if alive and other["started"] is not None and other["pid"] != owner["pid"]:
+            raise RunFailed(
+                f"run {storage.name(run_uri)} is being trained by process {other['pid']} of this machine; wait "
+                "for it or stop it"
+            )
+
+
+def _score(config: Config, checkpoint_uri: str, data_uri: str) -> dict[str, Any]:
+    """``metrics`` and the ``inception`` behind them, from a process of Ray's, which keeps that loaded and has a GPU
+    if the training had one."""
+    from pipeline.train.driver import needs_gpu
+
+    task = ray.remote(_score_here).options(
+        num_cpus=0, num_gpus=1 if needs_gpu(config) else 0, max_retries=max(config.train.max_failures, 0)
+    )
+    scored: dict[str, Any] = ray.get(task.remote(config.plain(), checkpoint_uri, data_uri))
+    return scored
+
+
+_inceptions: dict[Any, Any] = {}
+"""What this process has loaded."""
+
+
+def _score_here(tree: dict[str, Any], checkpoint_uri: str, data_uri: str) -> dict[str, Any]:
+    import torch
+
+    from agit_core import precision
+    from pipeline.evaluate import cache, scoring
+
+    config = Config.model_validate(tree)
+    torch.set_num_threads(config.train.threads_per_worker or os.cpu_count() or 1)
+    device = precision.pick_device(config.evaluate.device)
+    key = (config.evaluate.inception, str(device))
+    if key not in _inceptions:
+        _inceptions[key] = cache.load_inception(config, device)
+    metrics = scoring.figures(config, checkpoint_uri, data_uri, _inceptions[key], device)
+    return {"metrics": metrics, "inception": _inceptions[key].describe()}
