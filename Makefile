@@ -19,7 +19,7 @@ demo: $(STAMP)
 
 # two files at a time: most of the long tests wait for processes that start
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks

@@ -27,3 +27,10 @@ def strips(networks: Networks, images: Tensor, direction: str) -> Tensor:
     again = translate(there.output, *back)
     attention = (there.mask * 2 - 1).expand_as(images)
     return torch.cat([to_uint8(x) for x in (images, attention, there.output, again.output)], dim=-1)
+
+
+def png(strip: Tensor) -> bytes:
+    """A strip, uint8 (3, H, W), as a PNG file."""
+    from torchvision.io import encode_png  # takes two seconds to load, and not everyone who trains draws
+
+    return encode_png(strip.cpu()).numpy().tobytes()

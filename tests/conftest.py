@@ -10,6 +10,26 @@ from pipeline import storage
 from tests.browser import browser, screenshots  # noqa: F401
 from tests.pipeline.s3 import S3Server, free_port
 
+LONGEST = (
+    "pipeline/test_flows.py",
+    "pipeline/test_tune.py",
+    "chaos/test_chaos.py",
+    "pipeline/test_train_job.py",
+    "pipeline/test_launch_cluster.py",
+    "infra/test_stack.py",
+    "pipeline/test_train_network.py",
+    "pipeline/test_train_nodes.py",
+    "pipeline/test_launch.py",
+)
+"""Files of minutes: they start first, so that short ones fill the end of a run on several processes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        return next((i for i, name in enumerate(LONGEST) if item.path.as_posix().endswith(name)), len(LONGEST))
+
+    items.sort(key=rank)
+
 
 @pytest.fixture(scope="session")
 def _s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 
 from agit_core.errors import BadInput
 from pipeline import storage
@@ -68,7 +67,7 @@ class ShardImages:
     def read(self, index: int) -> Tensor:
         """uint8 (3, S, S), RGB."""
         data = self._blocks.take(index) if self._blocks is not None else None
-        return decode_image(_tensor(data or self.encoded(index)), ImageReadMode.RGB)
+        return _decoded(data or self.encoded(index), "RGB")
 
     def expect(self, index: int) -> None:
         """Says that :meth:`read` of this image will come, so that it can be fetched before."""
@@ -90,9 +89,7 @@ class ShardImages:
         length = int(self._mask_bytes[index])
         if not length:
             return None
-        return decode_image(
-            _tensor(self._bytes(index, int(self._mask_at[index]), length)), ImageReadMode.GRAY
-        )
+        return _decoded(self._bytes(index, int(self._mask_at[index]), length), "GRAY")
 
     def name(self, index: int) -> str:
         """The image's name in the source, such as ``n02381460_1000.jpg``."""
@@ -186,5 +183,9 @@ class ShardImages:
             return self._maps[number]
 
 
-def _tensor(data: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+def _decoded(data: bytes, mode: str) -> Tensor:
+    """uint8 (C, H, W) of an encoded image; ``mode`` as in :class:`torchvision.io.ImageReadMode`."""
+    # takes two seconds to load: not for the driver and Ray Train's controller, which know of images but see none
+    from torchvision.io import ImageReadMode, decode_image
+
+    return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode[mode])

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torchvision.io import encode_png
 
 from agit_core import preview
 from agit_core.augment import to_float
@@ -43,5 +42,5 @@ def keep_extremes(
         strips = preview.strips(networks, to_float(batch.images.to(device)), direction).cpu()
         for row, strip in zip(chosen.values(), strips, strict=True):
             row["strip"] = f"{direction}-{row['index']:05d}.png"
-            storage.write_bytes(storage.join(uri, row["strip"]), encode_png(strip).numpy().tobytes())
+            storage.write_bytes(storage.join(uri, row["strip"]), preview.png(strip))
         progress(len(chosen))

@@ -113,13 +113,8 @@ class Samples:
 
 def sample_files(strips: dict[str, Tensor], samples_uri: str, step: int) -> dict[str, bytes]:
     """Sample strips as PNG files; their description comes last."""
-    from torchvision.io import encode_png
-
     folder = storage.join(samples_uri, f"step-{step:08d}")
-    files = {
-        storage.join(folder, name): encode_png(strip.cpu()).numpy().tobytes()
-        for name, strip in strips.items()
-    }
+    files = {storage.join(folder, name): preview.png(strip) for name, strip in strips.items()}
     tile = next(iter(strips.values())).shape[-2] if strips else 0
     description = {"step": step, "tile": tile, "columns": list(preview.COLUMNS), "strips": list(strips)}
     return files | {storage.join(folder, "samples.json"): json.dumps(description).encode()}
