@@ -26,7 +26,8 @@ LONGEST = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def rank(item: pytest.Item) -> int:
-        return next((i for i, name in enumerate(LONGEST) if item.path.as_posix().endswith(name)), len(LONGEST))
+        path = item.path.as_posix()
+        return next((i for i, name in enumerate(LONGEST) if path.endswith(name)), len(LONGEST))
 
     items.sort(key=rank)
 
