@@ -15,8 +15,7 @@ from pipeline import logs, progress, storage
 from pipeline.config import Config, fingerprint
 from pipeline.handover import Data, Run
 from pipeline.registry import lineage
-
-DIRECTIONS = ("a2b", "b2a")
+from pipeline.scores.names import DIRECTIONS
 
 
 def prepare(config: Config) -> Data:

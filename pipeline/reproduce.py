@@ -17,10 +17,10 @@ from agit_core.model_folder import Model
 from pipeline import journey, progress, retrain, storage
 from pipeline.config import Config, parse
 from pipeline.data import manifest
-from pipeline.evaluate.cache import weights_digest
 from pipeline.handover import Data, Run
 from pipeline.launch import specs
 from pipeline.registry import lineage, models
+from pipeline.registry.identity import weights_digest
 
 _SHOWN = 5
 

@@ -18,9 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agit_core import checkpoint
 from agit_core.errors import BadInput
-from agit_core.model_folder import Model
 from agit_core.scores import inception
 from pipeline import storage
 from pipeline.config import Config, fingerprint
@@ -61,17 +59,6 @@ def key(**parts: Any) -> str:
     return fingerprint(
         {"format": FORMAT, "inception": inception.SHA256, "resize": inception.RESIZE, **parts}, 24
     )
-
-
-def weights_digest(model: Model) -> str:
-    """Identity of what a model does: its weights, architecture and threshold, not where it is stored."""
-    digest = hashlib.sha256()
-    method = checkpoint.method_to_dict(model.method)
-    digest.update(fingerprint([method["networks"], method["threshold_at_test"]]).encode())
-    for name in sorted(model.weights):
-        if not name.startswith("discriminator"):
-            digest.update(name.encode() + model.weights[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def cached(config: Config, name: str, compute: Callable[[], Arrays], rows: int) -> tuple[Arrays, bool]:

@@ -20,28 +20,11 @@ from agit_core.scores.images import PSNR_CAP
 from agit_core.stages import HEALTH_KEYS
 from pipeline.config import EvaluateConfig
 from pipeline.evaluate.cache import Arrays
+from pipeline.scores.names import DIRECTIONS, DISTANCES, lower_is_better
 
-DIRECTIONS = ("a2b", "b2a")
-DISTANCES = ("kid_target", "kid_source", "kid_mean", "fid")
-_HIGHER_IS_BETTER = (
-    "attention_iou",
-    "attention_precision",
-    "attention_recall",
-    "attention_inside",
-    "background_psnr",
-    "background_ssim",
-)
-_LOWER_IS_BETTER = (*DISTANCES, "attention_outside", "background_l1", "cycle_l1")
 _NOTHING = {"background_l1": 0.0, "background_psnr": PSNR_CAP, "background_ssim": 1.0, "cycle_l1": 0.0}
 """A translation that changes nothing: by definition, not measured."""
 _ATTENTION = ("iou", "precision", "recall", "inside", "outside", *HEALTH_KEYS)
-
-
-def lower_is_better(metric: str) -> bool | None:
-    """True for distances and errors, False for agreement, None where neither end is good (coverage)."""
-    if metric.startswith(_HIGHER_IS_BETTER):
-        return False
-    return True if metric.startswith(_LOWER_IS_BETTER) else None
 
 
 @dataclass

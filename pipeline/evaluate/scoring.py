@@ -25,11 +25,13 @@ from pipeline.config import Config
 from pipeline.data import manifest
 from pipeline.evaluate import cache, compare
 from pipeline.evaluate.cache import Arrays
-from pipeline.evaluate.compare import DIRECTIONS, Figures, Judge
+from pipeline.evaluate.compare import Figures, Judge
 from pipeline.evaluate.direction import PAINTED, Direction
 from pipeline.evaluate.images import Domain, Images, open_domain
 from pipeline.evaluate.pictures import EACH_END, keep_extremes
 from pipeline.registry import models
+from pipeline.registry.identity import weights_digest
+from pipeline.scores.names import DIRECTIONS
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +96,7 @@ def evaluate(config: Config, uri: str, data_uri: str, progress: Progress | None 
     evaluation = {
         "format": FORMAT,
         "uri": subject.folder,
-        "model": {"uri": subject.model_uri, "weights_sha256": cache.weights_digest(subject.model)},
+        "model": {"uri": subject.model_uri, "weights_sha256": weights_digest(subject.model)},
         "data": {"uri": data_uri, "fingerprint": described["fingerprint"], "name": described.get("name")},
         "metrics": mine.metrics | {f"do_nothing_{name}": value for name, value in nothing.metrics.items()},
         "baseline": nothing.metrics,
@@ -199,7 +201,7 @@ class _Scorer:
 
     def outcome(self, model: Model, message: str) -> dict[str, Arrays]:
         """What the model makes of both domains' images, by direction."""
-        digest = cache.weights_digest(model)
+        digest = weights_digest(model)
         networks: Any = None
         told = {}
         for name in DIRECTIONS:
@@ -251,7 +253,7 @@ def _subject(config: Config, uri: str, described: dict[str, Any]) -> Subject:
     if storage.exists(storage.join(uri, "spec.json")):
         raise BadInput(f"the run at {uri} is not finished; finish it, or give one of its checkpoint folders")
     model = model_folder.read(uri)
-    digest = cache.weights_digest(model)[:12]
+    digest = weights_digest(model)[:12]
     folder = storage.join(config.storage, "evaluations", f"{digest}-{described['fingerprint']}")
     return Subject(uri, folder, model)
 
@@ -267,7 +269,7 @@ def _champion(config: Config, model: Model) -> tuple[dict[str, Any] | None, Mode
         raise BadInput(
             f"the champion to compare with, {found['name']} version {found['version']}, cannot be read: {error}"
         ) from None
-    if cache.weights_digest(champion) == cache.weights_digest(model):
+    if weights_digest(champion) == weights_digest(model):
         return None, None
     return {"name": found["name"], "version": found["version"], "uri": found["uri"]}, champion
 

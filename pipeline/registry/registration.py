@@ -13,10 +13,10 @@ from agit_core import model_folder
 from agit_core.errors import BadInput
 from pipeline import model_card, storage
 from pipeline.config import Config
-from pipeline.evaluate.cache import weights_digest
 from pipeline.redact import redact
 from pipeline.registry import audit, files, gate, tracking, versions
 from pipeline.registry import lineage as code_lineage
+from pipeline.registry.identity import weights_digest
 from pipeline.registry.models import CHALLENGER, CHAMPION, model_name
 from pipeline.registry.tracking import client, explained, tracking_uri
 

@@ -13,7 +13,8 @@ from pipeline.registry import audit
 from pipeline.report.charts import BLUE, GREEN, GREY, Chart, Series, intervals
 from pipeline.report.images import Viewer, strip_tiles
 from pipeline.report.sources import Run
-from pipeline.scores.shown import DIRECTIONS, KID_SCALE, Opponent, Scores
+from pipeline.scores.names import DIRECTIONS
+from pipeline.scores.shown import KID_SCALE, Opponent, Scores
 
 EXTREMES = 6
 _FLAT = 0.1

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.report.sources import Run
-from pipeline.scores.shown import DIRECTIONS, KID_SCALE, Judgement, Scores
+from pipeline.scores.names import DIRECTIONS
+from pipeline.scores.shown import KID_SCALE, Judgement, Scores
 
 
 def headline(run: Run, scores: Scores) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-DIRECTIONS = ("a2b", "b2a")
+from pipeline.scores.names import DIRECTIONS
+
 KID_SCALE = 100.0
 """KID is stored raw; papers print it times 100."""
 

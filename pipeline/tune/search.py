@@ -18,8 +18,8 @@ from agit_core.errors import BadInput
 from agit_core.sampling import SamplePlan
 from pipeline import storage, train_job
 from pipeline.config import Config, fingerprint, parse
-from pipeline.evaluate import compare
 from pipeline.launch import specs
+from pipeline.scores import names
 from pipeline.tune import space
 from pipeline.tune.space import Range, Values
 
@@ -120,7 +120,7 @@ class Search:
 
     @property
     def lower_is_better(self) -> bool:
-        return bool(compare.lower_is_better(self.config.tune.metric))
+        return bool(names.lower_is_better(self.config.tune.metric))
 
     def values(self, number: int) -> Values:
         return space.trial_values(self.ranges, self.config.seed, number)
@@ -203,7 +203,7 @@ def _total_steps(config: Config, manifest: dict[str, Any]) -> int:
 
 
 def _check_metric(metric: str) -> None:
-    if compare.lower_is_better(metric) is None:
+    if names.lower_is_better(metric) is None:
         raise BadInput(
             f"tune.metric '{metric}' has no better end; use kid_target, kid_mean, fid, attention_iou_a or another "
             "score of the evaluation"

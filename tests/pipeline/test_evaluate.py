@@ -24,9 +24,10 @@ from pipeline import config as configs
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.data.prepare import prepare
-from pipeline.evaluate import cache, compare, images
+from pipeline.evaluate import compare, images
 from pipeline.evaluate.compare import Judge
 from pipeline.evaluate.scoring import evaluate
+from pipeline.registry.identity import weights_digest
 from pipeline.registry.registration import register
 
 SIDE = 32
@@ -379,7 +380,7 @@ def test_every_competitor_meets_the_same_subsets_and_resamples(config: Config) -
 
 def test_the_key_of_a_model_is_what_it_does(run_uri: str) -> None:
     model = model_folder.read(storage.join(run_uri, "checkpoint"))
-    digest = cache.weights_digest(model)
-    assert cache.weights_digest(model_folder.read(storage.join(run_uri, "checkpoint"))) == digest
+    digest = weights_digest(model)
+    assert weights_digest(model_folder.read(storage.join(run_uri, "checkpoint"))) == digest
     model.weights["generator_ab.1.bias"] = model.weights["generator_ab.1.bias"] + 1e-3
-    assert cache.weights_digest(model) != digest
+    assert weights_digest(model) != digest

@@ -1,0 +1,20 @@
+"""What makes two models the same, wherever they are stored."""
+
+from __future__ import annotations
+
+import hashlib
+
+from agit_core import checkpoint
+from agit_core.model_folder import Model
+from pipeline.config import fingerprint
+
+
+def weights_digest(model: Model) -> str:
+    """SHA-256 of what a model does: its weights (but the discriminators'), architecture and threshold."""
+    digest = hashlib.sha256()
+    method = checkpoint.method_to_dict(model.method)
+    digest.update(fingerprint([method["networks"], method["threshold_at_test"]]).encode())
+    for name in sorted(model.weights):
+        if not name.startswith("discriminator"):
+            digest.update(name.encode() + model.weights[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
