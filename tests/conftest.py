@@ -11,15 +11,15 @@ from tests.browser import browser, screenshots  # noqa: F401
 from tests.pipeline.s3 import S3Server, free_port
 
 LONGEST = (
-    "pipeline/test_flows.py",
-    "pipeline/test_tune.py",
+    "pipeline/flows/test_journey.py",
+    "pipeline/tune/test_search.py",
     "chaos/test_chaos.py",
-    "pipeline/test_train_job.py",
-    "pipeline/test_launch_cluster.py",
+    "pipeline/train/test_job.py",
+    "pipeline/launch/test_cluster.py",
     "infra/test_stack.py",
-    "pipeline/test_train_network.py",
-    "pipeline/test_train_nodes.py",
-    "pipeline/test_launch.py",
+    "pipeline/train/test_network.py",
+    "pipeline/train/test_nodes.py",
+    "pipeline/launch/test_local.py",
 )
 """Files of minutes: they start first, so that short ones fill the end of a run on several processes."""
 

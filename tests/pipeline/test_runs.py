@@ -14,7 +14,7 @@ from pipeline import runs, storage
 from pipeline.train import events
 from pipeline.train.checkpoints import CheckpointStore
 from tests.pipeline.command import agit
-from tests.pipeline.test_train_checkpoints import snapshot
+from tests.pipeline.train.test_checkpoints import snapshot
 
 
 def write_run(root: Path, name: str, state: str, age: float = 0.0, **more: Any) -> str:

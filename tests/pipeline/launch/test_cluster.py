@@ -24,8 +24,8 @@ from pipeline.launch import jobs
 from pipeline.train import events
 from tests.chaos import processes
 from tests.pipeline.command import environment
+from tests.pipeline.launch.test_local import start_follower
 from tests.pipeline.s3 import DelayedConnection, free_port
-from tests.pipeline.test_launch import start_follower
 from tests.pipeline.training import TINY, prepared, spec_of, wait_for
 from tests.ray_environment import head_node
 
@@ -179,7 +179,7 @@ class Served:
             PREFECT_API_URL=self.api,
             PREFECT_SERVER_ANALYTICS_ENABLED="false",
             DO_NOT_TRACK="1",
-            PYTHONPATH=str(Path(__file__).parents[2]),
+            PYTHONPATH=str(Path(__file__).parents[3]),
         )
         self._processes: list[subprocess.Popen[bytes]] = []
         self._run("-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui")

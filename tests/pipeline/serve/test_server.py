@@ -122,7 +122,7 @@ def test_mlflows_own_command_serves_the_folder(folder: Path, tmp_path: Path) -> 
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(number)]
     # in an activated environment, with this checkout's code
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    there = environment(PATH=path, PYTHONPATH=str(Path(__file__).parents[2]))
+    there = environment(PATH=path, PYTHONPATH=str(Path(__file__).parents[3]))
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
             [*map(str, command)],

@@ -12,9 +12,9 @@ from pipeline.config import load
 from pipeline.data.inspect import inspect, verify
 from pipeline.data.prepare import prepare
 from tests.pipeline.command import agit
+from tests.pipeline.data.test_prepare import config, copies
 from tests.pipeline.pictures import FOUR, folder
 from tests.pipeline.s3 import S3Server
-from tests.pipeline.test_data_prepare import config, copies
 
 
 def test_counts_page_and_a_damaged_shard(tmp_path: Path) -> None:

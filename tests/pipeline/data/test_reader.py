@@ -26,9 +26,9 @@ from pipeline.data import manifest, reader
 from pipeline.data.cache import ShardCache
 from pipeline.data.prepare import Prepared, prepare
 from pipeline.data.reader import ShardImages
+from tests.pipeline.data.test_prepare import config
 from tests.pipeline.pictures import FOUR, folder
 from tests.pipeline.s3 import S3Server
-from tests.pipeline.test_data_prepare import config
 from tests.ray_environment import own_ray, without_token
 
 LARGE = 1 << 30

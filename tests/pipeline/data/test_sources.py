@@ -21,9 +21,9 @@ from pipeline.data.archives import is_archive
 from pipeline.data.source import Entry, Source
 from pipeline.data.sources import open_source
 from pipeline.data.tables import is_csv, is_parquet
+from tests.pipeline.data.test_download import Server, server
 from tests.pipeline.pictures import FOUR, encoded, folder, picture
 from tests.pipeline.s3 import S3Server
-from tests.pipeline.test_data_download import Server, server
 
 __all__ = ["server"]
 

@@ -298,7 +298,7 @@ def test_a_server_that_dies_fails_the_run_and_the_same_call_finishes_it(
 
 _KILLED = """
 import sys, time
-from tests.pipeline.test_data_prepare import config, prepare
+from tests.pipeline.data.test_prepare import config, prepare
 def slow(event):
     if "done" in event:
         print(event["done"], flush=True)

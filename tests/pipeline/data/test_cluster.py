@@ -13,9 +13,9 @@ from pipeline.data import build
 from pipeline.data.prepare import prepare
 from pipeline.data.source import Entry, LocalFile, carried
 from pipeline.data.workers import ordered_map
+from tests.pipeline.data.test_prepare import config, files
 from tests.pipeline.pictures import FOUR, folder
 from tests.pipeline.s3 import free_port
-from tests.pipeline.test_data_prepare import config, files
 from tests.ray_environment import without_token
 
 

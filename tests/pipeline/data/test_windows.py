@@ -19,9 +19,9 @@ from pipeline.data import manifest
 from pipeline.data.order import sample_plan
 from pipeline.data.prepare import Prepared, prepare
 from pipeline.data.reader import ShardImages
+from tests.pipeline.data.test_prepare import config
 from tests.pipeline.pictures import folder
 from tests.pipeline.s3 import DelayedConnection, S3Server
-from tests.pipeline.test_data_prepare import config
 
 COUNTS = {"trainA": 160, "trainB": 130, "testA": 2, "testB": 2}
 

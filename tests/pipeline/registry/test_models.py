@@ -422,7 +422,7 @@ def test_mlflow_is_quiet(tmp_path: Path) -> None:
         "client.create_registered_model('x')\n"
         "import os; assert os.environ['MLFLOW_DISABLE_TELEMETRY'] == 'true'\n"
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,

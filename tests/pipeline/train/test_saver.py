@@ -21,7 +21,7 @@ from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.saver import Progress, Saver
 from tests.pipeline.disk import fill, small_disk
 from tests.pipeline.s3 import S3Server
-from tests.pipeline.test_train_checkpoints import snapshot
+from tests.pipeline.train.test_checkpoints import snapshot
 from tests.pipeline.training import wait_for
 
 
