@@ -43,7 +43,7 @@ def train(loop: dict[str, Any]) -> dict[str, Any] | None:
     """Trains from the newest whole checkpoint to the end.
 
     Args:
-        loop: ``spec`` (see :mod:`pipeline.launch.jobs`) and ``watch_preemption``.
+        loop: ``spec`` (see :mod:`pipeline.launch.specs`) and ``watch_preemption``.
 
     Returns:
         What ``result.json`` holds, on rank 0; None elsewhere.
