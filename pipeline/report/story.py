@@ -166,7 +166,7 @@ def per_image(run: Run, labels: dict[str, str]) -> list[dict[str, str]]:
 
 
 def alarms(config: Config, run: Run, names: tuple[str, str]) -> list[str]:
-    """What a reader must not overlook: masks that have collapsed, never took sides or are faint, a failed run."""
+    """What a reader must not overlook: masks that collapsed, never took sides or are faint, a failed run."""
     found = []
     gate = config.register_.gate
     metrics = (run.evaluation or {}).get("metrics") or {}
@@ -184,8 +184,11 @@ def alarms(config: Config, run: Run, names: tuple[str, str]) -> list[str]:
                 f"The attention on {name} has picked nothing out: about {coverage:.0%} everywhere in the image "
                 f"(spread {spread:.2f})."
             )
-        elif isinstance(opacity := metrics.get(f"attention_opacity_{domain}"), int | float) and faint(
-            opacity
+        elif (
+            # judged on whole images, generators make up for a weak mask; masked, D sees the half-transparent part alone
+            (run.result or {}).get("stage") == "masked"
+            and isinstance(opacity := metrics.get(f"attention_opacity_{domain}"), int | float)
+            and faint(opacity)
         ):
             found.append(
                 f"The attention on {name} is faint: {opacity:.2f} on average where it is above τ, so that "

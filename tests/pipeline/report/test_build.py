@@ -202,6 +202,10 @@ def test_faint_attention_is_said(tmp_path: Path) -> None:
     said = text_of(Path(build.build(config, run, data)).read_text())
     assert "The attention on plain is faint: 0.31 on average where it is above τ" in said
     assert "The attention on striped" not in said
+    # a discriminator of whole images has judged the blend as it is
+    result = json.loads((Path(run) / "result.json").read_text())
+    (Path(run) / "result.json").write_text(json.dumps(result | {"stage": "full"}))
+    assert "is faint" not in text_of(Path(build.build(config, run, data)).read_text())
 
 
 def test_what_people_did_after_the_decision_is_told(tmp_path: Path) -> None:
