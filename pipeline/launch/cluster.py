@@ -22,9 +22,17 @@ from pipeline.train import events
 log = logging.getLogger(__name__)
 output = logging.getLogger("pipeline.train.output")
 
+_ANSWER_SECONDS = 60.0
 _LOG_SECONDS = 3.0
 _STOP_SECONDS = 60.0
 T = TypeVar("T")
+
+
+class _Client(JobSubmissionClient):
+    """Ray's own would wait for ever for a head that accepts a call and never answers it."""
+
+    def _do_request(self, *call: Any, **how: Any) -> Any:
+        return super()._do_request(*call, **{"timeout": _ANSWER_SECONDS, **how})
 
 
 class ClusterJob:
@@ -50,7 +58,7 @@ class ClusterJob:
             BadInput: the cluster does not answer.
         """
         try:
-            client = JobSubmissionClient(config.address)
+            client = _Client(config.address)
             known = {job.submission_id: job for job in client.list_jobs()}
         except Exception as error:  # a ConnectionError, or a RuntimeError with the server's answer
             raise BadInput(

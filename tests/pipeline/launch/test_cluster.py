@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ import pytest
 from agit_core.errors import BadInput
 from pipeline import storage
 from pipeline.config import Config, parse
-from pipeline.launch import jobs
+from pipeline.launch import cluster, jobs
 from pipeline.train import events
 from tests.chaos import processes
 from tests.pipeline.command import environment
@@ -156,9 +157,19 @@ def test_a_head_that_is_away_for_a_while(address: str, data: str, tmp_path: Path
 
 def test_a_refused_job_is_told_as_such(address: str, data: str, tmp_path: Path) -> None:
     config = on_cluster(address, tmp_path)
-    cluster = config.cluster.model_copy(update={"working_dir": str(tmp_path / "nowhere")})
+    elsewhere = config.cluster.model_copy(update={"working_dir": str(tmp_path / "nowhere")})
     with pytest.raises(BadInput, match=r"refuses the job .*cluster\.working_dir"):
-        jobs.train(config.model_copy(update={"cluster": cluster}), data)
+        jobs.train(config.model_copy(update={"cluster": elsewhere}), data)
+
+
+def test_a_head_that_never_answers_is_told_as_such(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "_ANSWER_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        with pytest.raises(BadInput, match=rf"the Ray cluster at cluster\.address {address} does not answer"):
+            jobs.train(on_cluster(address, tmp_path), data)
 
 
 def test_a_wrong_setting_is_told_as_such(address: str, data: str, tmp_path: Path) -> None:
