@@ -417,7 +417,7 @@ def test_storage_in_s3_keeps_models_and_audit_there(config: Config, register: Re
 def test_mlflow_is_quiet(tmp_path: Path) -> None:
     """A fresh process creates the database: nothing on standard output or standard error."""
     script = (
-        "from pipeline import registry_mlflow\n"
+        "from pipeline.registry import tracking\n"
         f"client = tracking.client('sqlite:///{tmp_path}/state/mlflow.db')\n"
         "client.create_registered_model('x')\n"
         "import os; assert os.environ['MLFLOW_DISABLE_TELEMETRY'] == 'true'\n"
