@@ -164,6 +164,10 @@ class MethodConfig:
             (0.0 <= self.history.probability <= 1.0, "method.history.probability must lie in [0, 1]"),
             (self.optimizer.learning_rate > 0, "method.optimizer.learning_rate must be positive"),
             (
+                self.optimizer.attention_learning_rate is None or self.optimizer.attention_learning_rate >= 0,
+                "method.optimizer.attention_learning_rate must not be negative",
+            ),
+            (
                 0.0 <= self.optimizer.constant_fraction <= 1.0,
                 "method.optimizer.constant_fraction must lie in [0, 1]",
             ),

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from agit_core import checkpoint
 from agit_core.config import MethodConfig
-from agit_core.errors import BadInput
+from agit_core.errors import BadInput, RunFailed
 from agit_core.networks import Networks
 
 FORMAT = 1
@@ -241,7 +241,7 @@ def _download(uri: str, folder: Path) -> None:
         except FileNotFoundError:
             continue
         except Exception as error:  # whatever the storage's client raises
-            raise BadInput(f"cannot read the model at {uri}: {' '.join(str(error).split())}") from error
+            raise _lost(uri, error) from error
     else:
         raise BadInput(
             f"no model at {uri}: it has neither {MANIFEST} nor {checkpoint.MANIFEST}; give a model folder"
@@ -250,4 +250,13 @@ def _download(uri: str, folder: Path) -> None:
     listed = json.loads(text).get("files", {})
     for name in (*_WEIGHTS, *_AVERAGED):
         if name in listed:
-            fs.get_file(f"{root.rstrip('/')}/{name}", str(folder / name))
+            try:
+                fs.get_file(f"{root.rstrip('/')}/{name}", str(folder / name))
+            except Exception as error:
+                raise _lost(uri, error) from error
+
+
+def _lost(uri: str, error: Exception) -> BadInput | RunFailed:
+    """A wrong key is a wrong call; a storage that is away may be back when the call is repeated."""
+    told = f"cannot read the model at {uri}: {' '.join(str(error).split())}"
+    return BadInput(told) if isinstance(error, PermissionError | FileNotFoundError) else RunFailed(told)

@@ -28,7 +28,7 @@ def build_optimizers(
     groups = [{"params": _parameters(networks.generator_ab, networks.generator_ba), "lr": rate, "peak": rate}]
     attention = _parameters(networks.attention_a, networks.attention_b)
     if attention:
-        own = config.attention_learning_rate or rate
+        own = rate if config.attention_learning_rate is None else config.attention_learning_rate
         groups.append({"params": attention, "lr": own, "peak": own})
     critics = _parameters(networks.discriminator_a, networks.discriminator_b)
     settings = {"betas": (config.beta1, config.beta2), "fused": fused}

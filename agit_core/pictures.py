@@ -60,7 +60,7 @@ def _open_pil(picture: Image.Image) -> Opened:
         transparent = upright.has_transparency_data and not upright.mode.startswith("I")
         alpha = upright.convert("RGBA").getchannel("A") if transparent else None
         colour = _colour(upright, picture.info.get("icc_profile"))
-    except (OSError, ValueError, SyntaxError) as error:  # files are read only now, some modes never
+    except Exception as error:  # files are read only now, some modes never, and decoders raise what they like
         raise BadInput(f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from None
 
     def image(output: Tensor) -> Image.Image:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from agit_core.config import PrecisionConfig
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,13 +50,24 @@ def resolve(config: PrecisionConfig, device: torch.device) -> Numerics:
     several times per backward and discriminators are frozen in between, which is where recordings go wrong.
     """
     gpu = device.type == "cuda"
-    bf16 = torch.cuda.is_bf16_supported() if gpu else processor_has_bf16()
+    bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else processor_has_bf16()
     autocast = config.autocast == "bf16" or (config.autocast == "auto" and bf16)
     return Numerics(
         autocast=torch.bfloat16 if autocast else None,
         channels_last={"on": True, "off": False, "auto": gpu or autocast}[config.channels_last],
-        compile={"on": True, "off": False, "auto": gpu}[config.compile],
+        compile={"on": True, "off": False, "auto": gpu and can_compile()}[config.compile],
     )
+
+
+def can_compile() -> bool:
+    """Whether what compiles kernels for a GPU is here: a C compiler and Python's headers."""
+    compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
+    found = compiler is not None and (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file()
+    if not found:
+        log.warning(
+            "networks are not compiled, which costs speed: install a C compiler and Python's headers (python3-dev)"
+        )
+    return found
 
 
 def processor_has_bf16() -> bool:

@@ -249,7 +249,9 @@ class Trainer:
                 "finish the run with that version or start a new one"
             )
         self.networks.load_state_dict(snapshot.networks)
-        self.averaged = {n: t.to(self.device) for n, t in snapshot.averaged.items()}
+        live = self.networks.state_dict()
+        # in the layout of the live weights, as before: other layouts are averaged by other kernels
+        self.averaged = {n: torch.empty_like(live[n]).copy_(t) for n, t in snapshot.averaged.items()}
         training, step = snapshot.training, self.training_step
         load_state(step.optimizer_g, training["optimizer_g"])
         load_state(step.optimizer_d, training["optimizer_d"])

@@ -303,7 +303,10 @@ def _read(config: str) -> dict[str, Any]:
             raise BadInput(
                 f"no config file at {config}; give a YAML path or one of the presets: {', '.join(presets())}"
             )
-        text = path.read_text()
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"the config file {config} cannot be read: {error}") from None
     else:
         near = difflib.get_close_matches(config, presets(), 1)
         hint = f"did you mean '{near[0]}'?" if near else f"the presets are {', '.join(presets())}"
@@ -325,6 +328,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
+    if "#" in text and not isinstance(value, dict | list):
+        value = text  # a folder may be called so; nobody writes comments here
     # YAML 1.1 reads 1e-4 as a string
     if isinstance(value, str):
         with contextlib.suppress(ValueError):

@@ -47,6 +47,18 @@ def prepare(config: Config) -> Data:
     return Data(prepared.uri, prepared.manifest, prepared.reused)
 
 
+def check_scorable(config: Config, data: Data) -> None:
+    """Looks before hours of training whether there is enough to score them with.
+
+    Raises:
+        BadInput: fewer than two test images of a domain.
+    """
+    from pipeline.evaluate.images import count_test_images
+
+    for domain in "ab":
+        count_test_images(config, data.uri, data.manifest, domain)
+
+
 def locate(config: Config, data: Data) -> tuple[str, str]:
     """``(run_id, run_uri)`` of this configuration on this data, started or not."""
     from pipeline.launch.specs import absolute, run_id

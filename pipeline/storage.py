@@ -283,9 +283,12 @@ def check_reachable(uri: str) -> None:
     fs, path = filesystem(uri)
     probe = join(uri, f".probe-{uuid.uuid4().hex[:12]}")
     try:
-        if is_remote(uri):
-            fs.ls(path.split("/", 1)[0])  # tells a missing bucket from a missing permission
-        write_bytes(probe, b"")
+        try:
+            write_bytes(probe, b"")
+        except Exception:
+            if is_remote(uri):
+                fs.ls(path.split("/", 1)[0])  # tells a missing bucket from a missing permission
+            raise
         remove(probe)
     except RunFailed as error:
         raise BadInput(str(error)) from None

@@ -58,7 +58,12 @@ def fetch(
     """
     address, _, fragment = url.partition("#")
     expected = _expected(url, fragment)
-    name = re.sub(r"[^\w.-]", "_", unquote(Path(urlsplit(address).path).name)) or "download"
+    try:
+        path = Path(unquote(urlsplit(address).path))
+    except ValueError as error:
+        raise NotThere(f"{url} is no address ({error}); check it") from None
+    # the end of a name has its suffix, and file systems take 255 bytes
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", path.name)[-100:] or "download"
     target = folder / f"{hashlib.sha256(address.encode()).hexdigest()[:12]}-{name}"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"), httpx.Client(follow_redirects=True, timeout=_TIMEOUT) as client:
@@ -98,6 +103,10 @@ def _download(
                     f"{url} answers '{code} {error.response.reason_phrase}'; check the address"
                 ) from None
             last: Exception = error
+        except (httpx.InvalidURL, httpx.TooManyRedirects, ValueError) as error:
+            raise NotThere(
+                f"{url} leads nowhere ({' '.join(str(error).split())}); check the address"
+            ) from None
         except httpx.TransportError as error:
             last = error
         after = part.stat().st_size if part.exists() else 0

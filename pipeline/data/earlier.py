@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from agit_core.errors import BadInput
 from pipeline import storage
 from pipeline.data.manifest import read_index
 from pipeline.data.plan import Done, ShardPlan
@@ -51,7 +53,7 @@ class Earlier:
     def __init__(self, uri: str, manifest: dict[str, Any]) -> None:
         self._uri = uri
         self._manifest = manifest
-        self._index = cache(lambda split: read_index(uri, manifest, split).combine_chunks())
+        self._index = cache(self._read_index)
 
     def known(self, plan: ShardPlan) -> Known:
         """What it knows of the entries of a planned shard."""
@@ -87,7 +89,8 @@ class Earlier:
         for number in known.shards:
             shard = self._manifest["splits"][plan.split]["shards"][number]
             path = folder / f"earlier-{plan.split}-{number:05d}.parquet"
-            storage.download_file(storage.join(self._uri, shard["path"]), path)
+            with _whole(self._uri):
+                storage.download_file(storage.join(self._uri, shard["path"]), path)
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
                     raise DamagedEarlier(storage.join(self._uri, shard["path"]))
@@ -100,7 +103,8 @@ class Earlier:
         """Copies a whole shard and describes it."""
         split = self._manifest["splits"][plan.split]
         shard = split["shards"][plan.number]
-        storage.copy(storage.join(self._uri, shard["path"]), target)
+        with _whole(self._uri):
+            storage.copy(storage.join(self._uri, shard["path"]), target)
         index = self._of(plan.split, [plan.number])
         return Done(
             plan,
@@ -120,6 +124,10 @@ class Earlier:
             kept=len(plan.entries),
         )
 
+    def _read_index(self, split: str) -> pa.Table:
+        with _whole(self._uri):
+            return read_index(self._uri, self._manifest, split).combine_chunks()
+
     def _of(self, split: str, shards: list[int]) -> pa.Table:
         """The index of some consecutive shards; it is ordered by them."""
         index = self._index(split)
@@ -130,4 +138,13 @@ class Earlier:
 
 
 class DamagedEarlier(Exception):
-    """A shard of the earlier set is not what its manifest says; the set cannot be built upon."""
+    """A part of the earlier set is not there, or not what its manifest says; nothing can be built upon it."""
+
+
+@contextlib.contextmanager
+def _whole(uri: str) -> Iterator[None]:
+    """A part that is not there, as after a removal that was interrupted, makes the set a damaged one."""
+    try:
+        yield
+    except (BadInput, FileNotFoundError) as error:
+        raise DamagedEarlier(f"{uri}: {error}") from None

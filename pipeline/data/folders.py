@@ -16,6 +16,8 @@ from pipeline import storage
 from pipeline.data.source import Entry, LocalFile, Readable, Source, StoredFile
 
 _HASHING = 4
+_FEWEST = 2
+"""Test images of a domain that can be scored."""
 _PORTION = 4096
 _FEW = 8  # names to look up, at the price of a request each
 _BLOCK = 1 << 20
@@ -124,8 +126,8 @@ def with_test(splits: dict[str, list[Entry]], fraction: float) -> dict[str, list
             ranks = dict(zip((e.name for e in splits[train]), pool.map(_rank, splits[train]), strict=True))
         ranked = sorted(splits[train], key=lambda entry: (ranks[entry.name], entry.name))
         held = [entry for entry in ranked if ranks[entry.name] < fraction * 2**64]
-        if not held:  # a handful of images: at least one to test with
-            held = ranked[: 1 if len(ranked) > 1 else 0]
+        if len(held) < _FEWEST:  # a handful of images: as many as can be scored, as long as some are left
+            held = ranked[: min(_FEWEST, len(ranked) - 1)]
         names = {entry.name for entry in held}
         result[test] = sorted(held, key=lambda entry: entry.name)
         result[train] = [entry for entry in splits[train] if entry.name not in names]

@@ -111,7 +111,7 @@ def store(data: bytes, mask: bytes | None, policy: ImagePolicy) -> StoredImage:
             # libjpeg scales by powers of two while decoding; what it leaves is still resized below
             image.draft("RGB", (2 * policy.size, 2 * policy.size))
         pixels = policy.fit(_upright_rgb(image), Image.Resampling.BICUBIC)
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's decoders let through whatever a broken file makes of them
         raise Unusable(_reason(error)) from None
     stored_mask, refused = _store_mask(mask, (width, height), turned, policy) if mask else (None, None)
     return StoredImage(
@@ -144,7 +144,7 @@ def _open(data: bytes) -> tuple[Image.Image, bool]:
         raise Unusable("not an image") from None
     except Image.DecompressionBombError:
         raise Unusable("more than 178 million pixels") from None
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except Exception as error:  # Pillow's plugins let through whatever a broken file makes of them
         raise Unusable(_reason(error)) from None
 
 
@@ -226,13 +226,32 @@ def _encode(image: Image.Image, policy: ImagePolicy) -> bytes:
     return buffer.getvalue()
 
 
+def _foreground(mask: Image.Image) -> Image.Image:
+    """A mask in grey, 255 on the foreground.
+
+    Masks of classes (0 and 1, or a palette's dark colours) would be black to the eye: where nothing is brighter
+    than half, everything but 0 is foreground. A JPEG's near-blacks are no classes but its noise.
+    """
+    if mask.mode.startswith("I"):
+        wide = np.asarray(mask)
+        top = 255 if int(wide.max(initial=0)) > 1 else 1
+        scale = 257 if int(wide.max(initial=0)) > 255 else 1
+        grey = Image.fromarray((np.clip(wide // scale, 0, 255) * (255 // top)).astype(np.uint8))
+    else:
+        grey = mask.convert("RGB").convert("L")
+    classes = mask if mask.mode == "P" else grey
+    if mask.format != "JPEG" and grey.getextrema()[1] < 128:  # type: ignore[operator]
+        grey = classes.point([0] + [255] * 255, "L")
+    return grey
+
+
 def _store_mask(
     data: bytes, image_size: tuple[int, int], turned: bool, policy: ImagePolicy
 ) -> tuple[bytes | None, str | None]:
     try:
         mask, _ = _open(data)
-        grey = mask.convert("RGB").convert("L")
-    except (Unusable, OSError, ValueError, SyntaxError, EOFError) as error:
+        grey = _foreground(mask)
+    except Exception as error:
         return None, f"the mask cannot be read: {error}"
     if turned and grey.size == image_size[::-1]:
         return None, "the image is turned by its EXIF orientation and the mask is not"

@@ -29,6 +29,7 @@ from pipeline.data.images import ImagePolicy
 from pipeline.data.plan import PARTS, Done, plan_shards
 from pipeline.data.source import SPLITS, Progress, Source
 from pipeline.data.sources import open_source
+from pipeline.redact import redact
 
 _SHAPING = (
     "image_size",
@@ -124,7 +125,7 @@ def _make(
         "name": config.name,
         "fingerprint": key,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "source": source.description,
+        "source": redact(source.description),
         "image_size": config.data.image_size,
         "load_size": config.data.load_size,
         "domains": {domain: {"name": source.names[domain]} for domain in "ab"},

@@ -98,13 +98,7 @@ def open_domain(config: Config, data_uri: str, manifest: dict[str, Any], domain:
     """
     size = int(manifest["image_size"])
     test_split, train_split = f"test{domain.upper()}", f"train{domain.upper()}"
-    rows = int(manifest["splits"].get(test_split, {}).get("rows", 0))
-    count = min(rows, config.evaluate.max_images or rows)
-    if count < MINIMUM:
-        raise BadInput(
-            f"{test_split} of {data_uri} holds {rows} images and scores need at least {MINIMUM}; "
-            "add test images or raise data.test_fraction"
-        )
+    count = count_test_images(config, data_uri, manifest, domain)
 
     def images(split: str, indices: list[int], with_masks: bool) -> Images:
         cache = Path(tempfile.gettempdir()) / f"agit-shards-{os.getuid()}"
@@ -137,3 +131,20 @@ def _resized(image: Tensor, size: int) -> Tensor:
         image[None].float(), size=(size, size), mode="bilinear", align_corners=False, antialias=True
     )
     return resized[0].round().clamp(0, 255).to(torch.uint8)
+
+
+def count_test_images(config: Config, data_uri: str, manifest: dict[str, Any], domain: str) -> int:
+    """How many test images of a domain are scored.
+
+    Raises:
+        BadInput: fewer than two.
+    """
+    split = f"test{domain.upper()}"
+    rows = int(manifest["splits"].get(split, {}).get("rows", 0))
+    count = min(rows, config.evaluate.max_images or rows)
+    if count < MINIMUM:
+        raise BadInput(
+            f"{split} of {data_uri} holds {rows} images and scores need at least {MINIMUM}; "
+            "add test images or raise data.test_fraction"
+        )
+    return count

@@ -171,6 +171,7 @@ def agit(
             told = {"retrain": decision.plain()}
             return Completed(name="Skipped", message=decision.reason, data=told)  # type: ignore[return-value]
         settings = decision.config
+        journey.check_scorable(settings, data)
         run = train(settings, data)
         evaluation = evaluate(settings, data, run)
         registration = register(settings, data, run, evaluation)

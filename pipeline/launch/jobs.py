@@ -160,7 +160,7 @@ def _local_attempt(run_uri: str) -> int:
     except (FileNotFoundError, ValueError):
         return 1
     owner, name = before.get("owner") or {}, storage.name(run_uri)
-    if owner.get("host") == socket.gethostname():
+    if owner.get("host") == socket.gethostname() and "pid" in owner:
         if owner["pid"] != os.getpid() and process_started(owner["pid"]) == owner["started"] is not None:
             raise RunFailed(
                 f"run {name} is being trained by process {owner['pid']} of this machine; wait for it or stop it"
@@ -170,7 +170,8 @@ def _local_attempt(run_uri: str) -> int:
         with contextlib.suppress(FileNotFoundError, ValueError):
             state = storage.read_json(storage.join(run_uri, "progress.json"))
             if state["state"] in {"starting", "running"} and time.time() - state["time"] < _FRESH_SECONDS:
-                raise RunFailed(f"run {name} is being trained on {owner['host']}; wait for it or stop it")
+                where = owner.get("address") or owner["host"]
+                raise RunFailed(f"run {name} is being trained on {where}; wait for it or stop it")
     events.record_interruption(run_uri)
     return int(before["attempt"]) + 1
 
