@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -221,7 +220,7 @@ class _Files:
         return LocalFile(where), file_digest(Path(where))
 
     def _fetched(self, address: str) -> tuple[Readable, str]:
-        host = urlsplit(address).netloc
+        host = address.partition("://")[2].partition("/")[0]
         attempts = 1 if host in self._silent else _ATTEMPTS
         try:
             path = download.fetch(address, self._downloads, attempts=attempts)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from agit_core.config import HistoryConfig, LossConfig, MethodConfig
+from agit_core.errors import BadInput
 from agit_core.networks import Networks, cancelled_biases
 from agit_core.stages import collapse
 from tests.agit_core import tiny
@@ -207,6 +208,16 @@ def test_the_rates_fall_in_both_optimisers_and_attention_keeps_its_ratio() -> No
         assert generators == discriminators == pytest.approx(1e-3 * factor)
         assert attention == pytest.approx(1e-4 * factor)
     assert trainer.step == 8
+
+
+def test_an_attention_rate_of_0_moves_nothing() -> None:
+    config = tiny.method(switch_at=99)
+    trainer = tiny.trainer(replace(config, optimizer=replace(config.optimizer, attention_learning_rate=0.0)))
+    before = copy.deepcopy(trainer.networks.attention_a.state_dict())
+    next(iter(trainer.run(tiny.loader(trainer.plan))))
+    assert all(torch.equal(before[n], v) for n, v in trainer.networks.attention_a.state_dict().items())
+    with pytest.raises(BadInput, match="attention_learning_rate"):
+        replace(config, optimizer=replace(config.optimizer, attention_learning_rate=-1.0))
 
 
 @pytest.mark.parametrize(("bias", "says"), [(-20.0, "all zeros"), (20.0, "all ones"), (0.0, None)])

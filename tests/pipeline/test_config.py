@@ -87,6 +87,17 @@ def test_a_wrong_file_is_told_in_one_sentence(tmp_path: Path, text: str, said: s
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_in_another_encoding_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "latin.yaml"
+    path.write_bytes("name: caf\xe9\n".encode("latin-1"))
+    with pytest.raises(BadInput, match="cannot be read"):
+        load(str(path))
+
+
+def test_a_folder_may_be_called_what_yaml_takes_for_a_comment() -> None:
+    assert load("demo", ["data.source=./my photos #2"]).data.source == "./my photos #2"
+
+
 def test_an_unknown_config_names_the_nearest_preset(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="did you mean 'demo'"):
         load("demp")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -185,6 +186,40 @@ def test_the_mask_follows_the_image() -> None:
     broken = store(encoded(picture(1)), b"no mask", JPEG)
     assert broken.mask is None
     assert "mask" in (broken.mask_refused or "")
+
+
+def _of_classes(kind: str) -> Image.Image:
+    classes = np.zeros((60, 80), np.uint8)
+    classes[:, :40] = 1
+    if kind == "palette":
+        image = Image.fromarray(classes)
+        image.putpalette([0, 0, 0, 128, 0, 0, *[255] * 762])  # the first class of Pascal VOC, a dark red
+        return image
+    return Image.fromarray(classes.astype({"8 bit": np.uint8, "16 bit": np.uint16}[kind]))
+
+
+@pytest.mark.parametrize("kind", ["8 bit", "16 bit", "palette"])
+def test_a_mask_of_classes_is_no_black_mask(kind: str) -> None:
+    stored = store(encoded(picture(1, (80, 60))), encoded(_of_classes(kind)), JPEG)
+    assert stored.mask is not None
+    out = np.asarray(Image.open(io.BytesIO(stored.mask)))
+    assert (out[:, :20] == 255).all()
+    assert (out[:, 20:] == 0).all()
+
+
+def test_a_jpegs_near_blacks_are_no_classes() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 9, (60, 80), np.uint8))
+    stored = store(encoded(picture(1, (80, 60))), encoded(noise, "JPEG"), JPEG)
+    assert not np.asarray(Image.open(io.BytesIO(stored.mask or b""))).any()
+
+
+def test_whatever_a_decoder_raises_makes_an_image_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def upset(image: Image.Image) -> None:
+        raise struct.error("required argument is not an integer")
+
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", upset)
+    with pytest.raises(Unusable, match="required argument is not an integer"):
+        store(encoded(picture(1)), None, JPEG)
 
 
 def test_looks_of_copies_are_close_and_others_far() -> None:

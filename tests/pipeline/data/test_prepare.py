@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -209,13 +210,26 @@ def test_growing_until_shards_split_ends_the_same(tmp_path: Path) -> None:
     assert files(shrunk.uri) == files(prepare(config(source, tmp_path / "fresh2", shard_bytes=8192)).uri)
 
 
-def test_a_damaged_earlier_set_is_not_built_upon(tmp_path: Path) -> None:
-    source = folder(tmp_path / "in", FOUR)
-    first = prepare(config(source, tmp_path / "grown"))
-    shard = Path(first.uri) / "trainA" / "part-00000.parquet"
+def _flip(shard: Path) -> None:
     data = bytearray(shard.read_bytes())
     data[100] ^= 1
     shard.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda first: _flip(first / "trainA" / "part-00000.parquet"),
+        lambda first: (first / "trainA" / "part-00000.parquet").unlink(),
+        lambda first: (first / "testB" / "part-00000.parquet").unlink(),
+        lambda first: shutil.rmtree(first / "index"),
+    ],
+    ids=["a flipped bit", "a shard gone", "a shard gone that would be copied", "the index gone"],
+)
+def test_a_damaged_earlier_set_is_not_built_upon(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", FOUR)
+    first = prepare(config(source, tmp_path / "grown"))
+    damage(Path(first.uri))
     (source / "trainA" / "new.jpg").write_bytes(encoded(picture(5), "JPEG"))
     grown = prepare(config(source, tmp_path / "grown"))
     assert files(grown.uri) == files(prepare(config(source, tmp_path / "fresh")).uri)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -171,6 +172,19 @@ def test_another_machine_at_work_is_respected(data: str, tmp_path: Path) -> None
     state = {"state": "running", "time": time.time(), "step": 3}
     storage.write_json(storage.join(spec["run_uri"], "progress.json"), state)
     with pytest.raises(RunFailed, match="is being trained on elsewhere"):
+        jobs.train(config, data)
+
+
+def test_a_cluster_at_work_is_respected_also_from_the_machine_that_asked_it(
+    data: str, tmp_path: Path
+) -> None:
+    config = tiny(tmp_path)
+    spec = spec_of(config, data)
+    owner = {"host": socket.gethostname(), "submission_id": "x-1", "address": "http://head:8265"}
+    storage.write_json(storage.join(spec["run_uri"], "spec.json"), spec | {"owner": owner})
+    state = {"state": "running", "time": time.time(), "step": 3}
+    storage.write_json(storage.join(spec["run_uri"], "progress.json"), state)
+    with pytest.raises(RunFailed, match="is being trained on http://head:8265"):
         jobs.train(config, data)
 
 
