@@ -43,6 +43,11 @@ class NetworkConfig:
         """Whether there are attention networks: not in ``cyclegan`` unless asked for."""
         return self.preset != "cyclegan" if self.attention is None else self.attention
 
+    @property
+    def smallest_image(self) -> int:
+        """Side of the smallest image that the discriminators, which halve it again and again, can judge."""
+        return {"agit": 16, "cyclegan": 24, "uaggan": 32}[self.preset]
+
 
 @dataclass(frozen=True)
 class LossConfig:

@@ -77,6 +77,12 @@ def processor_has_bf16() -> bool:
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
+def make_exact(numerics: Numerics, device: torch.device) -> None:
+    """fp32 is fp32: cuDNN would round what goes into convolutions to 10 bits (TF32), which bf16 does not mind."""
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = numerics.autocast is not None
+
+
 def make_deterministic(device: torch.device, deterministic: bool) -> None:
     """Deterministic kernels where they exist, or the fastest that cuDNN finds."""
     torch.backends.cudnn.benchmark = not deterministic

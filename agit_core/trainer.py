@@ -21,7 +21,7 @@ from agit_core.errors import BadInput
 from agit_core.history import History
 from agit_core.loader import Batch, Loader
 from agit_core.optimizers import learning_rate_factor, load_state, set_learning_rate
-from agit_core.precision import make_deterministic, resolve
+from agit_core.precision import make_deterministic, make_exact, resolve
 from agit_core.sampling import SamplePlan, slots_of
 from agit_core.stages import HEALTH_KEYS, Stage, StageMachine
 from agit_core.step import FIGURES, GENERATOR_NAMES, LOSS_KEYS, TrainingStep
@@ -82,6 +82,7 @@ class Trainer:
         self.world = world or World.current()
         self.slots = slots_of(self.world.rank, self.world.size, plan.batch_size)
         self.numerics = resolve(config.precision, self.device)
+        make_exact(self.numerics, self.device)
         make_deterministic(self.device, config.precision.deterministic)
         # a process begins with a random state of its own, which checkpoints would carry
         torch.manual_seed(seed)

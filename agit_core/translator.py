@@ -79,6 +79,7 @@ class Translator:
         self.device = _device(device)
         settings = replace(model.method.precision, autocast=autocast, compile="off")
         self.numerics = precision.resolve(settings, self.device)
+        precision.make_exact(self.numerics, self.device)
         self.tile_pixels = tile_pixels
         self.work_side = work_side
         self.watch: Callable[[int, int], None] | None = None

@@ -254,6 +254,16 @@ class Config(Section):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
+    @model_validator(mode="after")
+    def _discriminator_fits(self) -> Config:
+        smallest = self.method.networks.smallest_image
+        if self.data.image_size < smallest:
+            raise ValueError(
+                f"data.image_size ({self.data.image_size}) must be at least {smallest} for the discriminators of "
+                f"method.networks.preset {self.method.networks.preset}"
+            )
+        return self
+
     def plain(self) -> dict[str, Any]:
         """The resolved configuration as JSON-ready dicts; ``Config.model_validate`` reads it back."""
         return self.model_dump(mode="json", by_alias=True)

@@ -91,7 +91,15 @@ class Inception:
         if x.shape[-2:] != (SIDE, SIDE):
             x = F.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True)
         x = ((x - 128.0) / 128.0).contiguous(memory_format=torch.channels_last)
-        return self._network(x).flatten(1).cpu().clone()
+        cudnn = torch.backends.cudnn
+        # in fp32, not TF32: figures from a GPU and from a CPU are compared with each other
+        with cudnn.flags(
+            enabled=cudnn.enabled,
+            benchmark=cudnn.benchmark,
+            deterministic=cudnn.deterministic,
+            allow_tf32=False,
+        ):
+            return self._network(x).flatten(1).cpu().clone()
 
     def describe(self) -> dict[str, str]:
         """For reports: name, checksum, origin and resizing."""

@@ -145,7 +145,8 @@ class _Worker:
                 if result.switched:
                     saver.put(events.as_file(self.run_uri, "switched", step=result.step - 1))
             last = result.step == self.end
-            if result.step % train.log_every == 0 or last:
+            # also before a checkpoint: a resumed run's rows then begin where an undisturbed one's do
+            if result.step % train.log_every == 0 or result.step % self.checkpoint_every == 0 or last:
                 self._log(result, progress)
                 self._watch_masks(result.step, saver, progress)
             if train.samples and (result.step % train.sample_every == 0 or last):

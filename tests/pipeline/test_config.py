@@ -3,7 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from agit_core import networks
 from agit_core.errors import BadInput
 from pipeline.config import Config, fingerprint, load, parse, presets
 
@@ -85,6 +87,18 @@ def test_a_wrong_file_is_told_in_one_sentence(tmp_path: Path, text: str, said: s
         load(str(path))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("preset", "smallest"), [("agit", 16), ("cyclegan", 24), ("uaggan", 32)])
+def test_images_too_small_for_a_discriminator_are_refused(preset: str, smallest: int) -> None:
+    def sized(side: int) -> list[str]:
+        return [f"method.networks.preset={preset}", f"data.image_size={side}", "data.load_size=40"]
+
+    judge = networks.build(load("demo", sized(smallest)).method.networks, 0).discriminator_a
+    assert judge(torch.zeros(1, 3, smallest, smallest), normalise=True).numel() >= 1
+    if smallest > 16:
+        with pytest.raises(BadInput, match=f"must be at least {smallest} for the discriminators"):
+            load("demo", sized(smallest - 4))
 
 
 def test_a_file_in_another_encoding_is_told(tmp_path: Path) -> None:
