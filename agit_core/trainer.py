@@ -204,11 +204,7 @@ class Trainer:
                 "epoch": self.plan.epoch_of(self.step),
                 "stage": self.stages.stage.value,
                 "switched_at_step": self.stages.switched_at_step,
-                "total_steps": self.total_steps,
-                "image_size": self.image_size,
-                "batch_size": self.plan.batch_size,
-                "lengths": [self.plan.length_a, self.plan.length_b],
-                "seed": self.plan.seed,
+                **self._fixed(),
                 "method": method_to_dict(self.config),
             },
             networks=_to_cpu(self.networks.state_dict()),
@@ -272,16 +268,21 @@ class Trainer:
         self.networks.load_state_dict(weights)
         self.averaged = self._generator_weights() if self.config.optimizer.average_decay else {}
 
-    def _check_belongs(self, info: dict[str, Any]) -> None:
-        mine = {
+    def _fixed(self) -> dict[str, Any]:
+        """What stays as it is as long as the run."""
+        return {
+            "total_steps": self.total_steps,
             "image_size": self.image_size,
             "batch_size": self.plan.batch_size,
             "lengths": [self.plan.length_a, self.plan.length_b],
             "seed": self.plan.seed,
-            "total_steps": self.total_steps,
+            "shuffle_window": [self.plan.block, self.plan.window],
         }
-        for key, value in mine.items():
-            if info[key] != value:
+
+    def _check_belongs(self, info: dict[str, Any]) -> None:
+        for key, value in self._fixed().items():
+            # checkpoints of earlier versions do not name the window
+            if key in info and info[key] != value:
                 raise BadInput(
                     f"the checkpoint was made with {key} {info[key]}, this run has {value}; "
                     "start a new run or use the settings it was made with"

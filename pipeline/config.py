@@ -287,6 +287,11 @@ def load(config: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     tree = _read(config)
     for override in overrides:
         _apply(tree, override)
+    # 2026, true and 2026-11-27 are texts where a text is wanted
+    texts = _texts_wanted(tree)
+    for override in overrides:
+        if override.partition("=")[0].strip() in texts:
+            _apply(tree, override, as_text=True)
     return parse(tree, where=config)
 
 
@@ -326,11 +331,20 @@ def _read(config: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise BadInput(f"{config} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise BadInput(f"{config} must be a mapping of sections, not a {type(tree).__name__}")
+        raise BadInput(f"{config} must be a mapping of sections, not {type(tree).__name__}")
     return tree
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def _texts_wanted(tree: dict[str, Any]) -> set[str]:
+    """Dotted keys whose values are no texts and should be."""
+    try:
+        Config.model_validate(tree)
+    except ValidationError as error:
+        return {".".join(map(str, e["loc"])) for e in error.errors() if e["type"] == "string_type"}
+    return set()
+
+
+def _apply(tree: dict[str, Any], override: str, as_text: bool = False) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise BadInput(f"--set takes key=value, such as --set train.max_steps=100, not '{override}'")
@@ -338,10 +352,10 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
-    if "#" in text and not isinstance(value, dict | list):
+    if as_text or ("#" in text and not isinstance(value, dict | list)):
         value = text  # a folder may be called so; nobody writes comments here
     # YAML 1.1 reads 1e-4 as a string
-    if isinstance(value, str):
+    if isinstance(value, str) and not as_text:
         with contextlib.suppress(ValueError):
             value = float(value) if "e" in value.lower() and value[:1] in "+-.0123456789" else value
     *parents, leaf = key.strip().split(".")
@@ -361,6 +375,8 @@ def _explain(error: Any) -> str:
         near = difflib.get_close_matches(location[-1], names, 1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"valid names here: {', '.join(names)}"
         return f"unknown key '{dotted}'; {hint}"
+    if error["type"] == "string_type":
+        return f"{dotted}: a text is wanted, not {type(error['input']).__name__}; write it in quotes"
     return f"{dotted}: {error['msg'].removeprefix('Value error, ')}" if dotted else str(error["msg"])
 
 

@@ -51,6 +51,11 @@ def name(uri: str) -> str:
     return uri.rstrip("/").rsplit("/", 1)[-1]
 
 
+def as_text(path: str) -> str:
+    """A local file's path as a text that can be stored: bytes of older encodings, such as Latin-1, as ``\\xfc``."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
 def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
     """The fsspec filesystem of a URI and the path inside it.
 

@@ -26,7 +26,7 @@ from agit_core.errors import BadInput, RunFailed
 from pipeline import logs, storage
 from pipeline.config import Config, parse
 from pipeline.launch.specs import VERDICT, read_spec
-from pipeline.train import events
+from pipeline.train import events, ownership
 from pipeline.train.failures import PERMANENT, sentence
 
 log = logging.getLogger("pipeline.train_job")
@@ -104,6 +104,8 @@ def run(spec_uri: str) -> dict[str, Any]:
 
             result = drive(spec, config, scratch)
         finish(spec, result)
+    except ownership.TakenOver:
+        raise  # the run's state is another job's to tell
     except (BadInput, RunFailed) as error:
         events.record(run_uri, "failed", str(error))
         tell(spec, "failed", message=str(error))

@@ -145,7 +145,7 @@ def listing(uri: str) -> list[File]:
         for name in names:
             if not _litter(name):
                 path = os.path.join(folder, name)
-                files.append(File(Path(path).relative_to(root).as_posix(), LocalFile(path)))
+                files.append(File(storage.as_text(Path(path).relative_to(root).as_posix()), LocalFile(path)))
     return sorted(files, key=lambda file: file.relative)
 
 

@@ -17,7 +17,7 @@ from agit_core.errors import BadInput, RunFailed
 from pipeline import logs
 from pipeline.config import ClusterConfig
 from pipeline.launch.specs import parse_verdict, write_spec
-from pipeline.train import events
+from pipeline.train import events, ownership
 
 log = logging.getLogger(__name__)
 output = logging.getLogger("pipeline.train.output")
@@ -34,6 +34,12 @@ class _Client(JobSubmissionClient):
     def _do_request(self, *call: Any, **how: Any) -> Any:
         return super()._do_request(*call, **{"timeout": _ANSWER_SECONDS, **how})
 
+    def session(self) -> str:
+        """The name of the cluster's session: no two clusters have the same."""
+        answer = self._do_request("GET", "/api/version")
+        answer.raise_for_status()
+        return str(answer.json()["session_name"])
+
 
 class ClusterJob:
     """A job whose submission id is the run's name and the number of the attempt.
@@ -42,7 +48,7 @@ class ClusterJob:
     own, while the run keeps its name and goes on from its checkpoint.
     """
 
-    def __init__(self, client: JobSubmissionClient, submission_id: str, patience_s: float) -> None:
+    def __init__(self, client: _Client, submission_id: str, patience_s: float) -> None:
         self.submission_id = submission_id
         self._client = client
         self._patience_s = patience_s
@@ -55,54 +61,67 @@ class ClusterJob:
         """The running job of this run, or a new one.
 
         Raises:
-            BadInput: the cluster does not answer.
+            BadInput: the cluster does not answer, or refuses the job's environment.
+            RunFailed: somebody else trains this run, or the cluster was lost while it was asked.
         """
         try:
             client = _Client(config.address)
             known = {job.submission_id: job for job in client.list_jobs()}
+            session = client.session()
         except Exception as error:  # a ConnectionError, or a RuntimeError with the server's answer
             raise BadInput(
                 f"the Ray cluster at cluster.address {config.address} does not answer "
                 f"({' '.join(str(error).split())[:200]}); check the address and that its dashboard runs"
             ) from None
-        attempt = 1
+        attempt, run_uri = 1, spec["run_uri"]
         while (name := f"{spec['run_id']}-{attempt}") in known:
             if known[name].status in (JobStatus.PENDING, JobStatus.RUNNING):
-                job = cls(client, name, patience_s)
-                # what it said so far has been shown to whoever followed it before
-                job._shown = len(job._patiently(lambda: client.get_job_logs(name)))
-                log.info("attached to the running job %s", name)
-                return job
+                return cls._attached(client, name, patience_s)
             attempt += 1
+        # of two machines that submit this attempt at the same instant one succeeds, and both are its owner
+        token = f"{session}/{name}"
+        owner = {
+            "host": socket.gethostname(),
+            "submission_id": name,
+            "address": config.address,
+            "token": token,
+        }
+        ownership.refuse_second(run_uri, unless={"address": config.address})
         if attempt > 1:
-            events.record_interruption(spec["run_uri"])
-        owner = {"host": socket.gethostname(), "submission_id": name, "address": config.address}
+            events.record_interruption(run_uri)
         spec_uri = write_spec(spec, attempt, owner)
-        told = {logs.VARIABLE: os.environ[logs.VARIABLE]} if logs.as_json() else {}
-        environment: dict[str, Any] = {"env_vars": {"PYTHONUNBUFFERED": "1", **told, **config.env}}
-        if config.working_dir is not None:
-            environment["working_dir"] = config.working_dir
-        job = cls(client, name, patience_s)
         try:
             client.submit_job(
                 entrypoint=f"python -m {spec.get('job', 'pipeline.train_job')} {shlex.quote(spec_uri)}",
                 submission_id=name,
-                runtime_env=environment,
+                runtime_env=_environment(config, token),
                 metadata={"run_id": spec["run_id"]},
             )
-        except OSError:
-            # the answer may be lost and the job be there
-            if name not in {info.submission_id for info in job._patiently(client.list_jobs)}:
+        except Exception as error:
+            # the answer may be lost, or somebody have been faster
+            if name in {
+                info.submission_id for info in cls(client, name, patience_s)._patiently(client.list_jobs)
+            }:
+                return cls._attached(client, name, patience_s)
+            if isinstance(error, OSError):
                 raise RunFailed(
                     f"the Ray cluster at {config.address} did not take the job; look into its dashboard's log, "
                     "then run the same command again"
                 ) from None
-        except Exception as error:  # whatever Ray finds wrong with the environment
+            # whatever Ray finds wrong with the environment
             raise BadInput(
                 f"the Ray cluster at {config.address} refuses the job ({' '.join(str(error).split())[:300]}); "
                 "check cluster.working_dir and cluster.env"
             ) from None
         log.info("submitted job %s", name)
+        return cls(client, name, patience_s)
+
+    @classmethod
+    def _attached(cls, client: _Client, name: str, patience_s: float) -> ClusterJob:
+        job = cls(client, name, patience_s)
+        # what it said so far has been shown to whoever followed it before
+        job._shown = len(job._patiently(lambda: client.get_job_logs(name)))
+        log.info("attached to the running job %s", name)
         return job
 
     def wait(self, seconds: float) -> bool:
@@ -168,3 +187,10 @@ class ClusterJob:
                         f"({' '.join(str(error).split())[:200]}); the same command goes on with the run"
                     ) from None
                 time.sleep(2)
+
+
+def _environment(config: ClusterConfig, token: str) -> dict[str, Any]:
+    """The job's runtime environment."""
+    told = {logs.VARIABLE: os.environ[logs.VARIABLE]} if logs.as_json() else {}
+    variables = {"PYTHONUNBUFFERED": "1", ownership.TOKEN: token, **told, **config.env}
+    return {"env_vars": variables} | ({"working_dir": config.working_dir} if config.working_dir else {})

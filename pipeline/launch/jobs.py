@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,12 +19,11 @@ from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.launch.specs import absolute, run_id, spec_of
-from pipeline.train import events
+from pipeline.train import events, ownership
 from pipeline.train.failures import Allowance
 
 log = logging.getLogger(__name__)
 _POLL_SECONDS = 1.0
-_FRESH_SECONDS = 30.0
 
 ProgressCallback = Callable[[dict[str, Any]], None]
 
@@ -151,27 +148,16 @@ def _local_attempt(run_uri: str) -> int:
     """The number of the next attempt, once it is sure that no other one is running.
 
     Raises:
-        RunFailed: another process trains this run.
+        RunFailed: another job trains this run.
     """
-    from pipeline.launch.local import clear, process_started
+    from pipeline.launch.local import clear
 
-    try:
-        before = storage.read_json(storage.join(run_uri, "spec.json"))
-    except (FileNotFoundError, ValueError):
+    before = ownership.refuse_second(run_uri)
+    if before is None:
         return 1
-    owner, name = before.get("owner") or {}, storage.name(run_uri)
-    if owner.get("host") == socket.gethostname() and "pid" in owner:
-        if owner["pid"] != os.getpid() and process_started(owner["pid"]) == owner["started"] is not None:
-            raise RunFailed(
-                f"run {name} is being trained by process {owner['pid']} of this machine; wait for it or stop it"
-            )
+    owner = before.get("owner") or {}
+    if ownership.is_here(owner):
         clear(owner)
-    elif owner:
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            state = storage.read_json(storage.join(run_uri, "progress.json"))
-            if state["state"] in {"starting", "running"} and time.time() - state["time"] < _FRESH_SECONDS:
-                where = owner.get("address") or owner["host"]
-                raise RunFailed(f"run {name} is being trained on {where}; wait for it or stop it")
     events.record_interruption(run_uri)
     return int(before["attempt"]) + 1
 
@@ -185,7 +171,7 @@ def _follow(job: Job, run_uri: str, progress: ProgressCallback, limit_s: int | N
             ended = job.wait(_POLL_SECONDS)
             with contextlib.suppress(FileNotFoundError, ValueError, RunFailed):
                 state = storage.read_json(storage.join(run_uri, "progress.json"))
-                if state["time"] > max(seen, began - _FRESH_SECONDS):
+                if state["time"] > max(seen, began - ownership.FRESH_SECONDS):
                     seen = state["time"]
                     progress(state)
             if limit_s is not None and time.time() - began > limit_s and not ended:

@@ -9,7 +9,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,12 +20,11 @@ from typing import IO, Any
 import pipeline
 from pipeline import storage
 from pipeline.launch.specs import parse_verdict, write_spec
+from pipeline.train.ownership import TOKEN, this_process
 
 output = logging.getLogger("pipeline.train.output")
 """Every line of the job's output, at level INFO."""
 
-TOKEN = "AGIT_RUN_TOKEN"
-"""Environment variable that marks every process that a job starts, however deep."""
 _STOP_SECONDS = 15.0
 
 
@@ -54,23 +52,16 @@ class LocalJob:
     @classmethod
     def start(cls, spec: dict[str, Any], attempt: int) -> LocalJob:
         """Starts the job."""
-        token = secrets.token_hex(16)
-        pid = os.getpid()
         # sockets live in it: a path longer than 107 bytes would not do
         folder = Path(tempfile.mkdtemp(prefix="agit-", dir="/tmp" if os.path.isdir("/tmp") else None))
-        owner = {
-            "host": socket.gethostname(),
-            "pid": pid,
-            "started": process_started(pid),
-            "token": token,
-            "folder": str(folder),
-        }
+        owner = this_process() | {"folder": str(folder)}
+        token = owner["token"]
         spec_uri = write_spec(spec, attempt, owner)
         # a Ray that happens to run here, and its settings, are none of this job's business
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         environment |= {
             TOKEN: token,
-            "AGIT_LAUNCHER_PID": str(pid),
+            "AGIT_LAUNCHER_PID": str(owner["pid"]),
             "AGIT_RAY_FOLDER": str(folder),
             "PYTHONUNBUFFERED": "1",
             "PYTHONPATH": _python_path(),
@@ -144,7 +135,7 @@ class LocalJob:
 
 def clear(owner: dict[str, Any]) -> None:
     """Removes what a job of a dead launcher on this machine left; a search's trial belongs to its search."""
-    if "token" in owner:
+    if "folder" in owner:
         sweep(owner["token"])
         shutil.rmtree(owner["folder"], ignore_errors=True)
 
@@ -168,14 +159,6 @@ def carriers(token: str, variable: str = TOKEN) -> list[int]:
             if mark in (entry / "environ").read_bytes().split(b"\0"):
                 found.append(int(entry.name))
     return found
-
-
-def process_started(pid: int) -> int | None:
-    """When a process started, in ticks since boot: tells it from a later one with the same number."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return None
 
 
 def _python_path() -> str:

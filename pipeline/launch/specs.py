@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import socket
 from typing import Any
 
 from agit_core.errors import BadInput
 from pipeline import storage
 from pipeline.config import Config, fingerprint
+from pipeline.train import ownership
 
 # What only says where and how the same training runs.
 _EXECUTION_ONLY = {
@@ -44,6 +46,9 @@ def run_id(config: Config, data_manifest: dict[str, Any]) -> str:
         "seed": config.seed,
         "data": data_manifest["fingerprint"],
     }
+    if config.data.shuffle == "windowed":
+        # another order of the images, and so other weights
+        identity["shuffle_bytes"] = config.data.shuffle_bytes
     return f"{config.name}-{fingerprint(identity, 8)}"
 
 
@@ -54,13 +59,17 @@ def spec_of(config: Config, data_uri: str, name: str) -> dict[str, Any]:
 
 
 def specify(config: Config, prepared_uri: str) -> str:
-    """Stores what the job of a run is told, for something else to start it (a RayJob); returns its URI."""
+    """Stores what the job of a run is told, for something else to start it (a RayJob); returns its URI.
+
+    Raises:
+        RunFailed: somebody trains this run.
+    """
     data_uri = absolute(prepared_uri)
     name = run_id(config, storage.read_json(storage.join(data_uri, "manifest.json")))
-    spec, attempt = spec_of(config, data_uri, name), 1
-    with contextlib.suppress(FileNotFoundError):
-        attempt += int(storage.read_json(storage.join(spec["run_uri"], "spec.json"))["attempt"])
-    return write_spec(spec, attempt, owner={})
+    spec = spec_of(config, data_uri, name)
+    before = ownership.refuse_second(spec["run_uri"])
+    attempt = 1 if before is None else int(before["attempt"]) + 1
+    return write_spec(spec, attempt, {"token": secrets.token_hex(16)})
 
 
 def absolute(uri: str) -> str:
@@ -80,6 +89,7 @@ def read_spec(spec_uri: str) -> dict[str, Any]:
 
     Raises:
         BadInput: it is not there: who started the job wrote it to a storage that this node does not share.
+        TakenOver: another launcher has written its own since.
     """
     try:
         spec: dict[str, Any] = storage.read_json(spec_uri)
@@ -88,6 +98,7 @@ def read_spec(spec_uri: str) -> dict[str, Any]:
             f"there is no {spec_uri} on {socket.gethostname()}; give storage that every node of the cluster "
             "reaches under the same name, such as s3://bucket/prefix or a shared folder"
         ) from None
+    ownership.confirm(spec)
     return spec
 
 

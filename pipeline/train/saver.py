@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from agit_core.checkpoint import Snapshot
 from agit_core.errors import RunFailed
 from pipeline import storage
 from pipeline.train.checkpoints import CheckpointStore
+from pipeline.train.ownership import TakenOver
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +29,17 @@ class Saver:
     up and the next call of any method raises RunFailed.
     """
 
-    def __init__(self, store: CheckpointStore, patience_s: float) -> None:
+    def __init__(
+        self, store: CheckpointStore, patience_s: float, check: Callable[[], None] = lambda: None
+    ) -> None:
+        """``check`` raises TakenOver when nothing of this run may be stored any more."""
         self.last_stored = 0
         self.last_stored_at: float | None = None
         """Unix time; None before the first."""
         self._handed = 0
         self._store = store
         self._patience_s = patience_s
+        self._check = check
         self._files: dict[str, bytes] = {}
         self._snapshot: Snapshot | None = None
         self._busy = False
@@ -108,6 +114,8 @@ class Saver:
                 if self._closed:
                     return
             try:
+                if snapshot is not None:
+                    self._check()
                 for uri in list(files):
                     storage.write_bytes(uri, files[uri])
                     del files[uri]
@@ -117,6 +125,8 @@ class Saver:
                         self.last_stored, self.last_stored_at = int(snapshot.info["step"]), time.time()
                         self._changed.notify_all()
                 return
+            except TakenOver:
+                raise
             except (RunFailed, OSError) as error:
                 now = time.monotonic()
                 failing_since = failing_since or now

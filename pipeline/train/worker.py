@@ -26,7 +26,7 @@ from pipeline import logs, storage
 from pipeline.config import Config
 from pipeline.data import manifest
 from pipeline.data.order import sample_plan
-from pipeline.train import events
+from pipeline.train import events, ownership
 from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.failures import Preempted
 from pipeline.train.inputs import PatientImages, open_split, patiently, start_weights
@@ -114,7 +114,7 @@ class _Worker:
             self._loop(None, None)
             return None
         self.furthest.step = first
-        saver = Saver(self.store, self.config.train.storage_patience_s)
+        saver = Saver(self.store, self.config.train.storage_patience_s, lambda: ownership.check(self.spec))
         progress = Progress(self.run_uri, saver, self.plan.batch_size, **self._state(first))
         try:
             self._loop(saver, progress)

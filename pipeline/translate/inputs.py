@@ -93,7 +93,7 @@ def suffix_of(uri: str) -> str:
 
 def _files(uris: list[str], start: int) -> Inputs:
     """The images of a folder, not hidden ones; ``start`` is where their relative names begin."""
-    names = {uri[start:]: uri for uri in uris if not storage.name(uri).startswith(".")}
+    names = {storage.as_text(uri[start:]): uri for uri in uris if not storage.name(uri).startswith(".")}
     items = [Item(name, uri) for name, uri in names.items() if suffix_of(uri) in IMAGES]
     reason = "is a video; translate it by itself"
     refused = [{"name": name, "reason": reason} for name, uri in names.items() if suffix_of(uri) in VIDEOS]

@@ -17,7 +17,7 @@ from typing import Any
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage, train_job
 from pipeline.launch import specs
-from pipeline.train import events
+from pipeline.train import events, ownership
 from pipeline.train.failures import PERMANENT, root_cause, sentence
 from pipeline.tune.search import ENDED, Search, Trial, from_spec
 
@@ -48,6 +48,8 @@ def run(spec_uri: str) -> dict[str, Any]:
             _search(spec, search, scratch)
         result = _result(search)
         storage.write_json(storage.join(spec["run_uri"], "result.json"), result)
+    except ownership.TakenOver:
+        raise
     except (BadInput, RunFailed) as error:
         events.record(spec["run_uri"], "failed", str(error))
         train_job.tell(spec, "failed", message=str(error))
@@ -94,6 +96,8 @@ def _search(spec: dict[str, Any], search: Search, scratch: str) -> None:
     errors = tuner.fit().errors
     if errors:
         cause = root_cause(*errors)
+        if isinstance(cause, ownership.TakenOver):
+            raise cause
         if isinstance(cause, PERMANENT):
             raise RunFailed(f"a trial stopped with an error of the program: {sentence(cause)}") from cause
         # the launcher starts this job again, which finds what there is

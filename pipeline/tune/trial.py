@@ -7,10 +7,8 @@ process, and a trial that trained to its end is the run that ``agit run`` would 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import socket
 import time
 from typing import Any
 
@@ -22,8 +20,7 @@ from agit_core.stages import collapse
 from pipeline import logs, storage, train_job
 from pipeline.config import Config
 from pipeline.launch import specs
-from pipeline.launch.local import process_started
-from pipeline.train import events
+from pipeline.train import events, ownership
 from pipeline.tune.search import ENDED, Search, from_spec
 
 log = logging.getLogger(__name__)
@@ -36,7 +33,8 @@ class TuneTrial(tune.Trainable):
     """One actor serves one trial after the other."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        self._search: Search = from_spec(config["spec"])
+        self._told: dict[str, Any] = config["spec"]
+        self._search: Search = from_spec(self._told)
         self._scratch: str = config["scratch"]
         self._own_ray: bool = config["own_ray"]
         self._begin(int(config["trial"]))
@@ -94,10 +92,12 @@ class TuneTrial(tune.Trainable):
         config = _executed(search, trial.number)
         spec = specs.spec_of(config, search.data_uri, trial.run_id)
         spec |= {"attempt": 1, "until": rungs[self._rung()]}
+        ownership.check(self._told)
         try:
-            result = _train(spec, config, self._scratch, self._own_ray)
+            result = _train(spec, config, search.uri, self._scratch, self._own_ray)
             scored = _score(config, result["checkpoint"], search.data_uri)
         except (BadInput, RunFailed) as error:
+            ownership.check(self._told)
             collapsed = any(event["kind"] == "mask_collapsed" for event in events.read(trial.run_uri))
             trial.state, trial.message = "collapsed" if collapsed else "failed", str(error)
             train_job.tell(spec, trial.state, message=trial.message)
@@ -148,7 +148,9 @@ def _executed(search: Search, number: int) -> Config:
     )
 
 
-def _train(spec: dict[str, Any], config: Config, scratch: str, own_ray: bool) -> dict[str, Any]:
+def _train(
+    spec: dict[str, Any], config: Config, search_uri: str, scratch: str, own_ray: bool
+) -> dict[str, Any]:
     """Trains to ``spec["until"]``, or finds the training finished."""
     from pipeline.train.driver import drive
 
@@ -156,28 +158,17 @@ def _train(spec: dict[str, Any], config: Config, scratch: str, own_ray: bool) ->
     if storage.exists(result_uri):
         done: dict[str, Any] = storage.read_json(result_uri)
         return done
-    owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": process_started(os.getpid())}
-    _refuse_second(spec["run_uri"], owner)
+    # what an earlier attempt of this search left is its own
+    ownership.refuse_second(spec["run_uri"], unless={"search": search_uri})
+    owner = ownership.this_process() | {"search": search_uri}
     specs.write_spec({key: value for key, value in spec.items() if key != "until"}, 1, owner)
     scratch = storage.join(scratch, f"{spec['run_id']}-{spec['until']}")
-    result = drive(spec, config, scratch, own_ray, alone=False)
+    result = drive(spec | {"owner": owner}, config, scratch, own_ray, alone=False)
     if result["steps"] >= result["total_steps"]:
         train_job.finish(spec, result)
     else:
         train_job.tell(spec, "paused", step=result["steps"], message="waits for the search's decision")
     return result
-
-
-def _refuse_second(run_uri: str, owner: dict[str, Any]) -> None:
-    """A trial may be a run that somebody trains by hand at this moment."""
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        other = storage.read_json(storage.join(run_uri, "spec.json")).get("owner") or {}
-        alive = other.get("host") == owner["host"] and process_started(other["pid"]) == other["started"]
-        if alive and other["started"] is not None and other["pid"] != owner["pid"]:
-            raise RunFailed(
-                f"run {storage.name(run_uri)} is being trained by process {other['pid']} of this machine; wait "
-                "for it or stop it"
-            )
 
 
 def _score(config: Config, checkpoint_uri: str, data_uri: str) -> dict[str, Any]:

@@ -144,6 +144,10 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         tiny.trainer(batch_size=4).load(saved)
     with pytest.raises(BadInput, match="total_steps"):
         tiny.trainer(total=99).load(saved)
+    windowed = tiny.trainer()
+    windowed.plan = replace(windowed.plan, block=2, window=4)
+    with pytest.raises(BadInput, match="shuffle_window"):
+        windowed.load(saved)
     with pytest.raises(BadInput, match="another method"):
         tiny.trainer(tiny.method(tau=0.3)).load(saved)
     other_numerics = replace(tiny.method(), precision=replace(tiny.method().precision, channels_last="on"))

@@ -112,6 +112,20 @@ def test_a_folder_may_be_called_what_yaml_takes_for_a_comment() -> None:
     assert load("demo", ["data.source=./my photos #2"]).data.source == "./my photos #2"
 
 
+@pytest.mark.parametrize("text", ["2026", "007", "1e3", "true", "2026-11-27", "null"])
+def test_a_text_may_look_like_something_else(text: str) -> None:
+    config = load("demo", [f"cluster.env.RUN={text}", f"name={text}"])
+    assert (config.cluster.env["RUN"], config.name) == (text, text)
+    assert load("demo", ["train.max_steps=2026"]).train.max_steps == 2026
+
+
+def test_a_number_in_a_file_where_a_text_is_wanted_is_to_be_quoted(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("cluster:\n  env:\n    THREADS: 1\n")
+    with pytest.raises(BadInput, match=r"cluster.env.THREADS: a text is wanted, not int; write it in quotes"):
+        load(str(file))
+
+
 def test_an_unknown_config_names_the_nearest_preset(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="did you mean 'demo'"):
         load("demp")

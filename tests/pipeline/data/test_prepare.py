@@ -19,7 +19,7 @@ from PIL import Image
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
 from pipeline.config import Config, parse
-from pipeline.data import build, encode
+from pipeline.data import build, encode, manifest
 from pipeline.data.prepare import Prepared, prepare
 from pipeline.data.reader import ShardImages
 from pipeline.data.workers import ordered_map
@@ -112,6 +112,17 @@ def test_bad_files_are_set_aside_and_the_run_goes_on(tmp_path: Path) -> None:
     assert set(aside["testA"]) == {"empty.jpg"}
     assert balanced(made)
     assert made.manifest["totals"]["files_in"] == sum(FOUR.values()) + 4
+
+
+def test_names_of_an_older_encoding(tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", FOUR)
+    for name, content in ((b"gr\xfcn.png", encoded(picture(99, (64, 64)))), (b"schl\xe4cht.png", b"no")):
+        Path(os.fsdecode(bytes(source / "trainA") + b"/" + name)).write_bytes(content)
+    made = prepare(config(source, tmp_path / "out"))
+    assert [q["name"] for q in made.manifest["splits"]["trainA"]["quarantined"]] == [r"schl\xe4cht.png"]
+    assert (
+        r"gr\xfcn.png" in manifest.read_index(made.uri, made.manifest, "trainA", ["name"])["name"].to_pylist()
+    )
 
 
 def test_too_many_bad_files_stop_the_run_and_leave_nothing(tmp_path: Path) -> None:

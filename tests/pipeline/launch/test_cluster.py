@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -277,3 +278,24 @@ def test_a_cancelled_prefect_run_takes_its_job_with_it(
     wait_for(lambda: state() == "CANCELLED", "the run to be cancelled")
     wait_for(lambda: not processes.of_kind("worker", os.getpid()), "the workers to be gone")
     assert storage.read_json(uri)["step"] < 100_000
+
+
+def test_of_two_submissions_at_the_same_instant_one_is_joined_by_the_other(
+    address: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = on_cluster(address, tmp_path, max_steps=4)
+    spec, both = spec_of(config, data), threading.Barrier(2, timeout=60)
+    session = cluster._Client.session
+
+    def wait_for_the_other(client: cluster._Client) -> str:
+        name = session(client)
+        both.wait()
+        return name
+
+    # neither has found a job when both submit theirs
+    monkeypatch.setattr(cluster._Client, "session", wait_for_the_other)
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda _: jobs.train(config, data), range(2)))
+    assert [result.steps for result in results] == [4, 4]
+    submitted = [job.submission_id for job in cluster._Client(address).list_jobs()]
+    assert [name for name in submitted if name.startswith(spec["run_id"])] == [f"{spec['run_id']}-1"]

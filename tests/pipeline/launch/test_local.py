@@ -18,6 +18,8 @@ from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
 from pipeline.config import Config, parse
 from pipeline.launch import jobs, local, specs
+from pipeline.train import events
+from pipeline.train.checkpoints import CheckpointStore
 from tests.chaos import processes
 from tests.pipeline.training import TINY, prepared, spec_of, tiny, wait_for
 
@@ -51,6 +53,7 @@ class TestRunId:
             {"train": {"checkpoint_every": 7, "keep_checkpoints": 9, "sample_every": 3, "log_every": 1}},
             {"train": {"max_failures": 0, "storage_patience_s": 1.0, "best_by": None}},
             {"storage": "elsewhere"},
+            {"data": {"shuffle": "exact", "shuffle_bytes": 10}},
             {"evaluate": {"subsets": 3}} if "evaluate" in TINY else {},
         ],
     )
@@ -64,6 +67,7 @@ class TestRunId:
             {"train": {"batch_size": 4}},
             {"method": {"flip": False}},
             {"seed": 1},
+            {"data": {"shuffle": "windowed"}},
             {"fingerprint": "ffff"},
         ],
     )
@@ -154,6 +158,25 @@ def test_an_ended_launcher_takes_the_job_with_it(data: str, tmp_path: Path) -> N
     assert storage.read_json(storage.join(run_uri, "spec.json"))["attempt"] == 2
 
 
+@pytest.mark.slow
+def test_a_run_that_another_machine_took_over_is_left_to_it(data: str, tmp_path: Path) -> None:
+    """This one had been silent, say suspended, for so long that it seemed dead."""
+    config = tiny(tmp_path, workers=1, max_steps=100_000, checkpoint_every=2)
+    spec = spec_of(config, data)
+    run_uri, store = spec["run_uri"], CheckpointStore(spec["run_uri"], keep=1)
+    follower = start_follower(config, data, tmp_path / "config.json")
+    wait_for(lambda: store.newest() > 0, "the first checkpoint")
+    token = token_of(run_uri)
+    specs.write_spec(spec, 2, {"host": "elsewhere", "pid": 1, "started": 1, "token": "theirs"})
+    assert follower.wait(120) == 1
+    told = (tmp_path / "config.log").read_text()
+    assert f"run {spec['run_id']} was started again meanwhile, by process 1 on elsewhere (attempt 2)" in told
+    assert local.carriers(token) == []
+    # what became of the run is the other one's to say
+    assert _progress(run_uri)["state"] == "running"
+    assert "failed" not in [event["kind"] for event in events.read(run_uri)]
+
+
 def test_wrong_settings_are_told_without_starting_ray(data: str, tmp_path: Path) -> None:
     config = tiny(tmp_path, workers=3)
     with pytest.raises(BadInput, match="batch of 2 cannot be split over 3 workers"):
@@ -171,7 +194,7 @@ def test_another_machine_at_work_is_respected(data: str, tmp_path: Path) -> None
     storage.write_json(storage.join(spec["run_uri"], "spec.json"), spec | {"owner": owner})
     state = {"state": "running", "time": time.time(), "step": 3}
     storage.write_json(storage.join(spec["run_uri"], "progress.json"), state)
-    with pytest.raises(RunFailed, match="is being trained on elsewhere"):
+    with pytest.raises(RunFailed, match="is being trained by process 1 on elsewhere"):
         jobs.train(config, data)
 
 
@@ -184,7 +207,7 @@ def test_a_cluster_at_work_is_respected_also_from_the_machine_that_asked_it(
     storage.write_json(storage.join(spec["run_uri"], "spec.json"), spec | {"owner": owner})
     state = {"state": "running", "time": time.time(), "step": 3}
     storage.write_json(storage.join(spec["run_uri"], "progress.json"), state)
-    with pytest.raises(RunFailed, match="is being trained on http://head:8265"):
+    with pytest.raises(RunFailed, match="is being trained by job x-1 on http://head:8265"):
         jobs.train(config, data)
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pytest
+
+from agit_core.errors import RunFailed
 from pipeline import config, storage, train_job
 from pipeline.launch import specs
 from tests.pipeline.training import prepared, spec_of, tiny
@@ -16,7 +20,7 @@ def test_specification_of_a_run_that_something_else_starts(tmp_path: Path) -> No
     data, settings = prepared(tmp_path), tiny(tmp_path)
     uri = specs.specify(settings, data)
     told = storage.read_json(uri)
-    expected = spec_of(settings, data)
+    expected = {key: value for key, value in spec_of(settings, data).items() if key != "owner"}
     assert uri == storage.join(expected["run_uri"], "spec.json")
     assert {key: told[key] for key in expected} == expected
     train_job.check(
@@ -25,6 +29,17 @@ def test_specification_of_a_run_that_something_else_starts(tmp_path: Path) -> No
     assert specs.read_spec(uri) == told
     # another one for the same run is its next attempt
     assert storage.read_json(specs.specify(settings, data))["attempt"] == 2
+
+
+def test_a_run_that_is_being_trained_keeps_its_specification(tmp_path: Path) -> None:
+    data, settings = prepared(tmp_path), tiny(tmp_path)
+    run_uri = spec_of(settings, data)["run_uri"]
+    before = storage.read_json(specs.specify(settings, data))
+    state = {"state": "running", "time": time.time(), "step": 3}
+    storage.write_json(storage.join(run_uri, "progress.json"), state)
+    with pytest.raises(RunFailed, match="is being trained elsewhere; wait for it or stop it"):
+        specs.specify(settings, data)
+    assert storage.read_json(storage.join(run_uri, "spec.json")) == before
 
 
 def test_a_job_on_a_node_that_does_not_share_the_storage(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from agit_core.checkpoint import Snapshot
 from agit_core.errors import RunFailed
 from pipeline import storage
 from pipeline.train.checkpoints import CheckpointStore
+from pipeline.train.ownership import TakenOver
 from pipeline.train.saver import Progress, Saver
 from tests.pipeline.disk import fill, small_disk
 from tests.pipeline.s3 import S3Server
@@ -50,6 +51,21 @@ def test_put_does_not_wait_and_the_newest_wins(tmp_path: Path) -> None:
     # the first was being stored; of those that waited only the newest was, and no file was lost
     assert CheckpointStore(str(tmp_path), keep=9).steps() == [40, 10]
     assert all((tmp_path / f"m{step}").exists() for step in (10, 20, 30, 40))
+    saver.close()
+
+
+def test_a_run_that_was_taken_over_stores_nothing_more(tmp_path: Path) -> None:
+    def check() -> None:
+        raise TakenOver("another one trains it")
+
+    store = CheckpointStore(str(tmp_path), keep=9)
+    saver = Saver(store, patience_s=600, check=check)
+    saver.put({str(tmp_path / "metrics"): b"x"}, snapshot(10))
+    # at once: no patience brings the run back
+    with pytest.raises(TakenOver):
+        saver.drain()
+    assert store.steps() == []
+    assert not (tmp_path / "metrics").exists()
     saver.close()
 
 

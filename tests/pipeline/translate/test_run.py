@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -199,6 +200,16 @@ def test_a_zip_in_and_out(photos: Path, tmp_path: Path, model: str) -> None:
     # one image can go into a zip as well
     translate(str(photos / "one.png"), str(tmp_path / "one.zip"), model)
     assert zipfile.ZipFile(tmp_path / "one.zip").namelist() == ["one.png"]
+
+
+def test_names_of_an_older_encoding(photos: Path, tmp_path: Path, model: str) -> None:
+    """A disk's names are bytes; a zip's are text."""
+    source = tmp_path / "source"
+    source.mkdir()
+    Path(os.fsdecode(bytes(source) + b"/gr\xfcn.png")).write_bytes((photos / "one.png").read_bytes())
+    assert translate(str(source), str(tmp_path / "out.zip"), model)["translated"] == 1
+    with zipfile.ZipFile(tmp_path / "out.zip") as file:
+        assert file.namelist() == [r"gr\xfcn.png"]
 
 
 def test_a_zip_whose_packing_was_interrupted(photos: Path, tmp_path: Path, model: str) -> None:

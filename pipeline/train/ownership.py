@@ -1,0 +1,122 @@
+"""One job at most trains a run: who owns it, who is refused meanwhile, and how a job learns that it was replaced.
+
+The owner stands in the run's ``spec.json``. Whether a process of this machine lives can be seen; of any other owner
+only its progress is seen, and silence may be a pause: a suspended machine, a network that was cut. So who starts a
+run that seems abandoned takes it over by writing a name of its own, and a job asks whether the name there is still
+its own when it begins and before it stores a checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from agit_core.errors import RunFailed
+from pipeline import storage
+
+TOKEN = "AGIT_RUN_TOKEN"
+"""Environment variable with the owner's token, in every process that a job starts, however deep."""
+FRESH_SECONDS = 30.0
+"""Progress that is younger is a sign of life."""
+
+
+class TakenOver(RunFailed):
+    """Another job trains this run now."""
+
+
+def this_process() -> dict[str, Any]:
+    """An owner that lives as long as this process."""
+    pid = os.getpid()
+    return {
+        "host": socket.gethostname(),
+        "pid": pid,
+        "started": process_started(pid),
+        "token": secrets.token_hex(16),
+    }
+
+
+def refuse_second(run_uri: str, unless: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """The specification of whoever trained this run before, once it is sure or likely that nobody does now.
+
+    Args:
+        unless: an owner of whom this is true is no other.
+
+    Raises:
+        RunFailed: somebody else trains it.
+    """
+    try:
+        before: dict[str, Any] = storage.read_json(storage.join(run_uri, "spec.json"))
+    except (FileNotFoundError, ValueError):
+        return None
+    owner, trained = before.get("owner") or {}, f"run {storage.name(run_uri)} is being trained"
+    if unless is not None and unless.items() <= owner.items():
+        return before
+    if is_here(owner):
+        if owner["pid"] != os.getpid() and process_started(owner["pid"]) == owner["started"] is not None:
+            raise RunFailed(f"{trained} by process {owner['pid']} of this machine; wait for it or stop it")
+    elif owner:
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            state = storage.read_json(storage.join(run_uri, "progress.json"))
+            if state["state"] in {"starting", "running"} and time.time() - state["time"] < FRESH_SECONDS:
+                raise RunFailed(f"{trained} {_place(owner)}; wait for it or stop it")
+    return before
+
+
+def confirm(spec: dict[str, Any]) -> None:
+    """For a job that begins: the specification that it read must be the one that it was started with.
+
+    Raises:
+        TakenOver: another launcher wrote its own meanwhile.
+    """
+    token = os.environ.get(TOKEN)
+    if token is not None and (spec.get("owner") or {}).get("token") not in {token, None}:
+        raise _taken_over(spec)
+
+
+def check(spec: dict[str, Any]) -> None:
+    """For a job that trains: is it still the owner? A storage that does not answer raises what it raises.
+
+    Raises:
+        TakenOver: it is not.
+    """
+    token = (spec.get("owner") or {}).get("token")
+    try:
+        now: dict[str, Any] = storage.read_json(storage.join(spec["run_uri"], "spec.json"))
+    except (FileNotFoundError, ValueError):
+        return
+    if token is not None and (now.get("owner") or {}).get("token") != token:
+        raise _taken_over(now)
+
+
+def is_here(owner: dict[str, Any]) -> bool:
+    """Whether it is a process of this machine."""
+    return owner.get("host") == socket.gethostname() and "pid" in owner
+
+
+def process_started(pid: int) -> int | None:
+    """When a process started, in ticks since boot: tells it from a later one with the same number (Linux)."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _taken_over(now: dict[str, Any]) -> TakenOver:
+    owner = now.get("owner") or {}
+    return TakenOver(
+        f"run {storage.name(now['run_uri'])} was started again meanwhile, {_place(owner)} (attempt "
+        f"{now['attempt']}); this job leaves it to that one"
+    )
+
+
+def _place(owner: dict[str, Any]) -> str:
+    if "submission_id" in owner:
+        return f"by job {owner['submission_id']} on {owner['address']}"
+    if "pid" in owner:
+        return f"by process {owner['pid']} on {owner['host']}"
+    return "elsewhere"

@@ -1,0 +1,110 @@
+"""Who may train a run, and how a job learns that it no longer does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agit_core.errors import RunFailed
+from pipeline import storage
+from pipeline.launch import specs
+from pipeline.train import ownership
+
+ELSEWHERE = {"host": "elsewhere", "pid": 1, "started": 1, "token": "theirs"}
+
+
+@pytest.fixture
+def run_uri(tmp_path: Path) -> str:
+    return str(tmp_path / "runs" / "h2z-1")
+
+
+def write(run_uri: str, owner: dict[str, Any]) -> dict[str, Any]:
+    specification: dict[str, Any] = storage.read_json(specs.write_spec({"run_uri": run_uri}, 3, owner))
+    return specification
+
+
+def tell(run_uri: str, state: str, age: float) -> None:
+    progress = {"state": state, "time": time.time() - age}
+    storage.write_json(storage.join(run_uri, "progress.json"), progress)
+
+
+class TestSecond:
+    """``refuse_second``: for who wants to start a run."""
+
+    def test_nobody_was_there(self, run_uri: str) -> None:
+        assert ownership.refuse_second(run_uri) is None
+
+    def test_a_process_of_this_machine(self, run_uri: str) -> None:
+        """As long as it lives, whatever it tells; another one with its number is another one."""
+        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        try:
+            owner = ownership.this_process() | {
+                "pid": process.pid,
+                "started": ownership.process_started(process.pid),
+            }
+            write(run_uri, owner)
+            tell(run_uri, "starting", 3600)
+            with pytest.raises(RunFailed, match=f"by process {process.pid} of this machine; wait for it"):
+                ownership.refuse_second(run_uri)
+            before = write(run_uri, owner | {"started": owner["started"] - 1})
+            assert ownership.refuse_second(run_uri) == before
+        finally:
+            process.kill()
+            process.wait()
+        tell(run_uri, "running", 1)
+        before = write(run_uri, owner)
+        assert ownership.refuse_second(run_uri) == before
+
+    def test_this_process_itself(self, run_uri: str) -> None:
+        before = write(run_uri, ownership.this_process())
+        assert ownership.refuse_second(run_uri) == before
+
+    @pytest.mark.parametrize(
+        ("state", "age", "refused"),
+        [("running", 2, True), ("starting", 20, True), ("running", 60, False), ("failed", 1, False)],
+    )
+    def test_another_machine(self, run_uri: str, state: str, age: float, refused: bool) -> None:
+        before = write(run_uri, ELSEWHERE)
+        tell(run_uri, state, age)
+        if refused:
+            with pytest.raises(RunFailed, match="run h2z-1 is being trained by process 1 on elsewhere"):
+                ownership.refuse_second(run_uri)
+        else:
+            assert ownership.refuse_second(run_uri) == before
+        assert ownership.refuse_second(run_uri, unless={"host": "elsewhere"}) == before
+
+
+class TestTakenOver:
+    """``confirm`` when a job begins, ``check`` while it trains."""
+
+    def test_the_specification_is_another_launchers(
+        self, run_uri: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        specification = write(run_uri, ELSEWHERE)
+        monkeypatch.setenv(ownership.TOKEN, "mine")
+        with pytest.raises(ownership.TakenOver, match="by process 1 on elsewhere"):
+            specs.read_spec(storage.join(run_uri, "spec.json"))
+        monkeypatch.setenv(ownership.TOKEN, "theirs")
+        assert specs.read_spec(storage.join(run_uri, "spec.json")) == specification
+        # something else starts the job, such as a RayJob
+        monkeypatch.delenv(ownership.TOKEN)
+        assert specs.read_spec(storage.join(run_uri, "spec.json")) == specification
+
+    def test_another_launcher_wrote_its_own(self, run_uri: str) -> None:
+        mine = write(run_uri, ownership.this_process())
+        ownership.check(mine)
+        cluster = {"host": os.uname().nodename, "submission_id": "h2z-1-4", "address": "http://head:8265"}
+        write(run_uri, cluster | {"token": "session/h2z-1-4"})
+        with pytest.raises(ownership.TakenOver, match="by job h2z-1-4 on http://head:8265"):
+            ownership.check(mine)
+
+    def test_no_sign_of_another(self, run_uri: str) -> None:
+        """A folder that was removed, or a specification without an owner, takes nothing over."""
+        ownership.check({"run_uri": run_uri, "owner": ownership.this_process()})
+        ownership.check(write(run_uri, {}))
