@@ -230,8 +230,13 @@ def _foreground(mask: Image.Image) -> Image.Image:
     """A mask in grey, 255 on the foreground.
 
     Masks of classes (0 and 1, or a palette's dark colours) would be black to the eye: where nothing is brighter
-    than half, everything but 0 is foreground. A JPEG's near-blacks are no classes but its noise.
+    than half, everything but 0 is foreground. A JPEG's near-blacks are no classes but its noise. Where opacity
+    varies, it is the mask, as in cut-outs.
     """
+    if mask.mode in {"RGBA", "LA"}:
+        alpha = mask.getchannel("A")
+        if len(set(alpha.getextrema())) > 1:
+            return alpha
     if mask.mode.startswith("I"):
         wide = np.asarray(mask)
         top = 255 if int(wide.max(initial=0)) > 1 else 1

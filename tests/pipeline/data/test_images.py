@@ -207,6 +207,26 @@ def test_a_mask_of_classes_is_no_black_mask(kind: str) -> None:
     assert (out[:, 20:] == 0).all()
 
 
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_a_cut_outs_mask_is_its_opacity(mode: str) -> None:
+    opacity = Image.new("L", (80, 60))
+    opacity.paste(255, (0, 0, 40, 60))
+    cut = picture(1, (80, 60)).convert(mode)
+    cut.putalpha(opacity)
+    for image in (cut, _opaque(opacity, mode)):
+        stored = store(encoded(picture(1, (80, 60))), encoded(image), JPEG)
+        assert stored.mask is not None
+        out = np.asarray(Image.open(io.BytesIO(stored.mask)))
+        assert (out[:, :20] == 255).all()
+        assert (out[:, 20:] == 0).all()
+
+
+def _opaque(mask: Image.Image, mode: str) -> Image.Image:
+    image = mask.convert(mode)
+    image.putalpha(255)
+    return image
+
+
 def test_a_jpegs_near_blacks_are_no_classes() -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 9, (60, 80), np.uint8))
     stored = store(encoded(picture(1, (80, 60))), encoded(noise, "JPEG"), JPEG)
