@@ -106,10 +106,14 @@ def _fid(xx: Tensor, yy: Tensor, xy: Tensor, w: Tensor, v: Tensor) -> Tensor:
     return means + spread_x + spread_y - 2 * root
 
 
-def interval(value: float, replicates: Tensor) -> Interval:
-    """``value`` plus or minus 1.96 standard errors of its replicates (those that are numbers)."""
+def interval(value: float, replicates: Tensor, own_error: float = 0.0) -> Interval:
+    """``value`` plus or minus 1.96 standard errors of its replicates (those that are numbers).
+
+    Args:
+        own_error: a standard error that ``value`` has and its replicates have not.
+    """
     usable = replicates[torch.isfinite(replicates)]
-    error = float(usable.std()) if len(usable) > 1 else math.inf
+    error = math.hypot(float(usable.std()), own_error) if len(usable) > 1 else math.inf
     return Interval(value, value - NORMAL_95 * error, value + NORMAL_95 * error)
 
 

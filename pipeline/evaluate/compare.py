@@ -34,15 +34,28 @@ class Figures:
     Attributes:
         metrics: by contract name; None where a value is not finite.
         replicates: the same over the bootstrap's resamples, (R,), for distances.
+        whole: the same of all images, where the figure is the mean over a few subsets of them (KID). It is the better
+            estimate of the two, by more the more images there are, and what differences are taken of.
+        subset_error: the standard error of such a figure as an estimate of that.
         values: the same per image, for means over images.
     """
 
     metrics: dict[str, float | None] = field(default_factory=dict)
     replicates: dict[str, Tensor] = field(default_factory=dict)
+    whole: dict[str, float] = field(default_factory=dict)
+    subset_error: dict[str, float] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
 
     def put(self, name: str, value: float) -> None:
         self.metrics[name] = value if math.isfinite(value) else None
+
+    def mean(self, name: str, one: str, other: str) -> None:
+        """What is known of the mean of two figures, besides itself; their errors may go together."""
+        if one in self.replicates and other in self.replicates:
+            self.replicates[name] = (self.replicates[one] + self.replicates[other]) / 2
+        for known in (self.whole, self.subset_error):
+            if one in known and other in known:
+                known[name] = (known[one] + known[other]) / 2
 
     def interval(self, name: str) -> Interval | None:
         value = self.metrics.get(name)
@@ -50,7 +63,9 @@ class Figures:
             return None
         if name in self.values:
             return bootstrap.mean_interval(self.values[name])
-        return bootstrap.interval(value, self.replicates[name]) if name in self.replicates else None
+        if name not in self.replicates:
+            return None
+        return bootstrap.interval(value, self.replicates[name], self.subset_error.get(name, 0.0))
 
 
 class Judge:
@@ -128,12 +143,13 @@ class Judge:
             return
         drawn = self._drawn["translated", source]
         for name, domain in (("kid_target", target), ("kid_source", source)):
-            figures.replicates[f"{name}_{direction}"] = bootstrap.kid_replicates(
-                translated, self.real[domain], drawn, self._drawn["real", domain]
+            replicates = bootstrap.kid_replicates(
+                translated, self.real[domain], _with_all(drawn), _with_all(self._drawn["real", domain])
             )
-        figures.replicates[f"kid_mean_{direction}"] = (
-            figures.replicates[f"kid_target_{direction}"] + figures.replicates[f"kid_source_{direction}"]
-        ) / 2
+            key, estimate = f"{name}_{direction}", estimates[name]
+            figures.whole[key], figures.replicates[key] = float(replicates[0]), replicates[1:]
+            figures.subset_error[key] = estimate.std / math.sqrt(self.config.subsets)
+        figures.mean(f"kid_mean_{direction}", f"kid_target_{direction}", f"kid_source_{direction}")
         figures.replicates[f"fid_{direction}"] = bootstrap.fid_replicates(
             translated,
             self.real[target],
@@ -145,9 +161,7 @@ class Judge:
         for name in DISTANCES:
             pair = [figures.metrics[f"{name}_{direction}"] for direction in DIRECTIONS]
             figures.metrics[name] = None if None in pair else sum(v for v in pair if v is not None) / 2
-            replicates = [figures.replicates.get(f"{name}_{direction}") for direction in DIRECTIONS]
-            if replicates[0] is not None and replicates[1] is not None:
-                figures.replicates[name] = (replicates[0] + replicates[1]) / 2
+            figures.mean(name, *(f"{name}_{direction}" for direction in DIRECTIONS))
 
     @staticmethod
     def _means(figures: Figures, direction: str, arrays: Arrays) -> None:
@@ -168,6 +182,11 @@ class Judge:
             figures.values[name] = arrays[key]
 
 
+def _with_all(drawn: Tensor) -> Tensor:
+    """The resamples, and before them every image once."""
+    return torch.cat([torch.ones_like(drawn[:1]), drawn])
+
+
 def whole(arrays: Arrays) -> bool:
     """Whether every translated image holds numbers only."""
     masked = arrays.get("finite_masked")
@@ -178,7 +197,8 @@ def intervals(mine: Figures, others: dict[str, Figures]) -> dict[str, Any]:
     """Each figure with its 95 % interval and, per opponent, the difference with its own and a verdict.
 
     ``{"kid_target_a2b": {"value", "low", "high", "do_nothing": {"difference", "low", "high", "verdict"},
-    "champion": {...}}}``. A difference is ours minus theirs; ``verdict`` is ours: better, worse or noise.
+    "champion": {...}}}``. A difference is ours minus theirs, for KID of all images; ``verdict`` is ours: better,
+    worse or noise.
     """
     told: dict[str, Any] = {}
     for name in mine.metrics:
@@ -205,6 +225,7 @@ def _difference(name: str, mine: Figures, other: Figures) -> Interval | None:
     if ours is None or theirs is None:
         return None
     if name in mine.replicates:
+        ours, theirs = mine.whole.get(name, ours), other.whole.get(name, theirs)
         return bootstrap.interval(ours - theirs, mine.replicates[name] - other.replicates[name])
     if name in other.values and other.values[name].shape == mine.values[name].shape:
         return bootstrap.mean_interval(mine.values[name] - other.values[name])

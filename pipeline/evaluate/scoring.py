@@ -329,7 +329,7 @@ def _protocol(config: Config, domains: dict[str, Domain], judge: Judge, model: M
         "fid": "translations against the real test images of the target; biased upwards with few images",
         "do_nothing": "the source images taken as their own translation; it attends nowhere",
         "intervals": f"95 %: value +- 1.96 standard errors over {config.evaluate.bootstrap} resamples of images, "
-        "shared by all that are compared",
+        "shared by all that are compared; a difference of KID is that of all images, not of the subsets",
         "per_image": "distance to the target (0: like the average target image, 1: the average source image)",
     }
     if model.method.networks.has_attention:

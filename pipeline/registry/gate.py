@@ -99,9 +99,14 @@ def forbidden(policy: GateConfig, evaluation: Mapping[str, Any]) -> list[str]:
 
 
 def _undefined(name: str, metrics: Mapping[str, float | None]) -> bool:
-    """The precision of attention that takes no side anywhere: there is nothing to divide by, and recall is 0."""
+    """What has nothing to divide by, in a sound model: the precision of attention that takes no side anywhere (recall
+    is 0), and the background where there are no true masks and the model paints over everything.
+
+    Images that are not finite show in every other figure, too.
+    """
     kind, separator, domain = name.partition("precision_")
-    return bool(separator) and metrics.get(f"{kind}recall_{domain}") == 0.0
+    nowhere = bool(separator) and metrics.get(f"{kind}recall_{domain}") == 0.0
+    return nowhere or name.startswith("background_")
 
 
 def regressions(

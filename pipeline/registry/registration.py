@@ -188,15 +188,16 @@ def _create(uri: str, run: _Finished, source: str) -> Any:
 def _decide(config: Config, uri: str, version: Any, evaluation: Mapping[str, Any]) -> None:
     """Asks the gate once; an interrupted call goes on from what was decided, unless the champion has changed."""
     name, number = str(version.name), int(version.version)
-    present = versions.holder(uri, name, CHAMPION)
     connection = client(uri)
-    now = present["version"] if present else 0
+    decision = json.loads(version.tags.get("agit.decision", "null"))
     against = int(version.tags.get("agit.decision_against", "0"))
-    if "agit.decision" in version.tags and now in {against, number}:
-        decision = json.loads(version.tags["agit.decision"])
-    else:
-        against = now
-        decision = gate.decide(config.register_.gate, evaluation, present).plain()
+    while True:
+        present = versions.holder(uri, name, CHAMPION)
+        now = present["version"] if present else 0
+        # another registration may have come first while this one was being decided
+        if decision is not None and now in {against, number}:
+            break
+        against, decision = now, gate.decide(config.register_.gate, evaluation, present).plain()
         with explained(uri):
             connection.set_model_version_tag(name, str(number), "agit.decision_against", str(against))
             connection.set_model_version_tag(name, str(number), "agit.decision", json.dumps(decision))

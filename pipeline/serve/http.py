@@ -33,21 +33,22 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
-        body, more = b"", True
+        pieces, length, more = list[bytes](), 0, True
         too_large = announced.isdigit() and int(announced) > self._limit
         while more and not too_large:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return
-            body += message.get("body", b"")
+            pieces.append(message.get("body", b""))
+            length += len(pieces[-1])
             more = message.get("more_body", False)
-            too_large = len(body) > self._limit
+            too_large = length > self._limit
         if too_large:
             sentence = f"the request is larger than the limit of {self._limit // 2**20} MiB"
             refusal = JSONResponse({"error": sentence}, 413, headers={"Connection": "close"})
             await refusal(scope, receive, send)
             return
-        replayed = False
+        body, replayed = b"".join(pieces), False
 
         async def replay() -> Message:
             nonlocal replayed

@@ -10,6 +10,7 @@ base64 text::
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model as MlflowModel
 from mlflow.models import ModelSignature
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 from mlflow.pyfunc import add_to_model
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
@@ -29,6 +30,10 @@ from pipeline.serve import images
 FILE = "MLmodel"
 MOST_IMAGES = 64
 """Per request: answers are held in memory as a whole."""
+MOST_PIXELS = images.LARGEST_PIXELS
+"""Of all images of a request together."""
+MOST_WAITING = 8
+"""Requests that wait for their turn; who comes later is told so at once."""
 
 
 def mlmodel(model: Model) -> str:
@@ -47,33 +52,54 @@ def mlmodel(model: Model) -> str:
 
 
 class Served:
-    """What MLflow calls; one image per row."""
+    """What MLflow calls; one image per row, one request at a time: more would share cores and multiply the memory."""
 
     def __init__(self, translator: Translator) -> None:
         self._translator = translator
+        self._turn = threading.Lock()
+        self._places = threading.BoundedSemaphore(1 + MOST_WAITING)
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Translates the column ``image`` (base64) into ``image`` and ``mask`` (base64 PNG).
 
         Raises:
-            MlflowException: a wrong call, in one sentence that MLflow's server answers with status 400.
+            MlflowException: a wrong call, in one sentence that MLflow's server answers with status 400, or too many at
+                once, with 503.
         """
+        if not self._places.acquire(blocking=False):
+            raise MlflowException(
+                f"the server is busy: {MOST_WAITING} requests wait already; send this one again later",
+                error_code=TEMPORARILY_UNAVAILABLE,
+            )
+        try:
+            with self._turn:
+                return self._predict(model_input, params)
+        finally:
+            self._places.release()
+
+    def _predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None) -> pd.DataFrame:
         direction = (params or {}).get("direction", self._translator.directions[0])
         try:
             if len(model_input) > MOST_IMAGES:
                 raise BadInput(f"{len(model_input)} images are too many for one call; send {MOST_IMAGES}")
             self._translator.maps(direction)  # a wrong direction, also without any image
-            rows = [self._one(number, text, direction) for number, text in enumerate(model_input["image"])]
+            rows, pixels = [], 0
+            for number, text in enumerate(model_input["image"]):
+                try:
+                    picture = images.decode_base64(text)
+                    pixels += picture.width * picture.height
+                    if pixels > MOST_PIXELS:
+                        raise BadInput(
+                            f"with this one the request has more than {MOST_PIXELS // 1_000_000} million pixels; "
+                            "send the images in several requests"
+                        )
+                    done = self._translator.translate(picture, direction)
+                except BadInput as error:
+                    raise BadInput(f"image {number}: {error}") from None
+                rows.append({"image": images.png_base64(done.image), "mask": images.png_base64(done.mask)})
         except BadInput as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from None
         return pd.DataFrame(rows, columns=["image", "mask"])
-
-    def _one(self, number: int, text: object, direction: str) -> dict[str, str]:
-        try:
-            done = self._translator.translate(images.decode_base64(text), direction)
-        except BadInput as error:
-            raise BadInput(f"image {number}: {error}") from None
-        return {"image": images.png_base64(done.image), "mask": images.png_base64(done.mask)}
 
 
 def _load_pyfunc(path: str) -> Served:

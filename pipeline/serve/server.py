@@ -7,7 +7,10 @@ requests are limited in size.
 
 from __future__ import annotations
 
+import os
+
 import yaml
+from mlflow.environment_variables import MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
 from mlflow.models import Model as MlflowModel
 from mlflow.pyfunc import PyFuncModel, scoring_server
 from starlette.types import ASGIApp
@@ -15,6 +18,9 @@ from starlette.types import ASGIApp
 from agit_core import Translator
 from pipeline.serve import images, pyfunc
 
+_LONGEST_SECONDS = 3600
+"""MLflow's own limit of a minute would leave large photographs without an answer on a CPU, and translate them all the
+same."""
 LIMIT = 2 * images.LARGEST_BYTES
 """Of a request: an image of the largest size is a third larger as base64."""
 
@@ -25,6 +31,7 @@ def application(model_uri: str, device: str = "auto", threshold: float | None = 
     Raises:
         BadInput: no model there.
     """
+    os.environ.setdefault(MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.name, str(_LONGEST_SECONDS))
     translator = Translator.load(model_uri, device, threshold=threshold)
     described = MlflowModel.from_dict(yaml.safe_load(pyfunc.mlmodel(translator.model)))
     model = PyFuncModel(described, pyfunc.Served(translator))

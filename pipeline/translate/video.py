@@ -14,6 +14,7 @@ import av
 import numpy as np
 import torch
 import torch.nn.functional as F
+from av.video.reformatter import ColorRange, Colorspace
 from torch import Tensor
 
 from agit_core import Translator
@@ -27,6 +28,16 @@ Progress = Callable[[dict[str, Any]], None]
 MOVED = 8 / 255
 """A difference between frames at which half of the smoothing is given up: well above sensor noise."""
 _CODECS = {".webm": ("libvpx-vp9", {"crf": "24", "b": "0"}), ".avi": ("mpeg4", {"q": "3"})}
+_BT709, _BT601 = 1, 6
+# FFmpeg's codes of the matrices between RGB and YUV, as its converter knows them
+_MATRICES = {
+    _BT709: Colorspace.ITU709,
+    4: Colorspace.FCC,
+    5: Colorspace.ITU601,
+    _BT601: Colorspace.ITU601,
+    7: Colorspace.SMPTE240M,
+    9: Colorspace.BT2020,
+}
 _USUAL_CODEC = ("libx264", {"crf": "18", "preset": "medium"})
 
 
@@ -125,6 +136,46 @@ class _Moment(NamedTuple):
     time_base: Fraction
 
 
+class _Colours(NamedTuple):
+    """How numbers become colours, in codes of FFmpeg: what the source says, or what players assume if it is silent."""
+
+    matrix: int
+    full_range: bool
+    primaries: int
+    transfer: int
+
+    @classmethod
+    def of(cls, frame: av.VideoFrame) -> _Colours:
+        matrix = int(frame.colorspace)
+        if matrix not in _MATRICES:
+            matrix = _BT709 if frame.width >= 1280 or frame.height > 576 else _BT601
+        full = int(frame.color_range) == ColorRange.JPEG or frame.format.name.startswith("yuvj")
+        return cls(matrix, full, int(frame.color_primaries), int(frame.color_trc))
+
+    @property
+    def range(self) -> ColorRange:
+        return ColorRange.JPEG if self.full_range else ColorRange.MPEG
+
+    def rgb(self, frame: av.VideoFrame) -> np.ndarray[Any, Any]:
+        """uint8 (H, W, 3)."""
+        seen = frame.reformat(
+            format="rgb24", src_colorspace=_MATRICES[self.matrix], src_color_range=self.range
+        )
+        return seen.to_ndarray()
+
+    def frame(self, rgb: np.ndarray[Any, Any], pixel_format: str) -> av.VideoFrame:
+        frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(
+            format=pixel_format, dst_colorspace=_MATRICES[self.matrix], dst_color_range=self.range
+        )
+        frame.colorspace, frame.color_range = self.matrix, self.range
+        return frame
+
+    def tag(self, codec: Any) -> None:
+        """So that players show the frames of :meth:`frame` as they are meant."""
+        codec.colorspace, codec.color_range = self.matrix, self.range
+        codec.color_primaries, codec.color_trc = self.primaries, self.transfer
+
+
 class _Reader:
     """Upright RGB frames of a file."""
 
@@ -140,6 +191,8 @@ class _Reader:
         self.rate = self.stream.average_rate or self.stream.guessed_rate or Fraction(25)
         self.sound = self.container.streams.audio[:1]
         self.failed: list[dict[str, str]] = []
+        self.colours: _Colours | None = None
+        """Those of the first frame; None before it."""
         self._began = time.monotonic()
 
     def close(self) -> None:
@@ -163,7 +216,8 @@ class _Reader:
                 moment = _Moment(number, 1 / Fraction(self.rate))
                 if frame.pts is not None and frame.time_base:
                     moment = _Moment(frame.pts, frame.time_base)
-                pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+                self.colours = self.colours or _Colours.of(frame)
+                pixels = np.rot90(self.colours.rgb(frame), round(frame.rotation / 90) % 4)
                 yield torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), moment
                 number += 1
 
@@ -186,10 +240,13 @@ class _Writer:
 
     def __init__(self, path: Path, reader: _Reader) -> None:
         self.container = av.open(str(path), "w")
+        self._reader = reader
         self.notes: list[str] = []
         codec, options = _CODECS.get(path.suffix, _USUAL_CODEC)
         # a video codec's stream, which its type does not say
         self._stream: Any = self.container.add_stream(codec, rate=reader.rate, options=options)
+        # nothing in MPEG-4 says that the full range is used
+        self._limited = codec == "mpeg4"
         # MPEG-4 counts frames; the others keep the source's clock, so that uneven times stay as they were
         frames = 1 / Fraction(reader.rate)
         self._clock: Fraction = frames if codec == "mpeg4" else reader.stream.time_base or frames
@@ -217,6 +274,10 @@ class _Writer:
         """Adds a frame, uint8 (3, H, W) or (1, H, W)."""
         array = picture.permute(1, 2, 0).expand(-1, -1, 3).contiguous().numpy()
         height, width = array.shape[:2]
+        colours = self._reader.colours
+        assert colours is not None
+        if self._limited:
+            colours = colours._replace(full_range=False)
         first = self._waiting is not None
         if first:
             self._stream.width, self._stream.height = width, height
@@ -224,7 +285,8 @@ class _Writer:
             known = [kind.name for kind in self._stream.codec_context.codec.video_formats or []]
             even = height % 2 == 0 and width % 2 == 0
             self._stream.pix_fmt = "yuv420p" if even or "yuv444p" not in known else "yuv444p"
-        frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+            colours.tag(self._stream.codec_context)
+        frame = colours.frame(array, self._stream.pix_fmt)
         # two frames at one moment of the clock would be refused
         self._last = max(self._last + 1, round(moment.pts * moment.time_base / self._clock))
         frame.pts, frame.time_base = self._last, self._clock

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 from agit_core import checkpoint, model_folder, networks
 from agit_core.checkpoint import Snapshot
@@ -140,6 +141,15 @@ class TestGate:
         told["metrics"] |= {"attention_precision_a": None, "attention_recall_a": 0.0}
         assert gate.decide(GateConfig(), told, None).passed
         told["metrics"]["attention_recall_a"] = 0.5
+        assert not gate.decide(GateConfig(), told, None).passed
+
+    def test_no_background_to_keep_is_no_broken_figure(self) -> None:
+        """No true masks, and a model without attention (or with a wide one): no pixel counts as background."""
+        told = evaluation()
+        told["metrics"] |= {f"background_{key}_a2b": None for key in ("l1", "psnr", "ssim")}
+        assert gate.decide(GateConfig(), told, None).passed
+        # images that are not finite have no distances either
+        told["metrics"]["kid_target_a2b"] = None
         assert not gate.decide(GateConfig(), told, None).passed
 
     def test_a_champion_is_beaten_by_more_than_the_margin_and_noise(self) -> None:
@@ -311,6 +321,44 @@ def test_a_refused_model_is_registered_without_aliases(config: Config, register:
     assert models.champion(config) is None
     second = register(seed=2)
     assert second["aliases"] == ["challenger", "champion"]
+
+
+def test_a_champion_that_another_registration_makes_meanwhile_is_not_replaced_unmeasured(
+    config: Config, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(seed=1)
+    decide, others = gate.decide, [evaluation(kid=0.01)]
+
+    def while_another_registers(*judged: Any) -> gate.Decision:
+        told = decide(*judged)
+        if others:  # between this one's decision and what comes of it
+            register(seed=2, told=against(others.pop(), 1, 0.05))
+        return told
+
+    monkeypatch.setattr(gate, "decide", while_another_registers)
+    later = register(seed=3, told=against(evaluation(kid=0.04), 1, 0.05))
+    champion = models.champion(config)
+    assert champion is not None
+    assert champion["metrics"]["kid_mean"] == 0.01
+    assert later["aliases"] == ["challenger"]
+    assert "was not compared with the present champion" in later["decision"]["reasons"][0]
+
+
+def test_a_promotion_that_failed_is_nothing_to_roll_back_to(
+    config: Config, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(seed=1)
+    register(seed=2, told=against(evaluation(kid=0.04), 1, 0.05))
+    register(seed=3, told=against(evaluation(kid=0.06), 2, 0.04, "worse"))
+
+    def away(*_: Any) -> None:
+        raise RunFailed("the registry does not answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "set_registered_model_alias", away)
+        with pytest.raises(RunFailed, match="does not answer"):
+            models.promote(config, 3, "looks good")
+    assert models.rollback(config, "v2 is bad")["champion"] == 1
 
 
 def test_promotion_refusal_and_rollback_with_their_audit(config: Config, register: Register) -> None:

@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from PIL import Image
 
 from agit_core import Translator
 from agit_core.errors import BadInput
+from agit_core.translator import Result
 from pipeline.serve import http, pyfunc
 from pipeline.serve import images as serve_images
 from tests.agit_core import models
@@ -114,6 +117,53 @@ def test_limits(url: str) -> None:
 
 
 @pytest.mark.slow
+class Slow:
+    """A translator that stands still until it is let go, and counts how many do so at once."""
+
+    directions = ("a2b",)
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.running, self.most = 0, 0
+
+    def maps(self, direction: str) -> None:
+        """Any direction."""
+
+    def translate(self, picture: Image.Image, direction: str) -> Result[Image.Image]:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        assert self.go.wait(60)
+        self.running -= 1
+        return Result(picture, picture.convert("L"))
+
+
+def test_one_request_at_a_time_and_a_queue_that_ends() -> None:
+    slow = Slow()
+    served = pyfunc.Served(slow)  # type: ignore[arg-type]
+    table = pd.DataFrame({"image": [encoded(np.zeros((4, 4, 3), np.uint8))]})
+    places = 1 + pyfunc.MOST_WAITING
+    with ThreadPoolExecutor(places + 1) as pool:
+        calls = [pool.submit(served.predict, table) for _ in range(places + 1)]
+        # all but the one that finds no place wait
+        refused = next(call for call in as_completed(calls, timeout=60))
+        with pytest.raises(MlflowException, match="the server is busy: 8 requests wait already") as told:
+            refused.result()
+        assert told.value.get_http_status_code() == 503
+        slow.go.set()
+        assert [len(call.result(60)) for call in calls if call is not refused] == [1] * places
+    assert slow.most == 1
+    assert len(served.predict(table)) == 1
+
+
+def test_a_requests_pixels_are_limited_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = pyfunc.Served(Translator.load(folder, device="cpu"))
+    image = encoded(np.zeros((20, 30, 3), np.uint8))
+    monkeypatch.setattr(pyfunc, "MOST_PIXELS", 1200)
+    assert len(served.predict(pd.DataFrame({"image": [image] * 2}))) == 2
+    with pytest.raises(MlflowException, match="image 2: with this one the request has more than"):
+        served.predict(pd.DataFrame({"image": [image] * 3}))
+
+
 def test_mlflows_own_command_serves_the_folder(folder: Path, tmp_path: Path) -> None:
     port = http._bind("127.0.0.1", 0)
     number = port.getsockname()[1]

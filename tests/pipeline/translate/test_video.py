@@ -13,9 +13,10 @@ import torch
 
 from agit_core import Translator
 from agit_core.errors import BadInput
+from agit_core.translator import Result
 from pipeline import storage
 from pipeline.translate.run import translate
-from pipeline.translate.video import Smoother
+from pipeline.translate.video import Smoother, translate_video
 from tests.agit_core import models
 from tests.pipeline.command import agit
 from tests.pipeline.s3 import S3Server
@@ -100,6 +101,51 @@ def test_webm_and_avi_are_written_too(tmp_path: Path, model: str) -> None:
         assert len(frames(tmp_path / f"zebra{suffix}")) >= FRAMES
         # webm takes no AAC, which is said
         assert [("sound" in note) for note in done["notes"]] == ([True] if suffix == ".webm" else [])
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".avi"])
+@pytest.mark.parametrize(
+    ("size", "matrix", "full", "assumed"),
+    [
+        ((64, 48), 1, False, 1),
+        ((64, 48), 5, True, 5),
+        ((64, 48), 2, False, 5),
+        ((1280, 720), 2, False, 1),  # players take large films that say nothing for BT.709
+    ],
+)
+def test_colours_stay_what_they_are(
+    tmp_path: Path, size: tuple[int, int], matrix: int, full: bool, assumed: int, suffix: str
+) -> None:
+    """A translation that changes nothing, shown as players show it."""
+    source, target = tmp_path / "source.mp4", tmp_path / f"target{suffix}"
+    width, height = size
+    codes = np.empty((height * 3 // 2, width), np.uint8)
+    codes[:height], codes[height : height * 5 // 4], codes[height * 5 // 4 :] = 100, 90, 170
+    with av.open(str(source), "w") as container:
+        video: Any = container.add_stream("libx264", rate=10, options={"crf": "1"})
+        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+        video.codec_context.colorspace, video.codec_context.color_range = matrix, 2 if full else 0
+        frame = av.VideoFrame.from_ndarray(codes, format="yuv420p")
+        frame.colorspace, frame.color_range = matrix, 2 if full else 0
+        container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+
+    class Same:
+        def translate(self, image: torch.Tensor, direction: str) -> Result[torch.Tensor]:
+            return Result(image, torch.zeros_like(image[:1]))
+
+    translate_video(Same(), str(source), str(target), "a2b", 0.0, False, None)  # type: ignore[arg-type]
+
+    def shown(path: Path) -> np.ndarray[Any, Any]:
+        with av.open(str(path)) as container:
+            frame = next(container.decode(video=0))
+            matrix = int(frame.colorspace)
+            if matrix == 2:
+                matrix = assumed
+            rgb = frame.reformat(format="rgb24", src_colorspace={6: 5}.get(matrix, matrix))
+            return rgb.to_ndarray()[height // 2, width // 2].astype(int)
+
+    assert np.abs(shown(target) - shown(source)).max() <= 4
 
 
 def test_odd_sides_and_turned_cameras(tmp_path: Path, model: str) -> None:
