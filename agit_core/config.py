@@ -126,7 +126,8 @@ class PrecisionConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     """``torch.compile``; ``auto``: on GPUs only."""
     deterministic: bool = True
-    """Deterministic kernels, so that a resumed run is bit-identical; off lets cuDNN choose freely."""
+    """Deterministic kernels, so that a resumed run is bit-identical; off lets cuDNN choose freely. On a GPU this needs
+    ``compile``: eager PyTorch adds up the gradient of reflection padding there in any order."""
 
 
 @dataclass(frozen=True)

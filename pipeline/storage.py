@@ -13,6 +13,7 @@ import json
 import math
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
@@ -30,6 +31,9 @@ os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
 os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
 
 _TRANSFERS = 8
+# it can only be read by setting it, which is no thing to do beside other threads
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 60
 
@@ -301,6 +305,22 @@ def check_reachable(uri: str) -> None:
         raise BadInput(_sentence(uri, "use", error)) from None
 
 
+def private_folder(name: str) -> Path:
+    """A folder of this user's below the machine's temporary one, the same for every process.
+
+    Raises:
+        BadInput: somebody else has made something by that name.
+    """
+    folder = Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise BadInput(f"{folder} is not a folder of this user; remove it, or set TMPDIR to another place")
+    if found.st_mode & 0o077:
+        folder.chmod(0o700)
+    return folder
+
+
 def _all(transfer: Any, pairs: Iterable[tuple[Any, Any]]) -> None:
     with ThreadPoolExecutor(_TRANSFERS) as pool:
         for future in [pool.submit(transfer, *pair) for pair in pairs]:
@@ -316,17 +336,14 @@ def _replacing(target: Path) -> Iterator[Path]:
     temporary = Path(text)
     try:
         yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~_UMASK)
+        # or a power cut may leave the name without the contents
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @contextlib.contextmanager

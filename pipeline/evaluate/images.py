@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +12,7 @@ from torch import Tensor
 
 from agit_core.errors import BadInput
 from agit_core.scores.distances import MINIMUM
+from pipeline import storage
 from pipeline.config import Config
 from pipeline.data.reader import ShardImages
 
@@ -101,7 +99,7 @@ def open_domain(config: Config, data_uri: str, manifest: dict[str, Any], domain:
     count = count_test_images(config, data_uri, manifest, domain)
 
     def images(split: str, indices: list[int], with_masks: bool) -> Images:
-        cache = Path(tempfile.gettempdir()) / f"agit-shards-{os.getuid()}"
+        cache = storage.private_folder("agit-shards")
         source = ShardImages(data_uri, split, cache, config.data.cache_bytes)
         return Images(source, split, indices, size, with_masks)
 

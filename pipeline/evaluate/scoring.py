@@ -159,6 +159,8 @@ class _Scorer:
         self.domains = domains
         self.inception = inception
         self.device = device
+        # a champion's cached scores may be another machine's: fp32 means the same everywhere
+        precision.make_exact(precision.Numerics(None, False, False), device)
         self.message = ""
         self._progress = progress
         self._done, self._skipped, self._started = 0, 0, time.monotonic()

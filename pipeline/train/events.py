@@ -9,10 +9,8 @@ import contextlib
 import mmap
 import os
 import socket
-import tempfile
 import time
 import uuid
-from pathlib import Path
 from typing import Any
 
 from agit_core.errors import RunFailed
@@ -79,9 +77,9 @@ class Furthest:
     """
 
     def __init__(self, run_uri: str) -> None:
-        folder = Path(tempfile.gettempdir()) / f"agit-furthest-{os.getuid()}"
-        folder.mkdir(exist_ok=True)
-        self._path = folder / f"{storage.name(run_uri)}-{fingerprint(run_uri)}"
+        self._path = (
+            storage.private_folder("agit-furthest") / f"{storage.name(run_uri)}-{fingerprint(run_uri)}"
+        )
         self._path.touch()
         os.truncate(self._path, 8)
         with self._path.open("r+b") as file:

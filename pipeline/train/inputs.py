@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from agit_core import model_folder
 from agit_core.errors import BadInput, RunFailed
+from pipeline import storage
 from pipeline.config import Config
 from pipeline.data.reader import ShardImages
 
@@ -62,7 +60,7 @@ def patiently(action: Callable[[], T], seconds: float) -> T:
 
 def open_split(spec: dict[str, Any], config: Config, split: str, block: int = 1) -> ShardImages:
     """The shards of a split, cached on this node when they come from object storage; ``block``: of the plan."""
-    cache = Path(tempfile.gettempdir()) / f"agit-shards-{os.getuid()}"
+    cache = storage.private_folder("agit-shards")
     return ShardImages(spec["data_uri"], split, cache, config.data.cache_bytes, block)
 
 

@@ -20,7 +20,7 @@ from infra.register import pool_template
 from pipeline import config
 from pipeline.train.driver import AUTOSCALED_GPUS, needs_gpu
 from tests.infra import commands, dockerfile, manifests, network
-from tests.infra.manifests import FOLDER, OVERLAYS, build, one, problems
+from tests.infra.manifests import FOLDER, OVERLAYS, build, one, problems, templates
 from tests.infra.pins import constraints
 
 RAY_JOB = FOLDER / "ray-job"
@@ -58,6 +58,11 @@ def test_ray_job_is_sound_and_alone() -> None:
     assert problems(docs, secrets()) == []
     cluster = one(build(FOLDER / "base"), "RayCluster", "agit")
     assert docs[0]["spec"]["rayClusterSpec"] == cluster["spec"]
+    # what its pods need and it does not make is made by hand, in the guide
+    guide = (FOLDER.parent / "README.md").read_text()
+    for template in templates(docs[0]):
+        account = template["spec"].get("serviceAccountName")
+        assert account is None or f"kubectl -n agit create serviceaccount {account}" in guide
 
 
 HEAD = ["spec", "headGroupSpec", "template", "spec"]

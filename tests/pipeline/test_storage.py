@@ -174,3 +174,24 @@ def test_a_server_that_dies_is_a_failed_run_and_comes_back(s3_private: S3Server)
     _one_sentence(caught.value, uri, "does not answer")
     s3_private.start()
     assert storage.read_bytes(uri) == b"kept"
+
+
+def test_a_folder_below_the_machines_temporary_one_is_this_users_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = storage.private_folder("agit-test")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    assert storage.private_folder("agit-test").stat().st_mode & 0o777 == 0o700
+    folder.rmdir()
+    # somebody was faster: with a link to where they would have us write, or a folder of their own
+    folder.symlink_to(tmp_path)
+    with pytest.raises(BadInput, match="is not a folder of this user"):
+        storage.private_folder("agit-test")
+    folder.unlink()
+    other = os.getuid() + 1
+    monkeypatch.setattr("os.getuid", lambda: other)
+    folder.with_name(f"agit-test-{other}").mkdir()
+    with pytest.raises(BadInput, match="is not a folder of this user"):
+        storage.private_folder("agit-test")
