@@ -331,7 +331,7 @@ def _read(config: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise BadInput(f"{config} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise BadInput(f"{config} must be a mapping of sections, not {type(tree).__name__}")
+        raise BadInput(f"{config} must be a mapping of sections, not a {type(tree).__name__}")
     return tree
 
 
