@@ -285,13 +285,14 @@ def load(config: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
         BadInput: no such preset or file, not YAML, an unknown key, a value of the wrong kind.
     """
     tree = _read(config)
-    for override in overrides:
-        _apply(tree, override)
+    said = [_key_and_text(override) for override in overrides]
+    for key, text in said:
+        _put(tree, key, _value(text))
     # 2026, true and 2026-11-27 are texts where a text is wanted
     texts = _texts_wanted(tree)
-    for override in overrides:
-        if override.partition("=")[0].strip() in texts:
-            _apply(tree, override, as_text=True)
+    for key, text in said:
+        if key in texts:
+            _put(tree, key, text)
     return parse(tree, where=config)
 
 
@@ -344,21 +345,30 @@ def _texts_wanted(tree: dict[str, Any]) -> set[str]:
     return set()
 
 
-def _apply(tree: dict[str, Any], override: str, as_text: bool = False) -> None:
+def _key_and_text(override: str) -> tuple[str, str]:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise BadInput(f"--set takes key=value, such as --set train.max_steps=100, not '{override}'")
+    return key.strip(), text
+
+
+def _value(text: str) -> Any:
+    """What YAML takes a text for, and a little more."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
-    if as_text or ("#" in text and not isinstance(value, dict | list)):
+    if "#" in text and not isinstance(value, dict | list):
         value = text  # a folder may be called so; nobody writes comments here
     # YAML 1.1 reads 1e-4 as a string
-    if isinstance(value, str) and not as_text:
+    if isinstance(value, str):
         with contextlib.suppress(ValueError):
             value = float(value) if "e" in value.lower() and value[:1] in "+-.0123456789" else value
-    *parents, leaf = key.strip().split(".")
+    return value
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
     for parent in parents:
         child = tree.setdefault(parent, {})
         if not isinstance(child, dict):

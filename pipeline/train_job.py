@@ -91,26 +91,32 @@ def run(spec_uri: str) -> dict[str, Any]:
     spec = read_spec(spec_uri)
     logs.bind(run_id=spec["run_id"])
     config = parse(spec["config"], where=spec_uri)
-    run_uri = spec["run_uri"]
-    result_uri = storage.join(run_uri, "result.json")
+    result_uri = storage.join(spec["run_uri"], "result.json")
     with contextlib.suppress(FileNotFoundError):
         result: dict[str, Any] = storage.read_json(result_uri)
         return result
     check(config, storage.read_json(storage.join(spec["data_uri"], "manifest.json")))
     tell(spec, "starting", message="starting the workers")
-    try:
+    with failure_told(spec):
         with ray_session(config) as scratch:
             from pipeline.train.driver import drive
 
             result = drive(spec, config, scratch)
         finish(spec, result)
+    return result
+
+
+@contextlib.contextmanager
+def failure_told(spec: dict[str, Any]) -> Iterator[None]:
+    """Notes in the run what ends its job; not that another one trains it now, whose state it then is."""
+    try:
+        yield
     except ownership.TakenOver:
-        raise  # the run's state is another job's to tell
+        raise
     except (BadInput, RunFailed) as error:
-        events.record(run_uri, "failed", str(error))
+        events.record(spec["run_uri"], "failed", str(error))
         tell(spec, "failed", message=str(error))
         raise
-    return result
 
 
 def finish(spec: dict[str, Any], result: dict[str, Any]) -> None:

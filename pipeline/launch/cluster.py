@@ -76,7 +76,7 @@ class ClusterJob:
         attempt, run_uri = 1, spec["run_uri"]
         while (name := f"{spec['run_id']}-{attempt}") in known:
             if known[name].status in (JobStatus.PENDING, JobStatus.RUNNING):
-                return cls._attached(client, name, patience_s)
+                return cls(client, name, patience_s)._attached()
             attempt += 1
         # of two machines that submit this attempt at the same instant one succeeds, and both are its owner
         token = f"{session}/{name}"
@@ -90,6 +90,7 @@ class ClusterJob:
         if attempt > 1:
             events.record_interruption(run_uri)
         spec_uri = write_spec(spec, attempt, owner)
+        job = cls(client, name, patience_s)
         try:
             client.submit_job(
                 entrypoint=f"python -m {spec.get('job', 'pipeline.train_job')} {shlex.quote(spec_uri)}",
@@ -99,10 +100,8 @@ class ClusterJob:
             )
         except Exception as error:
             # the answer may be lost, or somebody have been faster
-            if name in {
-                info.submission_id for info in cls(client, name, patience_s)._patiently(client.list_jobs)
-            }:
-                return cls._attached(client, name, patience_s)
+            if name in {info.submission_id for info in job._patiently(client.list_jobs)}:
+                return job._attached()
             if isinstance(error, OSError):
                 raise RunFailed(
                     f"the Ray cluster at {config.address} did not take the job; look into its dashboard's log, "
@@ -114,15 +113,13 @@ class ClusterJob:
                 "check cluster.working_dir and cluster.env"
             ) from None
         log.info("submitted job %s", name)
-        return cls(client, name, patience_s)
-
-    @classmethod
-    def _attached(cls, client: _Client, name: str, patience_s: float) -> ClusterJob:
-        job = cls(client, name, patience_s)
-        # what it said so far has been shown to whoever followed it before
-        job._shown = len(job._patiently(lambda: client.get_job_logs(name)))
-        log.info("attached to the running job %s", name)
         return job
+
+    def _attached(self) -> ClusterJob:
+        # what it said so far has been shown to whoever followed it before
+        self._shown = len(self._patiently(lambda: self._client.get_job_logs(self.submission_id)))
+        log.info("attached to the running job %s", self.submission_id)
+        return self
 
     def wait(self, seconds: float) -> bool:
         """Waits at most so long; True when the job has ended. Passes new output on."""

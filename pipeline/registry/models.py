@@ -57,11 +57,10 @@ def rollback(config: Config, reason: str) -> dict[str, Any]:
     present = champion(config)
     name = model_name(config)
     stack = audit.champions(audit.events(config.storage, name))
-    # above it lies what was announced and never became champion, because the registry failed
-    while present is not None and present["version"] in stack and stack[-1] != present["version"]:
-        stack.pop()
-    while stack and present is not None and stack[-1] == present["version"]:
-        stack.pop()
+    if present is not None and present["version"] in stack:
+        # above it lies what was announced and never became champion, because the registry failed
+        while stack.pop() != present["version"]:
+            pass
     if present is None or not stack:
         raise BadInput(f"model '{name}' has no earlier champion to roll back to; promote a version instead")
     target = versions.named(tracking_uri(config), name, str(stack[-1]))

@@ -14,10 +14,10 @@ import sys
 import time
 from typing import Any
 
-from agit_core.errors import BadInput, RunFailed
+from agit_core.errors import RunFailed
 from pipeline import storage, train_job
 from pipeline.launch import specs
-from pipeline.train import events, ownership
+from pipeline.train import ownership
 from pipeline.train.failures import PERMANENT, root_cause, sentence
 from pipeline.tune.search import ENDED, Search, Trial, from_spec
 
@@ -42,18 +42,12 @@ def run(spec_uri: str) -> dict[str, Any]:
     train_job.tell(spec, "starting", message="starting the trials")
     os.environ.update(_TUNE)
     train, side_by_side = search.config.train, search.config.tune.concurrent
-    try:
+    with train_job.failure_told(spec):
         # a trial's driver needs a slot, too
         with train_job.ray_session(search.config, cpus=side_by_side * (train.workers + 1)) as scratch:
             _search(spec, search, scratch)
         result = _result(search)
         storage.write_json(storage.join(spec["run_uri"], "result.json"), result)
-    except ownership.TakenOver:
-        raise
-    except (BadInput, RunFailed) as error:
-        events.record(spec["run_uri"], "failed", str(error))
-        train_job.tell(spec, "failed", message=str(error))
-        raise
     train_job.tell(spec, "finished", **_progress(search.trials(), search))
     return result
 
