@@ -91,7 +91,7 @@ class TrainingStep:
     def _wrap(self, module: nn.Module) -> Callable[..., Any]:
         if self.world.size == 1 or not any(p.requires_grad for p in module.parameters()):
             return module
-        ids = [self.device.index] if self.device.type == "cuda" else None
+        ids = [self.device] if self.device.type == "cuda" else None
         # no static_graph (wrong gradients on D while its requires_grad toggles); no buffers to broadcast
         with warnings.catch_warnings():
             # newer versions rename ``broadcast_buffers``; 2.11 knows only the old name

@@ -29,11 +29,12 @@ class Scenario(NamedTuple):
     until: int
     load: str | None = None
     save: str | None = None
+    device: str = "cpu"
 
 
 def play(scenario: Scenario, world: World | None = None) -> dict[str, Any]:
     """Weights, averaged weights, last gradients and figures of a scenario, in this process."""
-    trainer = tiny.trainer(scenario.method, scenario.batch_size, world)
+    trainer = tiny.trainer(scenario.method, scenario.batch_size, world, device=scenario.device)
     if scenario.load:
         trainer.load(Path(scenario.load))
     tiny.train(trainer, scenario.until)

@@ -70,21 +70,6 @@ def test_auto_is_decided_by_the_machine() -> None:
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_computes_the_same() -> None:
-    """bf16, channels_last and compiled, as by default, against the CPU in fp32."""
-    from agit_core.trainer import Trainer
-
-    plan = tiny.plan()
-    got = []
-    for device, precision in ((CPU, tiny.REFERENCE), (torch.device("cuda"), PrecisionConfig())):
-        config = replace(tiny.method(), precision=precision)
-        trainer = Trainer(config, plan, tiny.SIZE, tiny.TOTAL, device, seed=5)
-        trainer.train_on(tiny.next_batch(trainer))
-        got.append(trainer.window())
-    assert got[1].losses == pytest.approx(got[0].losses, rel=0.05, abs=0.02)
-
-
 @pytest.mark.slow
 def test_compiled_code_knows_every_state_of_the_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Frozen and trained, two batch sizes, both stages: each is traced once, whole, and computes the same bits.

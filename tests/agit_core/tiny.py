@@ -69,9 +69,15 @@ def loader(sample_plan: SamplePlan) -> Loader:
 
 
 def trainer(
-    config: MethodConfig | None = None, batch_size: int = 2, world: World | None = None, total: int = TOTAL
+    config: MethodConfig | None = None,
+    batch_size: int = 2,
+    world: World | None = None,
+    total: int = TOTAL,
+    device: str = "cpu",
 ) -> Trainer:
-    return Trainer(config or method(), plan(batch_size), SIZE, total, seed=5, world=world)
+    return Trainer(
+        config or method(), plan(batch_size), SIZE, total, torch.device(device), seed=5, world=world
+    )
 
 
 def train(to: Trainer, until: int | None = None) -> None:
