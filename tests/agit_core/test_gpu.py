@@ -1,7 +1,7 @@
 """What a GPU must do, with the precision a run has by default there: bf16, channels_last, compiled.
 
 Needs torch and pytest alone: ``pytest --noconftest tests/agit_core/test_gpu.py``. Where a test says something of
-a CPU as well, it runs there too (in bf16 and channels_last), so that it has been seen to pass and to fail.
+a CPU as well, it runs there too (in bf16 and channels_last), so that it can be seen to pass and to fail.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from agit_core.config import MethodConfig, PrecisionConfig
-from agit_core.trainer import Trainer
 from tests.agit_core import ranks, tiny
 from tests.agit_core.ranks import Scenario, difference
 
@@ -36,10 +35,6 @@ def method(device: str, **precision: Any) -> MethodConfig:
     )
 
 
-def state(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return tiny.weights(trainer) | {f"averaged.{n}": t for n, t in trainer.averaged.items()}
-
-
 @everywhere
 @pytest.mark.parametrize("autocast", ["bf16", "off"])
 def test_losses_are_those_of_the_plain_fp32_step(device: str, autocast: str) -> None:
@@ -53,7 +48,8 @@ def test_losses_are_those_of_the_plain_fp32_step(device: str, autocast: str) -> 
         tiny.train(trainer, UNTIL)
         assert trainer.stages.switched_at_step == 4
         windows.append(trainer.window())
-    rel, abs_ = (0.05, 0.02) if autocast == "bf16" else (1e-3, 1e-4)
+    # ten times what bf16 changes on a CPU
+    rel, abs_ = (2e-3, 1e-3) if autocast == "bf16" else (2e-4, 5e-5)
     assert windows[1].losses == pytest.approx(windows[0].losses, rel=rel, abs=abs_)
 
 
@@ -68,9 +64,11 @@ def test_runs_repeat_and_resume_to_the_bit(device: str, tmp_path: Path) -> None:
         resumed = tiny.trainer(method(device), device=device)
         resumed.load(tmp_path / str(at))
         tiny.train(resumed, UNTIL)
-        assert tiny.same(state(straight), state(resumed))
+        assert tiny.same(tiny.everything(straight), tiny.everything(resumed))
     tiny.train(again, UNTIL)
-    assert tiny.same(state(straight), state(again)), "the same run twice, saved in between"
+    assert tiny.same(tiny.everything(straight), tiny.everything(again)), (
+        "the same run twice, saved in between"
+    )
 
 
 @everywhere

@@ -17,33 +17,7 @@ import torch
 
 from agit_core.config import MethodConfig
 from agit_core.errors import BadInput
-from agit_core.trainer import Trainer
 from tests.agit_core import dying, tiny
-
-
-def everything(trainer: Trainer) -> dict[str, Any]:
-    """All that a run has become, as tensors by name."""
-    snapshot = trainer.snapshot()
-    assert snapshot is not None
-    flat: dict[str, torch.Tensor] = {}
-
-    def add(name: str, value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            flat[name] = value
-        elif isinstance(value, dict):
-            for key, inner in value.items():
-                add(f"{name}.{key}", inner)
-        elif isinstance(value, list | tuple):
-            for key, inner in enumerate(value):
-                add(f"{name}.{key}", inner)
-        elif value is not None and not isinstance(value, str):
-            flat[name] = torch.tensor(float(value), dtype=torch.float64)
-
-    for part in ("networks", "averaged", "training", "history"):
-        add(part, getattr(snapshot, part))
-    # of the process, not of the run: building networks in a test draws from it
-    del flat["training.torch_random_state"]
-    return flat
 
 
 def with_average(channels_last: str = "off") -> MethodConfig:
@@ -62,7 +36,7 @@ def straight() -> dict[str, Any]:
     trainer = tiny.trainer(with_average())
     tiny.train(trainer)
     torch.set_num_threads(threads)
-    return everything(trainer)
+    return tiny.everything(trainer)
 
 
 @pytest.mark.parametrize("at", [1, 3, 4, 5, 8])
@@ -75,9 +49,9 @@ def test_straight_equals_resumed(tmp_path: Path, straight: dict[str, Any], at: i
     second.load(tmp_path / "checkpoint")
     assert second.step == at
     tiny.train(second)
-    assert tiny.same(straight, everything(second))
+    assert tiny.same(straight, tiny.everything(second))
     tiny.train(first)
-    assert tiny.same(straight, everything(first)), "saving must not change the run that goes on"
+    assert tiny.same(straight, tiny.everything(first)), "saving must not change the run that goes on"
 
 
 @pytest.mark.parametrize("autocast", ["off", "bf16"])
@@ -93,7 +67,7 @@ def test_resume_is_exact_in_channels_last(autocast: Literal["off", "bf16"]) -> N
     other.restore(snapshot)
     for trainer in (one, other):
         tiny.train(trainer, 5)
-    assert tiny.same(everything(one), everything(other))
+    assert tiny.same(tiny.everything(one), tiny.everything(other))
 
 
 @pytest.mark.slow

@@ -94,6 +94,31 @@ def weights(of: Trainer) -> dict[str, Tensor]:
     return {k: v.clone() for k, v in of.networks.state_dict().items()}
 
 
+def everything(of: Trainer) -> dict[str, Tensor]:
+    """All that a run has become, as tensors by name."""
+    snapshot = of.snapshot()
+    assert snapshot is not None
+    flat: dict[str, Tensor] = {}
+
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, Tensor):
+            flat[name] = value
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                add(f"{name}.{key}", inner)
+        elif isinstance(value, list | tuple):
+            for key, inner in enumerate(value):
+                add(f"{name}.{key}", inner)
+        elif value is not None and not isinstance(value, str):
+            flat[name] = torch.tensor(float(value), dtype=torch.float64)
+
+    for part in ("networks", "averaged", "training", "history"):
+        add(part, getattr(snapshot, part))
+    # of the process, not of the run: building networks in a test draws from it
+    del flat["training.torch_random_state"]
+    return flat
+
+
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     """Bit for bit."""
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
