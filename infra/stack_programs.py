@@ -54,8 +54,9 @@ def programs(stack: Stack, mlflow_packages: Path) -> list[Program]:
         "--port": port["ray_gcs"],
         "--dashboard-host": host,
         "--dashboard-port": port["ray"],
-        "--dashboard-agent-listen-port": port["ray_agent"],
-        "--metrics-export-port": port["ray_metrics"],
+        # any port: nobody has to be told where these listen
+        "--dashboard-agent-listen-port": "0",
+        "--metrics-export-port": "0",
         "--ray-client-server-port": port["ray_client"],
         "--num-cpus": str(max(2, cores())),
         "--object-store-memory": str(_OBJECT_STORE_BYTES),

@@ -25,7 +25,9 @@ MARK = "AGIT_STACK"
 BUCKET = "agit"
 PORTS = {"s3": 9000, "prefect": 4200, "mlflow": 5000, "ray": 8265}
 """Addresses that people open; where Ray's parts meet each other is nobody's business."""
-_RAY_INTERNAL = ("ray_gcs", "ray_agent", "ray_metrics", "ray_client")
+_RAY_INTERNAL = ("ray_gcs", "ray_client")
+_SERVER_PORTS = range(20000, 32768)
+"""Below those of outgoing connections (Linux: 32768 and more), above the ones that Ray gives its workers."""
 # what somebody else's servers are called must not leak into this stack
 _FOREIGN = ("AWS_", "PREFECT_", "MLFLOW_", "RAY_", "RCLONE_", "AGIT_")
 CODE = Path(infra.__file__).parents[1]
@@ -183,16 +185,20 @@ def write_private(path: Path, text: str) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody holds on any address of this machine, for a server that starts in a while.
+
+    Not one that the kernel gives out: it numbers outgoing connections from the same range, and on a busy machine
+    one of those is likely to have it by then.
+    """
+    return next(port for port in secrets.SystemRandom().sample(_SERVER_PORTS, 1000) if not taken(port, ""))
 
 
-def taken(port: int) -> bool:
+def taken(port: int, address: str = "127.0.0.1") -> bool:
+    """Whether a server cannot listen there; the empty address stands for all of them."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((address, port))
         except OSError:
             return True
     return False

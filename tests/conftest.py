@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from infra.stack_state import free_port
 from pipeline import storage
 from tests.browser import browser, screenshots  # noqa: F401
-from tests.pipeline.s3 import S3Server, free_port
+from tests.pipeline.s3 import S3Server
 
 LONGEST = (
     "pipeline/flows/test_journey.py",

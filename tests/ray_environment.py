@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.pipeline.s3 import free_port
+from infra.stack_state import free_port
 
 
 def without_token(patch: pytest.MonkeyPatch) -> None:
@@ -48,8 +48,9 @@ def head_node(cpus: int) -> Iterator[tuple[Any, str]]:
             "include_dashboard": True,
             "dashboard_port": port,
             "dashboard_host": "127.0.0.1",
-            # without its agent's port, which every Ray on this machine wants, a head takes no jobs
-            "dashboard_agent_listen_port": free_port(),
+            # any port: without an agent a head takes no jobs, and unless told every Ray on this machine wants the
+            # same one for it
+            "dashboard_agent_listen_port": 0,
             "object_store_memory": 100 * 2**20,
         }
         cluster = Cluster(initialize_head=True, head_node_args=head)

@@ -25,6 +25,8 @@ output = logging.getLogger("pipeline.train.output")
 _ANSWER_SECONDS = 60.0
 _LOG_SECONDS = 3.0
 _STOP_SECONDS = 60.0
+_NO_AGENT = "No available agent"
+"""Ray's answer while the part of the head that starts jobs is not there (``ray/dashboard/modules/job/job_head.py``)."""
 T = TypeVar("T")
 
 
@@ -62,7 +64,7 @@ class ClusterJob:
 
         Raises:
             BadInput: the cluster does not answer, or refuses the job's environment.
-            RunFailed: somebody else trains this run, or the cluster was lost while it was asked.
+            RunFailed: somebody else trains this run, or the cluster was lost while it was asked, or takes no jobs.
         """
         try:
             client = _Client(config.address)
@@ -90,30 +92,32 @@ class ClusterJob:
         if attempt > 1:
             events.record_interruption(run_uri)
         spec_uri = write_spec(spec, attempt, owner)
-        job = cls(client, name, patience_s)
-        try:
-            client.submit_job(
-                entrypoint=f"python -m {spec.get('job', 'pipeline.train_job')} {shlex.quote(spec_uri)}",
-                submission_id=name,
-                runtime_env=_environment(config, token),
-                metadata={"run_id": spec["run_id"]},
-            )
-        except Exception as error:
-            # the answer may be lost, or somebody have been faster
-            if name in {info.submission_id for info in job._patiently(client.list_jobs)}:
-                return job._attached()
-            if isinstance(error, OSError):
-                raise RunFailed(
-                    f"the Ray cluster at {config.address} did not take the job; look into its dashboard's log, "
-                    "then run the same command again"
-                ) from None
-            # whatever Ray finds wrong with the environment
-            raise BadInput(
-                f"the Ray cluster at {config.address} refuses the job ({' '.join(str(error).split())[:300]}); "
-                "check cluster.working_dir and cluster.env"
-            ) from None
-        log.info("submitted job %s", name)
-        return job
+        return cls(client, name, patience_s)._submitted(
+            config,
+            entrypoint=f"python -m {spec.get('job', 'pipeline.train_job')} {shlex.quote(spec_uri)}",
+            runtime_env=_environment(config, token),
+            metadata={"run_id": spec["run_id"]},
+        )
+
+    def _submitted(self, config: ClusterConfig, **submission: Any) -> ClusterJob:
+        until = time.monotonic() + self._patience_s
+        while True:
+            try:
+                self._client.submit_job(submission_id=self.submission_id, **submission)
+            except Exception as error:
+                # the answer may be lost, or somebody have been faster
+                if self.submission_id in {
+                    info.submission_id for info in self._patiently(self._client.list_jobs)
+                }:
+                    return self._attached()
+                # a head answers before it can start jobs
+                if _NO_AGENT not in str(error) or time.monotonic() >= until:
+                    raise _refusal(config, error) from None
+                log.warning("the Ray cluster at %s takes no jobs yet: its head has no agent", config.address)
+                time.sleep(2)
+            else:
+                log.info("submitted job %s", self.submission_id)
+                return self
 
     def _attached(self) -> ClusterJob:
         # what it said so far has been shown to whoever followed it before
@@ -184,6 +188,25 @@ class ClusterJob:
                         f"({' '.join(str(error).split())[:200]}); the same command goes on with the run"
                     ) from None
                 time.sleep(2)
+
+
+def _refusal(config: ClusterConfig, error: Exception) -> BadInput | RunFailed:
+    """Why the cluster does not take a job."""
+    if _NO_AGENT in str(error):
+        return RunFailed(
+            f"the Ray cluster at {config.address} takes no jobs: the agent on its head node did not start, often "
+            "because another Ray on that machine has its port; look into dashboard_agent.log there and start the "
+            "head with another `--dashboard-agent-listen-port`"
+        )
+    if isinstance(error, OSError):
+        return RunFailed(
+            f"the Ray cluster at {config.address} did not take the job; look into its dashboard's log"
+        )
+    # whatever Ray finds wrong with the environment
+    return BadInput(
+        f"the Ray cluster at {config.address} refuses the job ({' '.join(str(error).split())[:300]}); "
+        "check cluster.working_dir and cluster.env"
+    )
 
 
 def _environment(config: ClusterConfig, token: str) -> dict[str, Any]:

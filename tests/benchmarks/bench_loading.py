@@ -15,9 +15,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from infra.stack_state import free_port
 from tests.benchmarks.loading_layouts import ROOT, SITE, layouts
 from tests.benchmarks.result import Result, table
-from tests.pipeline.s3 import S3Server, free_port
+from tests.pipeline.s3 import S3Server
 
 KEYS = (
     "loader_over_imagefolder_local",

@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from infra.stack_state import free_port
 from pipeline import storage
 from pipeline.config import Config, parse
 from pipeline.data.prepare import prepare
-from tests.pipeline.s3 import S3Server, free_port
+from tests.pipeline.s3 import S3Server
 
 _PORTION = 1000
 _SHARES = {"trainA": 0.49, "trainB": 0.49, "testA": 0.01, "testB": 0.01}

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from agit_core import checkpoint
+from infra.stack_state import free_port
 from pipeline import storage
 from pipeline.config import Config, parse
 from pipeline.train import events as train_events
 from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.events import Furthest
 from tests.chaos import processes
-from tests.pipeline.s3 import S3Server, free_port
+from tests.pipeline.s3 import S3Server
 from tests.pipeline.training import TINY, differences, prepared, spec_of
 
 KINDS = ("worker", "controller", "driver", "node", "head", "flow", "storage")

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from infra.stack_state import free_port
 from pipeline.config import parse
 from pipeline.launch import jobs
 from pipeline.train import events as train_events
-from tests.pipeline.s3 import free_port
 from tests.pipeline.training import TINY, prepared, spec_of, wait_for
 from tests.ray_environment import head_node
 
@@ -33,10 +33,8 @@ def cluster() -> Iterator[tuple[Any, str]]:
 
 
 def add_node(cluster: Any) -> Any:
-    # with the agent's port of its own: every Ray of this machine wants the same one
-    return cluster.add_node(
-        num_cpus=1, object_store_memory=100 * 2**20, dashboard_agent_listen_port=free_port()
-    )
+    # any port for its agent: unless told, every Ray of this machine wants the same one
+    return cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20, dashboard_agent_listen_port=0)
 
 
 def leave(node: Any, address: str, folder: Path, seconds: int) -> subprocess.CompletedProcess[str]:

@@ -87,12 +87,6 @@ class S3Server:
             self.process = None
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class DelayedConnection:
     """A TCP relay to a server in which every byte arrives ``seconds`` later, in each direction.
 

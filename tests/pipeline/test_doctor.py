@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from infra.stack_state import free_port
 from tests.pipeline.command import agit
-from tests.pipeline.s3 import free_port
 
 
 def _states(answer: dict) -> dict[str, str]:

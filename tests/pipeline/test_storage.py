@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from agit_core.errors import BadInput, RunFailed
+from infra.stack_state import free_port
 from pipeline import storage
-from tests.pipeline.s3 import S3Server, free_port
+from tests.pipeline.s3 import S3Server
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from infra.stack_state import free_port
 from tests.pipeline.command import agit, environment, tiny_config
-from tests.pipeline.s3 import S3Server, free_port
+from tests.pipeline.s3 import S3Server
 
 CONTRACT = ("run", "prepare", "train", "tune", "evaluate", "report", "translate", "export", "doctor")
 

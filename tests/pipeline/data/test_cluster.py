@@ -15,7 +15,6 @@ from pipeline.data.source import Entry, LocalFile, carried
 from pipeline.data.workers import ordered_map
 from tests.pipeline.data.test_prepare import config, files
 from tests.pipeline.pictures import FOUR, folder
-from tests.pipeline.s3 import free_port
 from tests.ray_environment import without_token
 
 
@@ -37,7 +36,7 @@ def cluster() -> Iterator[str]:
                     num_cpus=1,
                     include_dashboard=False,
                     object_store_memory=100 << 20,
-                    dashboard_agent_listen_port=free_port(),
+                    dashboard_agent_listen_port=0,
                 )
             yield nodes.address
         finally:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from agit_core.errors import BadInput, RunFailed
+from infra.stack_state import free_port
 from pipeline.data.download import ATTEMPTS, fetch
-from tests.pipeline.s3 import free_port
 
 BODY = bytes(range(256)) * 4096
 

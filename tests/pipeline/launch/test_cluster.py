@@ -19,7 +19,8 @@ from typing import Any
 import httpx
 import pytest
 
-from agit_core.errors import BadInput
+from agit_core.errors import BadInput, RunFailed
+from infra.stack_state import free_port
 from pipeline import storage
 from pipeline.config import Config, parse
 from pipeline.launch import cluster, jobs
@@ -27,7 +28,7 @@ from pipeline.train import events
 from tests.chaos import processes
 from tests.pipeline.command import environment
 from tests.pipeline.launch.test_local import start_follower
-from tests.pipeline.s3 import DelayedConnection, free_port
+from tests.pipeline.s3 import DelayedConnection
 from tests.pipeline.training import TINY, prepared, spec_of, wait_for
 from tests.ray_environment import head_node
 
@@ -76,7 +77,8 @@ def test_one_job_through_killed_and_cancelled_flows(
         return client.get_job_status(f"{spec['run_id']}-{attempt}")
 
     first = start_follower(config, data, tmp_path / "config.json")
-    wait_for(lambda: step() > 0, "the first step")
+    wait_for(lambda: step() > 0 or first.poll() is not None, "the first step")
+    assert first.poll() is None, (tmp_path / "config.log").read_text()
     first.kill()
     first.wait()
     assert job(1) == JobStatus.RUNNING
@@ -154,6 +156,29 @@ def test_a_head_that_is_away_for_a_while(address: str, data: str, tmp_path: Path
     asked = config.model_copy(update={"train": config.train.model_copy(update={"storage_patience_s": 1.0})})
     with pytest.raises(BadInput, match="does not answer"):
         jobs.train(asked.model_copy(update={"name": "other"}), data)
+
+
+def test_a_head_without_an_agent_takes_jobs_as_soon_as_it_has_one(
+    data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from ray._raylet import GcsClient
+    from ray.dashboard.consts import DASHBOARD_AGENT_ADDR_NODE_ID_PREFIX as PREFIX
+
+    with head_node(1) as (nodes, url):
+        gcs = GcsClient(nodes.gcs_address)
+        key = f"{PREFIX}{nodes.head_node.node_id}".encode()
+        agent = wait_for(lambda: gcs.internal_kv_get(key, b"dashboard"), "the agent")
+        # as while it starts, and as for ever after where somebody else has its port
+        gcs.internal_kv_del(key, False, b"dashboard")
+        hasty = on_cluster(url, tmp_path, max_steps=4, storage_patience_s=0.1)
+        with pytest.raises(RunFailed, match="takes no jobs: the agent on its head node did not start"):
+            jobs.train(hasty, data)
+        with ThreadPoolExecutor(1) as pool, caplog.at_level(logging.WARNING, "pipeline"):
+            trained = pool.submit(jobs.train, on_cluster(url, tmp_path, max_steps=4), data)
+            wait_for(lambda: "takes no jobs yet" in caplog.text or trained.done(), "the refusal")
+            assert not trained.done()
+            gcs.internal_kv_put(key, agent, True, b"dashboard")
+            assert trained.result(600).steps == 4
 
 
 def test_a_refused_job_is_told_as_such(address: str, data: str, tmp_path: Path) -> None:

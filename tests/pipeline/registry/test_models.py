@@ -19,12 +19,13 @@ from agit_core import checkpoint, model_folder, networks
 from agit_core.checkpoint import Snapshot
 from agit_core.config import MethodConfig, NetworkConfig
 from agit_core.errors import BadInput, RunFailed
+from infra.stack_state import free_port
 from pipeline import config as configs
 from pipeline import storage
 from pipeline.config import Config, GateConfig
 from pipeline.launch import specs
 from pipeline.registry import gate, models, registration, tracking
-from tests.pipeline.s3 import S3Server, free_port
+from tests.pipeline.s3 import S3Server
 
 METHOD = MethodConfig(
     networks=NetworkConfig(generator_width=4, generator_blocks=1, attention_width=4, discriminator_width=4)

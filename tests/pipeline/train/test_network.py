@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
+from infra.stack_state import free_port
 from pipeline import storage
 from pipeline.launch import specs
 from pipeline.train import events
 from pipeline.train.events import Furthest
 from tests.pipeline.network import INTERFACE, Machine, Network, network
-from tests.pipeline.s3 import S3Server, free_port
+from tests.pipeline.s3 import S3Server
 from tests.pipeline.training import prepared, spec_of, starts, tiny, wait_for
 from tests.ray_environment import without_token
 
@@ -81,7 +82,7 @@ class Cluster:
             f"--node-ip-address={address}",
             f"--num-cpus={cpus}",
             f"--object-store-memory={80 * 2**20}",
-            f"--dashboard-agent-listen-port={free_port()}",
+            "--dashboard-agent-listen-port=0",
         ]
 
 

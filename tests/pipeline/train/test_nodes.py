@@ -25,7 +25,6 @@ from pipeline.train import events as train_events
 from pipeline.train.events import Furthest
 from pipeline.train.inputs import open_split
 from pipeline.train.worker import total_steps
-from tests.pipeline.s3 import free_port
 from tests.pipeline.training import prepared, spec_of, starts, tiny, wait_for
 from tests.ray_environment import without_token
 
@@ -60,7 +59,7 @@ class Nodes:
         return {
             "num_cpus": cpus,
             "object_store_memory": 80 * 2**20,
-            "dashboard_agent_listen_port": free_port(),
+            "dashboard_agent_listen_port": 0,
             "include_dashboard": False,
         }
 
