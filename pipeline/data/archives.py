@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import lzma
 import shutil
 import stat
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Self
 
 from agit_core.errors import BadInput
 from pipeline import storage
@@ -69,6 +71,8 @@ def unpack(archive: Path, folder: Path, called: str) -> None:
     except (
         zipfile.BadZipFile,
         tarfile.TarError,
+        zlib.error,
+        lzma.LZMAError,
         EOFError,
         OSError,
         NotImplementedError,
@@ -94,7 +98,7 @@ def _unpack_zip(archive: Path, folder: Path, called: str) -> None:
 
 def _unpack_tar(archive: Path, folder: Path, called: str) -> None:
     budget = max(_MAX_EXPANSION_FROM, archive.stat().st_size * _MAX_EXPANSION)
-    with tarfile.open(archive) as file:
+    with tarfile.open(archive, tarinfo=_Member) as file:
         for member in _regular(file):
             budget -= member.size
             if budget < 0:
@@ -102,6 +106,22 @@ def _unpack_tar(archive: Path, folder: Path, called: str) -> None:
             source = file.extractfile(member)
             if source is not None:
                 _copy(source, _target(folder, member.name, called), member.size, called)
+        # what is compressed has its checksum at the very end
+        while file.fileobj is not None and file.fileobj.read(1 << 20):
+            pass
+
+
+class _Member(tarfile.TarInfo):
+    """To ``tarfile`` any header that it cannot read is the end of the archive; to us only the mark of it is."""
+
+    @classmethod
+    def fromtarfile(cls, file: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(file)
+        except tarfile.EOFHeaderError:
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} at byte {file.offset}") from None
 
 
 def _regular(file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

@@ -116,6 +116,41 @@ def test_an_archive_that_leaves_its_folder_is_refused(name: str, kind: str, tmp_
     assert not list(tmp_path.rglob("evil.jpg"))
 
 
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.bz2", "tar.xz"])
+def test_half_an_archive_is_not_taken_for_all_of_it(root: Path, tmp_path: Path, suffix: str) -> None:
+    whole = tmp_path / f"whole.{suffix}"
+    with tarfile.open(whole, f"w:{suffix[4:]}") as file:
+        file.add(root, "images")
+        headers = [member.offset for member in file.getmembers()]
+    with opened(whole, tmp_path) as source:
+        assert counts(source) == FOUR
+    data = whole.read_bytes()
+    damaged = [
+        data[:-1] + b"!",
+        data[: len(data) // 2],
+        data[: len(data) // 2] + bytes(64) + data[len(data) // 2 + 64 :],
+    ]
+    if suffix == "tar":
+        damaged = [data[:at] + b"?" * 64 + data[at + 64 :] for at in headers[1:]] + [
+            data[:at] for at in headers[1:]
+        ]
+    for wrong in damaged:
+        target = tmp_path / f"half.{suffix}"
+        target.write_bytes(wrong)
+        with pytest.raises(BadInput, match=r"cannot be unpacked|is truncated"):
+            opened(target, tmp_path)
+
+
+def test_a_damaged_zip_is_told_as_such(tmp_path: Path) -> None:
+    target = tmp_path / "x.zip"
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("trainA/x.bmp", bytes(range(256)) * 100)
+    data = target.read_bytes()
+    target.write_bytes(data[:60] + b"\xff" * 20 + data[80:])
+    with pytest.raises(BadInput, match=r"x\.zip cannot be unpacked"):
+        opened(target, tmp_path)
+
+
 def test_links_in_archives_are_left_out(root: Path, tmp_path: Path) -> None:
     (root / "trainA" / "passwd.jpg").symlink_to("/etc/passwd")
     with opened(tarred(root, tmp_path / "x.tar.gz"), tmp_path) as source:
