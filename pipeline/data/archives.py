@@ -115,13 +115,13 @@ class _Member(tarfile.TarInfo):
     """To ``tarfile`` any header that it cannot read is the end of the archive; to us only the mark of it is."""
 
     @classmethod
-    def fromtarfile(cls, file: tarfile.TarFile) -> Self:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         try:
-            return super().fromtarfile(file)
-        except tarfile.EOFHeaderError:
-            raise
+            return super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"{error} at byte {file.offset}") from None
+            if len(buf) == tarfile.BLOCKSIZE and not buf.strip(b"\0"):
+                raise
+            raise tarfile.ReadError(str(error)) from None
 
 
 def _regular(file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
 from agit_core.grey import grey_of_wide
+from pipeline.data.masks import foreground
 
 Image.init()
 FORMATS = tuple(
@@ -22,6 +23,7 @@ FORMATS = tuple(
 """What is read. Not EPS and its like, which would start another program."""
 
 _TRANSPOSED_BY_EXIF = {5, 6, 7, 8}
+_LOSSY = {"JPEG", "WEBP", "AVIF", "JPEG2000"}
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -101,11 +103,11 @@ def store(data: bytes, mask: bytes | None, policy: ImagePolicy) -> StoredImage:
     Raises:
         Unusable: not an image, truncated, broken, too small or too large.
     """
-    image, turned = _open(data)
-    width, height = (image.height, image.width) if turned else image.size
+    image, orientation = _open(data)
+    width, height = (image.height, image.width) if orientation in _TRANSPOSED_BY_EXIF else image.size
     if min(width, height) < policy.minimum_size:
         raise Unusable(f"{width} x {height} pixels is smaller than minimum_size {policy.minimum_size}")
-    plain = _fits_as_it_is(image, policy, turned)
+    plain = _fits_as_it_is(image, policy)
     try:
         if image.format == "JPEG" and min(image.size) >= 3 * policy.size:
             # libjpeg scales by powers of two while decoding; what it leaves is still resized below
@@ -113,7 +115,7 @@ def store(data: bytes, mask: bytes | None, policy: ImagePolicy) -> StoredImage:
         pixels = policy.fit(_upright_rgb(image), Image.Resampling.BICUBIC)
     except Exception as error:  # Pillow's decoders let through whatever a broken file makes of them
         raise Unusable(_reason(error)) from None
-    stored_mask, refused = _store_mask(mask, (width, height), turned, policy) if mask else (None, None)
+    stored_mask, refused = _store_mask(mask, (width, height), orientation, policy) if mask else (None, None)
     return StoredImage(
         data=data if plain else _encode(pixels, policy),
         mask=stored_mask,
@@ -133,13 +135,13 @@ def look(image: Image.Image) -> bytes:
     return np.packbits(bits).tobytes()
 
 
-def _open(data: bytes) -> tuple[Image.Image, bool]:
-    """The first frame, not decoded yet, and whether its EXIF orientation swaps width and height."""
+def _open(data: bytes) -> tuple[Image.Image, int]:
+    """The first frame, not decoded yet, and its EXIF orientation."""
     if not data:
         raise Unusable("the file is empty")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        return image, _orientation(image) in _TRANSPOSED_BY_EXIF
+        return image, _orientation(image)
     except UnidentifiedImageError:
         raise Unusable("not an image") from None
     except Image.DecompressionBombError:
@@ -150,7 +152,8 @@ def _open(data: bytes) -> tuple[Image.Image, bool]:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(0x0112, 1))
+        value = int(image.getexif().get(0x0112, 1))
+        return value if 1 <= value <= 8 else 1
     except (OSError, ValueError, SyntaxError, TypeError):
         return 1  # unreadable EXIF says nothing about the pixels
 
@@ -160,7 +163,7 @@ def _reason(error: BaseException) -> str:
     return f"cannot be decoded: {text}" if text else f"cannot be decoded: {type(error).__name__}"
 
 
-def _fits_as_it_is(image: Image.Image, policy: ImagePolicy, turned: bool) -> bool:
+def _fits_as_it_is(image: Image.Image, policy: ImagePolicy) -> bool:
     """Whether the bytes can be stored unchanged: encoding again would only lose quality.
 
     Only a JPEG without metadata qualifies: no profile that others would ignore, nothing about its author.
@@ -170,7 +173,6 @@ def _fits_as_it_is(image: Image.Image, policy: ImagePolicy, turned: bool) -> boo
         and image.format == "JPEG"
         and image.mode == "RGB"
         and image.size == (policy.size, policy.size)
-        and not turned
         and not {"exif", "icc_profile", "xmp", "photoshop", "comment"} & set(image.info)
     )
 
@@ -226,40 +228,18 @@ def _encode(image: Image.Image, policy: ImagePolicy) -> bytes:
     return buffer.getvalue()
 
 
-def _foreground(mask: Image.Image) -> Image.Image:
-    """A mask in grey, 255 on the foreground.
-
-    Masks of classes (0 and 1, or a palette's dark colours) would be black to the eye: where nothing is brighter
-    than half, everything but 0 is foreground. A JPEG's near-blacks are no classes but its noise. Where opacity
-    varies, it is the mask, as in cut-outs.
-    """
-    if mask.mode in {"RGBA", "LA"}:
-        alpha = mask.getchannel("A")
-        if len(set(alpha.getextrema())) > 1:
-            return alpha
-    if mask.mode.startswith("I"):
-        wide = np.asarray(mask)
-        top = 255 if int(wide.max(initial=0)) > 1 else 1
-        scale = 257 if int(wide.max(initial=0)) > 255 else 1
-        grey = Image.fromarray((np.clip(wide // scale, 0, 255) * (255 // top)).astype(np.uint8))
-    else:
-        grey = mask.convert("RGB").convert("L")
-    classes = mask if mask.mode == "P" else grey
-    if mask.format != "JPEG" and grey.getextrema()[1] < 128:  # type: ignore[operator]
-        grey = classes.point([0] + [255] * 255, "L")
-    return grey
-
-
 def _store_mask(
-    data: bytes, image_size: tuple[int, int], turned: bool, policy: ImagePolicy
+    data: bytes, image_size: tuple[int, int], orientation: int, policy: ImagePolicy
 ) -> tuple[bytes | None, str | None]:
+    """The mask as PNG or why it is refused; ``image_size``, ``orientation``: of the upright image, of its file."""
     try:
-        mask, _ = _open(data)
-        grey = _foreground(mask)
+        mask, own_orientation = _open(data)
+        grey = foreground(ImageOps.exif_transpose(mask), lossless=mask.format not in _LOSSY)
     except Exception as error:
         return None, f"the mask cannot be read: {error}"
-    if turned and grey.size == image_size[::-1]:
-        return None, "the image is turned by its EXIF orientation and the mask is not"
+    upright = own_orientation != 1 or (orientation in _TRANSPOSED_BY_EXIF and grey.size != image_size[::-1])
+    if orientation != 1 and not upright:
+        return None, "the image is turned by its EXIF orientation, and whether the mask is cannot be told"
     if abs(grey.width * image_size[1] - grey.height * image_size[0]) > max(*grey.size, *image_size):
         return (
             None,

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageDraw
+from PIL import Image, ImageCms, ImageDraw, ImageOps
 
 from pipeline.data.images import ImagePolicy, StoredImage, Unusable, look, store
 from tests.pipeline.pictures import encoded, picture
@@ -189,22 +190,98 @@ def test_the_mask_follows_the_image() -> None:
 
 
 def _of_classes(kind: str) -> Image.Image:
-    classes = np.zeros((60, 80), np.uint8)
+    """An object on the left half; class 1 unless told otherwise."""
+    classes = np.zeros((60, 80), np.uint16)
     classes[:, :40] = 1
     if kind == "palette":
-        image = Image.fromarray(classes)
+        image = Image.fromarray(classes.astype(np.uint8))
         image.putpalette([0, 0, 0, 128, 0, 0, *[255] * 762])  # the first class of Pascal VOC, a dark red
         return image
-    return Image.fromarray(classes.astype({"8 bit": np.uint8, "16 bit": np.uint16}[kind]))
+    if kind == "palette with void":
+        classes[:, 38:42] = 255
+        image = Image.fromarray(classes.astype(np.uint8))
+        image.putpalette([0, 0, 0, 128, 128, 0, *[9] * 759, 224, 224, 192])
+        return image
+    if kind == "colours":
+        pixels = np.zeros((60, 80, 3), np.uint8)
+        pixels[:30, :40], pixels[30:, :40] = (
+            (220, 20, 60),
+            (250, 250, 30),
+        )  # two classes, one dark, one bright
+        return Image.fromarray(pixels)
+    if kind == "16 bit objects":
+        classes[:30, :40], classes[30:, :40] = 5, 300
+    return Image.fromarray(classes if "16 bit" in kind else classes.astype(np.uint8))
 
 
-@pytest.mark.parametrize("kind", ["8 bit", "16 bit", "palette"])
+@pytest.mark.parametrize(
+    "kind", ["8 bit", "16 bit", "16 bit objects", "palette", "palette with void", "colours"]
+)
 def test_a_mask_of_classes_is_no_black_mask(kind: str) -> None:
     stored = store(encoded(picture(1, (80, 60))), encoded(_of_classes(kind)), JPEG)
     assert stored.mask is not None
     out = np.asarray(Image.open(io.BytesIO(stored.mask)))
-    assert (out[:, :20] == 255).all()
+    edge = 18 if "void" in kind else 20
+    assert (out[:, :edge] == 255).all()
     assert (out[:, 20:] == 0).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16"])
+def test_bright_values_mean_the_object_where_edges_are_soft(mode: str) -> None:
+    ramp = np.zeros((60, 80), np.uint16)
+    ramp[:, :30] = 255
+    ramp[:, 30:50] = np.linspace(255, 0, 20)
+    mask = Image.fromarray(ramp * 257 if mode == "I;16" else ramp.astype(np.uint8))
+    stored = store(encoded(picture(1, (80, 60))), encoded(mask), JPEG)
+    out = np.asarray(Image.open(io.BytesIO(stored.mask or b"")))
+    assert (out[:, :19] == 255).all()
+    assert (out[:, 21:] == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["class 1 and 255 to ignore", "colours without black"])
+def test_a_mask_that_may_mean_two_things_is_not_guessed(kind: str) -> None:
+    if kind.startswith("class"):
+        values = np.zeros((60, 80), np.uint8)
+        values[:, :40], values[:, 40:44] = 1, 255
+        mask = Image.fromarray(values)
+    else:
+        mask = Image.new("RGB", (80, 60), "blue")
+        mask.paste("yellow", (0, 0, 40, 60))
+    stored = store(encoded(picture(1, (80, 60))), encoded(mask), JPEG)
+    assert stored.mask is None
+    assert re.search("neither black and white nor classes alone|nowhere black", stored.mask_refused or "")
+
+
+@pytest.mark.parametrize("orientation", range(9))
+@pytest.mark.parametrize("drawn", ["before", "after", "before, and says so"])
+@pytest.mark.parametrize("size", [(60, 60), (80, 60)])
+def test_no_mask_lies_otherwise_than_its_image(orientation: int, drawn: str, size: tuple[int, int]) -> None:
+    """A bright corner, and the mask of it: drawn before or after the image is turned as its EXIF says."""
+    shape = Image.new("L", size)
+    shape.paste(255, (0, 0, 30, 20))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo = encoded(shape.convert("RGB"), exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(photo))).convert("L")
+    mask = {
+        "before": encoded(shape),
+        "after": encoded(upright),
+        "before, and says so": encoded(shape, exif=exif),
+    }[drawn]
+    stored = store(photo, mask, PNG)
+    told = (
+        orientation in {0, 1}
+        or "says" in drawn
+        or (drawn == "after" and orientation >= 5 and size[0] != size[1])
+    )
+    assert (stored.mask is not None) == told
+    if stored.mask is None:
+        assert "whether the mask is cannot be told" in str(stored.mask_refused)
+    else:
+        assert (np.asarray(Image.open(io.BytesIO(stored.mask))) == 255).mean() > 0.1
+        assert (
+            (pixels(stored)[..., 0] > 127) == (np.asarray(Image.open(io.BytesIO(stored.mask))) > 127)
+        ).mean() > 0.97
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
