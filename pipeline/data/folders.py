@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -44,11 +45,12 @@ def open_folder(uri: str, masks: str | None, test_fraction: float) -> Source:
     """``trainA``, ``trainB`` and optionally ``testA``, ``testB`` (or ``A`` and ``B``) below one folder; or two
     folders of any names, of which the first in alphabetical order is A.
 
-    Masks lie in ``masks/<split>/`` below it, or below ``masks`` if that is given, under the image's name with
-    any extension. Without test folders a share of the images is held out, chosen by their contents alone.
+    Masks lie in ``masks/<split>/`` below it (or under the folder's own name), or below ``masks`` if that is given,
+    under the image's name with any extension. Without test folders a share of the images is held out, chosen by
+    their contents alone.
 
     Raises:
-        BadInput: the folder is missing or holds neither layout.
+        BadInput: the folder is missing or holds neither layout, or masks of which none belongs to an image.
     """
     children = {storage.name(child).lower(): child for child in _children(uri)}
     train = {
@@ -101,12 +103,19 @@ def from_folders(
     """Entries of one folder per split."""
     splits: dict[str, list[Entry]] = {}
     remote = any(storage.is_remote(folder) for folder in folders.values())
+    called = Counter(map(storage.name, folders.values()))
     for split, folder in folders.items():
         masks: dict[str, File] = {}
-        for candidate in (split, split[-1]) if mask_root else ():
+        own = storage.name(folder)
+        for candidate in (split, split[-1], *([own] if called[own] == 1 else [])) if mask_root else ():
             found = listing(storage.join(str(mask_root), candidate))
             masks = {_stem(f.relative): f for f in found} | masks
         splits[split] = _entries(listing(folder), masks)
+    if mask_root and not any(e.mask for entries in splits.values() for e in entries) and listing(mask_root):
+        raise BadInput(
+            f"no mask in {mask_root} belongs to an image of {description}: masks lie in folders called as those of the "
+            "images, such as trainA and trainB (or A and B), under the images' names; correct or remove them"
+        )
     return Source(description, with_test(splits, test_fraction), remote=remote)
 
 
@@ -139,14 +148,26 @@ def listing(uri: str) -> list[File]:
     if storage.is_remote(uri):
         return _listing_remote(uri)
     root = storage.local_path(uri)
-    files: list[File] = []
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not _litter(name)]
-        for name in names:
-            if not _litter(name):
-                path = os.path.join(folder, name)
-                files.append(File(storage.as_text(Path(path).relative_to(root).as_posix()), LocalFile(path)))
+    files = [
+        File(storage.as_text(Path(path).relative_to(root).as_posix()), LocalFile(path))
+        for path in _walk(str(root), ())
+    ]
     return sorted(files, key=lambda file: file.relative)
+
+
+def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    """Files below a folder, through links, of which some lead back to a folder ``above``."""
+    try:
+        status = os.stat(folder)
+        here = (status.st_dev, status.st_ino)
+        inside = [] if here in above else [entry for entry in os.scandir(folder) if not _litter(entry.name)]
+    except OSError:
+        return
+    for entry in inside:
+        if entry.is_dir():
+            yield from _walk(entry.path, (*above, here))
+        else:
+            yield entry.path
 
 
 def file_digest(path: Path) -> str:

@@ -22,6 +22,7 @@ FORMATS = tuple(
 )
 """What is read. Not EPS and its like, which would start another program."""
 
+_HEIF = {b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"mif1", b"msf1")}
 _TRANSPOSED_BY_EXIF = {5, 6, 7, 8}
 _LOSSY = {"JPEG", "WEBP", "AVIF", "JPEG2000"}
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
@@ -143,6 +144,8 @@ def _open(data: bytes) -> tuple[Image.Image, int]:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         return image, _orientation(image)
     except UnidentifiedImageError:
+        if data[4:12] in _HEIF:
+            raise Unusable("HEIC is not read; convert it to JPEG or PNG") from None
         raise Unusable("not an image") from None
     except Image.DecompressionBombError:
         raise Unusable("more than 178 million pixels") from None

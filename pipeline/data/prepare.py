@@ -120,6 +120,7 @@ def _make(
     names = _Names(done)
     if config.data.duplicates == "drop":
         done = _without_copies(uri, done, names, copies, config.data.rows_per_group)
+        _check_left(config.data, done, uri)
     made = {
         "format": manifest.FORMAT,
         "name": config.name,
@@ -154,14 +155,25 @@ def _check_usable(config: DataConfig, done: list[Done], uri: str) -> None:
     if not empty and len(rejected) <= config.maximum_quarantined * total:
         return
     storage.remove(uri)
-    split, first = rejected[0]
+    split, first = next((one for one in rejected if not empty or one[0] == empty[0]), rejected[0])
     example = f"{split}/{first['name']}: {first['reason']}"
     if empty:
-        raise BadInput(f"no image of {empty[0]} in {config.source} can be used ({example})")
+        raise BadInput(f"no image of {empty[0]} in {config.source} can be used (such as {example})")
     raise BadInput(
         f"{len(rejected)} of {total} files in {config.source} cannot be used (such as {example}), more than "
         f"data.maximum_quarantined ({config.maximum_quarantined:g}) allows"
     )
+
+
+def _check_left(config: DataConfig, done: list[Done], uri: str) -> None:
+    """Refuses a set of which a split consisted of other splits' images, and leaves nothing of it behind."""
+    for split in SPLITS:
+        if not any(item.shard["rows"] for item in done if item.plan.split == split):
+            storage.remove(uri)
+            raise BadInput(
+                f"every image of {split} in {config.source} is a copy of one in another split, so data.duplicates=drop "
+                "leaves none; give other images or set it to report"
+            )
 
 
 def _column(done: list[Done], name: str) -> pa.Array:

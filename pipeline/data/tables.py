@@ -21,6 +21,7 @@ from pipeline import storage
 from pipeline.data import download
 from pipeline.data.folders import file_digest, remote_file, with_test
 from pipeline.data.source import Entry, LocalFile, Progress, Readable, Source
+from pipeline.redact import redact
 
 _DOMAIN_COLUMNS = ("domain", "label")
 _BATCH = 64
@@ -118,7 +119,7 @@ class _Row:
 
 
 def _source(description: str, rows: list[_Row], test_fraction: float) -> Source:
-    values = sorted({row.domain for row in rows})
+    values = sorted({row.domain for row in rows}, key=lambda value: (value.casefold(), value))
     if len(values) != 2:
         shown = ", ".join(values[:5]) or "none"
         raise BadInput(f"{description} must hold images of two domains, not {len(values)} ({shown})")
@@ -148,6 +149,10 @@ def _parquet_rows(path: Path, called: str, domain: str | None, folder: Path) -> 
     if "image" not in schema.names or not _is_image(schema.field("image").type):
         raise BadInput(
             f"{called} has no column 'image' of struct<bytes, path>; it has {', '.join(schema.names)}"
+        )
+    if "mask" in schema.names and not _is_image(schema.field("mask").type):
+        raise BadInput(
+            f"{called} has a column 'mask' of {schema.field('mask').type}; it must be struct<bytes, path>, as 'image'"
         )
     if domain is None and column is None:
         raise BadInput(
@@ -211,13 +216,16 @@ class _Files:
             reference = f"{base}/{reference}"
         if not reference:
             return Unreachable("the line names no image"), "empty"
+        if "\0" in reference:
+            return Unreachable("the line's path holds a NUL character"), "empty"
         if download.is_url(reference):
             return self._fetched(reference)
         absolute = storage.is_remote(reference) or PurePosixPath(reference).is_absolute()
         where = reference if absolute else storage.join(base, reference)
         if storage.is_remote(where):
             return remote_file(where)
-        return LocalFile(where), file_digest(Path(where))
+        path = storage.local_path(where)
+        return LocalFile(str(path)), file_digest(path)
 
     def _fetched(self, address: str) -> tuple[Readable, str]:
         host = address.partition("://")[2].partition("/")[0]
@@ -238,7 +246,8 @@ def _csv_row(line: dict[str, str], files: _Files) -> _Row:
     if line.get("mask"):
         mask, mask_digest = files.find(line["mask"])
     return _Row(
-        name=line.get("image", "") or "(empty)",
+        # a signed link is no name to write into a manifest
+        name=redact(line.get("image", "")) or "(empty)",
         domain=next((line[name] for name in _DOMAIN_COLUMNS if name in line), ""),
         split=line.get("split", ""),
         image=image,

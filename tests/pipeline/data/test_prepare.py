@@ -232,10 +232,17 @@ def _flip(shard: Path) -> None:
     [
         lambda first: _flip(first / "trainA" / "part-00000.parquet"),
         lambda first: (first / "trainA" / "part-00000.parquet").unlink(),
+        lambda first: _flip(first / "testB" / "part-00000.parquet"),
         lambda first: (first / "testB" / "part-00000.parquet").unlink(),
         lambda first: shutil.rmtree(first / "index"),
     ],
-    ids=["a flipped bit", "a shard gone", "a shard gone that would be copied", "the index gone"],
+    ids=[
+        "a flipped bit",
+        "a shard gone",
+        "a flipped bit in one that would be copied",
+        "a shard gone that would be copied",
+        "the index gone",
+    ],
 )
 def test_a_damaged_earlier_set_is_not_built_upon(damage: Callable[[Path], None], tmp_path: Path) -> None:
     source = folder(tmp_path / "in", FOUR)
@@ -266,6 +273,26 @@ def test_copies_and_leaks_are_reported(tmp_path: Path) -> None:
     assert made.manifest["leaks"] == [["trainA/trainA-002.jpg", "testA/leak.jpg"]]
     assert made.manifest["near_leaks"] == []
     assert made.manifest["totals"]["images"] == sum(FOUR.values()) + 3
+
+
+def test_a_split_of_nothing_but_copies_is_refused(tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", FOUR)
+    shutil.rmtree(source / "testA")
+    shutil.copytree(source / "trainA", source / "testA")
+    with pytest.raises(BadInput, match=r"every image of trainA .* is a copy"):
+        prepare(config(source, tmp_path / "out", duplicates="drop"))
+    assert not list((tmp_path / "out").glob("data/*/manifest.json"))
+
+
+def test_the_example_is_of_the_split_that_is_empty(tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", FOUR)
+    (source / "trainA" / "notes.txt").write_text("no image")
+    for path in (source / "trainB").iterdir():
+        path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    with pytest.raises(
+        BadInput, match=r"no image of trainB .*\(such as trainB/.*HEIC is not read; convert it"
+    ):
+        prepare(config(source, tmp_path / "out"))
 
 
 def test_copies_can_be_dropped(tmp_path: Path) -> None:

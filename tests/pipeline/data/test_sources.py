@@ -18,7 +18,7 @@ from pipeline import storage
 from pipeline.config import DataConfig
 from pipeline.data import download, public
 from pipeline.data.archives import is_archive
-from pipeline.data.source import Entry, Source
+from pipeline.data.source import Entry, LocalFile, Source
 from pipeline.data.sources import open_source
 from pipeline.data.tables import is_csv, is_parquet
 from tests.pipeline.data.test_download import Server, server
@@ -195,12 +195,20 @@ def test_a_zip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ),
         (lambda p: folder(p / "x.csv", {"trainA": 1}), "there is no file"),
         (lambda p: _cut(p), "damaged"),
+        (lambda p: _bare_masks(p), r"column 'mask' of binary; it must be struct"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence(make: Any, match: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=match) as caught:
         opened(make(tmp_path), tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def _bare_masks(folder: Path) -> Path:
+    rows = [row(i, domain="AB"[i % 2]) for i in range(8)]
+    table = hf_table(rows).append_column("mask", pa.array([b"x"] * 8, pa.binary()))
+    pq.write_table(table, folder / "bare.parquet")
+    return folder / "bare.parquet"
 
 
 def _cut(folder: Path) -> Path:
@@ -294,6 +302,46 @@ def test_other_layouts(tmp_path: Path) -> None:
     assert counts(opened(deep, tmp_path))["testB"] == 2, "as many as can be scored"
     names = [e.name for s in ("trainA", "testA") for e in opened(deep, tmp_path).splits[s]]
     assert "one/one-000.jpg" in names
+
+
+@pytest.mark.parametrize("called", ["train_{}", "Train{}", "horses{}"])
+def test_masks_in_folders_called_as_those_of_the_images(called: str, tmp_path: Path) -> None:
+    names = {d: called.format(d) for d in "AB"}
+    folder(tmp_path / "set", dict.fromkeys(names.values(), 6))
+    for name in names.values():
+        folder(tmp_path / "set" / "masks", {name: 6})
+    found = opened(tmp_path / "set", tmp_path).splits
+    assert all(entry.mask is not None for entries in found.values() for entry in entries)
+
+
+def test_masks_that_belong_to_nothing_are_not_passed_over(tmp_path: Path) -> None:
+    folder(tmp_path / "set", FOUR)
+    folder(tmp_path / "set" / "masks", {"trainX": 6})
+    with pytest.raises(BadInput, match=r"no mask in .*masks belongs to an image"):
+        opened(tmp_path / "set", tmp_path)
+
+
+def test_masks_of_equally_called_folders_are_not_mixed(tmp_path: Path) -> None:
+    for side in ("first", "second"):
+        folder(tmp_path / side, {"images": 6})
+    folder(tmp_path / "masks", {"images": 6, "A": 6})
+    for name in list((tmp_path / "masks" / "A").iterdir()):
+        name.rename(name.with_name(name.name.replace("A-", "images-")))
+    source = opened(
+        f"{tmp_path / 'first/images'},{tmp_path / 'second/images'}", tmp_path, masks=str(tmp_path / "masks")
+    )
+    assert all(
+        (entry.mask is not None) == (split[-1] == "A") for split, es in source.splits.items() for entry in es
+    )
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    root = folder(tmp_path / "set", FOUR)
+    pool = folder(tmp_path / "pool", {"more": 3}) / "more"
+    (root / "trainA" / "pool").symlink_to(pool)
+    (root / "trainA" / "latest").symlink_to(".")
+    (pool / "back").symlink_to(root / "trainA")
+    assert counts(opened(root, tmp_path))["trainA"] == FOUR["trainA"] + 3
 
 
 def test_masks_may_lie_elsewhere(tmp_path: Path) -> None:
@@ -391,6 +439,25 @@ def test_a_csv_list_of_paths_addresses_and_objects(tmp_path: Path, s3: S3Server,
             by_name[address].image.read()
     with pytest.raises(OSError, match="404"):
         by_name[server.url.replace("some", "lost")].image.read()
+
+
+def test_what_a_csv_list_may_look_like(tmp_path: Path) -> None:
+    made = folder(tmp_path / "pics", {"trainA": 4, "trainB": 4})
+    lines = [
+        f"pics/{path.parent.name}/{path.name},{'aB'[path.parent.name[-1] == 'B']}"
+        for path in made.rglob("*.jpg")
+    ]
+    lines += ["pics/\0.jpg,a", "http://127.0.0.1:9/x.jpg?X-Amz-Signature=TOPSECRET,a"]
+    (tmp_path / "list.csv").write_text("\n".join(["image,domain", *lines]))
+    source = opened(f"file://{tmp_path}/list.csv", tmp_path)
+    assert "TOPSECRET" not in repr([entry.name for _, entry in source])
+    readable = {
+        split: [e.name for e in entries if isinstance(e.image, LocalFile)]
+        for split, entries in source.splits.items()
+    }
+    assert all(e.image.read() for _, e in source if isinstance(e.image, LocalFile))
+    assert sum(map(len, readable.values())) == 8
+    assert all(f"/train{split[-1]}/" in name for split, names in readable.items() for name in names)
 
 
 def test_a_list_full_of_dead_addresses_is_not_waited_for(
