@@ -8,7 +8,7 @@ import re
 import threading
 import time
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +20,9 @@ from pipeline import storage
 
 _RETRY_SECONDS = 1.0
 _HOPE_SECONDS = 1.0
-_COMING = re.compile(r"\.(\d+)-(\d+)\.part$")
+# and what a download calls it meanwhile
+_COMING = re.compile(r"\.(\d+)-(\d+)\.part(\.\w+\.part)?$")
+_TRIES = 2
 _OPEN: weakref.WeakSet[ShardCache] = weakref.WeakSet()
 
 
@@ -50,6 +52,7 @@ class ShardCache:
         self._arrived = 0
         self._arrival = threading.Condition()
         self._kept: dict[str, int] = {}
+        self._wrong: Counter[str] = Counter()
         _OPEN.add(self)
 
     def want(self, shards: Sequence[tuple[str, str, int]]) -> None:
@@ -72,7 +75,13 @@ class ShardCache:
             self._thread.start()
 
     def path(self, uri: str) -> Path | None:
-        """The local copy, or None while there is none."""
+        """The local copy, or None while there is none.
+
+        Raises:
+            RunFailed: what the storage holds is not the shard.
+        """
+        if self._wrong[uri] >= _TRIES:
+            raise RunFailed(f"{uri} is not what its manifest says; check the data with 'agit data verify'")
         sha256, size = self._wanted[uri]
         path = self._folder / f"{sha256}.parquet"
         try:
@@ -113,6 +122,9 @@ class ShardCache:
             uri = self._queue.popleft()
             try:
                 done = self.path(uri) is not None or self._fetch(uri)
+            except _Wrong:
+                self._wrong[uri] += 1
+                done = self._wrong[uri] >= _TRIES  # no accident on the way: given up
             except (RunFailed, FileNotFoundError, OSError):
                 done = False  # reading by ranges will tell the trainer if the storage is gone for good
             if done:
@@ -141,9 +153,7 @@ class ShardCache:
                     storage.download_file(uri, partial)
                     with partial.open("rb") as file:
                         if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                            raise RunFailed(
-                                f"{uri} is not what its manifest says; check it with 'agit data verify'"
-                            )
+                            raise _Wrong(uri)
                     os.replace(partial, target)
                 finally:
                     partial.unlink(missing_ok=True)
@@ -161,10 +171,10 @@ class ShardCache:
                 if path.suffix == ".parquet":
                     held.append((path.stat().st_mtime, path.stat().st_size, path))
                 elif coming := _COMING.search(path.name):
-                    if _alive(int(coming[1])):
-                        held.append((path.stat().st_mtime, int(coming[2]), path))
-                    else:
+                    if not _alive(int(coming[1])):
                         path.unlink()
+                    elif not coming[3]:
+                        held.append((path.stat().st_mtime, int(coming[2]), path))
         caches = [self, *self._siblings()]
         ours = {f"{sha256}.parquet" for cache in caches for sha256, _ in cache._wanted.values()}
         total = sum(item[1] for item in held)
@@ -178,6 +188,10 @@ class ShardCache:
 
     def _siblings(self) -> list[ShardCache]:
         return [cache for cache in list(_OPEN) if cache is not self and cache._folder == self._folder]
+
+
+class _Wrong(Exception):
+    """A shard that arrived whole, with another checksum."""
 
 
 def _alive(pid: int) -> bool:

@@ -22,7 +22,7 @@ import torch
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.data import manifest, reader
+from pipeline.data import cache, manifest, reader
 from pipeline.data.cache import ShardCache
 from pipeline.data.prepare import Prepared, prepare
 from pipeline.data.reader import ShardImages
@@ -129,10 +129,13 @@ def test_the_cache_keeps_to_its_limit_and_evicts_the_longest_unused(
     first.close()
     killed = folder / f"{'0' * 64}.{2**22 + 1}-{room}.part"  # no process has such a number
     killed.touch()
+    on_its_way = folder / f"{killed.name}.a8_x2.part"  # of its download
+    on_its_way.touch()
     other = ShardCache(folder, room)
     other.want(uris[3:4])
     until(lambda: other.path(uris[3][0]) is not None)
     assert not killed.exists()
+    assert not on_its_way.exists()
     assert first.path(uris[0][0]) is not None
     assert first.path(uris[1][0]) is None
     assert sum(p.stat().st_size for p in cached(folder)) <= room
@@ -174,14 +177,30 @@ def test_a_shard_that_is_nearly_here_is_waited_for(
     assert not images._coming(1)
 
 
-def test_a_shard_that_arrives_damaged_is_not_cached(s3: S3Server, source: Path, tmp_path: Path) -> None:
+def test_a_shard_that_arrives_damaged_is_not_cached(
+    s3: S3Server, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = prepare(settings(source, s3.uri))
     where = storage.join(made.uri, made.manifest["splits"]["testA"]["shards"][0]["path"])
     data = bytearray(storage.read_bytes(where))
     data[len(data) // 2] ^= 255
     storage.write_bytes(where, bytes(data))
+    fetched, real = [], storage.download_file
+
+    def counted(uri: str, local: Path) -> None:
+        fetched.append(uri)
+        real(uri, local)
+
+    monkeypatch.setattr(storage, "download_file", counted)
+    monkeypatch.setattr(cache, "_RETRY_SECONDS", 0.1)
     images = ShardImages(made.uri, "testA", tmp_path / "cache", LARGE)
-    time.sleep(0.5)
+    until(lambda: len(fetched) == 2)
+    time.sleep(1)
+    assert len(fetched) == 2, "it is not fetched again and again"
+    with pytest.raises(
+        RunFailed, match="is not what its manifest says; check the data with 'agit data verify'"
+    ):
+        images.read(0)
     images.close()
     assert cached(tmp_path / "cache") == []
     assert list((tmp_path / "cache").glob("*.part")) == []
