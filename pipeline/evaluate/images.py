@@ -30,7 +30,7 @@ class Images:
 
     Args:
         indices: which of the split's images, in order.
-        with_masks: every batch has true masks; an image without one counts as empty.
+        with_masks: every batch has true masks, for which each of the images must have one.
     """
 
     def __init__(
@@ -60,8 +60,7 @@ class Images:
 
     def _mask(self, index: int) -> Tensor:
         mask = self.source.mask(index)
-        if mask is None:
-            return torch.zeros(1, self.size, self.size, dtype=torch.bool)
+        assert mask is not None, f"image {index} of {self.split} has no mask"
         return _resized(mask, self.size) >= 128
 
 
@@ -71,8 +70,8 @@ class Domain:
 
     Attributes:
         test: the test images.
-        masked: the images whose true masks attention is compared with: ``test`` itself where it has masks,
-            else as many training images, else None.
+        masked: the images whose true masks attention is compared with: ``test`` itself where each image has one,
+            else as many of the test or the training images, of whichever more have one, or None.
     """
 
     test: Images
@@ -103,22 +102,26 @@ def open_domain(config: Config, data_uri: str, manifest: dict[str, Any], domain:
         source = ShardImages(data_uri, split, cache, config.data.cache_bytes)
         return Images(source, split, indices, size, with_masks)
 
-    if _masks(manifest, test_split):
-        test = images(test_split, list(range(count)), with_masks=True)
-        return Domain(test, test)
+    def with_masks(split: str) -> Images | None:
+        """Evenly spread, so that one photographer or folder does not decide."""
+        if not manifest["splits"].get(split, {}).get("masks"):
+            return None
+        found = images(split, [], with_masks=True)
+        usable = [i for i in range(len(found.source)) if found.source.has_mask(i)]
+        step = max(1, len(usable) / count)
+        found.indices = sorted({usable[int(k * step)] for k in range(min(count, len(usable)))})
+        return found
+
     test = images(test_split, list(range(count)), with_masks=False)
-    if not _masks(manifest, train_split):
-        return Domain(test, None)
-    train = images(train_split, [], with_masks=True)
-    # Evenly spread, so that one photographer or folder does not decide.
-    usable = [i for i in range(len(train.source)) if train.source.has_mask(i)]
-    step = max(1, len(usable) / count)
-    train.indices = sorted({usable[int(k * step)] for k in range(min(count, len(usable)))})
-    return Domain(test, train)
-
-
-def _masks(manifest: dict[str, Any], split: str) -> bool:
-    return bool(manifest["splits"].get(split, {}).get("masks"))
+    if all(map(test.source.has_mask, test.indices)):
+        test.with_masks = True
+        return Domain(test, test)
+    found = [one for one in map(with_masks, (test_split, train_split)) if one is not None]
+    most = max(found, key=len, default=None)
+    for one in found:
+        if one is not most:
+            one.source.close()
+    return Domain(test, most)
 
 
 def _resized(image: Tensor, size: int) -> Tensor:

@@ -96,6 +96,7 @@ class _Worker:
         # twice as often as promised, and never two at once: a kill in the middle of an upload, however slow,
         # still costs one interval at most
         self.checkpoint_every = max(1, train.checkpoint_every // 2)
+        self.checkpointed = -1
         self.rows: list[dict[str, Any]] = []
         self.figures: Figures | None = None
         # a Ray of the run's own exports nothing
@@ -237,6 +238,7 @@ class _Worker:
             {"step": self.trainer.step, "epoch": self.plan.epoch_of(self.trainer.step)}
             | (self.figures.losses if self.figures else {})
         )
+        self.checkpointed = self.trainer.step
         self.seconds["checkpoint"] += time.perf_counter() - began
 
     def _leave_if_preempted(self, saver: Saver | None) -> None:
@@ -248,7 +250,8 @@ class _Worker:
 
     def _save_before_leaving(self, saver: Saver | None) -> None:
         """Nobody leaves before rank 0 has everything in the storage: the first to go takes all down. Collective."""
-        self._checkpoint(saver)
+        if self.checkpointed != self.trainer.step:  # to save it again would first remove what is there
+            self._checkpoint(saver)
         if saver is not None:
             saver.drain()
         if self.world.size > 1:

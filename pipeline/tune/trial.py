@@ -98,7 +98,9 @@ class TuneTrial(tune.Trainable):
             scored = _score(config, result["checkpoint"], search.data_uri)
         except (BadInput, RunFailed) as error:
             ownership.check(self._told)
-            collapsed = any(event["kind"] == "mask_collapsed" for event in events.read(trial.run_uri))
+            # not those from which it recovered before it failed of something else
+            collapses = [e["message"] for e in events.read(trial.run_uri) if e["kind"] == "mask_collapsed"]
+            collapsed = any(told in str(error) for told in collapses)
             trial.state, trial.message = "collapsed" if collapsed else "failed", str(error)
             train_job.tell(spec, trial.state, message=trial.message)
             search.store(trial)

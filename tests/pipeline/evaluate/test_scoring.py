@@ -301,25 +301,28 @@ def test_a_broken_model_has_no_figures_and_says_so(config: Config, data_uri: str
     assert "kid_target_a2b" not in evaluation["intervals"]
 
 
+def _photos(root: Path, masks: dict[str, int]) -> str:
+    """Five training and four or three test images; so many of a split have a mask, the first an empty one."""
+    generator = np.random.default_rng(0)
+    for split, count in (("trainA", 5), ("trainB", 5), ("testA", 4), ("testB", 3)):
+        (root / split).mkdir(parents=True)
+        (root / "masks" / split).mkdir(parents=True)
+        for index in range(count):
+            pixels = generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / split / f"{index}.png")
+            if index < masks.get(split, 0):
+                mask = np.zeros((40, 40), np.uint8)
+                mask[:20] = 255 if index else 0
+                Image.fromarray(mask).save(root / "masks" / split / f"{index}.png")
+    return str(root)
+
+
 def test_masks_of_the_training_split_are_used_where_the_test_split_has_none(
     root: Path, tmp_path: Path
 ) -> None:
     """The layout of horse2zebra: photographs, masks for training images only, one of them empty."""
-    source = tmp_path / "photos"
-    generator = np.random.default_rng(0)
-    for split, count in (("trainA", 5), ("trainB", 5), ("testA", 4), ("testB", 3)):
-        (source / split).mkdir(parents=True)
-        if split.startswith("train"):
-            (source / "masks" / split).mkdir(parents=True)
-        for index in range(count):
-            pixels = generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(source / split / f"{index}.png")
-            if split.startswith("train") and index < 4:
-                mask = np.zeros((40, 40), np.uint8)
-                mask[:20] = 255 if index else 0
-                Image.fromarray(mask).save(source / "masks" / split / f"{index}.png")
     tree = _tree(tmp_path)
-    tree["data"] |= {"source": str(source)}
+    tree["data"] |= {"source": _photos(tmp_path / "photos", {"trainA": 4, "trainB": 4})}
     settings = configs.parse(tree)
     uri = prepare(settings).uri
     domain = images.open_domain(settings, uri, storage.read_json(f"{uri}/manifest.json"), "a")
@@ -338,6 +341,35 @@ def test_masks_of_the_training_split_are_used_where_the_test_split_has_none(
     assert "trainB" in evaluation["protocol"]["background_b"]
     assert evaluation["protocol"]["warnings"]  # three images of domain B: smaller subsets than asked for
     assert counts["kid_subset_size_target_a2b"] == 3
+
+
+@pytest.mark.parametrize(
+    ("masks", "split", "count"),
+    [
+        ({"testA": 1, "trainA": 4}, "trainA", 4),
+        ({"testA": 3, "trainA": 2}, "testA", 3),
+        ({"testA": 2}, "testA", 2),
+        ({"testA": 4, "trainA": 5}, "testA", 4),
+    ],
+)
+def test_an_image_without_a_mask_is_not_all_background(
+    masks: dict[str, int], split: str, count: int, tmp_path: Path
+) -> None:
+    tree = _tree(tmp_path)
+    tree["data"] |= {"source": _photos(tmp_path / "photos", masks)}
+    settings = configs.parse(tree)
+    made = prepare(settings)
+    domain = images.open_domain(settings, made.uri, made.manifest, "a")
+    assert domain.masked is not None
+    assert (domain.masked.split, len(domain.masked), len(domain.test)) == (split, count, 4)
+    assert domain.masks_on_test == (count == 4 and split == "testA")
+    for batch in domain.masked.batches(3):
+        assert batch.masks is not None
+        for index, mask in zip(batch.indices, batch.masks, strict=True):
+            assert mask.float().mean() == pytest.approx(
+                0.5 if domain.masked.source.name(index) != "0.png" else 0, abs=0.05
+            )
+    domain.close()
 
 
 def test_bad_calls_are_told_before_any_work(

@@ -327,6 +327,16 @@ def test_a_collapsed_mask_ends_a_trial_and_it_is_not_the_best(
     assert again.step()["done"] is True
 
 
+def test_a_collapse_that_passed_is_not_why_a_trial_fails_later(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played, search = Played(monkeypatch, [0.4]), _search(data, tmp_path)
+    train_events.record(search.trial(1).run_uri, "mask_collapsed", "all ones at step 4", step=4)
+    played.failure = RunFailed("the storage does not answer")
+    _trial(search).step()
+    assert search.trial(1).state == "failed"
+
+
 def test_scores_that_are_not_finite_end_a_trial(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
