@@ -35,6 +35,24 @@ class InstanceNorm(nn.Module):
         return images[0] if len(images) == 1 else torch.cat(images)
 
 
+def _at_least_fp32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class Tanh(nn.Tanh):
+    """In fp32 at least: in bf16 it is 1, with a gradient of 0, from 3.5 on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(_at_least_fp32(x))
+
+
+class Sigmoid(nn.Sigmoid):
+    """In fp32 at least: in bf16 it is 1, with a gradient of 0, from 6.3 on, and a mask would never come back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(_at_least_fp32(x))
+
+
 class TransposedConvolution(nn.ConvTranspose2d):
     """A transposed convolution that adds its bias afterwards.
 

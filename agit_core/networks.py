@@ -21,6 +21,8 @@ from agit_core.layers import (
     InstanceNorm,
     Residual,
     SamePadded,
+    Sigmoid,
+    Tanh,
     ToImage,
     TransposedConvolution,
 )
@@ -82,7 +84,7 @@ def generator_agit(width: int, blocks: int, upsampling: str) -> nn.Sequential:
         else:
             up = nn.Sequential(TransposedConvolution(inputs, outputs, 3, stride=2), DropLast())
             layers += _block(up, outputs, True)
-    layers += [ToImage(w, 3, 7, padding=3), nn.Tanh()]
+    layers += [ToImage(w, 3, 7, padding=3), Tanh()]
     return nn.Sequential(*layers)
 
 
@@ -100,7 +102,7 @@ def generator_cyclegan(width: int, blocks: int, upsampling: str, bias: bool, up_
             extra = 1 if up_kernel == 3 else 0
             up = TransposedConvolution(inputs, outputs, up_kernel, 2, 1, output_padding=extra, bias=bias)
             layers += _block(up, outputs, False)
-    layers += [ToImage(w, 3, 7, padding=3, padding_mode="reflect", bias=bias), nn.Tanh()]
+    layers += [ToImage(w, 3, 7, padding=3, padding_mode="reflect", bias=bias), Tanh()]
     return nn.Sequential(*layers)
 
 
@@ -121,7 +123,7 @@ def attention_agit(width: int, decoder: str) -> nn.Sequential:
     layers += [_residual(2 * w, "reflect", affine=True, bias=True, relu_after=True)]
     layers += _block(nn.Conv2d(2 * w, 2 * w, kernel, padding=padding), 2 * w, True, up())
     layers += _block(nn.Conv2d(2 * w, w, kernel, padding=padding), w, True, up())
-    layers += [nn.Conv2d(w, 1, kernel, padding=padding), nn.Sigmoid()]
+    layers += [nn.Conv2d(w, 1, kernel, padding=padding), Sigmoid()]
     if decoder == "1x1":
         layers.append(nn.Upsample(scale_factor=4, mode="nearest"))
     return nn.Sequential(*layers)
@@ -139,7 +141,7 @@ def attention_uaggan(width: int, bias: bool) -> nn.Sequential:
     layers += [_residual(2 * w, "reflect", affine=False, bias=bias, relu_after=False)]
     layers += _block(nn.Conv2d(2 * w, 2 * w, 3, padding=1, bias=bias), 2 * w, False, up())
     layers += _block(nn.Conv2d(2 * w, w, 3, padding=1, bias=bias), w, False, up())
-    layers += [nn.Conv2d(w, 1, 7, padding=3, padding_mode="reflect", bias=bias), nn.Sigmoid()]
+    layers += [nn.Conv2d(w, 1, 7, padding=3, padding_mode="reflect", bias=bias), Sigmoid()]
     return nn.Sequential(*layers)
 
 

@@ -38,6 +38,7 @@ FIGURES = (*LOSS_KEYS, *(f"{key}_{domain}" for domain in "ab" for key in HEALTH_
 GENERATOR_NAMES = ("generator_ab", "generator_ba")
 ATTENTION_NAMES = ("attention_a", "attention_b")
 DISCRIMINATOR_NAMES = ("discriminator_a", "discriminator_b")
+_RECOMPILE_LIMIT = 64
 
 
 class TrainingStep:
@@ -83,6 +84,10 @@ class TrainingStep:
             for bias in cancelled_biases(module, rules.discriminator_normalises):
                 bias.requires_grad_(False)
             if self.numerics.compile and module._compiled_call_impl is None:
+                # generators and attention share one entry's limit: two runs in a process would go on uncompiled
+                from torch._dynamo import config as dynamo  # takes long, and nobody else needs it
+
+                dynamo.recompile_limit = max(dynamo.recompile_limit, _RECOMPILE_LIMIT)
                 module.compile(dynamic=False)
         self._calls = {name: self._wrap(module) for name, module in modules.items()}
         # gradients of what has just been frozen must not reach the optimiser again
@@ -96,9 +101,11 @@ class TrainingStep:
         with warnings.catch_warnings():
             # newer versions rename ``broadcast_buffers``; 2.11 knows only the old name
             warnings.simplefilter("ignore", FutureWarning)
-            return DistributedDataParallel(
+            wrapped = DistributedDataParallel(
                 module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
             )
+        _order_gradients(wrapped)
+        return wrapped
 
     def __call__(self, batch: Batch) -> Tensor:
         """Moves every trained parameter once; returns :data:`FIGURES` as a float32 tensor on the device."""
@@ -170,6 +177,16 @@ class TrainingStep:
     def _autocast(self) -> torch.autocast:
         dtype = self.numerics.autocast
         return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def _order_gradients(wrapped: DistributedDataParallel) -> None:
+    """Has DDP arrange its buckets now, after a backward pass of zeros instead of the first real one.
+
+    The place of a gradient in its bucket decides in which order three or more ranks are summed. DDP arranges the
+    buckets anew after its first backward pass, so that a resumed run's first step would differ in the last bits.
+    """
+    wrapped.reducer.prepare_for_backward([])
+    torch.stack([(p * 0).sum() for p in wrapped.parameters() if p.requires_grad]).sum().backward()
 
 
 @contextmanager

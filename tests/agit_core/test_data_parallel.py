@@ -68,6 +68,16 @@ def test_weights_after_several_steps_and_the_switch(
     assert tiny.same(first["weights"], second["weights"]), "ranks must agree bit for bit"
 
 
+def test_a_resumed_run_of_three_workers_is_the_same_to_the_bit(tmp_path: Path) -> None:
+    """Of two, the order of the sum does not matter; of three it does, and DDP may change it after a first step."""
+    straight = Scenario("straight", method(switch_at=9), 3, 4)
+    half = straight._replace(name="half", until=2, save=str(tmp_path / "half"))
+    resumed = straight._replace(name="resumed", load=half.save)
+    found = ranks.run(tmp_path / "ranks", 3, [straight, half, resumed])
+    for one, other in zip(found["straight"], found["resumed"], strict=True):
+        assert tiny.same(one["weights"], other["weights"])
+
+
 def test_two_killed_workers_go_on_exactly_and_one_can_take_over(
     tmp_path: Path, together: dict[str, list[dict[str, Any]]]
 ) -> None:

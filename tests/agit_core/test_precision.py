@@ -58,6 +58,26 @@ def test_bf16_is_really_used() -> None:
     assert set(dtypes) == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("preset", ["agit", "uaggan"])
+def test_a_saturated_output_can_come_back(preset: str) -> None:
+    """bf16 has nothing between 0.996 and 1: a sigmoid's or tanh's gradient would be exactly 0 there."""
+    config = tiny.method()
+    nets = tiny.trainer(replace(config, networks=replace(config.networks, preset=preset))).networks
+    assert nets.attention_a is not None
+    for net in (nets.generator_ab, nets.attention_a):
+        last = [m for m in net if isinstance(m, torch.nn.Conv2d)][-1]
+        if last.bias is None:
+            last.bias = torch.nn.Parameter(torch.empty(last.out_channels))
+        torch.nn.init.constant_(last.bias, 7.0)
+        torch.nn.init.zeros_(last.weight)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = net(torch.rand(1, 3, 32, 32))
+        assert out.dtype == torch.float32
+        out.sum().backward()
+        assert last.bias.grad is not None
+        assert last.bias.grad.abs().min() > 0
+
+
 def test_auto_is_decided_by_the_machine() -> None:
     numerics = resolve(PrecisionConfig(), CPU)
     assert (numerics.autocast is torch.bfloat16) == processor_has_bf16()
@@ -98,5 +118,7 @@ def test_compiled_code_knows_every_state_of_the_networks(monkeypatch: pytest.Mon
         weights.append(tiny.weights(trainer))
     assert tiny.same(*weights)
     assert len(graphs) >= 6
+    for batch_size in (1, 3):  # the next configurations in the same process
+        tiny.train(tiny.trainer(config, batch_size), 6)
     assert not torch._dynamo.utils.counters["graph_break"]
     torch._dynamo.reset()

@@ -16,7 +16,7 @@ from agit_core.networks import Networks, cancelled_biases
 from agit_core.stages import collapse
 from tests.agit_core import tiny
 from tests.agit_core.ranks import difference, gradients
-from tests.benchmarks.plain_step import PlainStep
+from tests.benchmarks.plain_step import PlainStep, as_published
 
 
 def options(
@@ -160,6 +160,11 @@ def test_the_benchmarks_plain_step_does_the_same_work(masked: bool) -> None:
     names = {n for n, p in nets.named_parameters() if p not in idle}
     ours, theirs = tiny.weights(trainer), plain.nets.state_dict()
     assert difference({n: ours[n] for n in names}, {n: theirs[n] for n in names}) < 1e-4
+
+
+def test_the_benchmarks_plain_step_stays_on_its_device() -> None:
+    networks = tiny.trainer().networks.to("meta")
+    assert {p.device.type for p in as_published(networks).parameters()} == {"meta"}
 
 
 def test_biases_that_a_norm_cancels_change_nothing() -> None:

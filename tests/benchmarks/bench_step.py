@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from agit_core.config import HistoryConfig, MethodConfig, PrecisionConfig, StageConfig
 from agit_core.loader import Batch
-from agit_core.precision import pick_device, resolve
+from agit_core.precision import make_deterministic, make_exact, pick_device, resolve
 from agit_core.sampling import SamplePlan
 from agit_core.trainer import Trainer
 from tests.benchmarks.plain_step import PlainStep, as_on_gpus
@@ -79,15 +79,28 @@ def ours(precision: PrecisionConfig, size: int, device: torch.device) -> Callabl
     """Our step, on the same two images over and over."""
     trainer = _trainer(precision, size, device)
     a, b = _images(size, device)
-    return lambda: trainer.train_on(Batch(trainer.step, 0, a, b))
+
+    def step() -> Any:
+        # of the whole process, and the others want them otherwise
+        make_exact(trainer.numerics, device)
+        make_deterministic(device, trainer.config.precision.deterministic)
+        return trainer.train_on(Batch(trainer.step, 0, a, b))
+
+    return step
 
 
 def plain(size: int, device: torch.device) -> Callable[[], Any]:
-    """The yardstick, with the same initial weights."""
+    """The yardstick, with the same initial weights, and PyTorch's settings as they come: on GPUs TF32 in cuDNN."""
     trainer = _trainer(FP32, size, device)
-    step = PlainStep(trainer.networks, trainer.config, masked=False)
+    plain_step = PlainStep(trainer.networks, trainer.config, masked=False)
     a, b = _images(size, device)
-    return lambda: step(a, b)
+
+    def step() -> Any:
+        make_deterministic(device, False)
+        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = True, False
+        return plain_step(a, b)
+
+    return step
 
 
 def count(step: Callable[[], Any]) -> int:

@@ -25,11 +25,12 @@ from agit_core.networks import Networks
 
 def as_published(networks: Networks) -> Networks:
     """A copy with the same weights, of PyTorch's own modules, in the order in which they were published."""
+    device = next(networks.parameters()).device
     networks = copy.deepcopy(networks).requires_grad_(True)
     for parent in list(networks.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, InstanceNorm):
-                norm = nn.InstanceNorm2d(child.channels, affine=child.weight is not None)
+                norm = nn.InstanceNorm2d(child.channels, affine=child.weight is not None, device=device)
                 norm.load_state_dict(child.state_dict())
                 setattr(parent, name, norm)
             elif isinstance(child, TransposedConvolution):
