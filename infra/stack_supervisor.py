@@ -9,8 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 from xmlrpc.client import Fault, ServerProxy
@@ -18,6 +16,7 @@ from xmlrpc.client import Fault, ServerProxy
 from agit_core.errors import BadInput, RunFailed
 from infra.stack_programs import Program, socket_of, supervisor_config
 from infra.stack_state import MARK, Stack, write_private
+from pipeline import probe
 from pipeline.launch.local import carriers
 
 # on a slow, busy machine Prefect's sixty migrations alone take minutes
@@ -100,14 +99,8 @@ def answers(program: Program) -> bool:
     """Whether its server answers; a program that serves nobody always does."""
     if program.url is None:
         return True
-    try:
-        with urllib.request.urlopen(f"{program.url}{program.health}", timeout=5) as answer:
-            answer.read()
-    except urllib.error.HTTPError as error:
-        return error.code < 500  # it wants a key
-    except (OSError, ValueError):
-        return False
-    return True
+    status, _ = probe.ask(f"{program.url}{program.health}", timeout=5)
+    return status is not None and status < 500  # below that it wants a key
 
 
 def stop(stack: Stack) -> list[int]:

@@ -11,15 +11,19 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from agit_core.config import MethodConfig
 from agit_core.errors import BadInput
+
+_NO_BUCKET = re.compile(r"[A-Za-z0-9]+:/*$|(?!file:)[A-Za-z0-9]+:///")
+_ONE_SLASH = re.compile(r"[A-Za-z0-9]+:/(?!/)")
 
 
 class Section(BaseModel):
@@ -253,6 +257,18 @@ class Config(Section):
     tune: TuneConfig = TuneConfig()
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    @field_validator("storage")
+    @classmethod
+    def _names_a_place(cls, storage: str) -> str:
+        # each of them would be taken for a local folder: the working directory, "/", or one called "s3:"
+        if not storage.strip():
+            raise ValueError("is empty; give a folder or s3://bucket/prefix")
+        if _NO_BUCKET.match(storage):
+            raise ValueError(f"'{storage}' names no bucket or folder; give a folder or s3://bucket/prefix")
+        if _ONE_SLASH.match(storage):
+            raise ValueError(f"'{storage}' has one slash after the colon; write s3://bucket/prefix")
+        return storage
 
     @model_validator(mode="after")
     def _discriminator_fits(self) -> Config:

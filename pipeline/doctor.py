@@ -10,17 +10,17 @@ import os
 import platform
 import shutil
 import sys
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
 
-from agit_core.errors import BadInput
-from pipeline import storage
+from agit_core.errors import BadInput, RunFailed
+from pipeline import probe, storage
 from pipeline.config import Config
+from pipeline.redact import redact
 
 Check = dict[str, Any]
 _INSTALL = "pip install -c constraints.txt -e '.[pipeline]' (or `make setup`)"
@@ -34,10 +34,26 @@ _PROGRAMS = {
 }
 
 
-def examine(config: Config) -> dict[str, Any]:
-    """All checks for this configuration: ``{"ok": bool, "machine": {...}, "checks": [...]}``."""
-    checks = [*_python(), *_packages(), *_machine(config), *_inception(config), *_storage(config)]
-    checks += [*_source(config), *_servers(config), *_programs()]
+def examine(
+    config: Config, tracking_uri: str, prefect_url: str | None, find_source: Callable[[], None]
+) -> dict[str, Any]:
+    """All checks for this configuration: ``{"ok": bool, "machine": {...}, "checks": [...]}``.
+
+    Args:
+        tracking_uri, prefect_url: where a run would look for MLflow and for Prefect (None: it starts its own).
+        find_source: raises BadInput or RunFailed where the images are not.
+    """
+    parts = (
+        ("python", _python()),
+        ("packages", _packages()),
+        ("machine", _machine(config)),
+        ("inception weights", _inception(config)),
+        ("storage", _storage(config)),
+        ("data source", _source(config, find_source)),
+        ("servers", _servers(config, tracking_uri, prefect_url)),
+        ("programs", _programs()),
+    )
+    checks = [check for name, part in parts for check in _all_of(name, part)]
     return {
         "ok": all(check["state"] != "missing" for check in checks),
         "machine": {"platform": platform.platform(), "cores": cores(), "memory_gib": memory_gib()},
@@ -48,6 +64,16 @@ def examine(config: Config) -> dict[str, Any]:
 def _check(name: str, fine: bool, found: str, remedy: str = "", optional: bool = False) -> Check:
     state = "ok" if fine else "optional" if optional else "missing"
     return {"name": name, "state": state, "found": found, "remedy": None if fine else remedy}
+
+
+def _all_of(name: str, part: Iterator[Check]) -> Iterator[Check]:
+    """The checks of a part; what stops it is one that failed, and the other parts are still looked at."""
+    try:
+        yield from part
+    except (BadInput, RunFailed) as error:
+        yield _check(name, False, "cannot be looked at", str(error))
+    except ImportError as error:
+        yield _check(name, False, f"does not import: {' '.join(str(error).split())}", _INSTALL)
 
 
 def _python() -> Iterator[Check]:
@@ -141,36 +167,54 @@ def _storage(config: Config) -> Iterator[Check]:
         )
 
 
-def _source(config: Config) -> Iterator[Check]:
-    source = config.data.source
-    if source.startswith((".", "/", "~")):
-        found = Path(source).expanduser().exists()
-        yield _check("data source", found, source if found else f"not at {source}", "correct data.source")
-    else:
-        yield _check("data source", True, source)
+def _source(config: Config, find: Callable[[], None]) -> Iterator[Check]:
+    source = redact(config.data.source)
+    try:
+        find()
+    except BadInput as error:
+        yield _check("data source", False, f"not at {source}", redact(str(error)))
+        return
+    yield _check("data source", True, source)
 
 
-def _servers(config: Config) -> Iterator[Check]:
+def _servers(config: Config, tracking_uri: str, prefect_url: str | None) -> Iterator[Check]:
     servers = (
         (
             "prefect",
-            os.environ.get("PREFECT_API_URL"),
+            prefect_url or "embedded, started by each run",
             "/health",
-            "embedded, started by each run",
-            "PREFECT_API_URL",
+            "PREFECT_API_URL (or what prefect.toml or the Prefect profile says)",
+            ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING"),
         ),
-        ("mlflow", config.register_.tracking_uri, "/health", "embedded SQLite file", "register.tracking_uri"),
-        ("ray", config.cluster.address, "/api/version", "local, started by each run", "cluster.address"),
+        (
+            "mlflow",
+            tracking_uri,
+            "/health",
+            "register.tracking_uri or MLFLOW_TRACKING_URI",
+            ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME"),
+        ),
+        (
+            "ray",
+            config.cluster.address or "local, started by each run",
+            "/api/version",
+            "cluster.address",
+            ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"),
+        ),
     )
-    for name, address, path, default, setting in servers:
-        if not address or not address.startswith("http"):
-            yield _check(name + " server", True, address or default)
+    for name, address, path, setting, keys in servers:
+        shown = redact(address)
+        if not address.startswith("http"):
+            yield _check(name + " server", True, shown)
             continue
-        problem = _answers(address.rstrip("/") + path)
+        status, problem = probe.ask(address.rstrip("/") + path, timeout=5)
+        if status in probe.REFUSALS:
+            problem = None
+            if not any(map(os.environ.get, keys)):
+                shown += f" (wants a key: {' or '.join(keys)})"
         yield _check(
             name + " server",
             problem is None,
-            address if problem is None else f"{address} does not answer ({problem})",
+            shown if problem is None else f"{shown} does not answer ({problem})",
             f"start the server, or correct {setting} or leave it out",
         )
 
@@ -180,15 +224,6 @@ def _programs() -> Iterator[Check]:
         beside = Path(sys.executable).parent
         found = next((p for p in map(shutil.which, (*names, str(beside / names[0]))) if p), None)
         yield _check(name, found is not None, found or "not found", use, optional=True)
-
-
-def _answers(url: str) -> str | None:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            answer.read()
-    except (OSError, ValueError) as error:
-        return " ".join(str(error).split())
-    return None
 
 
 def cores() -> int:

@@ -6,6 +6,7 @@ name. A folder also receives the model card and, last, ``export.json``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping
@@ -80,12 +81,14 @@ def run(
         ``worst_grey_levels``, ``worst_mask``, ``tolerance`` and ``checks`` per direction.
 
     Raises:
-        BadInput: no model there, an output that is taken or does not fit the format.
+        BadInput: no model there, an output that is taken, the model itself or does not fit the format.
     """
     model_uri = model_folder.resolve(model_uri)
     trained = model_folder.read(model_uri)
     model = trained.with_threshold(threshold)
     target = _Target.of(output, file_format, direction, model)
+    if _same(target.uri, model_uri):
+        raise BadInput(f"{target.uri} is the model itself; give another name")
     _refuse_taken(target, overwrite)
     # scores of another threshold are not this file's
     scores = model_card.evaluation_of(model_uri) if model.method == trained.method else {}
@@ -174,7 +177,7 @@ def _write_folder(model: Model, scores: Mapping[str, Any], folder: Path) -> None
 
 
 def _publish(folder: Path, target: _Target, model: Model, result: dict[str, Any]) -> list[str]:
-    """Copies the files to where they are wanted, the one that makes them valid last."""
+    """Copies the files to where they are wanted, in place of an earlier export's, what makes them valid last."""
     if target.is_file:
         name = f"{target.directions[0]}{_SUFFIXES[result['format']]}"
         storage.upload_file(folder / name, target.uri)
@@ -189,9 +192,31 @@ def _publish(folder: Path, target: _Target, model: Model, result: dict[str, Any]
     # of a model folder, model.json
     last = [MANIFEST] + [name for name in names if name == model_folder.MANIFEST]
     ordered = [name for name in names if name not in last] + last
+    _clear(target.uri, ordered)
     for name in ordered:
         storage.upload_file(folder / name, storage.join(target.uri, name))
     return [storage.join(target.uri, name) for name in ordered]
+
+
+def _clear(folder: str, new: list[str]) -> None:
+    """Removes an earlier export: at once what makes it valid, then its files that the new one does not write."""
+    start = len(storage.join(folder)) + 1
+    there = {uri[start:]: uri for uri in storage.list_(folder, recursive=True)}
+    old: set[str] = set()
+    if MANIFEST in there:
+        # a file of somebody else's that only has its name lists nothing
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            old = set(storage.read_json(there[MANIFEST])["files"])
+    valid = {MANIFEST, model_folder.MANIFEST}
+    doomed = there.keys() & ((old - set(new)) | (valid & set(new)))
+    for name in sorted(doomed, key=lambda name: name not in valid):
+        storage.remove(there[name])
+
+
+def _same(one: str, other: str) -> bool:
+    if storage.is_remote(one) or storage.is_remote(other):
+        return one.rstrip("/") == other.rstrip("/")
+    return storage.local_path(one).resolve() == storage.local_path(other).resolve()
 
 
 def _refuse_taken(target: _Target, overwrite: bool) -> None:

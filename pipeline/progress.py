@@ -157,7 +157,7 @@ class Bars:
             SpinnerColumn(),
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[line]}", table_column=Column(ratio=1, no_wrap=True)),
+            TextColumn("{task.fields[line]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
             console=console,
             transient=True,
             expand=True,

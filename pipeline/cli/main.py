@@ -188,8 +188,15 @@ def doctor(
     """What is installed, reachable and missing, each with its remedy; status 0 when a local run can work."""
     settings = _load(config, overrides)
     from pipeline.doctor import examine
+    from pipeline.flows.local import configured_url
+    from pipeline.registry.tracking import tracking_uri
 
-    findings = examine(settings)
+    def find_source() -> None:
+        from pipeline.data import sources  # needs packages that may be what is missing
+
+        sources.find(settings.data)
+
+    findings = examine(settings, tracking_uri(settings), configured_url(), find_source)
     missing = ", ".join(check["name"] for check in findings["checks"] if check["state"] == "missing")
     failure = f"a local run cannot work yet without {missing}; the remedies are listed" if missing else None
     return Answer(findings, show.findings, failure)

@@ -97,6 +97,9 @@ def execute(app: typer.Typer) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         outcome = app(standalone_mode=False)
+        if outcome == 130:  # how typer answers Ctrl-C
+            return _fail(FAILED, f"interrupted; {_RESUME}")
+        return _answer(outcome)
     except BadInput as error:
         return _fail(WRONG_CALL, str(error))
     except RunFailed as error:
@@ -116,9 +119,6 @@ def execute(app: typer.Typer) -> int:
         if not _interrupted(error):
             raise
         return _fail(FAILED, f"interrupted; {_RESUME}")
-    if outcome == 130:  # how typer answers Ctrl-C
-        return _fail(FAILED, f"interrupted; {_RESUME}")
-    return _answer(outcome)
 
 
 def _answer(outcome: Any) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.scores import table as score_table
 
@@ -94,7 +95,8 @@ def findings(value: dict[str, Any]) -> None:
     for column in ("", "what", "found", "remedy"):
         table.add_column(column, overflow="fold")
     for check in value["checks"]:
-        table.add_row(_MARKS[check["state"]], check["name"], check["found"], check.get("remedy") or "")
+        told = (check["name"], check["found"], check.get("remedy") or "")
+        table.add_row(_MARKS[check["state"]], *map(Text, told))
     _out.print(table)
     _out.print(
         "A local run can work." if value["ok"] else "A local run cannot work yet: see what is missing."
@@ -157,7 +159,8 @@ def table_of(rows: list[dict[str, Any]], columns: list[str]) -> None:
     for column in columns:
         table.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(row.get(column)) for column in columns))
+        # texts, as square brackets in somebody's file names are no markup
+        table.add_row(*(Text(_cell(row.get(column))) for column in columns))
     _out.print(table)
 
 

@@ -19,6 +19,8 @@ from pipeline.data.folders import open_folder, open_two_folders
 from pipeline.data.source import Entry, Progress, Source
 from pipeline.data.tables import is_csv, is_parquet, open_csv, open_parquet
 
+_NO_FILE = "{} is not the address of a zip, tar, Parquet or CSV file; give one in data.source"
+
 
 def open_source(config: DataConfig, downloads: Path, report: Progress = lambda event: None) -> Source:
     """Lists the images of a source and identifies their contents; use it as a context manager.
@@ -41,6 +43,29 @@ def open_source(config: DataConfig, downloads: Path, report: Progress = lambda e
     return source.limited(config.limit, config.test_limit)
 
 
+def find(config: DataConfig) -> None:
+    """Looks for what :func:`open_source` would open, without reading it or asking the hosts of http(s) addresses.
+
+    Raises:
+        BadInput: there is nothing there.
+        RunFailed: the storage that holds it does not answer.
+    """
+    text = config.source
+    if text == "builtin" or _public_name(text):
+        return
+    parts = _two(text)
+    files = all(map(is_parquet, parts)) if parts else is_parquet(text) or is_csv(text) or is_archive(text)
+    for part in parts or [text]:
+        if is_url(part):
+            if not files:
+                raise BadInput(_NO_FILE.format(part))
+        elif storage.is_remote(part):
+            if not storage.exists(part):
+                raise BadInput(f"there is nothing at {part}; correct data.source")
+        elif not (storage.local_path(part).is_file() if files else storage.local_path(part).is_dir()):
+            raise BadInput(f"there is no {'file' if files else 'folder'} {part}; correct data.source")
+
+
 def _open(config: DataConfig, downloads: Path, report: Progress) -> Source:
     text, fraction = config.source, config.test_fraction
     if text == "builtin":
@@ -59,13 +84,16 @@ def _open(config: DataConfig, downloads: Path, report: Progress) -> Source:
     if is_archive(text):
         return open_archive(text, config.masks, fraction, downloads)
     if is_url(text):
-        raise BadInput(
-            f"{text} is not the address of a zip, tar, Parquet or CSV file; give one in data.source"
-        )
-    known = public.canonical(text)
-    if known and not storage.local_path(text).exists():
+        raise BadInput(_NO_FILE.format(text))
+    if known := _public_name(text):
         return _public(known, config.masks, fraction, downloads)
     return open_folder(text, config.masks, fraction)
+
+
+def _public_name(text: str) -> str | None:
+    """The public set's full name, unless there is something of this name here."""
+    known = public.canonical(text)
+    return None if known and storage.local_path(text).exists() else known
 
 
 def _two(text: str) -> list[str]:

@@ -14,13 +14,13 @@ import subprocess
 import sys
 import time
 import tomllib
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from agit_core.errors import BadInput, RunFailed
+from pipeline import probe
+from pipeline.redact import redact
 
 HOME = Path(".agit/prefect")
 EMBEDDED = "AGIT_PREFECT_EMBEDDED"
@@ -120,7 +120,7 @@ class Server:
             problem = _problem(self.url, timeout=10)
             if problem is not None:
                 raise BadInput(
-                    f"the Prefect server at {self.url} does not answer ({problem}); start it, or unset "
+                    f"the Prefect server at {redact(self.url)} does not answer ({problem}); start it, or unset "
                     "PREFECT_API_URL to use the embedded one"
                 )
             return
@@ -175,11 +175,6 @@ def _toml(path: Path) -> dict[str, Any]:
 
 def _problem(api_url: str, timeout: float) -> str | None:
     """None when something answers there in HTTP, otherwise why not."""
-    try:
-        with urllib.request.urlopen(f"{api_url.rstrip('/')}/health", timeout=timeout) as answer:
-            answer.read()
-    except urllib.error.HTTPError:
-        return None  # it wants a key: that is for Prefect's client to send
-    except (OSError, ValueError) as error:
-        return " ".join(str(error).split())
-    return None
+    status, problem = probe.ask(f"{api_url.rstrip('/')}/health", timeout)
+    # a refusal is an answer: the key is for Prefect's client to send
+    return problem if status is None else None

@@ -27,6 +27,7 @@ def single(source: str, output: str, suffixes: tuple[str, ...], masks: bool, ove
         check_writable(target)
     if _real(target) == _real(source):
         raise BadInput(f"the output {target} is the input itself; name another output")
+    _refuse_file(os.path.dirname(target) if named else output)
     for uri in [target, *([mask_name(target)] if masks else [])]:
         if storage.exists(uri) and not overwrite:
             raise BadInput(f"{uri} exists; name another output or allow it to be overwritten (--overwrite)")
@@ -54,11 +55,12 @@ def plan(
         identity: what the translations are made of; files of another one are not taken for finished ones.
 
     Raises:
-        BadInput: a file would be overwritten, or the folder lies in the input.
+        BadInput: a file would be overwritten, or the folder lies in the input or is a file.
     """
     inside, outside = _real(source), _real(folder)
     if outside == inside or outside.startswith(inside.rstrip("/") + "/"):
         raise BadInput(f"the output {folder} lies in the input; name another output")
+    _refuse_file(folder)
 
     def files(target: str) -> list[str]:
         return [target, mask_name(target)] if masks else [target]
@@ -107,6 +109,16 @@ def pack(folder: str, output: str) -> None:
                     file.writestr(uri[start:], storage.read_bytes(uri))
         storage.upload_file(packed, output)
     storage.remove(folder)
+
+
+def _refuse_file(folder: str) -> None:
+    """A local file cannot be a folder, nor hold one; an object may have the name of a prefix."""
+    if storage.is_remote(folder):
+        return
+    path = storage.local_path(folder)
+    there = next(place for place in (path, *path.parents) if place.exists())
+    if not there.is_dir():
+        raise BadInput(f"the output {there} is a file; name a folder or another output")
 
 
 def _real(uri: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from infra.register import TYPES
 from tests.infra import dockerfile
 from tests.infra.commands import tool
 from tests.infra.pins import constraints, normalised
@@ -118,6 +119,14 @@ def test_requirements_are_the_extras_and_pinned() -> None:
         need = Requirement(line)
         assert normalised(need.name) in pins, f"{need.name} is not in constraints.txt"
         assert need.specifier.contains(pins[normalised(need.name)], prereleases=True), line
+
+
+def test_every_kind_of_worker_can_be_installed() -> None:
+    pins = constraints()
+    for kind in set(TYPES) - {"process"}:  # that one comes with Prefect
+        needs = [Requirement(text) for text in PROJECT["optional-dependencies"][kind]]
+        assert [need.name for need in needs] == [f"prefect-{kind}"]
+        assert needs[0].specifier.contains(pins[f"prefect-{kind}"])
 
 
 def test_pins_are_complete_and_agree() -> None:

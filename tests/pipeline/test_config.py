@@ -63,6 +63,12 @@ def test_overrides_reach_every_section() -> None:
         ("data.load_size=32", "must not be smaller"),
         ("method.stages.tau=1.5", "method.stages.tau"),
         ("name=../up", "name"),
+        ("storage=", "storage: is empty; give a folder or s3://bucket/prefix"),
+        ("storage= ", "storage: is empty"),
+        ("storage=s3://", "storage: 's3://' names no bucket or folder"),
+        ("storage=s3:", "storage: 's3:' names no bucket or folder"),
+        ("storage=s3:///prefix", "storage: 's3:///prefix' names no bucket or folder"),
+        ("storage=s3:/bucket/prefix", "storage: 's3:/bucket/prefix' has one slash"),
     ],
 )
 def test_a_wrong_override_is_told_in_one_sentence(override: str, said: str) -> None:
@@ -110,6 +116,11 @@ def test_a_file_in_another_encoding_is_told(tmp_path: Path) -> None:
 
 def test_a_folder_may_be_called_what_yaml_takes_for_a_comment() -> None:
     assert load("demo", ["data.source=./my photos #2"]).data.source == "./my photos #2"
+
+
+@pytest.mark.parametrize("place", ["/", ".", "a:b/c", "./s3:/x", "file:///data", "s3://bucket"])
+def test_a_storage_that_names_a_place_is_taken_as_it_is(place: str) -> None:
+    assert load("demo", [f"storage={place}"]).storage == place
 
 
 @pytest.mark.parametrize("text", ["2026", "007", "1e3", "true", "2026-11-27", "null"])

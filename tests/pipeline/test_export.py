@@ -141,6 +141,51 @@ def test_safetensors_to_object_storage(folder: Path, photos: Path, s3: S3Server)
     }
 
 
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_nothing_of_an_earlier_export_stays(
+    folder: Path, photos: Path, tmp_path: Path, request: pytest.FixtureRequest, where: str
+) -> None:
+    target = (
+        storage.join(request.getfixturevalue("s3").uri, "again") if where == "s3" else str(tmp_path / "out")
+    )
+    for name in ("a2b.onnx", "b2a.onnx", "networks.safetensors", "somebody's.txt"):
+        storage.write_text(storage.join(target, name), "old")
+    (tmp_path / "outside.onnx").write_text("not the export's, whatever its list says")
+    listed = ("a2b.onnx", "b2a.onnx", "networks.safetensors", "../outside.onnx")
+    storage.write_json(storage.join(target, "export.json"), {"files": dict.fromkeys(listed, "hash")})
+    with pytest.raises(BadInput, match="is there already"):
+        exporting.run(str(folder), target, "safetensors", check=str(photos), count=1)
+    done = exporting.run(str(folder), target, "safetensors", check=str(photos), count=1, overwrite=True)
+    assert sorted([*done["files"], storage.join(target, "somebody's.txt")]) == storage.list_(target)
+    assert model_folder.read(target).weights.keys() == model_folder.read(folder).weights.keys()
+    assert (tmp_path / "outside.onnx").exists()
+
+
+def test_a_replacement_that_is_interrupted_leaves_nothing_that_looks_whole(
+    folder: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out"
+    exporting.run(str(folder), str(target), "safetensors", check=str(photos), count=1)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage, "upload_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        exporting.run(str(folder), str(target), "safetensors", check=str(photos), count=1, overwrite=True)
+    assert not {"export.json", "model.json"} & {path.name for path in target.iterdir()}
+    with pytest.raises(BadInput, match="no model at"):
+        model_folder.read(target)
+
+
+def test_a_model_is_not_replaced_by_its_export(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(BadInput, match="is the model itself"):
+        exporting.run(str(folder), f"{tmp_path}/link/", "onnx", overwrite=True)
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
 def test_a_threshold_goes_into_the_file(folder: Path, photos: Path, tmp_path: Path) -> None:
     done = exporting.run(str(folder), str(tmp_path / "out"), "safetensors", check=str(photos), threshold=0.6)
     assert done["ok"]

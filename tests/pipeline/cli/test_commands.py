@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from infra.stack_state import free_port
+from pipeline import progress
+from pipeline.cli import show
 from tests.pipeline.command import agit, environment, tiny_config
 from tests.pipeline.s3 import S3Server
 
@@ -127,6 +130,57 @@ sys.exit(output.execute(app))
         assert "same command" in done.stderr.splitlines()[-1]
         assert ("Traceback" in done.stderr) is shown
         assert "ZeroDivisionError" in (tmp_path / ".agit/last-error.log").read_text()
+
+
+def test_square_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "a[/b] [red]c.png"
+    show.table_of([{"run": "r1", "message": text, "aliases": ["[/x]", "[d]"]}], ["run", "message", "aliases"])
+    show.findings(
+        {"ok": False, "checks": [{"name": text, "state": "missing", "found": text, "remedy": text}]}
+    )
+    shown = capsys.readouterr().out
+    assert shown.count(text) == 4
+    assert "[/x], [d]" in shown
+    assert "[red]missing" not in shown
+
+
+def test_square_brackets_in_what_a_running_stage_says() -> None:
+    console = Console(force_terminal=True, width=100, record=True)
+    bars = progress.Bars(console)
+    bars.begin("prepare")
+    bars.update("prepare", progress.Status(done=1, total=2, message="a[/b].png"))
+    bars.close()
+    assert ", a[/b].png" in console.export_text()
+
+
+def test_an_answer_that_cannot_be_shown_ends_as_any_failure(tmp_path: Path) -> None:
+    code = """
+import sys, typer
+from pipeline.cli import output
+app = typer.Typer()
+@app.command()
+def unseen(json: output.Json = False):
+    def show(value):
+        raise ZeroDivisionError("of all things")
+    return output.Answer({"a": {1: {2}}, (1, 2): 3}, show)
+@app.command()
+def other(): ...
+sys.exit(output.execute(app))
+"""
+    for arguments, said in (
+        ((), "ZeroDivisionError: of all things"),
+        (("--json",), "TypeError: keys must be"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, "unseen", *arguments],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1
+        assert said in done.stderr
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

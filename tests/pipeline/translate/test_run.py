@@ -109,6 +109,24 @@ def test_a_folder_keeps_names_and_lists_what_it_cannot_read(
     }
 
 
+def test_a_file_is_no_folder_to_write_into(photos: Path, tmp_path: Path, model: str) -> None:
+    mine = tmp_path / "mine"
+    mine.write_bytes(b"mine")
+    one = photos / "one.png"
+    for source, target in (
+        (photos, mine),
+        (photos, mine / "deep"),
+        (photos, mine / "out.zip"),
+        (one, mine),
+        (one, mine / "deep"),
+        (one, mine / "zebra.png"),
+    ):
+        for overwrite in (False, True):
+            with pytest.raises(BadInput, match=f"the output {mine} is a file; name a folder"):
+                translate(str(source), str(target), model, overwrite=overwrite)
+    assert mine.read_bytes() == b"mine"
+
+
 def test_nothing_is_overwritten_unless_asked_for(photos: Path, tmp_path: Path, model: str) -> None:
     out = tmp_path / "out"
     mine = out / "one.png"
