@@ -14,6 +14,9 @@ from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 from agit_core.grey import grey_of_wide
 from pipeline.data.masks import foreground
 
+VERSION = 2
+"""Raised when the same files would be stored differently: an older set is then neither found nor built upon."""
+
 Image.init()
 FORMATS = tuple(
     name

@@ -25,7 +25,7 @@ from pipeline.config import Config, DataConfig, fingerprint
 from pipeline.data import duplicates, manifest
 from pipeline.data.build import build, without
 from pipeline.data.earlier import DamagedEarlier, Earlier
-from pipeline.data.images import ImagePolicy
+from pipeline.data.images import VERSION, ImagePolicy
 from pipeline.data.plan import PARTS, Done, plan_shards
 from pipeline.data.source import SPLITS, Progress, Source
 from pipeline.data.sources import open_source
@@ -82,7 +82,7 @@ def shaping(config: DataConfig) -> dict[str, Any]:
     values = config.model_dump(mode="json", include={*_SHAPING, "rows_per_group"})
     if config.resize != "squash":  # sets from before there was a choice keep their names
         values["resize"] = config.resize
-    return {**values, "format": manifest.FORMAT}
+    return {**values, "format": manifest.FORMAT, "images": VERSION}
 
 
 def _make(

@@ -17,6 +17,7 @@ from agit_core.errors import BadInput, RunFailed
 from pipeline import logs
 from pipeline.config import ClusterConfig
 from pipeline.launch.specs import parse_verdict, write_spec
+from pipeline.redact import redact
 from pipeline.train import events, ownership
 
 log = logging.getLogger(__name__)
@@ -72,8 +73,8 @@ class ClusterJob:
             session = client.session()
         except Exception as error:  # a ConnectionError, or a RuntimeError with the server's answer
             raise BadInput(
-                f"the Ray cluster at cluster.address {config.address} does not answer "
-                f"({' '.join(str(error).split())[:200]}); check the address and that its dashboard runs"
+                f"the Ray cluster at cluster.address {redact(config.address)} does not answer "
+                f"({_told(error, 200)}); check the address and that its dashboard runs"
             ) from None
         attempt, run_uri = 1, spec["run_uri"]
         while (name := f"{spec['run_id']}-{attempt}") in known:
@@ -113,7 +114,9 @@ class ClusterJob:
                 # a head answers before it can start jobs
                 if _NO_AGENT not in str(error) or time.monotonic() >= until:
                     raise _refusal(config, error) from None
-                log.warning("the Ray cluster at %s takes no jobs yet: its head has no agent", config.address)
+                log.warning(
+                    "the Ray cluster at %s takes no jobs yet: its head has no agent", redact(config.address)
+                )
                 time.sleep(2)
             else:
                 log.info("submitted job %s", self.submission_id)
@@ -185,28 +188,31 @@ class ClusterJob:
                 if time.monotonic() >= until:
                     raise RunFailed(
                         f"the Ray cluster of job {self.submission_id} does not answer any more "
-                        f"({' '.join(str(error).split())[:200]}); the same command goes on with the run"
+                        f"({_told(error, 200)}); the same command goes on with the run"
                     ) from None
                 time.sleep(2)
 
 
 def _refusal(config: ClusterConfig, error: Exception) -> BadInput | RunFailed:
     """Why the cluster does not take a job."""
+    address = redact(config.address)
     if _NO_AGENT in str(error):
         return RunFailed(
-            f"the Ray cluster at {config.address} takes no jobs: the agent on its head node did not start, often "
+            f"the Ray cluster at {address} takes no jobs: the agent on its head node did not start, often "
             "because another Ray on that machine has its port; look into dashboard_agent.log there and start the "
             "head with another `--dashboard-agent-listen-port`"
         )
     if isinstance(error, OSError):
-        return RunFailed(
-            f"the Ray cluster at {config.address} did not take the job; look into its dashboard's log"
-        )
+        return RunFailed(f"the Ray cluster at {address} did not take the job; look into its dashboard's log")
     # whatever Ray finds wrong with the environment
     return BadInput(
-        f"the Ray cluster at {config.address} refuses the job ({' '.join(str(error).split())[:300]}); "
+        f"the Ray cluster at {address} refuses the job ({_told(error, 300)}); "
         "check cluster.working_dir and cluster.env"
     )
+
+
+def _told(error: Exception, length: int) -> str:
+    return str(redact(" ".join(str(error).split())))[:length]
 
 
 def _environment(config: ClusterConfig, token: str) -> dict[str, Any]:
