@@ -36,6 +36,20 @@ def list_runs(storage_uri: str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda run: float(run["updated"] or 0), reverse=True)
 
 
+def last_checkpoint(uri: str) -> str | None:
+    """Where a finished run's last checkpoint lies; None when this is no run's folder.
+
+    Raises:
+        BadInput: the run is not finished.
+    """
+    result = storage.join(uri, "result.json")
+    if storage.exists(result):
+        return str(storage.read_json(result)["checkpoint"])
+    if storage.exists(storage.join(uri, "spec.json")):
+        raise BadInput(f"the run at {uri} is not finished; finish it, or give one of its checkpoint folders")
+    return None
+
+
 def status(run_uri: str) -> dict[str, Any]:
     """One run in detail: the overview, its checkpoints and everything that happened to it.
 

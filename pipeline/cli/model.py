@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline import runs
 from pipeline.cli import show
 from pipeline.cli.options import Overrides
 from pipeline.cli.output import Answer, Debug, Json
@@ -29,7 +30,9 @@ class Autocast(StrEnum):
 ModelUri = Annotated[
     str,
     typer.Option(
-        "--model", metavar="URI", help="models:/NAME@champion, a model or checkpoint folder, or s3:// of one."
+        "--model",
+        metavar="URI",
+        help="models:/NAME@champion, a model or checkpoint folder, a finished run's, or s3:// of one.",
     ),
 ]
 
@@ -51,10 +54,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def model_uri(uri: str, overrides: list[str] | None) -> str:
-    """The folder behind ``models:/...`` in the registry of the settings; any other URI as it is."""
+    """The folder behind ``models:/...`` in the registry of the settings; of a finished run its last checkpoint."""
     settings = load("demo", overrides or [])
     if not uri.startswith("models:"):
-        return uri
+        return runs.last_checkpoint(uri) or uri
     from pipeline.registry import models
 
     return models.resolve(uri, settings)

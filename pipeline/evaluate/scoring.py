@@ -20,7 +20,7 @@ from agit_core.errors import BadInput
 from agit_core.model_folder import Model
 from agit_core.scores import attention, distances
 from agit_core.scores.inception import Inception
-from pipeline import storage
+from pipeline import runs, storage
 from pipeline.config import Config
 from pipeline.data import manifest
 from pipeline.evaluate import cache, compare
@@ -248,12 +248,9 @@ def _model_images(domain: Domain) -> int:
 
 def _subject(config: Config, uri: str, described: dict[str, Any]) -> Subject:
     uri = models.resolve(uri, config)
-    result_uri = storage.join(uri, "result.json")
-    if storage.exists(result_uri):
-        model_uri = str(storage.read_json(result_uri)["checkpoint"])
+    model_uri = runs.last_checkpoint(uri)
+    if model_uri is not None:
         return Subject(model_uri, uri, model_folder.read(model_uri))
-    if storage.exists(storage.join(uri, "spec.json")):
-        raise BadInput(f"the run at {uri} is not finished; finish it, or give one of its checkpoint folders")
     model = model_folder.read(uri)
     digest = weights_digest(model)[:12]
     folder = storage.join(config.storage, "evaluations", f"{digest}-{described['fingerprint']}")

@@ -463,3 +463,11 @@ def test_the_command(photos: Path, tmp_path: Path, model: str) -> None:
     assert nobody.status == 2
     assert "nobody" in nobody.last_line
     assert json.loads((tmp_path / "out" / JOURNAL).read_text())["failed"] != []
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "spec.json").write_text("{}")
+    early = agit("translate", photos, "of-run", "--model", run, cwd=tmp_path)
+    assert (early.status, "is not finished" in early.last_line) == (2, True)
+    (run / "result.json").write_text(json.dumps({"checkpoint": model}))
+    done = agit("translate", photos, "of-run", "--model", run, "--json", cwd=tmp_path)
+    assert (done.status, done.answer["model"]) == (0, model)
