@@ -470,4 +470,4 @@ def test_the_command(photos: Path, tmp_path: Path, model: str) -> None:
     assert (early.status, "is not finished" in early.last_line) == (2, True)
     (run / "result.json").write_text(json.dumps({"checkpoint": model}))
     done = agit("translate", photos, "of-run", "--model", run, "--json", cwd=tmp_path)
-    assert (done.status, done.answer["model"]) == (0, model)
+    assert (done.status, done.answer["translated"]) == (0, 4)
