@@ -47,6 +47,17 @@ def prepare(config: Config) -> Data:
     return Data(prepared.uri, prepared.manifest, prepared.reused)
 
 
+def check_registration(config: Config) -> None:
+    """Looks before anything is prepared or trained whether the registry could take the model.
+
+    Raises:
+        BadInput: an MLflow server with local storage.
+    """
+    from pipeline.registry import tracking
+
+    tracking.check_storage(config)
+
+
 def check_scorable(config: Config, data: Data) -> None:
     """Looks before hours of training whether there is enough to score them with.
 
