@@ -48,13 +48,14 @@ def prepare(config: Config) -> Data:
 
 
 def check_registration(config: Config) -> None:
-    """Looks before anything is prepared or trained whether the registry could take the model.
+    """Looks before anything is prepared or trained whether the registry could take the model and the gate judge it.
 
     Raises:
-        BadInput: an MLflow server with local storage.
+        BadInput: an MLflow server with local storage, or a gate that asks for what is not measured.
     """
-    from pipeline.registry import tracking
+    from pipeline.registry import gate, tracking
 
+    gate.check(config.register_.gate)
     tracking.check_storage(config)
 
 

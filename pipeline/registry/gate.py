@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import GateConfig
-from pipeline.scores.names import DIRECTIONS, lower_is_better
+from pipeline.scores.names import DIRECTIONS, check_deciding, lower_is_better
 
 _SUFFIXES = {"a2b", "b2a", "a", "b"}
 
@@ -34,6 +34,17 @@ class Decision:
 
     def plain(self) -> dict[str, Any]:
         return {"passed": self.passed, "promoted": self.promoted, "reasons": self.reasons}
+
+
+def check(policy: GateConfig) -> None:
+    """Whether the policy can ever be met, as far as its names tell.
+
+    Raises:
+        BadInput: it asks for a metric that no evaluation measures.
+    """
+    check_deciding("register.gate.metric", policy.metric)
+    for stem in policy.maximum_regression:
+        check_deciding("register.gate.maximum_regression", stem)
 
 
 def decide(policy: GateConfig, evaluation: Mapping[str, Any], champion: Mapping[str, Any] | None) -> Decision:

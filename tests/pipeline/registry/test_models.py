@@ -21,7 +21,7 @@ from agit_core.config import MethodConfig, NetworkConfig
 from agit_core.errors import BadInput, RunFailed
 from infra.stack_state import free_port
 from pipeline import config as configs
-from pipeline import storage
+from pipeline import journey, storage
 from pipeline.config import Config, GateConfig
 from pipeline.launch import specs
 from pipeline.registry import gate, models, registration, tracking
@@ -205,6 +205,34 @@ class TestGate:
         assert not gate.decide(GateConfig(metric="fid_a2b"), told, {"version": 4}).promoted
         unknown = gate.decide(GateConfig(metric="kid_men"), told, {"version": 4})
         assert "was not measured" in unknown.reasons[0]
+
+    @pytest.mark.parametrize(
+        ("policy", "wrong"),
+        [
+            ({"metric": "kid_men"}, "register.gate.metric 'kid_men'"),
+            ({"metric": "kid_mean_ab"}, "'kid_mean_ab'"),
+            ({"metric": "attention_iou_everywhere"}, "'attention_iou_everywhere'"),
+            ({"metric": "attention_coverage"}, "no better end"),
+            ({"maximum_regression": {"attention_io": 0.1}}, "maximum_regression 'attention_io'"),
+        ],
+    )
+    def test_a_policy_that_no_evaluation_can_meet_is_refused_before_the_run(
+        self, bare_config: Config, policy: dict[str, Any], wrong: str
+    ) -> None:
+        tree = {**bare_config.plain(), "register": {"gate": policy}}
+        with pytest.raises(BadInput, match=wrong):
+            journey.check_registration(configs.parse(tree))
+
+    def test_every_score_with_a_better_end_may_decide(self) -> None:
+        for metric in (
+            "kid_mean",
+            "fid_a2b",
+            "attention_iou",
+            "attention_iou_b",
+            "cycle_l1_a",
+            "background_ssim",
+        ):
+            gate.check(GateConfig(metric=metric, maximum_regression={metric: 0.1}))
 
 
 def test_registering_writes_a_model_folder_that_loads(config: Config, register: Register) -> None:
