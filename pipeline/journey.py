@@ -146,11 +146,14 @@ def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
 
 
 def _compared(config: Config, run: Run, evaluation: dict[str, Any]) -> bool:
-    """Whether the present champion, unless it is this run's own model, stands beside the scores."""
+    """Whether the present champion, unless it is this run's own model or has its weights, stands beside the scores."""
     from pipeline.registry import models
 
     champion = models.champion(config)
     if champion is None:
+        return True
+    weights = (evaluation.get("model") or {}).get("weights_sha256")
+    if weights is not None and weights == champion["weights_sha256"]:
         return True
     own = read(run.uri, "registration.json") or {}
     with_version = (evaluation.get("champion") or {}).get("version")
@@ -185,7 +188,8 @@ def register(config: Config, data: Data, run: Run, evaluation: dict[str, Any]) -
         registration = run_stage(config, run.uri, evaluation, lineage.of(config, data, run))
         aliases = ", ".join(registration.get("aliases") or []) or "no alias"
         stage.message = f"{registration['name']} version {registration['version']} ({aliases})"
-        if before is not None and before.get("version") == registration["version"]:
+        same = ("version", "decision")
+        if before is not None and all(before.get(key) == registration[key] for key in same):
             stage.reuse(stage.message)
     return registration
 

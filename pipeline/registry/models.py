@@ -27,7 +27,7 @@ def model_name(config: Config) -> str:
 
 
 def champion(config: Config) -> dict[str, Any] | None:
-    """``name``, ``version``, ``uri`` (the model folder) and ``metrics`` of the champion; None without one."""
+    """The champion, None without one: see :func:`pipeline.registry.versions.holder`; ``uri`` is its model folder."""
     return versions.holder(tracking_uri(config), model_name(config), CHAMPION)
 
 

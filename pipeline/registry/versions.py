@@ -47,7 +47,7 @@ def find(uri: str, name: str, run_id: str, digest: str) -> Any | None:
 
 
 def holder(uri: str, name: str, alias: str) -> dict[str, Any] | None:
-    """``name``, ``version``, ``uri`` and ``metrics`` of the version that has the alias, if any."""
+    """``name``, ``version``, ``uri``, ``weights_sha256`` and ``metrics`` of the version that has the alias, if any."""
     if not _is_there(uri):
         return None
     try:
@@ -59,6 +59,7 @@ def holder(uri: str, name: str, alias: str) -> dict[str, Any] | None:
         "name": name,
         "version": int(found.version),
         "uri": str(found.source),
+        "weights_sha256": found.tags.get("agit.weights_sha256"),
         "metrics": json.loads(found.tags.get("agit.metrics", "{}")),
     }
 

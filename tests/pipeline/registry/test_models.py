@@ -23,6 +23,7 @@ from infra.stack_state import free_port
 from pipeline import config as configs
 from pipeline import journey, storage
 from pipeline.config import Config, GateConfig
+from pipeline.handover import Run
 from pipeline.launch import specs
 from pipeline.registry import gate, models, registration, tracking
 from tests.pipeline.s3 import S3Server
@@ -297,6 +298,76 @@ def test_the_same_run_keeps_its_version(config: Config, register: Register) -> N
     assert register(seed=1) == first
     assert len(models.history(config)["versions"]) == 1
     assert len(models.history(config)["events"]) == 1
+
+
+def test_a_version_that_was_not_promoted_is_decided_again_when_policy_or_evaluation_change(
+    config: Config, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(seed=1)
+    noise = against(evaluation(kid=0.04), 1, 0.05, "noise")
+    refused = register(seed=2, told=noise)
+    assert refused["aliases"] == ["challenger"]
+    assert register(seed=2, told=noise) == refused
+    register(seed=3, told=against(evaluation(kid=0.06), 1, 0.05, "worse"))
+    assert len(models.history(config)["events"]) == 3
+
+    # other figures, still refused: the newest challenger stays the challenger
+    again = register(seed=2, told=against(evaluation(kid=0.045), 1, 0.05, "noise"))
+    assert (again["version"], again["aliases"], again["decision"]["promoted"]) == (2, [], False)
+    assert "0.0450 against 0.0500" in again["decision"]["reasons"][0]
+    assert models.history(config)["versions"][1]["metrics"]["kid_mean"] == 0.045
+
+    gate_policy = {"register": {"gate": {"beyond_noise": False}}}
+    easier = configs.parse({**config.plain(), **gate_policy})
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.registry.audit.record", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            register(seed=2, told=noise, settings=easier)
+    for settings in (easier, easier, config):  # once promoted, no other policy is asked
+        assert register(seed=2, told=noise, settings=settings)["aliases"] == ["champion"]
+    events = models.history(config)["events"]
+    assert [(e["version"], e["champion"]) for e in events] == [(1, 1), (2, 1), (3, 1), (2, 1), (2, 2)]
+    assert [e["policy"]["beyond_noise"] for e in events] == [True] * 4 + [False]
+
+
+def test_the_gate_does_not_overrule_people(config: Config, register: Register) -> None:
+    register(seed=1)
+    noise = against(evaluation(kid=0.04), 1, 0.05, "noise")
+    register(seed=2, told=noise)
+    models.promote(config, 2, "looks better")
+    models.rollback(config, "it is not")
+    register(seed=2, told=against(evaluation(kid=0.03), 1, 0.05))
+    assert models.champion(config)["version"] == 1  # type: ignore[index]
+    assert [e["action"] for e in models.history(config)["events"]] == ["gate", "gate", "promote", "rollback"]
+
+
+def test_a_challenger_that_fails_under_a_stricter_policy_is_challenger_no_more(
+    config: Config, register: Register
+) -> None:
+    register(seed=1)
+    told = against(evaluation(kid=0.06), 1, 0.05, "worse")
+    assert register(seed=2, told=told)["aliases"] == ["challenger"]
+    stricter = configs.parse({**config.plain(), "register": {"gate": {"maximum_coverage": 0.2}}})
+    assert register(seed=2, told=told, settings=stricter)["aliases"] == []
+
+
+def test_the_champions_weights_trained_again_are_told_as_such_and_not_scored_again(
+    config: Config, register: Register
+) -> None:
+    register(seed=1)
+    champion = models.champion(config)
+    assert champion is not None
+    told = evaluation() | {"model": {"weights_sha256": champion["weights_sha256"]}}
+    twin = make_run(config.storage, "h2z-twin", 1)
+    second = registration.register(config, twin, told)
+    assert (second["version"], second["aliases"]) == (2, ["challenger"])
+    assert second["decision"]["reasons"] == [
+        "it has the weights of the champion, version 1: nothing to promote"
+    ]
+    assert registration.register(config, twin, told) == second
+    run = Run("h2z-twin", twin, {})
+    assert journey._compared(config, run, told)
+    assert not journey._compared(config, run, evaluation() | {"model": {"weights_sha256": "another"}})
 
 
 def test_an_interrupted_registration_is_finished_by_the_next_call(
