@@ -80,8 +80,11 @@ def locate(config: Config, data: Data) -> tuple[str, str]:
     return name, storage.join(absolute(config.storage), "runs", name)
 
 
-def train(config: Config, data: Data) -> Run:
+def train(config: Config, data: Data, start: str | None = None) -> Run:
     """Trains, resumes or finds the finished training.
+
+    Args:
+        start: the folder of the weights to start from, when ``train.start_from`` no longer leads there.
 
     Raises:
         RunFailed: the job did not finish; the same call resumes it.
@@ -92,7 +95,7 @@ def train(config: Config, data: Data) -> Run:
     with progress.stage("train") as stage:
         done = finished(uri)
         if done is None:
-            done = run_stage(config, data.uri, stage).details
+            done = run_stage(config, data.uri, stage, start).details
             stage.message = f"{done['steps']} steps, run {name}"
         else:
             stage.reuse(f"finished training {name} ({done['steps']} steps)")
