@@ -241,9 +241,10 @@ def _decide(config: Config, uri: str, version: Any, evaluation: Mapping[str, Any
     audit.record(
         config.storage,
         name,
-        f"gate-v{number:05d}-against-v{previous or 0:05d}-{count}",
+        f"gate-v{number:05d}-{version.run_id[:8]}-against-v{previous or 0:05d}-{count}",
         action="gate",
         version=number,
+        mlflow_run_id=version.run_id,
         previous=previous,
         champion=number if decision["promoted"] else previous,
         decision=decision,

@@ -32,6 +32,11 @@ def versions(uri: str, name: str) -> list[Any]:
             return found
 
 
+def runs(uri: str, name: str) -> dict[int, str]:
+    """The MLflow run of each version, which tells it from the same number in another registry."""
+    return {int(item.version): str(item.run_id) for item in versions(uri, name)}
+
+
 def get(uri: str, name: str, number: int) -> Any:
     """One version with its aliases; LookupError when there is none."""
     with explained(uri):
