@@ -189,7 +189,10 @@ class RegisterConfig(Section):
     tracking_uri: str | None = Field(
         None, description="MLflow server; default: a SQLite file in the local state folder"
     )
-    model: str | None = Field(None, description="registered model name; default: the config's name")
+    # also a folder of the storage and part of models:/NAME@champion; MLflow's queries take no quotes
+    model: str | None = Field(
+        None, pattern=r"^\w[\w. -]*$", description="registered model name; default: the config's name"
+    )
     gate: GateConfig = GateConfig()
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+START = "start.json"
+"""File of a run that started from a model's weights: ``uri`` and ``digest`` of that model."""
+
 
 @dataclass(frozen=True)
 class Data:

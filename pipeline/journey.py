@@ -47,6 +47,18 @@ def prepare(config: Config) -> Data:
     return Data(prepared.uri, prepared.manifest, prepared.reused)
 
 
+def check_registration(config: Config) -> None:
+    """Looks before anything is prepared or trained whether the registry could take the model and the gate judge it.
+
+    Raises:
+        BadInput: an MLflow server with local storage, or a gate that asks for what is not measured.
+    """
+    from pipeline.registry import gate, tracking
+
+    gate.check(config.register_.gate)
+    tracking.check_storage(config)
+
+
 def check_scorable(config: Config, data: Data) -> None:
     """Looks before hours of training whether there is enough to score them with.
 
@@ -68,8 +80,11 @@ def locate(config: Config, data: Data) -> tuple[str, str]:
     return name, storage.join(absolute(config.storage), "runs", name)
 
 
-def train(config: Config, data: Data) -> Run:
+def train(config: Config, data: Data, start: str | None = None) -> Run:
     """Trains, resumes or finds the finished training.
+
+    Args:
+        start: the folder of the weights to start from, when ``train.start_from`` no longer leads there.
 
     Raises:
         RunFailed: the job did not finish; the same call resumes it.
@@ -80,7 +95,7 @@ def train(config: Config, data: Data) -> Run:
     with progress.stage("train") as stage:
         done = finished(uri)
         if done is None:
-            done = run_stage(config, data.uri, stage).details
+            done = run_stage(config, data.uri, stage, start).details
             stage.message = f"{done['steps']} steps, run {name}"
         else:
             stage.reuse(f"finished training {name} ({done['steps']} steps)")
@@ -134,11 +149,14 @@ def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
 
 
 def _compared(config: Config, run: Run, evaluation: dict[str, Any]) -> bool:
-    """Whether the present champion, unless it is this run's own model, stands beside the scores."""
+    """Whether the present champion, unless it is this run's own model or has its weights, stands beside the scores."""
     from pipeline.registry import models
 
     champion = models.champion(config)
     if champion is None:
+        return True
+    weights = (evaluation.get("model") or {}).get("weights_sha256")
+    if weights is not None and weights == champion["weights_sha256"]:
         return True
     own = read(run.uri, "registration.json") or {}
     with_version = (evaluation.get("champion") or {}).get("version")
@@ -173,7 +191,8 @@ def register(config: Config, data: Data, run: Run, evaluation: dict[str, Any]) -
         registration = run_stage(config, run.uri, evaluation, lineage.of(config, data, run))
         aliases = ", ".join(registration.get("aliases") or []) or "no alias"
         stage.message = f"{registration['name']} version {registration['version']} ({aliases})"
-        if before is not None and before.get("version") == registration["version"]:
+        same = ("version", "decision")
+        if before is not None and all(before.get(key) == registration[key] for key in same):
             stage.reuse(stage.message)
     return registration
 

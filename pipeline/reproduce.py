@@ -70,6 +70,8 @@ def settings(origin: Origin, storage_uri: str | None = None, here: Config | None
     """
     tree = dict(origin.lineage["config"])
     root = str(tree.get("storage", "./.agit"))
+    # a relative path was meant in the folder of the run's command
+    tree["data"] = {**(tree.get("data") or {}), **(origin.lineage.get("sources") or {})}
     tree["storage"] = storage_uri or storage.join(root, "reproductions", str(origin.lineage["run_id"]))
     if here is not None:
         tree["cluster"] = here.plain()["cluster"]
@@ -121,9 +123,35 @@ def data(origin: Origin, config: Config, from_prepared: bool = False) -> Data:
     )
 
 
-def train(config: Config, prepared: Data) -> Run:
+def start(origin: Origin, config: Config, here: Config) -> str | None:
+    """The folder of the weights that the model's training started from; None: what the configuration says.
+
+    Args:
+        here: says which registry knows a version that ``train.start_from`` names.
+
+    Raises:
+        BadInput: they are gone or others, or it cannot be told which they were.
+    """
+    named, known = config.train.start_from, origin.lineage.get("start")
+    if named is None:
+        return None
+    if known is not None:
+        if model_folder.read(known["uri"]).digest != known["digest"]:
+            raise BadInput(
+                f"{known['uri']}, which the training of {origin.uri} started from, holds another model now; restore it"
+            )
+        return str(known["uri"])
+    if named.startswith("models:") and "@" in named:
+        raise BadInput(
+            f"the model at {origin.uri} was trained from {named} by a release that did not note which version that "
+            "was; it cannot be reproduced"
+        )
+    return models.resolve(named, here) if named.startswith("models:") else None
+
+
+def train(config: Config, prepared: Data, start_uri: str | None) -> Run:
     """The same training again, or the one that an interrupted call has begun."""
-    return journey.train(config, prepared)
+    return journey.train(config, prepared, start_uri)
 
 
 def compare(origin: Origin, run: Run) -> dict[str, Any]:
@@ -168,11 +196,12 @@ def reproduce(
     """
     origin = Origin.of(name, here)
     config = settings(origin, storage_uri, here)
+    start_uri = start(origin, config, here)
     changed = differences(origin)
     for sentence in changed:
         progress.note(f"note: {sentence}; the weights may differ")
     prepared = data(origin, config, from_prepared)
-    run = train(config, prepared)
+    run = train(config, prepared, start_uri)
     compared = compare(origin, run)
     if run.run_id != origin.lineage["run_id"]:
         changed.append(f"the run is {run.run_id} here and was {origin.lineage['run_id']}")

@@ -101,7 +101,11 @@ def _compare(config: Config, data: Data, start: Start) -> Decision:
         found = changes(origin["data_uri"], data)
         what = f"since version {number}: {found}" if found else f"the images of version {number} are gone"
         return Decision(True, f"{what}: trains", chosen, found, number)
-    before = parse(origin["config"], where=f"lineage of version {number}")
+    try:
+        before = parse(origin["config"])
+    except BadInput:  # a setting has been renamed or removed since
+        reason = f"the settings of version {number} are of another release: trains"
+        return Decision(True, reason, chosen, Changes(), number)
     if _identity(before, data.manifest) != _identity(config, data.manifest):
         reason = f"the settings differ from those of version {number}: trains"
         return Decision(True, reason, chosen, Changes(), number)

@@ -12,6 +12,8 @@ import pytest
 import typer
 
 from pipeline import config
+from pipeline.registry import tracking
+from pipeline.serve import pyfunc
 from tests.infra import commands
 
 GUIDES = [Path("README.md"), Path("infra/README.md")]
@@ -178,3 +180,11 @@ def test_every_file_named_is_there(guide: Path) -> None:
 def test_what_means_nothing_is_noticed(line: str) -> None:
     with pytest.raises(commands.Unknown):
         check(line)
+
+
+def test_mlflows_own_server_is_told_where_the_registry_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the variable it looks into a database of its own, in the working directory."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    uri = tracking.tracking_uri(config.load("h2z")).replace(str(Path.cwd()), "$PWD")
+    for text in (Path("README.md").read_text(), pyfunc.__doc__ or ""):
+        assert f"MLFLOW_TRACKING_URI={uri} mlflow models serve -m models:/h2z@champion" in text

@@ -162,6 +162,7 @@ def agit(
     """
     with log.in_worker():
         settings = resolve(config, overrides, storage, max_steps, cluster)
+        journey.check_registration(settings)
         data = prepare(settings)
         decision = retrain.decide(settings, data, start_from, only_when_changed)
         if only_when_changed:

@@ -82,13 +82,16 @@ class Job(Protocol):
         ...
 
 
-def train(config: Config, prepared_uri: str, progress: ProgressCallback | None = None) -> TrainResult:
+def train(
+    config: Config, prepared_uri: str, progress: ProgressCallback | None = None, start: str | None = None
+) -> TrainResult:
     """Trains, goes on with, attaches to or finds a run.
 
     Args:
         config: ``cluster.address`` decides where.
         prepared_uri: the folder of the prepared data.
         progress: is given each new ``progress.json``.
+        start: see :func:`pipeline.launch.specs.spec_of`.
 
     Raises:
         BadInput: the configuration does not fit the data or the cluster.
@@ -101,7 +104,7 @@ def train(config: Config, prepared_uri: str, progress: ProgressCallback | None =
     if done is not None:
         log.info("run %s is finished already; its result is used again", name)
         return TrainResult.of(run_uri, done, reused=True)
-    spec = spec_of(config, data_uri, name)
+    spec = spec_of(config, data_uri, name, start)
     allowance = Allowance(lambda: _newest_checkpoint(run_uri), config.train.max_failures)
     return TrainResult.of(run_uri, run_job(config, spec, allowance, progress), reused=False)
 

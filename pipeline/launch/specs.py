@@ -52,10 +52,19 @@ def run_id(config: Config, data_manifest: dict[str, Any]) -> str:
     return f"{config.name}-{fingerprint(identity, 8)}"
 
 
-def spec_of(config: Config, data_uri: str, name: str) -> dict[str, Any]:
-    """What the job of a run is told; ``job`` may name another module than :mod:`pipeline.train_job`."""
+def spec_of(config: Config, data_uri: str, name: str, start: str | None = None) -> dict[str, Any]:
+    """What the job of a run is told; ``job`` may name another module than :mod:`pipeline.train_job`.
+
+    Args:
+        start: the folder of the weights to start from, when ``train.start_from`` no longer leads there.
+    """
     run_uri = storage.join(absolute(config.storage), "runs", name)
-    return {"run_id": name, "run_uri": run_uri, "data_uri": data_uri, "config": _absolute_config(config)}
+    return {
+        "run_id": name,
+        "run_uri": run_uri,
+        "data_uri": data_uri,
+        "config": _absolute_config(config, start),
+    }
 
 
 def specify(config: Config, prepared_uri: str) -> str:
@@ -111,10 +120,10 @@ def parse_verdict(line: str) -> dict[str, str] | None:
     return None
 
 
-def _absolute_config(config: Config) -> dict[str, Any]:
+def _absolute_config(config: Config, start: str | None) -> dict[str, Any]:
     tree = config.plain()
     tree["storage"] = absolute(config.storage)
-    tree["train"]["start_from"] = start_of(config)
+    tree["train"]["start_from"] = start or start_of(config)
     return tree
 
 

@@ -6,6 +6,7 @@ import getpass
 import os
 import socket
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline import storage
@@ -27,11 +28,19 @@ def record(storage_uri: str, name: str, file: str, **event: Any) -> dict[str, An
     return told
 
 
-def events(storage_uri: str, name: str) -> list[dict[str, Any]]:
-    """All events of a model in the order of time."""
+def events(storage_uri: str, name: str, runs: Mapping[int, str]) -> list[dict[str, Any]]:
+    """The events of a model in the order of time.
+
+    Registries that share a storage count their versions alike: an event with ``mlflow_run_id`` tells about the version
+    of that run alone. Those of earlier releases have none.
+
+    Args:
+        runs: the registry's versions and their MLflow runs.
+    """
     folder = storage.join(storage_uri, "models", name, "audit")
     found = [storage.read_json(uri) for uri in storage.list_(folder) if uri.endswith(".json")]
-    return sorted(found, key=lambda event: float(event["time"]))
+    own = [event for event in found if event.get("mlflow_run_id") in {None, runs.get(event["version"])}]
+    return sorted(own, key=lambda event: float(event["time"]))
 
 
 def champions(told: list[dict[str, Any]]) -> list[int]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import GateConfig
-from pipeline.scores.names import DIRECTIONS, lower_is_better
+from pipeline.scores.names import DIRECTIONS, check_deciding, lower_is_better
 
 _SUFFIXES = {"a2b", "b2a", "a", "b"}
 
@@ -36,18 +36,36 @@ class Decision:
         return {"passed": self.passed, "promoted": self.promoted, "reasons": self.reasons}
 
 
+def check(policy: GateConfig) -> None:
+    """Whether the policy can ever be met, as far as its names tell.
+
+    Raises:
+        BadInput: it asks for a metric that no evaluation measures.
+    """
+    check_deciding("register.gate.metric", policy.metric)
+    for stem in policy.maximum_regression:
+        check_deciding("register.gate.maximum_regression", stem)
+
+
 def decide(policy: GateConfig, evaluation: Mapping[str, Any], champion: Mapping[str, Any] | None) -> Decision:
     """Judges an evaluation.
 
     Args:
         evaluation: content of ``evaluation.json``.
-        champion: the present champion (``name``, ``version``), None when there is none.
+        champion: the present champion (``name``, ``version``, ``weights_sha256``), None when there is none.
     """
     against = forbidden(policy, evaluation)
     if against:
         return Decision(False, False, against)
     if champion is None:
         return Decision(True, True, ["there was no champion and the evaluation is passed"])
+    weights = (evaluation.get("model") or {}).get("weights_sha256")
+    if weights is not None and weights == champion.get("weights_sha256"):
+        return Decision(
+            True,
+            False,
+            [f"it has the weights of the champion, version {champion['version']}: nothing to promote"],
+        )
     measured = evaluation.get("champion")
     if not measured or int(measured["version"]) != int(champion["version"]):
         return Decision(
@@ -55,7 +73,7 @@ def decide(policy: GateConfig, evaluation: Mapping[str, Any], champion: Mapping[
             False,
             [
                 f"it was not compared with the present champion, version {champion['version']}, on the same "
-                "images; evaluate it again or promote it by hand"
+                "images; the same command again compares them, or promote it by hand"
             ],
         )
     against = regressions(policy, evaluation["metrics"], measured["metrics"])

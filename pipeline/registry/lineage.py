@@ -12,28 +12,60 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
+from pipeline import storage
 from pipeline.config import Config
-from pipeline.handover import Data, Run
+from pipeline.handover import START, Data, Run
 
 _PACKAGES = ("agit", "torch", "torchvision", "ray", "prefect", "mlflow-skinny", "pyarrow", "numpy")
 
 
 def of(config: Config, data: Data, run: Run) -> dict[str, Any]:
-    """The lineage of a finished run: configuration, data, code and libraries, all JSON-ready."""
+    """The lineage of a finished run: configuration, data, code and libraries, all JSON-ready.
+
+    The configuration is as it was typed, which the run's name is made of. Beside it stands where what it names is
+    found from any working directory and at any later time: ``sources``, and ``start`` (``uri`` and ``digest`` of the
+    model folder or checkpoint whose weights the training started from).
+    """
     return {
         "run_id": run.run_id,
         "run_uri": run.uri,
         "checkpoint": run.result.get("checkpoint"),
         "steps": run.result.get("steps"),
-        "data_uri": data.uri,
+        "data_uri": _absolute(data.uri),
         "data_fingerprint": data.manifest["fingerprint"],
         "config": config.plain(),
+        "sources": _sources(config),
+        "start": _start(run.uri) if config.train.start_from else None,
         "code": code_version(),
         "packages": packages(),
         "machine": machine(),
         "device": run.result.get("device"),
         "workers": run.result.get("workers"),
     }
+
+
+def _absolute(uri: str) -> str:
+    return uri if storage.is_remote(uri) else str(storage.local_path(uri))
+
+
+def _sources(config: Config) -> dict[str, str]:
+    """``data.source`` and ``data.masks`` where they are local paths, and not the name of a public set."""
+    named = {"source": config.data.source, "masks": config.data.masks}
+    return {
+        key: _absolute(value)
+        for key, value in named.items()
+        if value
+        and value != "builtin"
+        and not storage.is_remote(value)
+        and storage.local_path(value).exists()
+    }
+
+
+def _start(run_uri: str) -> dict[str, str] | None:
+    try:
+        return dict(storage.read_json(storage.join(run_uri, START)))
+    except FileNotFoundError:  # trained by an earlier release
+        return None
 
 
 @cache

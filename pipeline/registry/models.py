@@ -27,7 +27,7 @@ def model_name(config: Config) -> str:
 
 
 def champion(config: Config) -> dict[str, Any] | None:
-    """``name``, ``version``, ``uri`` (the model folder) and ``metrics`` of the champion; None without one."""
+    """The champion, None without one: see :func:`pipeline.registry.versions.holder`; ``uri`` is its model folder."""
     return versions.holder(tracking_uri(config), model_name(config), CHAMPION)
 
 
@@ -56,7 +56,7 @@ def rollback(config: Config, reason: str) -> dict[str, Any]:
     """
     present = champion(config)
     name = model_name(config)
-    stack = audit.champions(audit.events(config.storage, name))
+    stack = audit.champions(events(config))
     if present is not None and present["version"] in stack:
         # above it lies what was announced and never became champion, because the registry failed
         while stack.pop() != present["version"]:
@@ -86,7 +86,13 @@ def history(config: Config) -> dict[str, Any]:
             }
         )
     told.sort(key=lambda row: row["version"], reverse=True)
-    return {"name": name, "versions": told, "events": audit.events(config.storage, name)}
+    return {"name": name, "versions": told, "events": events(config)}
+
+
+def events(config: Config) -> list[dict[str, Any]]:
+    """The audit trail of the model's versions in this registry, oldest first."""
+    name = model_name(config)
+    return audit.events(config.storage, name, versions.runs(tracking_uri(config), name))
 
 
 def resolve(uri: str, config: Config | None = None) -> str:
@@ -119,6 +125,7 @@ def _change(
         f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{action}-v{target:05d}-{uuid.uuid4().hex[:6]}",
         action=action,
         version=target,
+        mlflow_run_id=versions.get(uri, name, target).run_id,
         previous=present["version"] if present else None,
         champion=target,
         reason=reason.strip(),

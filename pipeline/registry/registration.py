@@ -12,13 +12,18 @@ from typing import Any
 from agit_core import model_folder
 from agit_core.errors import BadInput
 from pipeline import model_card, storage
-from pipeline.config import Config
+from pipeline.config import Config, fingerprint
 from pipeline.redact import redact
 from pipeline.registry import audit, files, gate, tracking, versions
 from pipeline.registry import lineage as code_lineage
 from pipeline.registry.identity import weights_digest
 from pipeline.registry.models import CHALLENGER, CHAMPION, model_name
 from pipeline.registry.tracking import client, explained, tracking_uri
+
+_STATE, _REGISTERED = "agit.state", "registered"
+"""A version's tag, and its value once all that follows from the decision is done."""
+_BY_PEOPLE = ("agit.promote", "agit.rollback")
+"""Tags of a version that somebody made champion."""
 
 
 def register(
@@ -27,15 +32,17 @@ def register(
     """Registers a finished run's model as a version and lets the gate decide about it.
 
     The same weights of the same run are registered once: a second call returns the version that is there. A
-    call that was interrupted is finished by the next one.
+    call that was interrupted is finished by the next one. A version that has never been champion is decided about
+    again when its evaluation or the gate's policy has changed.
 
     Args:
         evaluation: what :func:`pipeline.evaluate.scoring.evaluate` returned for this run.
         lineage: JSON-ready; written into the model folder and the tags.
 
     Returns:
-        ``name``, ``version``, ``aliases``, ``decision`` (passed, promoted, reasons), ``source`` (the model
-        folder), ``mlflow`` (tracking URI, run id) and ``lineage``; also in ``registration.json`` of the run.
+        ``name``, ``version``, ``aliases``, ``decision`` (passed, promoted, reasons; against which champion, on what
+        basis, the how manieth), ``source`` (the model folder), ``mlflow`` (tracking URI, run id) and ``lineage``; also
+        in ``registration.json`` of the run.
 
     Raises:
         BadInput: the run is not finished.
@@ -46,8 +53,9 @@ def register(
     version = versions.find(uri, name, run.run_id, run.digest)
     if version is None:
         version = _create(uri, run, _write_folder(run))
-    if "agit.state" not in version.tags:
-        _decide(config, uri, version, evaluation)
+    basis = _basis(config, evaluation)
+    if not _settled(version, basis):
+        _decide(config, uri, version, evaluation, basis)
         version = versions.get(uri, name, int(version.version))
     registration = {
         "name": name,
@@ -185,37 +193,70 @@ def _create(uri: str, run: _Finished, source: str) -> Any:
         )
 
 
-def _decide(config: Config, uri: str, version: Any, evaluation: Mapping[str, Any]) -> None:
-    """Asks the gate once; an interrupted call goes on from what was decided, unless the champion has changed."""
+def _basis(config: Config, evaluation: Mapping[str, Any]) -> str:
+    """Identifies what a decision follows from, but for who is champion at the time."""
+    champion = evaluation.get("champion") or {}
+    figures = [evaluation.get(key) for key in ("metrics", "baseline", "intervals")]
+    against = [champion.get(key) for key in ("version", "metrics")]
+    return fingerprint([config.register_.gate.model_dump(mode="json"), figures, against])
+
+
+def _settled(version: Any, basis: str) -> bool:
+    """Whether there is nothing to decide: it was champion once, or was judged on the same basis before."""
+    if version.tags.get(_STATE) != _REGISTERED:
+        return False
+    decision = json.loads(version.tags["agit.decision"])
+    by_people = CHAMPION in version.aliases or not version.tags.keys().isdisjoint(_BY_PEOPLE)
+    return bool(decision["promoted"] or by_people or decision.get("basis") == basis)
+
+
+def _decide(config: Config, uri: str, version: Any, evaluation: Mapping[str, Any], basis: str) -> None:
+    """Asks the gate; an interrupted call goes on from what was decided, unless basis or champion have changed."""
     name, number = str(version.name), int(version.version)
     connection = client(uri)
+    again = _STATE in version.tags
+    if again:
+        with explained(uri):
+            connection.set_model_version_tag(name, str(number), _STATE, "deciding")
+            metrics = json.dumps(evaluation["metrics"])
+            connection.set_model_version_tag(name, str(number), "agit.metrics", metrics)
     decision = json.loads(version.tags.get("agit.decision", "null"))
-    against = int(version.tags.get("agit.decision_against", "0"))
     while True:
         present = versions.holder(uri, name, CHAMPION)
         now = present["version"] if present else 0
         # another registration may have come first while this one was being decided
-        if decision is not None and now in {against, number}:
+        if decision is not None and (
+            now == number or (decision.get("basis"), decision.get("against")) == (basis, now)
+        ):
             break
-        against, decision = now, gate.decide(config.register_.gate, evaluation, present).plain()
+        decision = gate.decide(config.register_.gate, evaluation, present).plain() | {
+            "against": now,
+            "basis": basis,
+            "number": 1 if decision is None else decision.get("number", 1) + 1,
+        }
         with explained(uri):
-            connection.set_model_version_tag(name, str(number), "agit.decision_against", str(against))
             connection.set_model_version_tag(name, str(number), "agit.decision", json.dumps(decision))
-    previous = against or None
+    # one that an earlier release was interrupted after says neither
+    previous, count = decision.get("against") or None, decision.get("number", 1)
     audit.record(
         config.storage,
         name,
-        f"gate-v{number:05d}-against-v{against:05d}",
+        f"gate-v{number:05d}-{version.run_id[:8]}-against-v{previous or 0:05d}-{count}",
         action="gate",
         version=number,
+        mlflow_run_id=version.run_id,
         previous=previous,
         champion=number if decision["promoted"] else previous,
         decision=decision,
         policy=config.register_.gate.model_dump(mode="json"),
     )
+    challenger = versions.holder(uri, name, CHALLENGER)
+    newest = not again or challenger is None or challenger["version"] <= number
     with explained(uri):
-        if decision["passed"]:
+        if decision["passed"] and newest:
             connection.set_registered_model_alias(name, CHALLENGER, str(number))
+        if not decision["passed"] and challenger is not None and challenger["version"] == number:
+            connection.delete_registered_model_alias(name, CHALLENGER)
         if decision["promoted"]:
             connection.set_registered_model_alias(name, CHAMPION, str(number))
-        connection.set_model_version_tag(name, str(number), "agit.state", "registered")
+        connection.set_model_version_tag(name, str(number), _STATE, _REGISTERED)

@@ -43,6 +43,24 @@ def tracking_uri(config: Config | None = None) -> str:
     return f"sqlite:///{storage.local_path(root) / LOCAL_DATABASE}"
 
 
+def check_storage(config: Config) -> None:
+    """Whether the registry takes models from the configuration's storage.
+
+    Raises:
+        BadInput: an MLflow server, which takes none from a local folder, its own machine's included.
+    """
+    uri = tracking_uri(config)
+    if uri.startswith(("http://", "https://")) and not storage.is_remote(config.storage):
+        raise _takes_no_folder(redact(uri))
+
+
+def _takes_no_folder(shown: str) -> BadInput:
+    return BadInput(
+        f"the tracking server {shown} takes no models from a local folder; use storage=s3://... with a server, or "
+        "set neither register.tracking_uri nor MLFLOW_TRACKING_URI"
+    )
+
+
 def database(uri: str) -> Path | None:
     """The file of a SQLite tracking URI, None for a server."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
@@ -86,10 +104,7 @@ def explained(uri: str) -> Iterator[None]:
         if error.error_code == _ABSENT or ("alias" in text and "not found" in text):
             raise LookupError(text) from None
         if "model version source" in text:
-            raise BadInput(
-                f"the tracking server {shown} takes no models from a local folder; use storage=s3://... with a "
-                "server, or leave register.tracking_uri out"
-            ) from None
+            raise _takes_no_folder(shown) from None
         if error.error_code in {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "PERMISSION_DENIED"}:
             raise BadInput(f"MLflow at {shown} refuses: {text}") from error
         raise RunFailed(f"MLflow at {shown} failed: {text}; check that it runs and try again") from error

@@ -32,6 +32,11 @@ def versions(uri: str, name: str) -> list[Any]:
             return found
 
 
+def runs(uri: str, name: str) -> dict[int, str]:
+    """The MLflow run of each version, which tells it from the same number in another registry."""
+    return {int(item.version): str(item.run_id) for item in versions(uri, name)}
+
+
 def get(uri: str, name: str, number: int) -> Any:
     """One version with its aliases; LookupError when there is none."""
     with explained(uri):
@@ -47,7 +52,7 @@ def find(uri: str, name: str, run_id: str, digest: str) -> Any | None:
 
 
 def holder(uri: str, name: str, alias: str) -> dict[str, Any] | None:
-    """``name``, ``version``, ``uri`` and ``metrics`` of the version that has the alias, if any."""
+    """``name``, ``version``, ``uri``, ``weights_sha256`` and ``metrics`` of the version that has the alias, if any."""
     if not _is_there(uri):
         return None
     try:
@@ -59,6 +64,7 @@ def holder(uri: str, name: str, alias: str) -> dict[str, Any] | None:
         "name": name,
         "version": int(found.version),
         "uri": str(found.source),
+        "weights_sha256": found.tags.get("agit.weights_sha256"),
         "metrics": json.loads(found.tags.get("agit.metrics", "{}")),
     }
 

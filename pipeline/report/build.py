@@ -94,7 +94,7 @@ def render(config: Config, run: Run) -> str:
         "has_champion": bool(scores.champion.metrics),
         "champion_name": story.champion_name(run),
         "score_charts": charts["scores"],
-        "decision": story.decision(run, config.storage),
+        "decision": story.decision(config, run),
         "published": published.table(config, run),
         "extremes": story.extremes(run, labels),
         "extremes_lead": story.extremes_lead(run),

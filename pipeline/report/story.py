@@ -6,10 +6,11 @@ import contextlib
 from datetime import UTC, datetime
 from typing import Any
 
+from agit_core.errors import BadInput, RunFailed
 from agit_core.stages import faint
 from pipeline.config import Config
 from pipeline.redact import redact
-from pipeline.registry import audit
+from pipeline.registry import audit, tracking, versions
 from pipeline.report.charts import BLUE, GREEN, GREY, Chart, Series, intervals
 from pipeline.report.images import Viewer, strip_tiles
 from pipeline.report.sources import Run
@@ -217,7 +218,7 @@ def masks_absent(config: Config) -> str:
     return "There is nothing about the masks: the run wrote no metrics."
 
 
-def decision(run: Run, storage_uri: str) -> list[tuple[str, str]]:
+def decision(config: Config, run: Run) -> list[tuple[str, str]]:
     """The gate's decision, and what has become of it since (people promote and roll back)."""
     registration = run.registration
     if not registration:
@@ -231,12 +232,24 @@ def decision(run: Run, storage_uri: str) -> list[tuple[str, str]]:
         "Promoted to champion": found.get("promoted"),
         "Reasons": found.get("reasons"),
     }
-    events = audit.events(storage_uri, name)
+    events = _trail(config, name, registration)
     if stack := audit.champions(events):
         facts["Champion now"] = f"version {stack[-1]}"
     told = [_audited(redact(event)) for event in events if event.get("action") != "gate"]
     facts["Changed by people"] = told[-_MOST_EVENTS:]
     return [(key, _text(value)) for key, value in facts.items() if value not in (None, "", [])]
+
+
+def _trail(config: Config, name: str, registration: dict[str, Any]) -> list[dict[str, Any]]:
+    """The model's audit trail, from the registry that holds the run's version."""
+    try:
+        runs = versions.runs(tracking.tracking_uri(config), name)
+    except (BadInput, RunFailed):  # the report is about much more
+        return []
+    own = (registration.get("mlflow") or {}).get("run_id")
+    if own is not None and own not in runs.values():
+        return []
+    return audit.events(config.storage, name, runs)
 
 
 def _audited(event: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 ``MLmodel`` lies beside ``model.json`` and names this module as its loader. Images go in and come out as
 base64 text::
 
-    mlflow models serve -m models:/h2z@champion --env-manager local
+    MLFLOW_TRACKING_URI=sqlite:///$PWD/.agit/mlflow.db mlflow models serve -m models:/h2z@champion --env-manager local
     POST /invocations  {"inputs": {"image": ["<base64>"]}, "params": {"direction": "a2b"}}
     -> {"predictions": [{"image": "<base64 PNG>", "mask": "<base64 PNG>"}]}
 """

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from agit_core import model_folder
 from agit_core.errors import BadInput, RunFailed
+from agit_core.model_folder import Model
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.data.reader import ShardImages
@@ -64,8 +65,8 @@ def open_split(spec: dict[str, Any], config: Config, split: str, block: int = 1)
     return ShardImages(spec["data_uri"], split, cache, config.data.cache_bytes, block)
 
 
-def start_weights(config: Config) -> dict[str, Tensor]:
-    """The weights named by ``train.start_from``: a model or checkpoint folder of the same architecture."""
+def start_model(config: Config) -> Model:
+    """The model named by ``train.start_from``: a model or checkpoint folder of the same architecture."""
     uri = str(config.train.start_from)
     model = model_folder.read(uri)
     if model.method.networks != config.method.networks:
@@ -73,4 +74,4 @@ def start_weights(config: Config) -> dict[str, Tensor]:
             f"train.start_from: the model at {uri} has other networks than method.networks; "
             "use its method.networks or start from scratch"
         )
-    return model.weights
+    return model

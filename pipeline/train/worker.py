@@ -26,10 +26,11 @@ from pipeline import logs, storage
 from pipeline.config import Config
 from pipeline.data import manifest
 from pipeline.data.order import sample_plan
+from pipeline.handover import START
 from pipeline.train import events, ownership
 from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.failures import Preempted
-from pipeline.train.inputs import PatientImages, open_split, patiently, start_weights
+from pipeline.train.inputs import PatientImages, open_split, patiently, start_model
 from pipeline.train.metrics import Gauges
 from pipeline.train.outputs import CollapsedMask, MaskWatch, Samples, faint_at_switch, sample_files, scores
 from pipeline.train.saver import Progress, Saver
@@ -273,11 +274,19 @@ class _Worker:
         if snapshot is not None:
             self.trainer.restore(snapshot)
         elif self.config.train.start_from is not None:
-            self.trainer.start_from(self._patiently(lambda: start_weights(self.config)))
+            model = self._patiently(lambda: start_model(self.config))
+            if self.world.rank == 0:
+                self._keep_start(model.digest)
+            self.trainer.start_from(model.weights)
         nodes = self.world.gather(ray.get_runtime_context().get_node_id())
         if nodes is not None:
             self._patiently(lambda: remove_metrics_after(self.run_uri, self.trainer.step))
             self._tell_start(len(set(nodes)))
+
+    def _keep_start(self, digest: str) -> None:
+        """For the lineage: the alias that the configuration may name will lead to another model one day."""
+        start = {"uri": self.config.train.start_from, "digest": digest}
+        self._patiently(lambda: storage.write_json(storage.join(self.run_uri, START), start))
 
     def _tell_start(self, nodes: int) -> None:
         step = self.trainer.step

@@ -80,7 +80,7 @@ class Search:
         config, uri = _with_absolute_start(config), specs.absolute(data_uri)
         manifest = storage.read_json(storage.join(uri, "manifest.json"))
         search = Search(config, uri, manifest, space.ranges(config))
-        _check_metric(config.tune.metric)
+        names.check_deciding("tune.metric", config.tune.metric)
         if config.tune.grace_steps > search.total:
             raise BadInput(
                 f"tune.grace_steps ({config.tune.grace_steps}) must not be larger than the {search.total} steps of "
@@ -200,11 +200,3 @@ def _total_steps(config: Config, manifest: dict[str, Any]) -> int:
     plan = SamplePlan(config.seed, rows["trainA"], rows["trainB"], config.train.batch_size)
     steps = plan.steps(config.train.epochs)
     return min(steps, config.train.max_steps) if config.train.max_steps else steps
-
-
-def _check_metric(metric: str) -> None:
-    if names.lower_is_better(metric) is None:
-        raise BadInput(
-            f"tune.metric '{metric}' has no better end; use kid_target, kid_mean, fid, attention_iou_a or another "
-            "score of the evaluation"
-        )

@@ -35,7 +35,7 @@ def test_overrides_reach_every_section() -> None:
             "train.max_steps=7",
             "method.optimizer.learning_rate=1e-3",
             "method.networks.attention=false",
-            "register.model=zebras",
+            "register.model=zebras of v1.2",
             "evaluate.inception=null",
         ],
     )
@@ -44,7 +44,7 @@ def test_overrides_reach_every_section() -> None:
     assert config.train.max_steps == 7
     assert config.method.optimizer.learning_rate == 1e-3
     assert config.method.networks.attention is False
-    assert config.register_.model == "zebras"
+    assert config.register_.model == "zebras of v1.2"
     assert config.method.stages.switch_by == load("demo").method.stages.switch_by
 
 
@@ -69,6 +69,9 @@ def test_overrides_reach_every_section() -> None:
         ("storage=s3:", "storage: 's3:' names no bucket or folder"),
         ("storage=s3:///prefix", "storage: 's3:///prefix' names no bucket or folder"),
         ("storage=s3:/bucket/prefix", "storage: 's3:/bucket/prefix' has one slash"),
+        ("register.model=horses/zebras", "register.model"),
+        ("register.model=models:zebras", "register.model"),
+        ("register.model=zebra's", "register.model"),
     ],
 )
 def test_a_wrong_override_is_told_in_one_sentence(override: str, said: str) -> None:

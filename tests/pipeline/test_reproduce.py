@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from agit_core import model_folder
 from agit_core.errors import BadInput
+from agit_core.networks import build
 from pipeline import journey, reproduce, storage
 from pipeline.config import Config, parse
-from pipeline.registry import lineage
+from pipeline.registry import lineage, models
 from pipeline.registry.registration import register
 from tests.pipeline import pictures
 from tests.pipeline.training import TINY
@@ -113,3 +115,60 @@ def test_what_cannot_be_reproduced_is_told_in_one_sentence(root: Path, tmp_path:
     run = storage.join(config.storage, "runs", str(origin.lineage["run_id"]))
     with pytest.raises(BadInput, match="does not say where it comes from"):
         reproduce.reproduce(journey.finished(run)["checkpoint"], config)  # type: ignore[index]
+
+
+@pytest.mark.slow
+def test_a_training_that_started_from_an_alias_starts_from_the_same_weights_again(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The alias leads to the model itself by then; and the source was typed as a relative path, in another folder."""
+    tree = _config(root).plain()
+    tree["train"] |= {"start_from": "models:/tiny@challenger", "max_steps": 4}
+    tree["data"]["source"] = "photos"
+    monkeypatch.chdir(root)
+    config = parse(tree)
+    data = journey.prepare(config)
+    run = journey.train(config, data)
+    register(config, run.uri, EVALUATION, lineage.of(config, data, run))
+    monkeypatch.chdir(tmp_path)
+    champion, challenger = (
+        models.resolve(f"models:/tiny@{alias}", config) for alias in ("champion", "challenger")
+    )
+    assert storage.name(challenger) == run.run_id
+    origin = reproduce.Origin.of("models:/tiny@challenger", config)
+    assert origin.lineage["start"]["uri"] == champion
+    told = reproduce.reproduce("models:/tiny@challenger", config, "again")
+    assert (told["identical"], told["differences"]) == (True, [])
+
+
+class TestStart:
+    """Which weights the training started from."""
+
+    def origin(self, named: str | None, **lineage: Any) -> tuple[reproduce.Origin, Config]:
+        config = parse({"train": {"start_from": named}})
+        return reproduce.Origin("models/x", None, {"run_id": "tiny-1", **lineage}), config  # type: ignore[arg-type]
+
+    def test_from_scratch_or_from_a_folder_the_configuration_says_it(self) -> None:
+        for named in (None, "some/folder", "s3://bucket/model"):
+            origin, config = self.origin(named)
+            assert reproduce.start(origin, config, config) is None
+
+    def test_an_alias_without_a_note_of_its_version_is_refused(self) -> None:
+        origin, config = self.origin("models:/h2z@champion")
+        with pytest.raises(BadInput, match="did not note which version"):
+            reproduce.start(origin, config, config)
+
+    def test_other_weights_than_then_are_refused(self, tmp_path: Path) -> None:
+        method = parse(TINY).method
+        weights = build(method.networks, 1).state_dict()
+        model_folder.write(tmp_path / "first", "first", method, 32, weights, lineage={})
+        uri = str(tmp_path / "first")
+        digest = model_folder.read(uri).digest
+        origin, config = self.origin("models:/h2z@champion", start={"uri": uri, "digest": digest})
+        assert reproduce.start(origin, config, config) == uri
+        other, _ = self.origin("models:/h2z@champion", start={"uri": uri, "digest": "another"})
+        with pytest.raises(BadInput, match="holds another model now"):
+            reproduce.start(other, config, config)
+        shutil.rmtree(tmp_path / "first")
+        with pytest.raises(BadInput, match="no model at"):
+            reproduce.start(origin, config, config)

@@ -77,6 +77,23 @@ def champion_of(config: Config) -> str:
     return str(found["uri"])
 
 
+def test_settings_of_another_release_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A setting that was renamed or removed since must not stop every night from then on."""
+    config = load("demo", [f"storage={tmp_path}"])
+    tree = config.plain()
+    tree["train"]["steps_per_night"] = 3
+    lineage = {"config": tree, "data_uri": "data/x", "data_fingerprint": "f"}
+    storage.write_json(str(tmp_path / "model/model.json"), {"lineage": lineage})
+    version = {"version": 3, "source": str(tmp_path / "model")}
+    monkeypatch.setattr(models, "history", lambda _: {"versions": [version]})
+    decision = retrain.decide(config, Data("data/x", {"fingerprint": "f"}, True))
+    assert (decision.train, decision.version) == (True, 3)
+    assert decision.reason == "the settings of version 3 are of another release: trains"
+    del tree["train"]["steps_per_night"]
+    storage.write_json(str(tmp_path / "model/model.json"), {"lineage": lineage})
+    assert not retrain.decide(config, Data("data/x", {"fingerprint": "f"}, True)).train
+
+
 @pytest.mark.slow
 def test_nothing_changed_trains_nothing(first: Trained, source: Path) -> None:
     data, decision = night(config_of(first.root, source))

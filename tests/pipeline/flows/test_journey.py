@@ -189,6 +189,18 @@ def test_only_a_silent_network_is_tried_again() -> None:
     assert not may_pass_by_itself(ConnectionError("not ours"))
 
 
+def test_a_server_that_takes_no_models_from_a_folder_is_told_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.flows.journey import agit as flow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:5000")
+    with pytest.raises(BadInput, match="takes no models from a local folder; use storage=s3") as caught:
+        flow.fn(str(tiny_config(tmp_path)), storage=str(tmp_path / "state"))
+    assert "secret" not in str(caught.value)
+    assert not (tmp_path / "state").exists()
+
+
 def test_the_flow_can_be_served() -> None:
     """``flow.serve`` sends the flow to its process by value, where Prefect checks the parameters."""
     import cloudpickle

@@ -21,10 +21,11 @@ from agit_core.config import MethodConfig, NetworkConfig
 from agit_core.errors import BadInput, RunFailed
 from infra.stack_state import free_port
 from pipeline import config as configs
-from pipeline import storage
+from pipeline import journey, storage
 from pipeline.config import Config, GateConfig
+from pipeline.handover import Run
 from pipeline.launch import specs
-from pipeline.registry import gate, models, registration, tracking
+from pipeline.registry import gate, models, registration, tracking, versions
 from tests.pipeline.s3 import S3Server
 
 METHOD = MethodConfig(
@@ -206,6 +207,34 @@ class TestGate:
         unknown = gate.decide(GateConfig(metric="kid_men"), told, {"version": 4})
         assert "was not measured" in unknown.reasons[0]
 
+    @pytest.mark.parametrize(
+        ("policy", "wrong"),
+        [
+            ({"metric": "kid_men"}, "register.gate.metric 'kid_men'"),
+            ({"metric": "kid_mean_ab"}, "'kid_mean_ab'"),
+            ({"metric": "attention_iou_everywhere"}, "'attention_iou_everywhere'"),
+            ({"metric": "attention_coverage"}, "no better end"),
+            ({"maximum_regression": {"attention_io": 0.1}}, "maximum_regression 'attention_io'"),
+        ],
+    )
+    def test_a_policy_that_no_evaluation_can_meet_is_refused_before_the_run(
+        self, bare_config: Config, policy: dict[str, Any], wrong: str
+    ) -> None:
+        tree = {**bare_config.plain(), "register": {"gate": policy}}
+        with pytest.raises(BadInput, match=wrong):
+            journey.check_registration(configs.parse(tree))
+
+    def test_every_score_with_a_better_end_may_decide(self) -> None:
+        for metric in (
+            "kid_mean",
+            "fid_a2b",
+            "attention_iou",
+            "attention_iou_b",
+            "cycle_l1_a",
+            "background_ssim",
+        ):
+            gate.check(GateConfig(metric=metric, maximum_regression={metric: 0.1}))
+
 
 def test_registering_writes_a_model_folder_that_loads(config: Config, register: Register) -> None:
     told = register(seed=1)
@@ -269,6 +298,76 @@ def test_the_same_run_keeps_its_version(config: Config, register: Register) -> N
     assert register(seed=1) == first
     assert len(models.history(config)["versions"]) == 1
     assert len(models.history(config)["events"]) == 1
+
+
+def test_a_version_that_was_not_promoted_is_decided_again_when_policy_or_evaluation_change(
+    config: Config, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(seed=1)
+    noise = against(evaluation(kid=0.04), 1, 0.05, "noise")
+    refused = register(seed=2, told=noise)
+    assert refused["aliases"] == ["challenger"]
+    assert register(seed=2, told=noise) == refused
+    register(seed=3, told=against(evaluation(kid=0.06), 1, 0.05, "worse"))
+    assert len(models.history(config)["events"]) == 3
+
+    # other figures, still refused: the newest challenger stays the challenger
+    again = register(seed=2, told=against(evaluation(kid=0.045), 1, 0.05, "noise"))
+    assert (again["version"], again["aliases"], again["decision"]["promoted"]) == (2, [], False)
+    assert "0.0450 against 0.0500" in again["decision"]["reasons"][0]
+    assert models.history(config)["versions"][1]["metrics"]["kid_mean"] == 0.045
+
+    gate_policy = {"register": {"gate": {"beyond_noise": False}}}
+    easier = configs.parse({**config.plain(), **gate_policy})
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.registry.audit.record", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            register(seed=2, told=noise, settings=easier)
+    for settings in (easier, easier, config):  # once promoted, no other policy is asked
+        assert register(seed=2, told=noise, settings=settings)["aliases"] == ["champion"]
+    events = models.history(config)["events"]
+    assert [(e["version"], e["champion"]) for e in events] == [(1, 1), (2, 1), (3, 1), (2, 1), (2, 2)]
+    assert [e["policy"]["beyond_noise"] for e in events] == [True] * 4 + [False]
+
+
+def test_the_gate_does_not_overrule_people(config: Config, register: Register) -> None:
+    register(seed=1)
+    noise = against(evaluation(kid=0.04), 1, 0.05, "noise")
+    register(seed=2, told=noise)
+    models.promote(config, 2, "looks better")
+    models.rollback(config, "it is not")
+    register(seed=2, told=against(evaluation(kid=0.03), 1, 0.05))
+    assert models.champion(config)["version"] == 1  # type: ignore[index]
+    assert [e["action"] for e in models.history(config)["events"]] == ["gate", "gate", "promote", "rollback"]
+
+
+def test_a_challenger_that_fails_under_a_stricter_policy_is_challenger_no_more(
+    config: Config, register: Register
+) -> None:
+    register(seed=1)
+    told = against(evaluation(kid=0.06), 1, 0.05, "worse")
+    assert register(seed=2, told=told)["aliases"] == ["challenger"]
+    stricter = configs.parse({**config.plain(), "register": {"gate": {"maximum_coverage": 0.2}}})
+    assert register(seed=2, told=told, settings=stricter)["aliases"] == []
+
+
+def test_the_champions_weights_trained_again_are_told_as_such_and_not_scored_again(
+    config: Config, register: Register
+) -> None:
+    register(seed=1)
+    champion = models.champion(config)
+    assert champion is not None
+    told = evaluation() | {"model": {"weights_sha256": champion["weights_sha256"]}}
+    twin = make_run(config.storage, "h2z-twin", 1)
+    second = registration.register(config, twin, told)
+    assert (second["version"], second["aliases"]) == (2, ["challenger"])
+    assert second["decision"]["reasons"] == [
+        "it has the weights of the champion, version 1: nothing to promote"
+    ]
+    assert registration.register(config, twin, told) == second
+    run = Run("h2z-twin", twin, {})
+    assert journey._compared(config, run, told)
+    assert not journey._compared(config, run, evaluation() | {"model": {"weights_sha256": "another"}})
 
 
 def test_an_interrupted_registration_is_finished_by_the_next_call(
@@ -391,6 +490,38 @@ def test_promotion_refusal_and_rollback_with_their_audit(config: Config, registe
     assert [row["version"] for row in told["versions"]] == [3, 2, 1]
     assert told["versions"][2]["aliases"] == ["champion"]
     assert told["versions"][0]["metrics"]["kid_mean"] == 0.02
+
+
+def test_registries_that_share_a_storage_tell_their_own_stories(
+    config: Config, register: Register, empty_database: Path
+) -> None:
+    """Without a server each machine has a registry of its own, and both begin with version 1."""
+    shutil.copy(empty_database, "other.db")
+    other = configs.parse(
+        {**config.plain(), "register": {"tracking_uri": f"sqlite:///{Path('other.db').resolve()}"}}
+    )
+    register(seed=1)
+    register(seed=2, settings=other)
+    register(seed=3, told=against(evaluation(kid=0.01), 1, 0.05))
+    models.promote(config, 1, "looks better")
+    [only] = models.history(other)["events"]
+    assert (only["action"], only["version"], only["champion"]) == ("gate", 1, 1)
+    assert only["mlflow_run_id"] == versions.get(tracking.tracking_uri(other), "h2z", 1).run_id
+    with pytest.raises(BadInput, match="no earlier champion"):
+        models.rollback(other, "it is bad")
+    assert [e["champion"] for e in models.history(config)["events"]] == [1, 2, 1]
+    assert models.rollback(config, "it is not")["champion"] == 2
+
+
+def test_events_of_an_earlier_release_are_read(config: Config, register: Register) -> None:
+    register(seed=1)
+    register(seed=2, told=against(evaluation(kid=0.01), 1, 0.05))
+    for uri in storage.list_(storage.join(config.storage, "models/h2z/audit")):
+        event = storage.read_json(uri)
+        del event["mlflow_run_id"]
+        storage.write_json(uri, event)
+    assert [e["champion"] for e in models.history(config)["events"]] == [1, 2]
+    assert models.rollback(config, "it is bad")["champion"] == 1
 
 
 def test_resolving_model_uris(config: Config, register: Register) -> None:

@@ -224,6 +224,10 @@ def test_what_people_did_after_the_decision_is_told(tmp_path: Path) -> None:
             champion=version,
             reason=reason,
         )
+    # of a version 9 that this registry does not have
+    audit.record(
+        config.storage, "demo", "gate-9", action="gate", version=9, champion=9, mlflow_run_id="another's"
+    )
     html = Path(build.build(config, run, data)).read_text()
     said = text_of(html)
     assert "Champion now version 3" in said

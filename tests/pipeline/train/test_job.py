@@ -20,7 +20,7 @@ from agit_core import model_folder
 from agit_core.checkpoint import Snapshot
 from agit_core.errors import BadInput, RunFailed
 from agit_core.networks import build
-from pipeline import train_job
+from pipeline import storage, train_job
 from pipeline.config import Config
 from pipeline.train import events as train_events
 from pipeline.train.checkpoints import CheckpointStore
@@ -215,6 +215,8 @@ def test_a_switch_that_comes_too_early_is_told(data: str, scratch: str, tmp_path
     spec, _ = drive(config, data, scratch)
     events = train_events.read(spec["run_uri"])
     assert [event["kind"] for event in events] == ["started", "switched", "mask_faint"]
+    began = storage.read_json(storage.join(spec["run_uri"], "start.json"))
+    assert began == {"uri": config.train.start_from, "digest": model_folder.read(began["uri"]).digest}
     assert re.search(r"attention was faint: 0\.[12]\d \(domain a\) where", events[-1]["message"])
     assert json.loads((Path(spec["run_uri"]) / "progress.json").read_text())["message"] == ""
 
