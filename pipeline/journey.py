@@ -35,8 +35,14 @@ def prepare(config: Config) -> Data:
         copies = prepared.manifest.get("duplicates", {}).get("exact_groups", 0)
         leaks = len(prepared.manifest.get("leaks", []))
         kept = prepared.manifest.get("kept", 0)
+        masks = [
+            f"{name}/{note['name']}: {note['reason']}"
+            for name in splits
+            for note in splits[name].get("notes", [])
+        ]
         stage.message = f"{counts} images"
         stage.message += f", {aside} quarantined (see the manifest)" if aside else ""
+        stage.message += f", {len(masks)} without their masks (such as {masks[0]})" if masks else ""
         stage.message += f", {copies} groups of equal files" if copies else ""
         stage.message += f", {leaks} of a test and a training image" if leaks else ""
         stage.message += (

@@ -30,7 +30,10 @@ def inspect(uri: str, out: Path | None = None, samples: int = 24) -> dict[str, A
     splits, copies = manifest["splits"], manifest["duplicates"]
     if out is not None:
         storage.write_text(str(out), page(uri, manifest, samples))
-    reasons = Counter(entry["reason"] for info in splits.values() for entry in info["quarantined"])
+    reasons, refused = (
+        Counter(entry["reason"] for info in splits.values() for entry in info.get(kind, []))
+        for kind in ("quarantined", "notes")
+    )
     return {
         "uri": uri,
         "name": manifest["name"],
@@ -48,6 +51,7 @@ def inspect(uri: str, out: Path | None = None, samples: int = 24) -> dict[str, A
         "leaked": [" = ".join(pair) for pair in manifest["leaks"][:10]],
         "near_leaks": len(manifest["near_leaks"]),
         "quarantined": dict(reasons),
+        "masks_refused": dict(refused),
         "page": str(out) if out is not None else None,
     }
 

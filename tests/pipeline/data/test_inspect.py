@@ -58,6 +58,28 @@ def test_copies_and_leaks_are_shown(tmp_path: Path) -> None:
     assert inspect(dropped.uri)["quarantined"]["duplicate of testA/leak.jpg"] == 1
 
 
+def test_a_mask_that_is_left_behind_is_told(tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", FOUR, masks=True)
+    (source / "masks" / "trainA" / "trainA-003.png").write_bytes(b"no image")
+    called = agit(
+        *("prepare", "demo", "--set", f"data.source={source}", "--set", "data.workers=1"),
+        *(
+            "--set",
+            "data.image_size=32",
+            "--set",
+            "data.load_size=36",
+            "--set",
+            "data.minimum_size=16",
+            "--json",
+        ),
+        cwd=tmp_path,
+    )
+    assert called.status == 0, called.err
+    reason = "the mask cannot be read: not an image"
+    assert f"1 without their masks (such as trainA/trainA-003.jpg: {reason})" in called.err
+    assert inspect(str(tmp_path / called.answer["data"]))["masks_refused"] == {reason: 1}
+
+
 def test_what_does_not_belong_there_is_named(tmp_path: Path, s3: S3Server) -> None:
     made = prepare(config(folder(tmp_path / "in", FOUR), s3.uri))
     assert verify(made.uri) == {"ok": True, "checked": 8, "damaged": [], "unknown": []}
