@@ -26,6 +26,11 @@ _TRIES = 2
 _OPEN: weakref.WeakSet[ShardCache] = weakref.WeakSet()
 
 
+def machine_folder() -> Path:
+    """Where the processes of this machine keep shards together."""
+    return storage.private_folder("agit-shards")
+
+
 class ShardCache:
     """Copies shards in the background, one process per shard, and keeps the folder below a size.
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from agit_core.errors import BadInput
 from agit_core.scores.distances import MINIMUM
-from pipeline import storage
 from pipeline.config import Config
+from pipeline.data.cache import machine_folder
 from pipeline.data.reader import ShardImages
 
 
@@ -98,8 +98,7 @@ def open_domain(config: Config, data_uri: str, manifest: dict[str, Any], domain:
     count = count_test_images(config, data_uri, manifest, domain)
 
     def images(split: str, indices: list[int], with_masks: bool) -> Images:
-        cache = storage.private_folder("agit-shards")
-        source = ShardImages(data_uri, split, cache, config.data.cache_bytes)
+        source = ShardImages(data_uri, split, machine_folder(), config.data.cache_bytes)
         return Images(source, split, indices, size, with_masks)
 
     def with_masks(split: str) -> Images | None:

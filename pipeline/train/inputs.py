@@ -12,8 +12,8 @@ from torch import Tensor
 from agit_core import model_folder
 from agit_core.errors import BadInput, RunFailed
 from agit_core.model_folder import Model
-from pipeline import storage
 from pipeline.config import Config
+from pipeline.data.cache import machine_folder
 from pipeline.data.reader import ShardImages
 
 log = logging.getLogger(__name__)
@@ -61,8 +61,7 @@ def patiently(action: Callable[[], T], seconds: float) -> T:
 
 def open_split(spec: dict[str, Any], config: Config, split: str, block: int = 1) -> ShardImages:
     """The shards of a split, cached on this node when they come from object storage; ``block``: of the plan."""
-    cache = storage.private_folder("agit-shards")
-    return ShardImages(spec["data_uri"], split, cache, config.data.cache_bytes, block)
+    return ShardImages(spec["data_uri"], split, machine_folder(), config.data.cache_bytes, block)
 
 
 def start_model(config: Config) -> Model:
