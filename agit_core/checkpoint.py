@@ -31,6 +31,9 @@ from agit_core.config import (
 )
 from agit_core.errors import BadInput
 
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
+
 FORMAT = 1
 MANIFEST = "checkpoint.json"
 
@@ -75,6 +78,7 @@ def write(directory: Path, snapshot: Snapshot) -> None:
         text = json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1)
         (temporary / MANIFEST).write_text(text)
         _flush(temporary / MANIFEST)
+        os.chmod(temporary, 0o777 & ~_UMASK)  # a temporary folder is its maker's alone
         aside = _aside(directory)
         if directory.exists():
             shutil.rmtree(aside, ignore_errors=True)
@@ -123,7 +127,8 @@ def verify(directory: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
         whole = manifest["sha256"] == _digest(manifest)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    # any other OSError says something of the disk, and not that the checkpoint is damaged
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
         raise CheckpointDamaged(f"{path} is missing or unreadable ({error})") from None
     if not whole:
         raise CheckpointDamaged(f"{path} does not match its checksum")

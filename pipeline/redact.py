@@ -7,12 +7,15 @@ from typing import Any
 
 HIDDEN = "•••"
 
-_USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*://)[^/\s@'\"]+@")
+_USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*://)[^/?#\s\"]+@")
 # signed links and tokens in a query string: the name may stay, the value may not
 _QUERY = re.compile(
-    r"(?P<name>[?&;](?:[\w\-]*(?:signature|token|secret|password|passwd|credential|access[-_]?key|api[-_]?key)"
-    r"[\w\-]*|sig|pwd|key)=)[^&#\s'\"]+",
+    r"(?P<name>[?&;](?:[\w\-]*(?:signature|token|secret|password|passwd|passphrase|credential|access[-_]?key|api[-_]?key)"
+    r"[\w\-]*|sig|pwd|key|auth|jwt|sas)=)[^&#\s\"]+",
     re.IGNORECASE,
+)
+_BEARER = re.compile(
+    r"(?P<scheme>\bBearer\s+(?=\S{16})|\bauthorization\W{1,4}(?:\w+\s+)?)[\w.~+/=\-]{6,}", re.IGNORECASE
 )
 _AWS_KEY = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")
 _SECRET_NAME = re.compile(
@@ -33,7 +36,7 @@ def redact(value: Any, name: str = "") -> Any:
     if isinstance(value, dict):
         if name == "env":
             return dict.fromkeys(value, HIDDEN)
-        return {key: redact(item, str(key)) for key, item in value.items()}
+        return {redact(key): redact(item, str(key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [redact(item, name) for item in value]
     if value is None or isinstance(value, bool):
@@ -43,5 +46,6 @@ def redact(value: Any, name: str = "") -> Any:
     if isinstance(value, str):
         value = _USERINFO.sub(rf"\g<scheme>{HIDDEN}@", value)
         value = _QUERY.sub(rf"\g<name>{HIDDEN}", value)
+        value = _BEARER.sub(rf"\g<scheme>{HIDDEN}", value)
         return _AWS_KEY.sub(HIDDEN, value)
     return value

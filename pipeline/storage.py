@@ -215,12 +215,24 @@ def list_(uri: str, recursive: bool = False) -> list[str]:
     fs, path = filesystem(uri)
     with explained(uri, "list"):
         try:
-            entries = fs.find(path) if recursive else [item["name"] for item in fs.ls(path, detail=True)]
+            if not recursive:
+                entries = [item["name"] for item in fs.ls(path, detail=True)]
+            elif is_remote(uri):
+                entries = fs.find(path)
+            else:  # fsspec would leave out what it cannot read
+                entries = fs.find(path, on_error=_unless_gone)
         except (FileNotFoundError, NotADirectoryError):
             return []
     root = path.rstrip("/")
     below = (entry.rstrip("/") for entry in entries)
-    return sorted(join(uri, entry[len(root) + 1 :]) for entry in below if entry.startswith(root + "/"))
+    names = (entry[len(root) + 1 :] for entry in below if entry.startswith(root + "/"))
+    # an object's key may hold them, and a copy of it would lie outside the folder that it is copied into
+    return sorted(join(uri, name) for name in names if ".." not in name.split("/"))
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def remove(uri: str) -> None:

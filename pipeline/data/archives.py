@@ -21,6 +21,14 @@ from pipeline.data.folders import open_folder
 from pipeline.data.source import Source
 
 _SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_ABOUT_THE_NEXT = {
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+}
+_LONGEST_HEADER = 1 << 20
 _MAX_EXPANSION = 100
 _MAX_EXPANSION_FROM = 1 << 30
 
@@ -117,11 +125,15 @@ class _Member(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         try:
-            return super().frombuf(buf, encoding, errors)
+            member = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
             if len(buf) == tarfile.BLOCKSIZE and not buf.strip(b"\0"):
                 raise
             raise tarfile.ReadError(str(error)) from None
+        # which ``tarfile`` reads into memory as it is
+        if member.type in _ABOUT_THE_NEXT and member.size > _LONGEST_HEADER:
+            raise tarfile.ReadError(f"a name or header of {member.size} bytes")
+        return member
 
 
 def _regular(file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

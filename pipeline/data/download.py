@@ -17,6 +17,7 @@ import httpx
 from filelock import FileLock
 
 from agit_core.errors import BadInput, RunFailed
+from pipeline.redact import redact
 
 ATTEMPTS = 5
 """For a file that everything depends on."""
@@ -56,6 +57,13 @@ def fetch(
         BadInput: no network, or not the file that ``#sha256=`` promises.
         RunFailed: the connection kept breaking; the next call goes on from there.
     """
+    try:
+        return _fetch(url, folder, wait, attempts)
+    except (BadInput, RunFailed) as error:  # of a signed link the signature is told to nobody
+        raise type(error)(redact(str(error))) from None
+
+
+def _fetch(url: str, folder: Path, wait: Callable[[float], None], attempts: int) -> Path:
     address, _, fragment = url.partition("#")
     expected = _expected(url, fragment)
     try:

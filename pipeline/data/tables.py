@@ -235,7 +235,7 @@ class _Files:
         except (BadInput, RunFailed) as error:
             if not isinstance(error, download.NotThere):
                 self._silent.add(host)
-            return Unreachable(str(error)), f"unreachable:{address}"
+            return Unreachable(str(error)), f"unreachable:{hashlib.sha256(address.encode()).hexdigest()}"
         self._silent.discard(host)
         return LocalFile(str(path)), file_digest(path)
 

@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -137,7 +138,21 @@ def clear(owner: dict[str, Any]) -> None:
     """Removes what a job of a dead launcher on this machine left; a search's trial belongs to its search."""
     if "folder" in owner:
         sweep(owner["token"])
-        shutil.rmtree(owner["folder"], ignore_errors=True)
+        if _made_here(Path(owner["folder"])):
+            shutil.rmtree(owner["folder"], ignore_errors=True)
+
+
+def _made_here(folder: Path) -> bool:
+    """Whether it is one of :meth:`LocalJob.start`: its name comes from the storage, into which others may write."""
+    if folder.parent not in {Path("/tmp"), Path(tempfile.gettempdir())} or not folder.name.startswith(
+        "agit-"
+    ):
+        return False
+    try:
+        status = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
 
 
 def sweep(token: str, seconds: float = 5.0) -> None:

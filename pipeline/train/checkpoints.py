@@ -10,10 +10,12 @@ which is written last and holds every file's SHA-256, is there.
 from __future__ import annotations
 
 import logging
+import math
 import re
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ class CheckpointStore:
         self.keep = keep
         self.best_by = best_by
         self._info: dict[int, dict[str, Any]] = {}
+        self._uploaded = b""
 
     def folder(self, step: int) -> str:
         """URI of the checkpoint of a step."""
@@ -64,18 +67,23 @@ class CheckpointStore:
     def best(self) -> int | None:
         """The step with the lowest score of the stage that the newest checkpoint is in.
 
-        Losses of the two stages are not comparable: the discriminators see different pictures.
+        Losses of the two stages are not comparable: the discriminators see different pictures. Where all of the stage
+        have diverged, it is the newest that has not.
         """
         steps = self.steps()
         if self.best_by is None or not steps:
             return None
         stage = self.info(steps[0])["stage"]
         scored = {
-            step: float(info["scores"][self.best_by])
+            step: float(self.info(step)["scores"][self.best_by])
             for step in steps
-            if (info := self.info(step))["stage"] == stage and self.best_by in info.get("scores", {})
+            if self.best_by in self.info(step).get("scores", {})
         }
-        return min(scored, key=lambda step: (scored[step], -step)) if scored else None
+        of_stage = {step: score for step, score in scored.items() if self.info(step)["stage"] == stage}
+        finite = {step: score for step, score in of_stage.items() if math.isfinite(score)}
+        if of_stage and not finite:
+            return max((step for step, score in scored.items() if math.isfinite(score)), default=None)
+        return min(finite, key=lambda step: (finite[step], -step)) if finite else None
 
     # ------------------------------------------------------------------ reading
 
@@ -92,6 +100,7 @@ class CheckpointStore:
                 damaged.append(f"the checkpoint of step {step} is damaged ({error}); using the one before")
                 log.warning(damaged[-1])
                 self._info.pop(step, None)
+                self._uploaded = b""
                 storage.write_json(
                     storage.join(self.folder(step), _DAMAGED), {"reason": str(error), "time": time.time()}
                 )
@@ -102,39 +111,56 @@ class CheckpointStore:
 
         Raises:
             CheckpointDamaged: a file is missing or does not match its checksum.
+            RunFailed: it cannot be read at the moment.
         """
         folder = self.folder(step)
         if not storage.is_remote(folder):
-            return checkpoint.read(storage.local_path(folder))
+            try:
+                return checkpoint.read(storage.local_path(folder))
+            except OSError as error:
+                text = " ".join(str(error).split())
+                raise RunFailed(
+                    f"cannot read {folder}: {text}; check the folder's permissions and disk"
+                ) from None
         with tempfile.TemporaryDirectory(prefix="agit-load-") as scratch:
             storage.download_folder(folder, scratch)
             return checkpoint.read(Path(scratch))
 
     # ------------------------------------------------------------------ writing
 
-    def write(self, snapshot: Snapshot) -> None:
-        """Stores a snapshot under its step and removes what need not be kept. May be repeated after a failure."""
+    def write(self, snapshot: Snapshot, check: Callable[[], None] = lambda: None) -> None:
+        """Stores a snapshot under its step and removes what need not be kept. May be repeated after a failure.
+
+        Args:
+            check: raises when the run is somebody else's by now; called right before the checkpoint becomes valid.
+        """
         step = int(snapshot.info["step"])
         folder = self.folder(step)
         if storage.is_remote(folder):
-            self._upload(snapshot, folder)
+            self._upload(snapshot, folder, check)
         else:
             _sweep(storage.local_path(self.uri))
             _write_local(storage.local_path(folder), snapshot)
         self._info[step] = snapshot.info
-        self._prune()
+        try:
+            self._prune()
+        except (RunFailed, OSError) as error:  # the next one does it; this one is stored
+            log.warning("old checkpoints are not removed yet: %s", error)
 
-    def _upload(self, snapshot: Snapshot, folder: str) -> None:
+    def _upload(self, snapshot: Snapshot, folder: str, check: Callable[[], None]) -> None:
         manifest = storage.join(folder, checkpoint.MANIFEST)
-        # a folder of the same step is there when a damaged checkpoint made the run go back behind it
-        storage.remove(manifest)
-        storage.remove(folder)
         with tempfile.TemporaryDirectory(prefix="agit-save-") as scratch:
             local = Path(scratch) / storage.name(folder)
             _write_local(local, snapshot)
             last = (local / checkpoint.MANIFEST).read_bytes()
             (local / checkpoint.MANIFEST).unlink()
-            storage.upload_folder(local, folder)
+            if self._uploaded != last:  # or it is a second try, and this step's files are all there
+                # a folder of the same step is there when a damaged checkpoint made the run go back behind it
+                storage.remove(manifest)
+                storage.remove(folder)
+                storage.upload_folder(local, folder)
+                self._uploaded = last
+            check()
             storage.write_bytes(manifest, last)
 
     def _prune(self) -> None:

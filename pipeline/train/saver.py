@@ -120,7 +120,7 @@ class Saver:
                     storage.write_bytes(uri, files[uri])
                     del files[uri]
                 if snapshot is not None:
-                    self._store.write(snapshot)
+                    self._store.write(snapshot, self._check)
                     with self._changed:
                         self.last_stored, self.last_stored_at = int(snapshot.info["step"]), time.time()
                         self._changed.notify_all()

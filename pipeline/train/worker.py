@@ -264,6 +264,8 @@ class _Worker:
         """Every rank goes on from the checkpoint that rank 0 found whole."""
         snapshot: Snapshot | None = None
         if self.world.rank == 0:
+            # workers that Ray starts anew may be those of a run that somebody else has taken over meanwhile
+            self._patiently(lambda: ownership.check(self.spec))
             snapshot, damaged = self._patiently(self.store.load_newest)
             for message in damaged:
                 events.record(self.run_uri, "checkpoint_damaged", message)

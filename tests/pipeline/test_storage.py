@@ -4,6 +4,7 @@ import json
 import os
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -75,6 +76,16 @@ def test_the_same_calls_work_on_both(root: str, tmp_path: Path) -> None:
     assert storage.list_(root, recursive=True) == [storage.join(root, "a.json"), one]
     storage.check_reachable(root)
     assert len(storage.list_(root, recursive=True)) == 2, "the probe is removed"
+
+
+def test_an_object_whose_key_leads_elsewhere_is_not_copied(s3: S3Server, tmp_path: Path) -> None:
+    """Such keys are valid, and files of such paths would lie outside the folder."""
+    storage.write_bytes(storage.join(s3.uri, "run", "whole"), b"1")
+    keys = [*storage.filesystem(s3.uri)[0].find(f"{s3.bucket}/run"), f"{s3.bucket}/run/../../../evil"]
+    with mock.patch.object(type(storage.filesystem(s3.uri)[0]), "find", return_value=keys):
+        assert storage.list_(storage.join(s3.uri, "run"), recursive=True) == [f"{s3.uri}/run/whole"]
+        storage.download_folder(storage.join(s3.uri, "run"), tmp_path / "a" / "b" / "c" / "d")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["whole"]
 
 
 def test_a_missing_file_is_a_file_not_found_error(root: str, tmp_path: Path) -> None:

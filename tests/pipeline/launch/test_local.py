@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,17 @@ def start_follower(config: Config, data: str, file: Path) -> subprocess.Popen[by
         stdout=subprocess.DEVNULL,
         stderr=file.with_suffix(".log").open("ab"),
     )
+
+
+def test_a_folder_that_no_job_made_is_not_removed(tmp_path: Path) -> None:
+    """Its name stands in the run's specification, which whoever may write to the storage can change."""
+    for precious in (tmp_path / "agit-precious", tmp_path):
+        precious.mkdir(exist_ok=True)
+        local.clear({"folder": str(precious), "token": "nobody's"})
+        assert precious.is_dir()
+    made = Path(tempfile.mkdtemp(prefix="agit-", dir="/tmp"))
+    local.clear({"folder": str(made), "token": "nobody's"})
+    assert not made.exists()
 
 
 def token_of(run_uri: str) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+from agit_core import checkpoint
 from agit_core.checkpoint import MANIFEST, CheckpointDamaged, Snapshot
+from agit_core.errors import RunFailed
 from pipeline import storage
 from pipeline.train.checkpoints import CheckpointStore
+from pipeline.train.ownership import TakenOver
 from tests.pipeline.s3 import S3Server
 from tests.pipeline.training import differences
 
@@ -47,6 +53,81 @@ def test_best_is_of_the_present_stage(root: str) -> None:
     store.write(snapshot(30, 1.5, "masked"))
     assert store.best() == 20
     assert store.steps() == [30, 20]
+
+
+def test_the_best_outlives_a_divergence(root: str) -> None:
+    store = CheckpointStore(root, keep=2, best_by="cycle")
+    for step, score in ((10, 0.5), (20, 0.1), (30, 0.3), (40, math.nan), (50, math.inf), (60, math.nan)):
+        store.write(snapshot(step, score))
+    assert CheckpointStore(root, 2, "cycle").best() == 20
+    assert store.steps() == [60, 50, 20]
+    store.write(snapshot(70, math.nan, "masked"))
+    assert store.best() == 20, "nothing of the present stage is worth keeping"
+
+
+def test_a_checkpoint_that_is_stored_is_not_stored_again(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repeated write, as after a lost answer, would first have to remove what is there."""
+    store = CheckpointStore(storage.join(s3.uri, "run"), keep=1)
+    store.write(snapshot(10))
+    remove = storage.remove
+
+    def fails(uri: str) -> None:
+        if storage.exists(storage.join(store.folder(20), MANIFEST)):
+            raise RunFailed("away")
+        remove(uri)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "remove", fails)
+        store.write(snapshot(20))
+        store.write(snapshot(20))
+    assert store.steps() == [20, 10]
+    store.write(snapshot(30))
+    assert store.steps() == [30], "removed with the next one"
+
+
+def test_who_was_taken_over_in_the_middle_of_an_upload_makes_nothing_valid(s3: S3Server) -> None:
+    store = CheckpointStore(storage.join(s3.uri, "run"), keep=1)
+
+    def check() -> None:
+        raise TakenOver("by another")
+
+    with pytest.raises(TakenOver):
+        store.write(snapshot(10), check)
+    assert store.steps() == []
+
+
+@pytest.mark.parametrize("what", ["listing", "manifest", "tensor file"])
+def test_a_disk_that_fails_once_is_no_missing_or_damaged_checkpoint(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(str(tmp_path / "run"), keep=2)
+    store.write(snapshot(10))
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        if what == "listing":
+            patch.setattr(os, "scandir", fails)
+        elif what == "manifest":
+            patch.setattr(Path, "read_text", fails)
+        else:
+            patch.setattr(checkpoint, "sha256", fails)
+        with pytest.raises(RunFailed, match="Stale file handle"):
+            store.load_newest()
+    found, damaged = store.load_newest()
+    assert found is not None
+    assert damaged == []
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path / "run"), keep=1)
+    store.write(snapshot(10))
+    made = tmp_path / "folder"
+    made.mkdir()
+    assert Path(store.folder(10)).stat().st_mode == made.stat().st_mode
 
 
 def test_reads_what_was_written(root: str) -> None:
@@ -120,7 +201,7 @@ def test_manifest_is_uploaded_last_and_removed_first(s3: S3Server, monkeypatch: 
         monkeypatch.setattr(storage, name, wrapped)
     store.write(snapshot(10))
     store.write(snapshot(20))
-    store.write(snapshot(20))
+    store.write(snapshot(20, 0.5))
     assert len(moments) > 10
     assert all(moments)
 

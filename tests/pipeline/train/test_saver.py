@@ -7,7 +7,7 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,9 +33,9 @@ class HeldStore(CheckpointStore):
         super().__init__(run_uri, keep)
         self.go = threading.Event()
 
-    def write(self, snapshot: Snapshot) -> None:
+    def write(self, snapshot: Snapshot, check: Callable[[], None] = lambda: None) -> None:
         assert self.go.wait(600)
-        super().write(snapshot)
+        super().write(snapshot, check)
 
 
 def test_put_does_not_wait_and_the_newest_wins(tmp_path: Path) -> None:
