@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agit_core.errors import BadInput
+from agit_core.errors import BadInput, RunFailed
 from pipeline import logs, progress, storage
 from pipeline.config import Config, fingerprint
 from pipeline.handover import Data, Run
@@ -170,15 +170,19 @@ def _compared(config: Config, run: Run, evaluation: dict[str, Any]) -> bool:
 
 
 def evaluate_model(config: Config, data: Data, uri: str) -> dict[str, Any]:
-    """Scores any model on the test images: a registered one, or a checkpoint or model folder.
+    """Scores any model on the test images: a registered one, a checkpoint or model folder, or a finished run's last.
+
+    A run's own evaluation stays as it is: this one may be of other images or settings.
 
     Raises:
         BadInput: no such model, or no Inception network can be had.
         RunFailed: the storage does not answer.
     """
+    from pipeline import runs
     from pipeline.evaluate.scoring import evaluate as run_stage
 
     with progress.stage("evaluate") as stage:
+        uri = uri if uri.startswith("models:") else runs.last_checkpoint(uri) or uri
         evaluation = run_stage(config, uri, data.uri, stage)
         stage.message = scores_line(evaluation)
     return evaluation
@@ -229,16 +233,28 @@ def summarize(
     return summary
 
 
-def known(run_uri: str) -> dict[str, Any]:
+def known(config: Config, run_uri: str) -> dict[str, Any]:
     """``steps``, ``metrics``, ``model`` and ``report`` of a run as far as it has come; None for what is not there."""
     result, scores = read(run_uri, "result.json"), read(run_uri, "evaluation.json")
     registration, report_uri = read(run_uri, "registration.json"), storage.join(run_uri, "report.html")
     return {
         "steps": result["steps"] if result else None,
         "metrics": scores["metrics"] if scores else None,
-        "model": {key: registration[key] for key in ("name", "version", "aliases")} if registration else None,
+        "model": _model(config, registration) if registration else None,
         "report": report_uri if storage.exists(report_uri) else None,
     }
+
+
+def _model(config: Config, registration: dict[str, Any]) -> dict[str, Any]:
+    """Name and version as registered, with the aliases of today."""
+    from pipeline.registry import tracking, versions
+
+    name, version = registration["name"], registration["version"]
+    try:
+        aliases = sorted(versions.get(tracking.tracking_uri(config), name, version).aliases)
+    except (BadInput, RunFailed, LookupError):  # what is asked for is something else
+        aliases = registration["aliases"]
+    return {"name": name, "version": version, "aliases": aliases}
 
 
 def finished(run_uri: str) -> dict[str, Any] | None:

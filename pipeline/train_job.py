@@ -13,6 +13,7 @@ import importlib
 import json
 import logging
 import os
+import secrets
 import shutil
 import signal
 import sys
@@ -171,6 +172,11 @@ def ray_session(config: Config, cpus: int | None = None) -> Iterator[str]:
     os.environ.update(added)
     # loads while the processes of Ray start; the driver needs it next
     threading.Thread(target=lambda: importlib.import_module("torch"), daemon=True).start()
+    if not foreign:
+        # read once, when it is imported: nothing is written to the home directory or read from there
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
     quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}

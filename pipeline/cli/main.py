@@ -64,9 +64,12 @@ def prepare(
         for name, split in data.manifest["splits"].items()
         if split.get("quarantined")
     }
+    name, uri = journey.locate(settings, data)
     return Answer(
         {
+            "run_id": name,
             "storage": settings.storage,
+            **journey.known(settings, uri),
             "data": data.uri,
             "fingerprint": data.manifest["fingerprint"],
             "rows": counts,
@@ -97,7 +100,7 @@ def train(
         {
             "run_id": done.run_id,
             "storage": settings.storage,
-            **journey.known(done.uri),
+            **journey.known(settings, done.uri),
             "checkpoint": done.result["checkpoint"],
             "run": done.uri,
             "reused": done.reused,
@@ -148,7 +151,7 @@ def evaluate(
         if model is None:
             done = journey.trained(settings, data)
             evaluation = journey.evaluate(settings, data, done)
-            head |= {"run_id": done.run_id, **journey.known(done.uri)}
+            head |= {"run_id": done.run_id, **journey.known(settings, done.uri)}
         else:
             head["model"] = model
             evaluation = journey.evaluate_model(settings, data, model)
@@ -172,7 +175,7 @@ def report(
                 f"run {name} is not in {settings.storage}; run `agit train` with the same settings"
             )
         report_uri = journey.report(settings, data, journey.Run(name, uri, {}))
-    told = {"run_id": name, "storage": settings.storage, **journey.known(uri), "report": report_uri}
+    told = {"run_id": name, "storage": settings.storage, **journey.known(settings, uri), "report": report_uri}
     return Answer(told, show.built)
 
 

@@ -22,6 +22,13 @@ from pipeline.redact import redact
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+# before the first import of MLflow, which asks for them and else makes an installation id in the home directory
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+# the defaults (7 retries, 120 s each) would keep a person waiting for minutes before an error
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+
 LOCAL_DATABASE = "mlflow.db"
 CURVE_POINTS = 500
 """At most this many rows of the training's metrics are logged, evenly spread: the rest stays in storage."""
@@ -69,11 +76,6 @@ def database(uri: str) -> Path | None:
 @lru_cache(maxsize=8)
 def client(uri: str) -> MlflowClient:
     """The client of a tracking URI; the SQLite file is created where there is none."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    # the defaults (7 retries, 120 s each) would keep a person waiting for minutes before an error
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     file = database(uri)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -595,12 +595,13 @@ def test_storage_in_s3_keeps_models_and_audit_there(config: Config, register: Re
 
 @pytest.mark.slow
 def test_mlflow_is_quiet(tmp_path: Path) -> None:
-    """A fresh process creates the database: nothing on standard output or standard error."""
+    """A fresh process creates the database: nothing on standard output or standard error, or in the home directory."""
+    home = tmp_path / "home"
+    home.mkdir()
     script = (
         "from pipeline.registry import tracking\n"
         f"client = tracking.client('sqlite:///{tmp_path}/state/mlflow.db')\n"
         "client.create_registered_model('x')\n"
-        "import os; assert os.environ['MLFLOW_DISABLE_TELEMETRY'] == 'true'\n"
     )
     root = Path(__file__).parents[3]
     done = subprocess.run(
@@ -608,11 +609,21 @@ def test_mlflow_is_quiet(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(root)},
+        env={**os.environ, "PYTHONPATH": str(root), "HOME": str(home)},
         check=True,
     )
     assert (done.stdout, done.stderr) == ("", "")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["state"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["home", "state"]
+    # nor is anybody told; this looks into a registry, as a run does first
+    script = f"from pipeline.registry import versions; versions.versions('sqlite:///{tmp_path}/state/mlflow.db', 'x')"
+    subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+        | {"PYTHONPATH": str(root), "HOME": str(home)},
+        check=True,
+    )
+    assert list(home.rglob("*")) == []
 
 
 def test_a_job_is_told_the_folder_of_the_weights_it_starts_from(
