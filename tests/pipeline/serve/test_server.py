@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -20,11 +21,12 @@ import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 from PIL import Image
+from starlette.testclient import TestClient
 
 from agit_core import Translator
 from agit_core.errors import BadInput
 from agit_core.translator import Result
-from pipeline.serve import http, pyfunc
+from pipeline.serve import http, pyfunc, server
 from pipeline.serve import images as serve_images
 from tests.agit_core import models
 from tests.pipeline.command import agit, environment
@@ -116,7 +118,28 @@ def test_limits(url: str) -> None:
     assert call(url, [encoded(models.photograph(20, 20))]).status_code == 200
 
 
-@pytest.mark.slow
+def test_requests_are_json(folder: Path) -> None:
+    """MLflow would unpack a Parquet file of any size before it looks at the rows."""
+    client = TestClient(server.application(str(folder), device="cpu"))
+    table = pd.DataFrame({"image": [encoded(models.photograph(20, 20))]})
+    for kind, body in (
+        ("application/vnd.apache.parquet", table.to_parquet()),
+        ("Application/vnd.apache.parquet; charset=utf-8", table.to_parquet()),
+        ("text/csv", table.to_csv(index=False).encode()),
+        (None, b"{}"),
+    ):
+        headers = {"Content-Type": kind} if kind else {}
+        answer = client.post("/invocations", content=body, headers=headers)
+        assert answer.status_code == 415, kind
+        assert answer.json() == {"error": "the request must be of the type application/json"}
+    split = json.dumps({"dataframe_split": table.to_dict("split", index=False)})
+    for kind in ("application/json", "application/json; charset=utf-8"):
+        answer = client.post("/invocations", content=split, headers={"Content-Type": kind})
+        assert answer.status_code == 200, answer.text
+    for path in ("/ping", "/health", "/version"):
+        assert client.get(path).status_code == 200
+
+
 class Slow:
     """A translator that stands still until it is let go, and counts how many do so at once."""
 
