@@ -55,6 +55,19 @@ def encoded(pixels: np.ndarray[Any, Any], kind: str = "PNG") -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+def damaged_avif() -> bytes:
+    """One that Pillow opens and cannot decode."""
+    data = base64.b64decode(encoded(models.photograph(64, 64), "AVIF"))
+    head, _, pixels = data.partition(b"mdat")
+    return head + b"mdat" + b"\xff" * len(pixels)
+
+
+def broken_exif() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "WEBP", exif=b"Exif\0\0nonsense")
+    return buffer.getvalue()
+
+
 def decoded(text: str) -> np.ndarray[Any, Any]:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text, validate=True))))
 
@@ -243,11 +256,36 @@ def test_mlflows_python_client_loads_it(folder: Path) -> None:
         (b"GIF89a", "not an image"),
         (base64.b64decode(encoded(models.photograph(64, 64)))[:3000], "damaged"),
         (b"x" * (serve_images.LARGEST_BYTES + 1), "the limit is 20 MiB"),
+        (damaged_avif(), "damaged"),
+        (broken_exif(), "damaged"),
     ],
 )
 def test_pictures_that_are_refused(data: bytes, said: str) -> None:
     with pytest.raises(BadInput, match=said):
         serve_images.decode(data)
+
+
+def test_what_fails_is_answered_in_a_sentence_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = TestClient(server.application(str(folder), device="cpu"))
+
+    def answer(data: bytes) -> httpx.Response:
+        return client.post("/invocations", json={"inputs": {"image": [base64.b64encode(data).decode()]}})
+
+    refused = answer(damaged_avif())
+    assert refused.status_code == 400
+    assert refused.json()["message"].startswith("image 0: the image is damaged")
+
+    def upset(*_: Any) -> None:
+        raise ZeroDivisionError("of all things")
+
+    monkeypatch.setattr(Translator, "translate", upset)
+    failed = answer(base64.b64decode(encoded(models.photograph(20, 20))))
+    assert failed.status_code == 500
+    assert failed.json()["message"] == "the request failed; the server's log says why"
+    assert "stack_trace" not in failed.text
+    assert "of all things" in caplog.text
 
 
 def test_a_decompression_bomb_is_refused_unread() -> None:
