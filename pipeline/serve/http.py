@@ -95,7 +95,8 @@ def run(build: Callable[[], ASGIApp], host: str, port: int, limit: int, ready: C
     with listening:
         app: ASGIApp = BodyLimit(build(), limit)
         if _is_loopback(host):  # a page elsewhere cannot reach it by pointing its own name at this machine
-            app = TrustedHostMiddleware(app, allowed_hosts=["localhost", LOOPBACK, "[::1]"])
+            names = ["localhost", LOOPBACK, "[::1]", _bracketed(host)]
+            app = TrustedHostMiddleware(app, allowed_hosts=names)
         server = uvicorn.Server(
             uvicorn.Config(
                 app,

@@ -19,8 +19,10 @@ import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import pytest
+import uvicorn
 from mlflow.exceptions import MlflowException
 from PIL import Image
+from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 from agit_core import Translator
@@ -294,6 +296,18 @@ def test_a_decompression_bomb_is_refused_unread() -> None:
     assert len(buffer.getvalue()) < 50_000
     with pytest.raises(BadInput, match="million"):
         serve_images.decode(buffer.getvalue())
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost"])
+def test_the_address_that_is_announced_is_answered(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def served(self: uvicorn.Server, sockets: list[Any]) -> None:
+        told.append(TestClient(self.config.app, base_url=announced[0]).get("/").status_code)
+        told.append(TestClient(self.config.app, base_url="http://evil.example").get("/").status_code)
+
+    announced, told = list[str](), list[int]()
+    monkeypatch.setattr(uvicorn.Server, "run", served)
+    http.run(lambda: PlainTextResponse("here"), host, 0, 1000, announced.append)
+    assert told == [200, 400]
 
 
 def test_a_port_that_is_taken_is_a_wrong_call(folder: Path, tmp_path: Path) -> None:
