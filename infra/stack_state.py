@@ -144,6 +144,10 @@ class Stack:
             "DO_NOT_TRACK": "1",
             "PREFECT_HOME": str(self.folder / "prefect"),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            # pages of the server itself, by either of its names; by default pages of any site may call its API
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(
+                f"http://{host}:{self.ports['prefect']}" for host in ("127.0.0.1", "localhost")
+            ),
             # slots of the concurrency limits survive a restart of the server, and end with their lease
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",

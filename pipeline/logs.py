@@ -25,6 +25,7 @@ OURS = ("pipeline", "agit_core")
 _TEXT = "%(levelname)s %(name)s: %(message)s"
 # (RayTrainWorker pid=123, ip=10.0.0.4) {...}, with or without colours
 _RAY_PREFIX = re.compile(r"^(?:\x1b\[\d+m)?\([^)]* pid=\d+[^)]*\)(?:\x1b\[0m)? *")
+_CONTROLS = {n: f"\\x{n:02x}" for n in (*range(0x20), *range(0x7F, 0xA0)) if n != ord("\n")}
 _context: dict[str, Any] = {}
 
 
@@ -58,6 +59,11 @@ def set_up(stream: TextIO | None = None, text: str = _TEXT) -> None:
     if as_json():
         for name in OURS:
             logging.getLogger(name).setLevel(logging.INFO)
+
+
+def printable(text: str) -> str:
+    """Text with control characters made visible (``\\x1b``): a terminal obeys them, and files' names may hold any."""
+    return text.translate(_CONTROLS)
 
 
 class JsonLines(logging.Formatter):

@@ -93,7 +93,7 @@ class Lines:
     """One line at a stage's start and end, and one every few seconds between."""
 
     def __init__(self, write: Callable[[str], None] | None = None, every: float = LINE_SECONDS) -> None:
-        self._write = write or (lambda text: print(text, file=sys.stderr, flush=True))
+        self._out = write or (lambda text: print(text, file=sys.stderr, flush=True))
         self._every = every
         self._last = 0.0
         self._shown = ""
@@ -116,6 +116,9 @@ class Lines:
 
     def close(self) -> None:
         pass
+
+    def _write(self, text: str) -> None:
+        self._out(logs.printable(text))
 
 
 class Records:
@@ -170,19 +173,18 @@ class Bars:
 
     def update(self, stage: str, status: Status) -> None:
         if stage in self._tasks:
-            self._bars.update(
-                self._tasks[stage], completed=status.done or 0, total=status.total, line=status.line()
-            )
+            line = logs.printable(status.line())
+            self._bars.update(self._tasks[stage], completed=status.done or 0, total=status.total, line=line)
 
     def end(self, stage: str, message: str, ok: bool) -> None:
         if stage in self._tasks:
             self._bars.remove_task(self._tasks.pop(stage))
         mark = "[green]✓[/green]" if ok else "[red]✗[/red]"
         self._console.print(f"{mark} [bold]{_place(stage)}[/bold]  ", end="", highlight=False)
-        self._console.print(message, markup=False, highlight=False)
+        self._console.print(logs.printable(message), markup=False, highlight=False)
 
     def note(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(logs.printable(text), markup=False, highlight=False)
 
     def close(self) -> None:
         self._bars.stop()

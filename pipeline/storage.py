@@ -324,7 +324,8 @@ def private_folder(name: str) -> Path:
         BadInput: somebody else has made something by that name.
     """
     folder = Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # a file or a broken link, refused below
+        folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise BadInput(f"{folder} is not a folder of this user; remove it, or set TMPDIR to another place")

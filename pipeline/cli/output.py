@@ -151,7 +151,7 @@ def _fail(status: int, message: str) -> int:
     if _State.debug:
         traceback.print_exc()
     sys.stdout.flush()
-    print(f"agit: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"agit: {logs.printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
     return status
 
 

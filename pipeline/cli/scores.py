@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.logs import printable
+
 _out = Console(highlight=False)
 _LABELS = {
     "kid_target": "KID x100 target",
@@ -54,7 +56,7 @@ def show(evaluation: Mapping[str, Any]) -> None:
         "better, worse: than that one, by more than the 95 % interval of the difference; noise: by less"
     )
     for warning in (evaluation.get("protocol") or {}).get("warnings", []):
-        _out.print(f"note: {warning}", markup=False, soft_wrap=True)
+        _out.print(printable(f"note: {warning}"), markup=False, soft_wrap=True)
 
 
 def rows(evaluation: Mapping[str, Any]) -> list[list[str]]:

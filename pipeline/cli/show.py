@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.logs import printable
 from pipeline.scores import table as score_table
 
 _out = Console(highlight=False)
@@ -33,10 +34,11 @@ def summary(value: dict[str, Any]) -> None:
 def prepared(value: dict[str, Any]) -> None:
     for split, entries in value["quarantined"].items():
         for entry in entries:
-            _out.print(f"quarantined {split}/{entry['name']}: {entry['reason']}", markup=False)
+            told = f"quarantined {split}/{entry['name']}: {entry['reason']}"
+            _out.print(printable(told), markup=False)
     for kind, pairs in (("is", value["leaks"]), ("looks like", value["near_leaks"])):
         for train, test in pairs[:_MOST_LEAKS]:
-            _out.print(f"leak: {test} {kind} {train}", markup=False)
+            _out.print(printable(f"leak: {test} {kind} {train}"), markup=False)
     drop = value["duplicates"] == "drop"
     kept = "one of each kept" if drop else "all kept: data.duplicates=drop keeps one"
     _pairs(
@@ -96,7 +98,7 @@ def findings(value: dict[str, Any]) -> None:
         table.add_column(column, overflow="fold")
     for check in value["checks"]:
         told = (check["name"], check["found"], check.get("remedy") or "")
-        table.add_row(_MARKS[check["state"]], *map(Text, told))
+        table.add_row(_MARKS[check["state"]], *(Text(printable(text)) for text in told))
     _out.print(table)
     _out.print(
         "A local run can work." if value["ok"] else "A local run cannot work yet: see what is missing."
@@ -105,7 +107,7 @@ def findings(value: dict[str, Any]) -> None:
 
 def lines(value: list[str]) -> None:
     for line in value:
-        _out.print(line, markup=False, soft_wrap=True)
+        _out.print(printable(line), markup=False, soft_wrap=True)
 
 
 def versions(value: dict[str, Any]) -> None:
@@ -179,7 +181,7 @@ def _pairs(values: dict[str, Any]) -> None:
     width = max((len(key) for key in values), default=0)
     for key, value in values.items():
         if value is not None:
-            _out.print(f"{key:<{width}}  {_cell(value)}", markup=False, soft_wrap=True)
+            _out.print(f"{printable(key):<{width}}  {_cell(value)}", markup=False, soft_wrap=True)
 
 
 def _cell(value: Any) -> str:
@@ -190,5 +192,5 @@ def _cell(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(_cell(item) for item in value)
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_cell(item)}" for key, item in value.items())
-    return str(value)
+        return ", ".join(f"{printable(str(key))} {_cell(item)}" for key, item in value.items())
+    return printable(str(value))

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 
 import uvicorn
+from starlette.datastructures import Headers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,6 +17,7 @@ from agit_core.errors import BadInput
 
 LOOPBACK = "127.0.0.1"
 _CONCURRENT = 64
+_JSON = "application/json"
 _GRACE_SECONDS = 10
 
 
@@ -60,6 +62,22 @@ class BodyLimit:
         await self._app(scope, replay, send)
 
 
+class JsonOnly:
+    """Refuses bodies of any type but JSON with status 415, before anything parses them."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] not in {"GET", "HEAD"}:
+            sent = Headers(scope=scope).get("content-type", "")
+            if sent.partition(";")[0].strip() != _JSON:
+                refusal = JSONResponse({"error": f"the request must be of the type {_JSON}"}, 415)
+                await refusal(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
 def run(build: Callable[[], ASGIApp], host: str, port: int, limit: int, ready: Callable[[str], None]) -> str:
     """Serves until interrupted; returns the address that was served.
 
@@ -77,7 +95,8 @@ def run(build: Callable[[], ASGIApp], host: str, port: int, limit: int, ready: C
     with listening:
         app: ASGIApp = BodyLimit(build(), limit)
         if _is_loopback(host):  # a page elsewhere cannot reach it by pointing its own name at this machine
-            app = TrustedHostMiddleware(app, allowed_hosts=["localhost", LOOPBACK, "[::1]"])
+            names = ["localhost", LOOPBACK, "[::1]", _bracketed(host)]
+            app = TrustedHostMiddleware(app, allowed_hosts=names)
         server = uvicorn.Server(
             uvicorn.Config(
                 app,

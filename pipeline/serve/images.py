@@ -7,7 +7,7 @@ import binascii
 import io
 import warnings
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from agit_core.errors import BadInput
 
@@ -17,7 +17,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
 
 
 def decode(data: bytes) -> Image.Image:
-    """An encoded picture in memory.
+    """An encoded picture in memory, turned upright by its EXIF orientation.
 
     Raises:
         BadInput: empty, too large, no picture, or a damaged one.
@@ -38,13 +38,14 @@ def decode(data: bytes) -> Image.Image:
                 f"the limit is {LARGEST_PIXELS // 1_000_000} million"
             )
         picture.load()
+        ImageOps.exif_transpose(picture, in_place=True)
+    except BadInput:
+        raise
     except UnidentifiedImageError:
         raise BadInput("this is not an image that can be read; send PNG, JPEG, WebP, TIFF or BMP") from None
     except Image.DecompressionBombError:
         raise BadInput(f"the image has more than {LARGEST_PIXELS // 1_000_000} million pixels") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, BadInput):
-            raise
+    except Exception as error:  # decoders raise what they like
         raise BadInput(f"the image is damaged ({error}); save it again") from None
     return picture
 

@@ -16,7 +16,7 @@ import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image, ImageOps
+from PIL import Image
 
 from agit_core import Translator
 from agit_core.augment import to_uint8
@@ -72,7 +72,7 @@ class Studio:
     def _translate(self, data: bytes, direction: str) -> dict[str, Any]:
         self.translator.maps(direction)
         began = time.perf_counter()
-        sent = ImageOps.exif_transpose(images.decode(data))
+        sent = images.decode(data)
         picture = sent.copy()
         picture.thumbnail((self.max_side, self.max_side), Image.Resampling.LANCZOS)
         done = self.translator.translate(picture, direction)

@@ -10,6 +10,7 @@ base64 text::
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model as MlflowModel
 from mlflow.models import ModelSignature
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 from mlflow.pyfunc import add_to_model
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
@@ -27,6 +28,7 @@ from agit_core.errors import BadInput
 from agit_core.model_folder import Model
 from pipeline.serve import images
 
+log = logging.getLogger(__name__)
 FILE = "MLmodel"
 MOST_IMAGES = 64
 """Per request: answers are held in memory as a whole."""
@@ -51,6 +53,15 @@ def mlmodel(model: Model) -> str:
     return str(described.to_yaml())
 
 
+class Refusal(MlflowException):
+    """One sentence for the caller, without the request's data that MLflow's server puts before an error's message."""
+
+    def serialize_as_json(self) -> str:
+        self.message = str(self)
+        text: str = super().serialize_as_json()
+        return text
+
+
 class Served:
     """What MLflow calls; one image per row, one request at a time: more would share cores and multiply the memory."""
 
@@ -63,42 +74,46 @@ class Served:
         """Translates the column ``image`` (base64) into ``image`` and ``mask`` (base64 PNG).
 
         Raises:
-            MlflowException: a wrong call, in one sentence that MLflow's server answers with status 400, or too many at
-                once, with 503.
+            Refusal: a wrong call, in one sentence that MLflow's server answers with status 400, too many at once, with
+                503, or what should not happen, with 500: its trace is for the log, not for the caller.
         """
         if not self._places.acquire(blocking=False):
-            raise MlflowException(
+            raise Refusal(
                 f"the server is busy: {MOST_WAITING} requests wait already; send this one again later",
                 error_code=TEMPORARILY_UNAVAILABLE,
             )
         try:
             with self._turn:
                 return self._predict(model_input, params)
+        except BadInput as error:
+            raise Refusal(str(error), error_code=INVALID_PARAMETER_VALUE) from None
+        except Exception:
+            log.exception("a request failed")
+            raise Refusal(
+                "the request failed; the server's log says why", error_code=INTERNAL_ERROR
+            ) from None
         finally:
             self._places.release()
 
     def _predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None) -> pd.DataFrame:
         direction = (params or {}).get("direction", self._translator.directions[0])
-        try:
-            if len(model_input) > MOST_IMAGES:
-                raise BadInput(f"{len(model_input)} images are too many for one call; send {MOST_IMAGES}")
-            self._translator.maps(direction)  # a wrong direction, also without any image
-            rows, pixels = [], 0
-            for number, text in enumerate(model_input["image"]):
-                try:
-                    picture = images.decode_base64(text)
-                    pixels += picture.width * picture.height
-                    if pixels > MOST_PIXELS:
-                        raise BadInput(
-                            f"with this one the request has more than {MOST_PIXELS // 1_000_000} million pixels; "
-                            "send the images in several requests"
-                        )
-                    done = self._translator.translate(picture, direction)
-                except BadInput as error:
-                    raise BadInput(f"image {number}: {error}") from None
-                rows.append({"image": images.png_base64(done.image), "mask": images.png_base64(done.mask)})
-        except BadInput as error:
-            raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from None
+        if len(model_input) > MOST_IMAGES:
+            raise BadInput(f"{len(model_input)} images are too many for one call; send {MOST_IMAGES}")
+        self._translator.maps(direction)  # a wrong direction, also without any image
+        rows, pixels = [], 0
+        for number, text in enumerate(model_input["image"]):
+            try:
+                picture = images.decode_base64(text)
+                pixels += picture.width * picture.height
+                if pixels > MOST_PIXELS:
+                    raise BadInput(
+                        f"with this one the request has more than {MOST_PIXELS // 1_000_000} million pixels; "
+                        "send the images in several requests"
+                    )
+                done = self._translator.translate(picture, direction)
+            except BadInput as error:
+                raise BadInput(f"image {number}: {error}") from None
+            rows.append({"image": images.png_base64(done.image), "mask": images.png_base64(done.mask)})
         return pd.DataFrame(rows, columns=["image", "mask"])
 
 

@@ -2,7 +2,7 @@
 
 The same protocol as ``mlflow models serve`` (``/invocations``, ``/ping``, ``/version``), see
 :mod:`pipeline.serve.pyfunc`; models are found as everywhere else (``models:/...``, paths, ``s3://``) and
-requests are limited in size.
+requests are JSON, and limited in size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mlflow.pyfunc import PyFuncModel, scoring_server
 from starlette.types import ASGIApp
 
 from agit_core import Translator
-from pipeline.serve import images, pyfunc
+from pipeline.serve import http, images, pyfunc
 
 _LONGEST_SECONDS = 3600
 """MLflow's own limit of a minute would leave large photographs without an answer on a CPU, and translate them all the
@@ -35,5 +35,5 @@ def application(model_uri: str, device: str = "auto", threshold: float | None = 
     translator = Translator.load(model_uri, device, threshold=threshold)
     described = MlflowModel.from_dict(yaml.safe_load(pyfunc.mlmodel(translator.model)))
     model = PyFuncModel(described, pyfunc.Served(translator))
-    app: ASGIApp = scoring_server.init(model)
-    return app
+    # MLflow reads Parquet and CSV too; a small Parquet file unpacks to more than the machine's memory
+    return http.JsonOnly(scoring_server.init(model))

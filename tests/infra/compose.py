@@ -101,9 +101,13 @@ def _dependencies(service: dict[str, Any], services: dict[str, Any]) -> list[str
 def _addresses(name: str, services: dict[str, Any]) -> list[str]:
     """Hosts and ports that a service calls: do they exist, listen there and share a network with it?"""
     service = services[name]
-    text = " ".join([*words(service), *map(str, (service.get("environment") or {}).values())])
+    # where browsers come from is nothing that the service calls
+    given = {
+        k: v for k, v in (service.get("environment") or {}).items() if not k.endswith("_ALLOWED_ORIGINS")
+    }
+    text = " ".join([*words(service), *map(str, given.values())])
     calls = {call for call in re.findall(r"(?:https?://|@)([\w.-]+):(\d+)", text) if call[0] != "127.0.0.1"}
-    host, port = (service.get("environment") or {}).get("PREFECT_SERVER_DATABASE_HOST"), "5432"
+    host, port = given.get("PREFECT_SERVER_DATABASE_HOST"), "5432"
     calls |= {(host, port)} if host else set()
     found = []
     for host, port in sorted(calls):

@@ -172,6 +172,12 @@ def test_other_names_for_mlflow_are_let_in() -> None:
     ]
 
 
+def test_prefects_api_is_called_by_its_own_pages_alone() -> None:
+    config = compose.read(compose.TEAM, environment={"PREFECT_PORT": "4321"})
+    origins = config["services"]["prefect"]["environment"]["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"]
+    assert origins.split(",") == ["http://127.0.0.1:4321", "http://localhost:4321"]
+
+
 def test_mlflow_speaks_postgres_and_s3() -> None:
     server = constraints(str(compose.FOLDER / "mlflow.txt"))
     assert {"psycopg2-binary", "boto3", "alembic", "sqlalchemy"} <= server.keys()

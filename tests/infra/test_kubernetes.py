@@ -138,6 +138,14 @@ def test_versions_are_those_of_the_pins_and_images_those_that_are_built(overlay:
     assert given["AGIT_IMAGE"] == worker["containers"][0]["image"], "flow runs use the worker's image"
 
 
+def test_prefects_api_is_called_by_its_own_pages_alone(gke: list[dict[str, Any]]) -> None:
+    """At the address that `kubectl port-forward` gives."""
+    (server,) = one(gke, "Deployment", "prefect-server")["spec"]["template"]["spec"]["containers"]
+    given = {entry["name"]: entry.get("value") for entry in server["env"]}
+    origins = given["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"].split(",")
+    assert origins == ["http://127.0.0.1:4200", "http://localhost:4200"]
+
+
 @pytest.mark.parametrize("provider", ["gke", "eks", "aks"])
 def test_gpu_workers_come_and_go_on_spot_nodes(provider: str) -> None:
     cluster = one(build(FOLDER / "overlays" / provider), "RayCluster", "agit")["spec"]

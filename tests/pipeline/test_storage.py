@@ -202,6 +202,14 @@ def test_a_folder_below_the_machines_temporary_one_is_this_users_alone(
     with pytest.raises(BadInput, match="is not a folder of this user"):
         storage.private_folder("agit-test")
     folder.unlink()
+    folder.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(BadInput, match="is not a folder of this user"):
+        storage.private_folder("agit-test")
+    folder.unlink()
+    folder.touch()
+    with pytest.raises(BadInput, match="is not a folder of this user"):
+        storage.private_folder("agit-test")
+    folder.unlink()
     other = os.getuid() + 1
     monkeypatch.setattr("os.getuid", lambda: other)
     folder.with_name(f"agit-test-{other}").mkdir()

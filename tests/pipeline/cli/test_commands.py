@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from infra.stack_state import free_port
 from pipeline import progress
-from pipeline.cli import show
+from pipeline.cli import output, show
 from tests.pipeline.command import agit, environment, tiny_config
 from tests.pipeline.s3 import S3Server
 
@@ -151,6 +152,40 @@ def test_square_brackets_in_what_a_running_stage_says() -> None:
     bars.update("prepare", progress.Status(done=1, total=2, message="a[/b].png"))
     bars.close()
     assert ", a[/b].png" in console.export_text()
+
+
+def test_control_characters_in_names_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    name, seen = "\x1b[2J\x9b\x7f\b", r"\x1b[2J\x9b\x7f\x08"
+    show.lines([name, "one\ntwo"])
+    show.mapping({"file": name, "files": [name], name: {name: 1}})
+    show.table_of([{"name": name}], ["name"])
+    show.findings({"ok": True, "checks": [{"name": name, "state": "ok", "found": name, "remedy": name}]})
+    show.prepared(
+        {
+            "quarantined": {"trainA": [{"name": name, "reason": name}]},
+            "leaks": [[name, name]],
+            "near_leaks": [],
+            "duplicates": "keep",
+            "data": name,
+            "rows": {},
+            "duplicate_groups": 0,
+            "near_groups": 0,
+        }
+    )
+    assert output._fail(2, name) == 2
+    recorded = Console(force_terminal=True, width=200, record=True, file=io.StringIO())
+    for make in (lambda: progress.Lines(every=0), lambda: progress.Bars(recorded)):
+        display: progress.Display = make()
+        display.begin("prepare")
+        display.update("prepare", progress.Status(done=1, message=name))
+        display.note(name)
+        display.close()
+        display.end("prepare", name, ok=True)
+    shown = capsys.readouterr()
+    bar = recorded.export_text()
+    assert not set(shown.out + shown.err + bar) & set("\x1b\x9b\x7f\b")
+    assert "one\ntwo" in shown.out
+    assert (shown.out.count(seen), shown.err.count(seen), bar.count(seen)) == (14, 4, 3)
 
 
 def test_an_answer_that_cannot_be_shown_ends_as_any_failure(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
+from starlette.testclient import TestClient
 
 from agit_core import Translator
 from pipeline.serve import page as demo_ui
@@ -120,6 +121,15 @@ def test_the_server_refuses_what_it_should(url: str) -> None:
     assert direction.json()["error"] == "there is no direction 'c2d'; use a2b or b2a"
     page = httpx.get(url)
     assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def test_an_image_with_broken_exif_is_refused_in_json(folder: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "WEBP", exif=b"Exif\0\0nonsense")
+    client = TestClient(demo_ui.application(str(folder), device="cpu"), raise_server_exceptions=False)
+    answer = client.post("/translate", content=buffer.getvalue())
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("the image is damaged")
 
 
 def test_a_hostile_name_stays_text(folder: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -18,13 +19,16 @@ import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import pytest
+import uvicorn
 from mlflow.exceptions import MlflowException
 from PIL import Image
+from starlette.responses import PlainTextResponse
+from starlette.testclient import TestClient
 
 from agit_core import Translator
 from agit_core.errors import BadInput
 from agit_core.translator import Result
-from pipeline.serve import http, pyfunc
+from pipeline.serve import http, pyfunc, server
 from pipeline.serve import images as serve_images
 from tests.agit_core import models
 from tests.pipeline.command import agit, environment
@@ -51,6 +55,19 @@ def encoded(pixels: np.ndarray[Any, Any], kind: str = "PNG") -> str:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def damaged_avif() -> bytes:
+    """One that Pillow opens and cannot decode."""
+    data = base64.b64decode(encoded(models.photograph(64, 64), "AVIF"))
+    head, _, pixels = data.partition(b"mdat")
+    return head + b"mdat" + b"\xff" * len(pixels)
+
+
+def broken_exif() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "WEBP", exif=b"Exif\0\0nonsense")
+    return buffer.getvalue()
 
 
 def decoded(text: str) -> np.ndarray[Any, Any]:
@@ -116,7 +133,28 @@ def test_limits(url: str) -> None:
     assert call(url, [encoded(models.photograph(20, 20))]).status_code == 200
 
 
-@pytest.mark.slow
+def test_requests_are_json(folder: Path) -> None:
+    """MLflow would unpack a Parquet file of any size before it looks at the rows."""
+    client = TestClient(server.application(str(folder), device="cpu"))
+    table = pd.DataFrame({"image": [encoded(models.photograph(20, 20))]})
+    for kind, body in (
+        ("application/vnd.apache.parquet", table.to_parquet()),
+        ("Application/vnd.apache.parquet; charset=utf-8", table.to_parquet()),
+        ("text/csv", table.to_csv(index=False).encode()),
+        (None, b"{}"),
+    ):
+        headers = {"Content-Type": kind} if kind else {}
+        answer = client.post("/invocations", content=body, headers=headers)
+        assert answer.status_code == 415, kind
+        assert answer.json() == {"error": "the request must be of the type application/json"}
+    split = json.dumps({"dataframe_split": table.to_dict("split", index=False)})
+    for kind in ("application/json", "application/json; charset=utf-8"):
+        answer = client.post("/invocations", content=split, headers={"Content-Type": kind})
+        assert answer.status_code == 200, answer.text
+    for path in ("/ping", "/health", "/version"):
+        assert client.get(path).status_code == 200
+
+
 class Slow:
     """A translator that stands still until it is let go, and counts how many do so at once."""
 
@@ -220,11 +258,36 @@ def test_mlflows_python_client_loads_it(folder: Path) -> None:
         (b"GIF89a", "not an image"),
         (base64.b64decode(encoded(models.photograph(64, 64)))[:3000], "damaged"),
         (b"x" * (serve_images.LARGEST_BYTES + 1), "the limit is 20 MiB"),
+        (damaged_avif(), "damaged"),
+        (broken_exif(), "damaged"),
     ],
 )
 def test_pictures_that_are_refused(data: bytes, said: str) -> None:
     with pytest.raises(BadInput, match=said):
         serve_images.decode(data)
+
+
+def test_what_fails_is_answered_in_a_sentence_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = TestClient(server.application(str(folder), device="cpu"))
+
+    def answer(data: bytes) -> httpx.Response:
+        return client.post("/invocations", json={"inputs": {"image": [base64.b64encode(data).decode()]}})
+
+    refused = answer(damaged_avif())
+    assert refused.status_code == 400
+    assert refused.json()["message"].startswith("image 0: the image is damaged")
+
+    def upset(*_: Any) -> None:
+        raise ZeroDivisionError("of all things")
+
+    monkeypatch.setattr(Translator, "translate", upset)
+    failed = answer(base64.b64decode(encoded(models.photograph(20, 20))))
+    assert failed.status_code == 500
+    assert failed.json()["message"] == "the request failed; the server's log says why"
+    assert "stack_trace" not in failed.text
+    assert "of all things" in caplog.text
 
 
 def test_a_decompression_bomb_is_refused_unread() -> None:
@@ -233,6 +296,18 @@ def test_a_decompression_bomb_is_refused_unread() -> None:
     assert len(buffer.getvalue()) < 50_000
     with pytest.raises(BadInput, match="million"):
         serve_images.decode(buffer.getvalue())
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost"])
+def test_the_address_that_is_announced_is_answered(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def served(self: uvicorn.Server, sockets: list[Any]) -> None:
+        told.append(TestClient(self.config.app, base_url=announced[0]).get("/").status_code)
+        told.append(TestClient(self.config.app, base_url="http://evil.example").get("/").status_code)
+
+    announced, told = list[str](), list[int]()
+    monkeypatch.setattr(uvicorn.Server, "run", served)
+    http.run(lambda: PlainTextResponse("here"), host, 0, 1000, announced.append)
+    assert told == [200, 400]
 
 
 def test_a_port_that_is_taken_is_a_wrong_call(folder: Path, tmp_path: Path) -> None:
