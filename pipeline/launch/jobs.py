@@ -174,7 +174,7 @@ def _follow(job: Job, run_uri: str, progress: ProgressCallback, limit_s: int | N
             ended = job.wait(_POLL_SECONDS)
             with contextlib.suppress(FileNotFoundError, ValueError, RunFailed):
                 state = storage.read_json(storage.join(run_uri, "progress.json"))
-                if state["time"] > max(seen, began - ownership.FRESH_SECONDS):
+                if state["time"] > max(seen, began - ownership.SILENT_SECONDS["running"]):
                     seen = state["time"]
                     progress(state)
             if limit_s is not None and time.time() - began > limit_s and not ended:

@@ -21,8 +21,9 @@ from pipeline import storage
 
 TOKEN = "AGIT_RUN_TOKEN"
 """Environment variable with the owner's token, in every process that a job starts, however deep."""
-FRESH_SECONDS = 30.0
-"""Progress that is younger is a sign of life."""
+SILENT_SECONDS = {"starting": 600.0, "running": 30.0}
+"""A run whose progress is older is not being trained: it is written once while workers wait for their places, and
+every two seconds while they run. Other states are an end."""
 
 
 class TakenOver(RunFailed):
@@ -62,7 +63,7 @@ def refuse_second(run_uri: str, unless: dict[str, Any] | None = None) -> dict[st
     elif owner:
         with contextlib.suppress(FileNotFoundError, ValueError):
             state = storage.read_json(storage.join(run_uri, "progress.json"))
-            if state["state"] in {"starting", "running"} and time.time() - state["time"] < FRESH_SECONDS:
+            if time.time() - state["time"] < SILENT_SECONDS.get(state["state"], 0):
                 raise RunFailed(f"{trained} {_place(owner)}; wait for it or stop it")
     return before
 

@@ -67,7 +67,13 @@ class TestSecond:
 
     @pytest.mark.parametrize(
         ("state", "age", "refused"),
-        [("running", 2, True), ("starting", 20, True), ("running", 60, False), ("failed", 1, False)],
+        [
+            ("running", 2, True),
+            ("starting", 300, True),
+            ("running", 60, False),
+            ("starting", 900, False),
+            ("failed", 1, False),
+        ],
     )
     def test_another_machine(self, run_uri: str, state: str, age: float, refused: bool) -> None:
         before = write(run_uri, ELSEWHERE)
