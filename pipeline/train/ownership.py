@@ -38,6 +38,7 @@ def this_process() -> dict[str, Any]:
         "pid": pid,
         "started": process_started(pid),
         "token": secrets.token_hex(16),
+        **_machine(),
     }
 
 
@@ -95,8 +96,20 @@ def check(spec: dict[str, Any]) -> None:
 
 
 def is_here(owner: dict[str, Any]) -> bool:
-    """Whether it is a process of this machine."""
-    return owner.get("host") == socket.gethostname() and "pid" in owner
+    """Whether it is a process that can be seen from here; clones and containers may have a host's name in common."""
+    here = _machine()
+    same = all(owner[key] == here.get(key) for key in ("boot_id", "pid_namespace") if key in owner)
+    return same and owner.get("host") == socket.gethostname() and "pid" in owner
+
+
+def _machine() -> dict[str, str]:
+    """What tells machines and containers with equal names apart, as far as it can be read (Linux)."""
+    found = {}
+    with contextlib.suppress(OSError):
+        found["boot_id"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with contextlib.suppress(OSError):
+        found["pid_namespace"] = os.readlink("/proc/self/ns/pid")
+    return found
 
 
 def process_started(pid: int) -> int | None:

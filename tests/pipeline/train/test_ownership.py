@@ -65,6 +65,19 @@ class TestSecond:
         before = write(run_uri, ownership.this_process())
         assert ownership.refuse_second(run_uri) == before
 
+    @pytest.mark.parametrize("key", ["boot_id", "pid_namespace"])
+    def test_another_machine_with_the_same_name(self, run_uri: str, key: str) -> None:
+        """Its process is not looked for here, where it could not be found."""
+        owner = ownership.this_process() | {"started": 1}
+        assert key in owner
+        write(run_uri, owner | {key: "another"})
+        tell(run_uri, "running", 1)
+        with pytest.raises(RunFailed, match="is being trained by process"):
+            ownership.refuse_second(run_uri)
+        # as earlier versions wrote it
+        del owner[key]
+        assert ownership.is_here(owner)
+
     @pytest.mark.parametrize(
         ("state", "age", "refused"),
         [
