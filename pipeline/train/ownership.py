@@ -24,6 +24,8 @@ TOKEN = "AGIT_RUN_TOKEN"
 SILENT_SECONDS = {"starting": 600.0, "running": 30.0}
 """A run whose progress is older is not being trained: it is written once while workers wait for their places, and
 every two seconds while they run. Other states are an end."""
+_AGAIN_SECONDS = 6.0
+"""After so long it is read again where the clocks of two machines may differ."""
 
 
 class TakenOver(RunFailed):
@@ -61,11 +63,8 @@ def refuse_second(run_uri: str, unless: dict[str, Any] | None = None) -> dict[st
     if is_here(owner):
         if owner["pid"] != os.getpid() and process_started(owner["pid"]) == owner["started"] is not None:
             raise RunFailed(f"{trained} by process {owner['pid']} of this machine; wait for it or stop it")
-    elif owner:
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            state = storage.read_json(storage.join(run_uri, "progress.json"))
-            if time.time() - state["time"] < SILENT_SECONDS.get(state["state"], 0):
-                raise RunFailed(f"{trained} {_place(owner)}; wait for it or stop it")
+    elif owner and _tells(run_uri):
+        raise RunFailed(f"{trained} {_place(owner)}; wait for it or stop it")
     return before
 
 
@@ -100,6 +99,24 @@ def is_here(owner: dict[str, Any]) -> bool:
     here = _machine()
     same = all(owner[key] == here.get(key) for key in ("boot_id", "pid_namespace") if key in owner)
     return same and owner.get("host") == socket.gethostname() and "pid" in owner
+
+
+def _tells(run_uri: str) -> bool:
+    """Whether progress is told: lately, or, by a clock that may be wrong, while one looks."""
+    first = _told(run_uri)
+    if first is None or abs(time.time() - first[1]) < SILENT_SECONDS[first[0]]:
+        return first is not None
+    time.sleep(_AGAIN_SECONDS)
+    return _told(run_uri) not in {None, first}
+
+
+def _told(run_uri: str) -> tuple[str, float] | None:
+    """State and time of a progress that is no end."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        progress = storage.read_json(storage.join(run_uri, "progress.json"))
+        if progress["state"] in SILENT_SECONDS:
+            return progress["state"], progress["time"]
+    return None
 
 
 def _machine() -> dict[str, str]:

@@ -86,9 +86,14 @@ class TestSecond:
             ("running", 60, False),
             ("starting", 900, False),
             ("failed", 1, False),
+            ("running", -20, True),
+            ("running", -7200, False),
         ],
     )
-    def test_another_machine(self, run_uri: str, state: str, age: float, refused: bool) -> None:
+    def test_another_machine(
+        self, run_uri: str, state: str, age: float, refused: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ownership, "_AGAIN_SECONDS", 0.0)
         before = write(run_uri, ELSEWHERE)
         tell(run_uri, state, age)
         if refused:
@@ -97,6 +102,21 @@ class TestSecond:
         else:
             assert ownership.refuse_second(run_uri) == before
         assert ownership.refuse_second(run_uri, unless={"host": "elsewhere"}) == before
+
+    @pytest.mark.parametrize("age", [3600, -3600])
+    @pytest.mark.parametrize(("then", "refused"), [("running", True), ("failed", False)])
+    def test_another_machine_whose_clock_differs(
+        self, run_uri: str, age: float, then: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What it tells while one looks counts, not when it says so."""
+        before = write(run_uri, ELSEWHERE)
+        tell(run_uri, "running", age)
+        monkeypatch.setattr(time, "sleep", lambda seconds: tell(run_uri, then, age - seconds))
+        if refused:
+            with pytest.raises(RunFailed, match="by process 1 on elsewhere"):
+                ownership.refuse_second(run_uri)
+        else:
+            assert ownership.refuse_second(run_uri) == before
 
 
 class TestTakenOver:
