@@ -71,11 +71,18 @@ def refuse_second(run_uri: str, unless: dict[str, Any] | None = None) -> dict[st
 def confirm(spec: dict[str, Any]) -> None:
     """For a job that begins: the specification that it read must be the one that it was started with.
 
+    A job that no launcher started (a RayJob) has no token, and its specification names no launcher.
+
     Raises:
         TakenOver: another launcher wrote its own meanwhile.
     """
-    token = os.environ.get(TOKEN)
-    if token is not None and (spec.get("owner") or {}).get("token") not in {token, None}:
+    token, owner = os.environ.get(TOKEN), spec.get("owner") or {}
+    if token is None and not owner.keys().isdisjoint({"pid", "submission_id"}):
+        raise TakenOver(
+            f"run {storage.name(spec['run_uri'])} was started {_place(owner)} since its specification was made for "
+            "this job; leave it to that one, or call `agit spec` again when that has ended"
+        )
+    if token is not None and owner.get("token") not in {token, None}:
         raise _taken_over(spec)
 
 

@@ -131,9 +131,23 @@ class TestTakenOver:
             specs.read_spec(storage.join(run_uri, "spec.json"))
         monkeypatch.setenv(ownership.TOKEN, "theirs")
         assert specs.read_spec(storage.join(run_uri, "spec.json")) == specification
-        # something else starts the job, such as a RayJob
-        monkeypatch.delenv(ownership.TOKEN)
-        assert specs.read_spec(storage.join(run_uri, "spec.json")) == specification
+
+    @pytest.mark.parametrize(
+        "owner", [ELSEWHERE, {"submission_id": "h2z-1-4", "address": "http://head:8265", "token": "theirs"}]
+    )
+    def test_a_job_that_no_launcher_started(
+        self, run_uri: str, owner: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A RayJob: the specification that was made for it, or for nobody, but not a launcher's."""
+        monkeypatch.delenv(ownership.TOKEN, raising=False)
+        uri = storage.join(run_uri, "spec.json")
+        for accepted in ({}, {"token": "of agit spec"}):
+            assert write(run_uri, accepted) == specs.read_spec(uri)
+        write(run_uri, owner)
+        with pytest.raises(
+            ownership.TakenOver, match=r"h2z-1 was started by .*; leave it to that one, or call"
+        ):
+            specs.read_spec(uri)
 
     def test_another_launcher_wrote_its_own(self, run_uri: str) -> None:
         mine = write(run_uri, ownership.this_process())
