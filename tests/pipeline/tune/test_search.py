@@ -18,6 +18,7 @@ from agit_core.errors import BadInput, RunFailed
 from pipeline import config as configs
 from pipeline import runs, storage, train_job
 from pipeline.data.prepare import prepare
+from pipeline.handover import Data
 from pipeline.launch import jobs, specs
 from pipeline.train import events as train_events
 from pipeline.tune import report, stages
@@ -372,6 +373,29 @@ def test_a_failed_trial_is_tried_again_by_the_next_call(
     played.failure = None
     assert _trial(search).step()["done"] is False
     assert search.trial(1).state == "running"
+
+
+def test_a_search_is_done_when_no_trial_failed(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that fails whenever it is tried is tried once per call."""
+    search = _search(data, tmp_path)
+    result_uri = storage.join(search.uri, "result.json")
+    ends = ["failed", "failed", "finished"]
+    calls = []
+
+    def job(*_: Any) -> None:
+        assert not storage.exists(result_uri)
+        calls.append(ends.pop(0))
+        for trial in search.trials():
+            trial.state = calls[-1] if trial.number == 3 else "finished"
+            search.store(trial)
+        storage.write_json(result_uri, {"trials": 6})
+
+    monkeypatch.setattr(jobs, "run_job", job)
+    for known in (1, 2, 3, 3):
+        stages.search(search.config, Data(data, {}, True))
+        assert len(calls) == known
 
 
 def test_only_those_that_came_as_far_are_compared(data: str, tmp_path: Path) -> None:
