@@ -206,6 +206,17 @@ def test_the_identity_is_the_space_and_the_data_not_how_much_is_asked_for(data: 
     assert len({t.run_id for t in search.trials()}) == 6
 
 
+def test_the_identity_has_how_many_images_a_score_takes(data: str, tmp_path: Path) -> None:
+    def search(max_images: int | None, images: int) -> Search:
+        tree = {**TREE, "storage": str(tmp_path), "evaluate": TREE["evaluate"] | {"max_images": max_images}}
+        return Search.of(configs.parse(tree | {"tune": TREE["tune"] | {"images": images}}), data)
+
+    assert search(3, images=4).search_id != search(None, images=4).search_id
+    # the smaller one counts
+    assert search(4, images=3).search_id == search(None, images=3).search_id == search(3, images=4).search_id
+    assert tune_trial._executed(search(3, images=4), 1).evaluate.max_images == 3
+
+
 def test_the_job_finds_the_same_search_whatever_its_working_directory(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
