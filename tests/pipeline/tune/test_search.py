@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from pipeline.data.prepare import prepare
 from pipeline.handover import Data
 from pipeline.launch import jobs, specs
 from pipeline.train import events as train_events
+from pipeline.tune import job as tune_job
 from pipeline.tune import report, stages
 from pipeline.tune import search as tune_search
 from pipeline.tune import trial as tune_trial
@@ -315,6 +317,26 @@ def test_a_stopped_trial_stays_stopped(data: str, tmp_path: Path, monkeypatch: p
     told = _trial(search).step()
     assert (told["resource"], told["score"], told["done"]) == (2, 0.4, True)
     assert played.trained == [2]
+
+
+@pytest.mark.parametrize(
+    ("state", "becomes"),
+    [("running", "stopped"), ("finished", "finished"), ("collapsed", "collapsed"), ("stopped", "stopped")],
+)
+def test_a_trial_that_ended_before_is_not_stopped_while_its_scores_are_told_again(
+    data: str, tmp_path: Path, state: str, becomes: str
+) -> None:
+    search = _search(data, tmp_path)
+    trial = search.trial(1)
+    trial.state, trial.message = state, "as it was"
+    search.store(trial)
+    spec = specs.spec_of(search.config, search.data_uri, search.search_id)
+    told = SimpleNamespace(config={"trial": 1}, last_result={"ended": False})
+    tune_job._watch(spec, search).on_trial_complete(1, [], told)
+    stored = search.trial(1)
+    assert stored.state == becomes
+    assert (stored.message == "as it was") == (state != "running")
+    assert storage.exists(storage.join(stored.run_uri, "progress.json")) == (state == "running")
 
 
 def test_a_collapsed_mask_ends_a_trial_and_it_is_not_the_best(
