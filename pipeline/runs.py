@@ -12,9 +12,8 @@ from agit_core.errors import BadInput
 from pipeline import storage
 from pipeline.progress import clock
 from pipeline.train import events as train_events
+from pipeline.train import ownership
 
-_SILENT_SECONDS = {"starting": 600.0, "running": 60.0}
-"""A run that has not written its progress for so long is not being trained: every two seconds while it runs."""
 _READERS = 8
 _TOLD = 30
 """Events that a terminal shows."""
@@ -241,7 +240,7 @@ def _state(progress: dict[str, Any] | None, result: dict[str, Any] | None) -> st
     if progress is None:
         return "not started"
     state = str(progress["state"])
-    silent = time.time() - float(progress["time"]) > _SILENT_SECONDS.get(state, float("inf"))
+    silent = time.time() - float(progress["time"]) > ownership.SILENT_SECONDS.get(state, float("inf"))
     return "interrupted" if silent else state
 
 

@@ -167,17 +167,17 @@ def _local_attempt(run_uri: str) -> int:
 
 def _follow(job: Job, run_uri: str, progress: ProgressCallback, limit_s: int | None) -> None:
     """Waits for the job's end and passes its progress on; whatever interrupts that ends the job."""
-    began, seen = time.time(), 0.0
+    began, since, seen = time.monotonic(), time.time() - ownership.SILENT_SECONDS["running"], 0.0
     try:
         ended = False
         while not ended:
             ended = job.wait(_POLL_SECONDS)
             with contextlib.suppress(FileNotFoundError, ValueError, RunFailed):
                 state = storage.read_json(storage.join(run_uri, "progress.json"))
-                if state["time"] > max(seen, began - ownership.FRESH_SECONDS):
+                if state["time"] > max(seen, since):
                     seen = state["time"]
                     progress(state)
-            if limit_s is not None and time.time() - began > limit_s and not ended:
+            if limit_s is not None and time.monotonic() - began > limit_s and not ended:
                 raise RunFailed(f"the training job took longer than cluster.job_timeout_s ({limit_s} s)")
     except BaseException:
         job.stop()

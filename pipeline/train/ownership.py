@@ -21,8 +21,11 @@ from pipeline import storage
 
 TOKEN = "AGIT_RUN_TOKEN"
 """Environment variable with the owner's token, in every process that a job starts, however deep."""
-FRESH_SECONDS = 30.0
-"""Progress that is younger is a sign of life."""
+SILENT_SECONDS = {"starting": 600.0, "running": 30.0}
+"""A run whose progress is older is not being trained: it is written once while workers wait for their places, and
+every two seconds while they run. Other states are an end."""
+_AGAIN_SECONDS = 6.0
+"""After so long it is read again where the clocks of two machines may differ."""
 
 
 class TakenOver(RunFailed):
@@ -37,6 +40,7 @@ def this_process() -> dict[str, Any]:
         "pid": pid,
         "started": process_started(pid),
         "token": secrets.token_hex(16),
+        **_machine(),
     }
 
 
@@ -59,22 +63,26 @@ def refuse_second(run_uri: str, unless: dict[str, Any] | None = None) -> dict[st
     if is_here(owner):
         if owner["pid"] != os.getpid() and process_started(owner["pid"]) == owner["started"] is not None:
             raise RunFailed(f"{trained} by process {owner['pid']} of this machine; wait for it or stop it")
-    elif owner:
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            state = storage.read_json(storage.join(run_uri, "progress.json"))
-            if state["state"] in {"starting", "running"} and time.time() - state["time"] < FRESH_SECONDS:
-                raise RunFailed(f"{trained} {_place(owner)}; wait for it or stop it")
+    elif owner and _tells(run_uri):
+        raise RunFailed(f"{trained} {_place(owner)}; wait for it or stop it")
     return before
 
 
 def confirm(spec: dict[str, Any]) -> None:
     """For a job that begins: the specification that it read must be the one that it was started with.
 
+    A job that no launcher started (a RayJob) has no token, and its specification names no launcher.
+
     Raises:
         TakenOver: another launcher wrote its own meanwhile.
     """
-    token = os.environ.get(TOKEN)
-    if token is not None and (spec.get("owner") or {}).get("token") not in {token, None}:
+    token, owner = os.environ.get(TOKEN), spec.get("owner") or {}
+    if token is None and not owner.keys().isdisjoint({"pid", "submission_id"}):
+        raise TakenOver(
+            f"run {storage.name(spec['run_uri'])} was started {_place(owner)} since its specification was made for "
+            "this job; leave it to that one, or call `agit spec` again when that has ended"
+        )
+    if token is not None and owner.get("token") not in {token, None}:
         raise _taken_over(spec)
 
 
@@ -94,8 +102,38 @@ def check(spec: dict[str, Any]) -> None:
 
 
 def is_here(owner: dict[str, Any]) -> bool:
-    """Whether it is a process of this machine."""
-    return owner.get("host") == socket.gethostname() and "pid" in owner
+    """Whether it is a process that can be seen from here; clones and containers may have a host's name in common."""
+    here = _machine()
+    same = all(owner[key] == here.get(key) for key in ("boot_id", "pid_namespace") if key in owner)
+    return same and owner.get("host") == socket.gethostname() and "pid" in owner
+
+
+def _tells(run_uri: str) -> bool:
+    """Whether progress is told: lately, or, by a clock that may be wrong, while one looks."""
+    first = _told(run_uri)
+    if first is None or abs(time.time() - first[1]) < SILENT_SECONDS[first[0]]:
+        return first is not None
+    time.sleep(_AGAIN_SECONDS)
+    return _told(run_uri) not in {None, first}
+
+
+def _told(run_uri: str) -> tuple[str, float] | None:
+    """State and time of a progress that is no end."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        progress = storage.read_json(storage.join(run_uri, "progress.json"))
+        if progress["state"] in SILENT_SECONDS:
+            return progress["state"], progress["time"]
+    return None
+
+
+def _machine() -> dict[str, str]:
+    """What tells machines and containers with equal names apart, as far as it can be read (Linux)."""
+    found = {}
+    with contextlib.suppress(OSError):
+        found["boot_id"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with contextlib.suppress(OSError):
+        found["pid_namespace"] = os.readlink("/proc/self/ns/pid")
+    return found
 
 
 def process_started(pid: int) -> int | None:

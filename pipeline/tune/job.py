@@ -111,6 +111,9 @@ def _watch(spec: dict[str, Any], search: Search) -> Any:
             if (trial.last_result or {}).get("ended"):
                 return
             stopped = search.trial(int(trial.config["trial"]))
+            if stopped.state in ENDED:
+                # its scores were being told again, in an order in which ASHA decides otherwise
+                return
             stopped.state = "stopped"
             stopped.message = f"ASHA stopped it at step {stopped.step}"
             search.store(stopped)

@@ -87,7 +87,8 @@ def _because(search: Search, best: Trial | None) -> str:
     behind = f", of {network['name']} (SHA-256 {network['sha256'][:12]})" if network else ""
     rungs = ", ".join(f"{rung:,}" for rung in search.rungs)
     return (
-        f"Every trial is an ordinary training. It is scored on {tune.images} test images per domain at steps {rungs}; "
+        "Every trial is an ordinary training. "
+        f"It is scored on {search.images} test images per domain at steps {rungs}; "
         f"at each of them ASHA lets about one in {tune.reduction} go on. KID is the mean of {kid.subsets} subsets of "
         f"up to {kid.subset_size} images{behind}. The scores of so few images are noisy, and the best of several is "
         "flattered by chance: train the preset with another seed before believing a small difference."

@@ -96,7 +96,7 @@ class Search:
         identity = {
             "run": specs.run_id(self.config, self.manifest),
             "evaluate": [self.config.evaluate.subsets, self.config.evaluate.subset_size],
-            "tune": tune.model_dump(mode="json", exclude={"trials", "concurrent"}),
+            "tune": tune.model_dump(mode="json", exclude={"trials", "concurrent"}) | {"images": self.images},
         }
         return f"{self.config.name}-{fingerprint(identity, 8)}"
 
@@ -108,6 +108,11 @@ class Search:
     def total(self) -> int:
         """Steps of a whole trial, and the scale on which trials are compared."""
         return _total_steps(self.config, self.manifest)
+
+    @property
+    def images(self) -> int:
+        """Test images per domain that a score takes, should there be so many."""
+        return min(self.config.tune.images, self.config.evaluate.max_images or self.config.tune.images)
 
     @property
     def rungs(self) -> list[int]:
@@ -174,7 +179,7 @@ def preset(search: Search, trial: Trial) -> str:
     changed = ", ".join(f"{key} = {value}" for key, value in trial.values.items()) or "nothing changed"
     head = (
         f"# The best of {search.config.tune.trials} trials of search {search.search_id}: trial {trial.number}, "
-        f"{metric} {value:.4g} on {search.config.tune.images} test images at step {trial.step}.\n# {changed}\n"
+        f"{metric} {value:.4g} on {search.images} test images at step {trial.step}.\n# {changed}\n"
     )
     return head + yaml.safe_dump(search.config_of(trial.number).plain(), sort_keys=False, allow_unicode=True)
 

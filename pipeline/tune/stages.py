@@ -42,7 +42,7 @@ def search(config: Config, data: Data) -> Search:
         else:
             spec = specs.spec_of(config, found.data_uri, found.search_id)
             spec |= {"run_uri": found.uri, "job": "pipeline.tune.job"}
-            # one with fewer trials
+            # one with fewer trials, or with some that failed
             storage.remove(storage.join(found.uri, "result.json"))
             jobs.run_job(config, spec, Allowance(lambda: _scores(found), config.train.max_failures), stage)
             stage.message = f"{config.tune.trials} trials, search {found.search_id}"
@@ -50,9 +50,11 @@ def search(config: Config, data: Data) -> Search:
 
 
 def done(found: Search) -> bool:
-    """Whether all the trials that are asked for have ended."""
+    """Whether all the trials that are asked for have ended, none of them with a failure."""
     result = journey.read(found.uri, "result.json")
-    return result is not None and result["trials"] == found.config.tune.trials
+    if result is None or result["trials"] != found.config.tune.trials:
+        return False
+    return all(trial.state != "failed" for trial in found.trials())
 
 
 def report(found: Search) -> str:

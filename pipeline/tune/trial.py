@@ -140,8 +140,7 @@ def _executed(search: Search, number: int) -> Config:
     if side_by_side > 1 and config.train.threads_per_worker is None:
         cores = os.cpu_count() or 1
         train["threads_per_worker"] = max(1, cores // (side_by_side * config.train.workers))
-    images = search.config.tune.images
-    evaluate = {"max_images": min(images, config.evaluate.max_images or images)}
+    evaluate = {"max_images": search.images}
     return config.model_copy(
         update={
             "train": config.train.model_copy(update=train),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -88,6 +89,42 @@ class TestVerdict:
     )
     def test_other_lines_have_none(self, line: str) -> None:
         assert specs.parse_verdict(line) is None
+
+
+class ShortJob:
+    """A job that runs until it has been waited for three times."""
+
+    waited, stopped = 0, False
+
+    def wait(self, seconds: float) -> bool:
+        self.waited += 1
+        return self.waited == 3
+
+    def ended(self) -> str | None:
+        return None
+
+    def verdict(self) -> dict[str, str] | None:
+        return None
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+def test_a_clock_that_is_put_forward_does_not_use_a_jobs_time_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hours = itertools.count(step=3600.0)
+    monkeypatch.setattr(time, "time", lambda: next(hours))
+    job = ShortJob()
+    jobs._follow(job, str(tmp_path), lambda state: None, limit_s=60)
+    assert (job.waited, job.stopped) == (3, False)
+
+
+def test_a_job_that_takes_longer_than_it_may_is_stopped(tmp_path: Path) -> None:
+    job = ShortJob()
+    with pytest.raises(RunFailed, match="the training job took longer than"):
+        jobs._follow(job, str(tmp_path), lambda state: None, limit_s=0)
+    assert job.stopped
 
 
 def start_follower(config: Config, data: str, file: Path) -> subprocess.Popen[bytes]:

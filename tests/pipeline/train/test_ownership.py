@@ -65,11 +65,35 @@ class TestSecond:
         before = write(run_uri, ownership.this_process())
         assert ownership.refuse_second(run_uri) == before
 
+    @pytest.mark.parametrize("key", ["boot_id", "pid_namespace"])
+    def test_another_machine_with_the_same_name(self, run_uri: str, key: str) -> None:
+        """Its process is not looked for here, where it could not be found."""
+        owner = ownership.this_process() | {"started": 1}
+        assert key in owner
+        write(run_uri, owner | {key: "another"})
+        tell(run_uri, "running", 1)
+        with pytest.raises(RunFailed, match="is being trained by process"):
+            ownership.refuse_second(run_uri)
+        # as earlier versions wrote it
+        del owner[key]
+        assert ownership.is_here(owner)
+
     @pytest.mark.parametrize(
         ("state", "age", "refused"),
-        [("running", 2, True), ("starting", 20, True), ("running", 60, False), ("failed", 1, False)],
+        [
+            ("running", 2, True),
+            ("starting", 300, True),
+            ("running", 60, False),
+            ("starting", 900, False),
+            ("failed", 1, False),
+            ("running", -20, True),
+            ("running", -7200, False),
+        ],
     )
-    def test_another_machine(self, run_uri: str, state: str, age: float, refused: bool) -> None:
+    def test_another_machine(
+        self, run_uri: str, state: str, age: float, refused: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ownership, "_AGAIN_SECONDS", 0.0)
         before = write(run_uri, ELSEWHERE)
         tell(run_uri, state, age)
         if refused:
@@ -78,6 +102,21 @@ class TestSecond:
         else:
             assert ownership.refuse_second(run_uri) == before
         assert ownership.refuse_second(run_uri, unless={"host": "elsewhere"}) == before
+
+    @pytest.mark.parametrize("age", [3600, -3600])
+    @pytest.mark.parametrize(("then", "refused"), [("running", True), ("failed", False)])
+    def test_another_machine_whose_clock_differs(
+        self, run_uri: str, age: float, then: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What it tells while one looks counts, not when it says so."""
+        before = write(run_uri, ELSEWHERE)
+        tell(run_uri, "running", age)
+        monkeypatch.setattr(time, "sleep", lambda seconds: tell(run_uri, then, age - seconds))
+        if refused:
+            with pytest.raises(RunFailed, match="by process 1 on elsewhere"):
+                ownership.refuse_second(run_uri)
+        else:
+            assert ownership.refuse_second(run_uri) == before
 
 
 class TestTakenOver:
@@ -92,9 +131,23 @@ class TestTakenOver:
             specs.read_spec(storage.join(run_uri, "spec.json"))
         monkeypatch.setenv(ownership.TOKEN, "theirs")
         assert specs.read_spec(storage.join(run_uri, "spec.json")) == specification
-        # something else starts the job, such as a RayJob
-        monkeypatch.delenv(ownership.TOKEN)
-        assert specs.read_spec(storage.join(run_uri, "spec.json")) == specification
+
+    @pytest.mark.parametrize(
+        "owner", [ELSEWHERE, {"submission_id": "h2z-1-4", "address": "http://head:8265", "token": "theirs"}]
+    )
+    def test_a_job_that_no_launcher_started(
+        self, run_uri: str, owner: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A RayJob: the specification that was made for it, or for nobody, but not a launcher's."""
+        monkeypatch.delenv(ownership.TOKEN, raising=False)
+        uri = storage.join(run_uri, "spec.json")
+        for accepted in ({}, {"token": "of agit spec"}):
+            assert write(run_uri, accepted) == specs.read_spec(uri)
+        write(run_uri, owner)
+        with pytest.raises(
+            ownership.TakenOver, match=r"h2z-1 was started by .*; leave it to that one, or call"
+        ):
+            specs.read_spec(uri)
 
     def test_another_launcher_wrote_its_own(self, run_uri: str) -> None:
         mine = write(run_uri, ownership.this_process())

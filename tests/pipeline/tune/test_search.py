@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +19,10 @@ from agit_core.errors import BadInput, RunFailed
 from pipeline import config as configs
 from pipeline import runs, storage, train_job
 from pipeline.data.prepare import prepare
+from pipeline.handover import Data
 from pipeline.launch import jobs, specs
 from pipeline.train import events as train_events
+from pipeline.tune import job as tune_job
 from pipeline.tune import report, stages
 from pipeline.tune import search as tune_search
 from pipeline.tune import trial as tune_trial
@@ -205,6 +208,17 @@ def test_the_identity_is_the_space_and_the_data_not_how_much_is_asked_for(data: 
     assert len({t.run_id for t in search.trials()}) == 6
 
 
+def test_the_identity_has_how_many_images_a_score_takes(data: str, tmp_path: Path) -> None:
+    def search(max_images: int | None, images: int) -> Search:
+        tree = {**TREE, "storage": str(tmp_path), "evaluate": TREE["evaluate"] | {"max_images": max_images}}
+        return Search.of(configs.parse(tree | {"tune": TREE["tune"] | {"images": images}}), data)
+
+    assert search(3, images=4).search_id != search(None, images=4).search_id
+    # the smaller one counts
+    assert search(4, images=3).search_id == search(None, images=3).search_id == search(3, images=4).search_id
+    assert tune_trial._executed(search(3, images=4), 1).evaluate.max_images == 3
+
+
 def test_the_job_finds_the_same_search_whatever_its_working_directory(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,6 +319,26 @@ def test_a_stopped_trial_stays_stopped(data: str, tmp_path: Path, monkeypatch: p
     assert played.trained == [2]
 
 
+@pytest.mark.parametrize(
+    ("state", "becomes"),
+    [("running", "stopped"), ("finished", "finished"), ("collapsed", "collapsed"), ("stopped", "stopped")],
+)
+def test_a_trial_that_ended_before_is_not_stopped_while_its_scores_are_told_again(
+    data: str, tmp_path: Path, state: str, becomes: str
+) -> None:
+    search = _search(data, tmp_path)
+    trial = search.trial(1)
+    trial.state, trial.message = state, "as it was"
+    search.store(trial)
+    spec = specs.spec_of(search.config, search.data_uri, search.search_id)
+    told = SimpleNamespace(config={"trial": 1}, last_result={"ended": False})
+    tune_job._watch(spec, search).on_trial_complete(1, [], told)
+    stored = search.trial(1)
+    assert stored.state == becomes
+    assert (stored.message == "as it was") == (state != "running")
+    assert storage.exists(storage.join(stored.run_uri, "progress.json")) == (state == "running")
+
+
 def test_a_collapsed_mask_ends_a_trial_and_it_is_not_the_best(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -372,6 +406,29 @@ def test_a_failed_trial_is_tried_again_by_the_next_call(
     played.failure = None
     assert _trial(search).step()["done"] is False
     assert search.trial(1).state == "running"
+
+
+def test_a_search_is_done_when_no_trial_failed(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that fails whenever it is tried is tried once per call."""
+    search = _search(data, tmp_path)
+    result_uri = storage.join(search.uri, "result.json")
+    ends = ["failed", "failed", "finished"]
+    calls = []
+
+    def job(*_: Any) -> None:
+        assert not storage.exists(result_uri)
+        calls.append(ends.pop(0))
+        for trial in search.trials():
+            trial.state = calls[-1] if trial.number == 3 else "finished"
+            search.store(trial)
+        storage.write_json(result_uri, {"trials": 6})
+
+    monkeypatch.setattr(jobs, "run_job", job)
+    for known in (1, 2, 3, 3):
+        stages.search(search.config, Data(data, {}, True))
+        assert len(calls) == known
 
 
 def test_only_those_that_came_as_far_are_compared(data: str, tmp_path: Path) -> None:
