@@ -11,8 +11,8 @@ import dataclasses
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,6 @@ from agit_core.config import (
     StageConfig,
 )
 from agit_core.errors import BadInput
-
-_UMASK = os.umask(0o077)
-os.umask(_UMASK)
 
 FORMAT = 1
 MANIFEST = "checkpoint.json"
@@ -61,7 +58,9 @@ def write(directory: Path, snapshot: Snapshot) -> None:
     """
     directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    # not tempfile's, which is its maker's alone and would stay so
+    temporary = directory.with_name(f".{directory.name}-{secrets.token_hex(6)}")
+    temporary.mkdir()
     try:
         parts: dict[str, Any] = {
             "networks.pt": snapshot.networks,
@@ -78,7 +77,6 @@ def write(directory: Path, snapshot: Snapshot) -> None:
         text = json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1)
         (temporary / MANIFEST).write_text(text)
         _flush(temporary / MANIFEST)
-        os.chmod(temporary, 0o777 & ~_UMASK)  # a temporary folder is its maker's alone
         aside = _aside(directory)
         if directory.exists():
             shutil.rmtree(aside, ignore_errors=True)

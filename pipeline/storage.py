@@ -9,6 +9,7 @@ and :class:`RunFailed` in the middle of it.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -293,6 +294,12 @@ def download_folder(uri: str, local: str | Path) -> None:
         raise FileNotFoundError(f"nothing is stored at {uri}")
     start = len(uri.rstrip("/")) + 1
     _all(download_file, ((item, Path(local) / item[start:]) for item in found))
+
+
+def sha256(path: Path) -> str:
+    """Of a local file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_reachable(uri: str) -> None:

@@ -13,7 +13,6 @@ import importlib
 import json
 import logging
 import os
-import secrets
 import shutil
 import signal
 import sys
@@ -24,7 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from agit_core.errors import BadInput, RunFailed
-from pipeline import logs, storage
+from pipeline import logs, own_ray, storage
 from pipeline.config import Config, parse
 from pipeline.launch.specs import VERDICT, read_spec
 from pipeline.train import events, ownership
@@ -173,10 +172,7 @@ def ray_session(config: Config, cpus: int | None = None) -> Iterator[str]:
     # loads while the processes of Ray start; the driver needs it next
     threading.Thread(target=lambda: importlib.import_module("torch"), daemon=True).start()
     if not foreign:
-        # read once, when it is imported: nothing is written to the home directory or read from there
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        own_ray.keep_private()
     import ray
 
     quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import threading
@@ -156,9 +155,8 @@ class ShardCache:
                     partial.touch()
                 try:
                     storage.download_file(uri, partial)
-                    with partial.open("rb") as file:
-                        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                            raise _Wrong(uri)
+                    if storage.sha256(partial) != sha256:
+                        raise _Wrong(uri)
                     os.replace(partial, target)
                 finally:
                     partial.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ import httpx
 from filelock import FileLock
 
 from agit_core.errors import BadInput, RunFailed
+from pipeline import storage
 from pipeline.redact import redact
 
 ATTEMPTS = 5
@@ -77,7 +78,7 @@ def _fetch(url: str, folder: Path, wait: Callable[[float], None], attempts: int)
     with FileLock(f"{target}.lock"), httpx.Client(follow_redirects=True, timeout=_TIMEOUT) as client:
         if not target.is_file() or _changed(client, address, target):
             _download(client, address, target, wait, attempts)
-        if expected and (found := _sha256(target)) != expected:
+        if expected and (found := storage.sha256(target)) != expected:
             target.unlink()
             raise BadInput(f"{address} has the SHA-256 {found}, not {expected}; it was removed again")
     return target
@@ -181,8 +182,3 @@ def _notes(path: Path) -> dict[str, Any]:
     with suppress(FileNotFoundError, ValueError):
         return dict(json.loads(path.read_text()))
     return {}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

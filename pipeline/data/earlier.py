@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -91,7 +90,7 @@ class Earlier:
             path = folder / f"earlier-{plan.split}-{number:05d}.parquet"
             with _whole(self._uri):
                 storage.download_file(storage.join(self._uri, shard["path"]), path)
-            if _sha256(path) != shard["sha256"]:
+            if storage.sha256(path) != shard["sha256"]:
                 raise DamagedEarlier(storage.join(self._uri, shard["path"]))
             for row in read_rows(path, self._of(plan.split, [number])):
                 if row.name in wanted:
@@ -108,7 +107,7 @@ class Earlier:
             if storage.is_remote(where):
                 right = storage.size(where) == shard["bytes"]
             else:
-                right = _sha256(storage.local_path(where)) == shard["sha256"]
+                right = storage.sha256(storage.local_path(where)) == shard["sha256"]
             if not right:
                 raise DamagedEarlier(where)
             storage.copy(where, target)
@@ -142,11 +141,6 @@ class Earlier:
         start = int(np.searchsorted(column, shards[0], "left"))
         stop = int(np.searchsorted(column, shards[-1], "right"))
         return index.slice(start, stop - start).combine_chunks()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class DamagedEarlier(Exception):

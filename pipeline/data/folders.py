@@ -173,8 +173,7 @@ def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's contents."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return storage.sha256(path)
     except OSError as error:
         # It stays in the listing and is quarantined with this reason when it is read.
         return f"unreadable:{error.errno}"

@@ -78,8 +78,7 @@ def verify(uri: str, progress: Progress = lambda event: None) -> dict[str, Any]:
             if storage.is_remote(uri):
                 found = hashlib.sha256(storage.read_bytes(where)).hexdigest()
             else:
-                with storage.local_path(where).open("rb") as opened:
-                    found = hashlib.file_digest(opened, "sha256").hexdigest()
+                found = storage.sha256(storage.local_path(where))
         except FileNotFoundError:
             return "missing"
         return None if found == file["sha256"] else "the checksum differs"

@@ -7,7 +7,6 @@ originals, stand in an index file per split.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from agit_core.errors import BadInput
+from pipeline import storage
 
 FORMAT = 1
 _IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
@@ -128,8 +128,7 @@ class ShardWriter:
             self._flush()
         self._writer.close()
         index = _located(self._path, pa.concat_tables([INDEX.empty_table(), *self._parts]))
-        with self._path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = storage.sha256(self._path)
         masks = pc.sum(pc.greater(index["mask_length"], 0)).as_py() or 0
         return Written(len(index), masks, self._path.stat().st_size, digest, index)
 

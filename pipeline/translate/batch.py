@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
 import shutil
 import sys
 import tempfile
@@ -13,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from agit_core.errors import BadInput, RunFailed
-from pipeline import storage
+from pipeline import own_ray, storage
 from pipeline.translate.images import translate_items
 from pipeline.translate.inputs import Item
 from pipeline.translate.settings import Settings
@@ -107,11 +106,7 @@ def _session() -> Iterator[Any]:
     """Ray, connected: as this process is already, to what ``RAY_ADDRESS`` names, or one of its own."""
     own = not os.environ.get("RAY_ADDRESS")
     if own and "ray" not in sys.modules:
-        # Ray reads these once, when it is imported, so they stay set: nothing is written to the home directory
-        # or read from there
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        own_ray.keep_private()
     import ray
 
     if ray.is_initialized():

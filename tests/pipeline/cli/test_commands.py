@@ -106,6 +106,12 @@ def test_wrong_credentials_and_missing_buckets_are_told(tmp_path: Path, s3: S3Se
     assert "not-there" in missing.last_line
 
 
+def _executed(code: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command line of its own, in a process of its own."""
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
+
+
 def test_an_unexpected_failure_ends_with_its_cause_and_keeps_the_traceback(tmp_path: Path) -> None:
     code = """
 import sys, typer
@@ -119,13 +125,7 @@ def other(): ...
 sys.exit(output.execute(app))
 """
     for arguments, shown in (((), False), (("--debug",), True)):
-        done = subprocess.run(
-            [sys.executable, "-c", code, "broken", *arguments],
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-        )
+        done = _executed(code, tmp_path, "broken", *arguments)
         assert done.returncode == 1
         assert "of all things" in done.stderr.splitlines()[-1]
         assert "same command" in done.stderr.splitlines()[-1]
@@ -206,13 +206,7 @@ sys.exit(output.execute(app))
         ((), "ZeroDivisionError: of all things"),
         (("--json",), "TypeError: keys must be"),
     ):
-        done = subprocess.run(
-            [sys.executable, "-c", code, "unseen", *arguments],
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-        )
+        done = _executed(code, tmp_path, "unseen", *arguments)
         assert done.returncode == 1
         assert len(done.stderr.splitlines()) == 1
         assert said in done.stderr
