@@ -26,15 +26,13 @@ import fsspec
 from fsspec import AbstractFileSystem
 
 from agit_core.errors import BadInput, RunFailed
+from pipeline.local_files import replacing, sweep_temporary
 
 # Object stores other than Amazon's refuse the checksum trailers that newer SDKs send by default.
 os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
 os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
 
 _TRANSFERS = 8
-# it can only be read by setting it, which is no thing to do beside other threads
-_UMASK = os.umask(0o077)
-os.umask(_UMASK)
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 60
 
@@ -176,7 +174,7 @@ def write_bytes(uri: str, data: bytes) -> None:
         if is_remote(uri):
             fs.pipe_file(path, data)
             return
-        with _replacing(Path(path)) as temporary:
+        with replacing(Path(path)) as temporary:
             temporary.write_bytes(data)
 
 
@@ -243,6 +241,12 @@ def remove(uri: str) -> None:
         fs.rm(path, recursive=True)
 
 
+def sweep(uri: str) -> None:
+    """Removes what writers that were killed have left in a local folder; an object is there whole or not at all."""
+    if not is_remote(uri):
+        sweep_temporary(local_path(uri))
+
+
 def copy(uri: str, target: str) -> None:
     """Copies a file within one storage; object stores do it without sending the bytes here and back.
 
@@ -263,13 +267,13 @@ def upload_file(local: str | Path, uri: str) -> None:
         if is_remote(uri):
             fs.put_file(str(local), path)
             return
-        with _replacing(Path(path)) as temporary:
+        with replacing(Path(path)) as temporary:
             shutil.copyfile(local, temporary)
 
 
 def download_file(uri: str, local: str | Path) -> None:
     fs, path = filesystem(uri)
-    with explained(uri, "read"), _replacing(Path(local)) as temporary:
+    with explained(uri, "read"), replacing(Path(local)) as temporary:
         if is_remote(uri):
             fs.get_file(path, str(temporary))
         else:
@@ -345,25 +349,6 @@ def _all(transfer: Any, pairs: Iterable[tuple[Any, Any]]) -> None:
     with ThreadPoolExecutor(_TRANSFERS) as pool:
         for future in [pool.submit(transfer, *pair) for pair in pairs]:
             future.result()
-
-
-@contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A temporary path beside the target, renamed over it when the block succeeds."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, text = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-    os.close(handle)
-    temporary = Path(text)
-    try:
-        yield temporary
-        os.chmod(temporary, 0o666 & ~_UMASK)
-        # or a power cut may leave the name without the contents
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 @contextlib.contextmanager

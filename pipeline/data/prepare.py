@@ -136,6 +136,7 @@ def _make(
         "kept": sum(item.kept for item in done),
     }
     made["totals"] = _totals(made["splits"])
+    storage.sweep(uri)
     storage.write_json(storage.join(uri, manifest.NAME), made)
     storage.remove(storage.join(uri, PARTS))
     return made

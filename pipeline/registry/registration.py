@@ -135,6 +135,7 @@ def _write_folder(run: _Finished) -> str:
         for path in sorted(Path(folder).rglob("*")):
             if path.is_file() and path != manifest:
                 storage.upload_file(path, storage.join(uri, path.relative_to(folder).as_posix()))
+        storage.sweep(uri)
         storage.upload_file(manifest, storage.join(uri, model_folder.MANIFEST))
     return uri
 

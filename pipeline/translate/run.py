@@ -160,6 +160,7 @@ def _many(
         return replace(outcome, failed=plan.finished)
     _run(plan.todo, outcome, settings, translator, batch, workers, progress)
     if outcome.translated or outcome.skipped:
+        storage.sweep(folder)
         storage.write_json(storage.join(folder, JOURNAL), {**plan.journal, "failed": outcome.failed})
         if zipped:
             pack(folder, output)

@@ -24,6 +24,7 @@ from pipeline.data.prepare import Prepared, prepare
 from pipeline.data.reader import ShardImages
 from pipeline.data.workers import ordered_map
 from tests.pipeline.command import environment
+from tests.pipeline.killed import write_and_die
 from tests.pipeline.pictures import FOUR, encoded, folder, picture
 from tests.pipeline.s3 import S3Server
 
@@ -382,6 +383,9 @@ def test_a_kill_in_the_middle_ends_the_same(tmp_path: Path) -> None:
     notes = [f for f in left if "/.parts/train" in f]
     assert notes
     assert not any(f.endswith("manifest.json") for f in left)
+    write_and_die(
+        Path(notes[0]).parent.parent / "trainA" / "part-00000.parquet"
+    )  # as where the kill may have hit
     deadline = time.monotonic() + 20
     while _alive(process.pid) and time.monotonic() < deadline:
         time.sleep(0.2)

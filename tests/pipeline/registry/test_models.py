@@ -26,6 +26,7 @@ from pipeline.config import Config, GateConfig
 from pipeline.handover import Run
 from pipeline.launch import specs
 from pipeline.registry import gate, models, registration, tracking, versions
+from tests.pipeline.killed import write_and_die
 from tests.pipeline.s3 import S3Server
 
 METHOD = MethodConfig(
@@ -291,6 +292,13 @@ def test_mlflow_holds_settings_curves_scores_and_tags(config: Config, register: 
     assert version.tags["agit.code"]
     assert version.source == told["source"]
     assert not Path("mlruns").exists()
+
+
+def test_a_killed_registration_leaves_nothing_in_the_model(config: Config, register: Register) -> None:
+    folder = Path(config.storage) / "models" / "h2z" / "h2z-run1"
+    write_and_die(folder / "weights.safetensors")
+    assert register(seed=1)["source"] == str(folder)
+    assert not list(folder.rglob("*.part"))
 
 
 def test_the_same_run_keeps_its_version(config: Config, register: Register) -> None:

@@ -25,6 +25,7 @@ from pipeline import storage
 from pipeline.translate.run import JOURNAL, translate
 from tests.agit_core import models
 from tests.pipeline.command import agit, environment
+from tests.pipeline.killed import write_and_die
 from tests.pipeline.s3 import S3Server
 
 
@@ -218,6 +219,14 @@ def test_a_zip_in_and_out(photos: Path, tmp_path: Path, model: str) -> None:
     # one image can go into a zip as well
     translate(str(photos / "one.png"), str(tmp_path / "one.zip"), model)
     assert zipfile.ZipFile(tmp_path / "one.zip").namelist() == ["one.png"]
+
+
+def test_a_killed_call_leaves_nothing_in_the_zip(photos: Path, tmp_path: Path, model: str) -> None:
+    write_and_die(tmp_path / "out.zip.parts" / "deep" / "er" / "TWO.JPG")
+    translate(str(photos), str(tmp_path / "out.zip"), model)
+    with zipfile.ZipFile(tmp_path / "out.zip") as file:
+        assert sorted(name for name in file.namelist() if ".part" in name) == []
+        assert len(file.namelist()) == 4
 
 
 def test_names_of_an_older_encoding(photos: Path, tmp_path: Path, model: str) -> None:
