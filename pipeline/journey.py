@@ -170,7 +170,7 @@ def _compared(config: Config, run: Run, evaluation: dict[str, Any]) -> bool:
 
 
 def evaluate_model(config: Config, data: Data, uri: str) -> dict[str, Any]:
-    """Scores any model on the test images: a registered one, a checkpoint or model folder, or a finished run's last.
+    """Scores any model or checkpoint folder, or ``models:/name@alias``, on the test images.
 
     A run's own evaluation stays as it is: this one may be of other images or settings.
 
@@ -178,11 +178,9 @@ def evaluate_model(config: Config, data: Data, uri: str) -> dict[str, Any]:
         BadInput: no such model, or no Inception network can be had.
         RunFailed: the storage does not answer.
     """
-    from pipeline import runs
     from pipeline.evaluate.scoring import evaluate as run_stage
 
     with progress.stage("evaluate") as stage:
-        uri = uri if uri.startswith("models:") else runs.last_checkpoint(uri) or uri
         evaluation = run_stage(config, uri, data.uri, stage)
         stage.message = scores_line(evaluation)
     return evaluation

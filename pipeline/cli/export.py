@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli import show
-from pipeline.cli.model import Direction, ModelUri, Threshold, model_uri
+from pipeline.cli.model import Direction, ModelUri, Threshold, chosen
 from pipeline.cli.options import Overrides
 from pipeline.cli.output import Answer, Debug, Json
 
@@ -70,13 +70,14 @@ def export(
     Batch, height and width stay free. A file that differs by more than the tolerance is not handed out
     (exit status 1).
     """
-    folder = model_uri(model, overrides)
+    subject, settings = chosen(model, overrides)
     from pipeline import progress
     from pipeline.export import run
+    from pipeline.registry.chosen import known
 
     with progress.shown_on(progress.for_terminal()), progress.stage("export") as stage:
         done = run(
-            folder,
+            subject.folder,
             output,
             file_format.value,
             direction=direction.value if direction else None,
@@ -88,6 +89,8 @@ def export(
             progress=stage,
         )
         stage.message = _worst(done)
+    origin = known(subject, settings)
+    done = {**done, **origin, "model": {**origin["model"], **done["model"]}}
     return Answer(done, _show, None if done["ok"] else _worst(done))
 
 
@@ -140,7 +143,7 @@ def serve(
     from pipeline.serve import http
     from pipeline.serve import server as serving
 
-    folder = model_uri(model, overrides)
+    folder = chosen(model, overrides)[0].folder
     url = http.run(
         lambda: serving.application(folder, device, threshold), host, port, serving.LIMIT, _told("serving")
     )
@@ -164,7 +167,7 @@ def demo_ui(
     from pipeline.serve import http, page
     from pipeline.serve import images as serve_images
 
-    folder = model_uri(model, overrides)
+    folder = chosen(model, overrides)[0].folder
     url = http.run(
         lambda: page.application(folder, device, max_side, threshold),
         host,

@@ -144,6 +144,7 @@ def evaluate(
     """
     settings = _load(config, overrides)
     from pipeline import journey, progress
+    from pipeline.registry import chosen
 
     head: dict[str, Any] = {"storage": settings.storage}
     with progress.shown_on(progress.for_terminal()):
@@ -153,8 +154,9 @@ def evaluate(
             evaluation = journey.evaluate(settings, data, done)
             head |= {"run_id": done.run_id, **journey.known(settings, done.uri)}
         else:
-            head["model"] = model
-            evaluation = journey.evaluate_model(settings, data, model)
+            subject = chosen.choose(model, settings)
+            evaluation = journey.evaluate_model(settings, data, subject.folder)
+            head |= chosen.known(subject, settings)
     kept = ("metrics", "baseline", "champion", "intervals", "counts", "protocol", "inception", "uri")
     return Answer(head | {key: evaluation.get(key) for key in kept}, scores.show)
 

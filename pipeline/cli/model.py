@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline import runs
 from pipeline.cli import show
 from pipeline.cli.options import Overrides
 from pipeline.cli.output import Answer, Debug, Json
-from pipeline.config import load
+from pipeline.config import Config, load
+
+if TYPE_CHECKING:
+    from pipeline.registry.chosen import Chosen
 
 TILE_PIXELS = 1024 * 1024  # agit_core.translator.TILE_PIXELS, whose import takes seconds
 
@@ -53,14 +55,12 @@ def add_to(app: typer.Typer) -> None:
     app.command()(translate)
 
 
-def model_uri(uri: str, overrides: list[str] | None) -> str:
-    """The folder behind ``models:/...`` in the registry of the settings; of a finished run its last checkpoint."""
+def chosen(uri: str, overrides: list[str] | None) -> tuple[Chosen, Config]:
+    """The model of ``--model``, and the settings whose registry was asked."""
     settings = load("demo", overrides or [])
-    if not uri.startswith("models:"):
-        return runs.last_checkpoint(uri) or uri
-    from pipeline.registry import models
+    from pipeline.registry.chosen import choose
 
-    return models.resolve(uri, settings)
+    return choose(uri, settings), settings
 
 
 def translate(
@@ -121,15 +121,16 @@ def translate(
     Names are kept, nothing is overwritten unless asked for, and the same command again goes on where an
     interrupted one was. What cannot be read is listed and skipped.
     """
-    folder = model_uri(model, overrides)
+    subject, settings = chosen(model, overrides)
     from pipeline import progress
+    from pipeline.registry.chosen import known
     from pipeline.translate.run import translate as run
 
     with progress.shown_on(progress.for_terminal()), progress.stage("translate") as stage:
         done = run(
             input,
             output,
-            folder,
+            subject.folder,
             direction.value,
             masks=masks,
             overwrite=overwrite,
@@ -144,7 +145,7 @@ def translate(
             progress=stage,
         )
         stage.message = _counts(done)
-    return Answer({**done, "model": model}, _show)
+    return Answer({**done, **known(subject, settings)}, _show)
 
 
 def _counts(done: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.logs import printable
+from pipeline.scores.names import network
 
 _out = Console(highlight=False)
 _LABELS = {
@@ -52,6 +53,10 @@ def show(evaluation: Mapping[str, Any]) -> None:
     images = ", ".join(f"{name} {counts[name]}" for name in ("test_a", "test_b") if name in counts)
     if images:
         _out.print(f"images: {images}", soft_wrap=True)
+    if evaluation.get("inception"):
+        _out.print(
+            f"FID and KID: features of {network(evaluation['inception'])}", markup=False, soft_wrap=True
+        )
     _out.print(
         "better, worse: than that one, by more than the 95 % interval of the difference; noise: by less"
     )

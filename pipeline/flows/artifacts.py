@@ -93,9 +93,7 @@ def decision(config: Config, decided: Decision) -> None:
 def scores(run: Run, evaluation: dict[str, Any]) -> None:
     """The score table, with what doing nothing would score beside it."""
     with _told("score table"):
-        page = table.markdown(
-            f"Scores of {run.run_id}", evaluation["metrics"], evaluation.get("counts") or {}
-        )
+        page = table.markdown(f"Scores of {run.run_id}", evaluation)
         create_markdown_artifact(key=_key("scores", run), markdown=page)
 
 

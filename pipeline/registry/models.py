@@ -105,12 +105,21 @@ def resolve(uri: str, config: Config | None = None) -> str:
     """
     if not uri.startswith("models:"):
         return uri
+    return str(find(uri, config).source)
+
+
+def find(uri: str, config: Config | None = None) -> Any:
+    """The version behind ``models:/h2z@champion`` or ``models:/h2z/3``, as MLflow describes it.
+
+    Raises:
+        BadInput: there is no such model, version or alias.
+    """
     parsed = _MODEL_URI.match(uri)
     if parsed is None or not (parsed["alias"] or parsed["version"]):
         raise BadInput(f"'{uri}' names no version; write models:/NAME@champion or models:/NAME/3")
     server = tracking_uri(config)
     number = versions.named(server, parsed["name"], parsed["alias"] or parsed["version"])
-    return str(versions.get(server, parsed["name"], number).source)
+    return versions.get(server, parsed["name"], number)
 
 
 def _change(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from agit_core.errors import BadInput
 
 DIRECTIONS = ("a2b", "b2a")
@@ -42,3 +45,8 @@ def lower_is_better(metric: str) -> bool | None:
     if metric.startswith(_HIGHER_IS_BETTER):
         return False
     return True if metric.startswith(_LOWER_IS_BETTER) else None
+
+
+def network(inception: Mapping[str, Any]) -> str:
+    """Which feature network stands behind FID and KID: scores of different ones cannot be compared."""
+    return f"{inception['name']} (SHA-256 {inception['sha256'][:12]})"

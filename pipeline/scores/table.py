@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.scores.names import network
+
 NOTHING = "do_nothing_"
 _LABELS = {
     "kid_target": "KID x100, against the target domain",
@@ -53,15 +55,18 @@ def rows(metrics: Mapping[str, Any]) -> list[Row]:
     ]
 
 
-def markdown(title: str, metrics: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
-    """The same as a Markdown page."""
+def markdown(title: str, evaluation: Mapping[str, Any]) -> str:
+    """The same of an evaluation as a Markdown page."""
+    counts, inception = evaluation.get("counts") or {}, evaluation.get("inception")
     lines = [f"# {title}", "", "| score | a2b | b2a | doing nothing, a2b | doing nothing, b2a |"]
     lines.append("|---|---:|---:|---:|---:|")
-    for row in rows(metrics):
+    for row in rows(evaluation["metrics"]):
         values = (row.a2b, row.b2a, row.nothing_a2b, row.nothing_b2a)
         lines.append(f"| {row.label} | {' | '.join(map(figure, values))} |")
     if counts:
         lines += ["", "Images: " + ", ".join(f"{key} {value}" for key, value in counts.items())]
+    if inception:
+        lines += ["", f"FID and KID: features of {network(inception)}"]
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ from pipeline.redact import redact
 from pipeline.report import build as report
 from pipeline.report import charts as report_charts
 from pipeline.report import images
+from pipeline.scores.names import network
 from pipeline.tune import charts as tune_charts
 from pipeline.tune.search import ENDED, Search, Trial
 
@@ -83,8 +84,8 @@ def _verdict(search: Search, trials: list[Trial], best: Trial | None) -> str:
 
 def _because(search: Search, best: Trial | None) -> str:
     tune, kid = search.config.tune, search.config.evaluate
-    network = (best.scores[-1].get("inception") if best and best.scores else None) or {}
-    behind = f", of {network['name']} (SHA-256 {network['sha256'][:12]})" if network else ""
+    inception = best.scores[-1].get("inception") if best and best.scores else None
+    behind = f", of {network(inception)}" if inception else ""
     rungs = ", ".join(f"{rung:,}" for rung in search.rungs)
     return (
         "Every trial is an ordinary training. "

@@ -9,6 +9,7 @@ from pipeline import config, journey, storage
 from pipeline.cli import scores
 from pipeline.handover import Data, Run
 from pipeline.registry import models
+from pipeline.scores import table
 from tests.pipeline.command import tiny_config
 
 
@@ -36,6 +37,7 @@ def evaluation() -> dict[str, Any]:
             "attention_iou_a": {"value": 0.5, "low": 0.4, "high": 0.6, "champion": against("worse")},
         },
         "counts": {"test_a": 20, "test_b": 30},
+        "inception": {"name": "inception-2015", "sha256": "7ff4a85c3a6378f0"},
         "protocol": {"warnings": ["only 20 images"]},
     }
 
@@ -50,6 +52,8 @@ def test_every_figure_has_its_interval_and_its_rivals(capsys: pytest.CaptureFixt
     assert "champion 3" in shown
     assert "20 better" in shown
     assert "test_a 20, test_b 30" in shown
+    assert "features of inception-2015 (SHA-256 7ff4a85c3a63)" in shown
+    assert "features of inception-2015" in table.markdown("Scores", evaluation())
     assert "only 20 images" in shown
     assert {len(row) for row in scores.rows(evaluation() | {"champion": None})} == {4}
 

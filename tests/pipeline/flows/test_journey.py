@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from agit_core.errors import BadInput, RunFailed
+from tests.agit_core.models import save
 from tests.pipeline.command import agit, environment, tiny_config
 from tests.pipeline.s3 import S3Server
 
@@ -71,6 +72,18 @@ def test_a_run_passes_all_stages_and_the_same_command_reuses_them(tmp_path: Path
             key: summary[key] for key in same - {"report"}
         }
         assert Path(third.answer["report"]).name == "report.html"
+    photo = save(tmp_path / "photo.png", 40, 30)
+    for command in (
+        ("evaluate", config),
+        ("translate", photo, "out"),
+        ("export", "weights", "--format", "safetensors"),
+    ):
+        called = agit(*command, "--model", "models:/tiny/1", "--json", cwd=tmp_path)
+        assert called.status == 0, called.err
+        assert called.answer["model"].items() >= summary["model"].items()
+        told = {key: called.answer[key] for key in CONTRACT - {"report", "model"}}
+        assert told == {key: summary[key] for key in told}, command
+        assert (tmp_path / called.answer["report"]).samefile(tmp_path / summary["report"])
 
     assert _servers(tmp_path) == []
     assert {state for (state,) in _prefect(tmp_path, "select state_name from flow_run")} == {"Completed"}

@@ -449,7 +449,14 @@ def test_the_command(photos: Path, tmp_path: Path, model: str) -> None:
     done = agit("translate", photos, "out", "--model", model, "--masks", "--json", cwd=tmp_path)
     assert done.status == 0, done.err
     assert done.answer["translated"] == 4
-    assert done.answer["model"] == model
+    assert done.answer["model"] == {"name": "tiny", "version": None, "aliases": [], "uri": model}
+    assert {key: done.answer[key] for key in ("run_id", "storage", "steps", "metrics", "report")} == {
+        "run_id": "tiny-1",
+        "storage": "./.agit",
+        "steps": None,
+        "metrics": None,
+        "report": None,
+    }
     assert "translate: 4 images, 2 not readable" in done.err
     shown = agit("translate", photos, "out", "--model", model, "--masks", cwd=tmp_path)
     assert "skipped broken.jpg: cannot be read" in shown.out
