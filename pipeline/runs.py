@@ -205,11 +205,12 @@ def _overview(run_uri: str) -> dict[str, Any] | None:
     if progress is None and result is None and _json(run_uri, "spec.json") is None:
         return None
     seen = progress or {}
+    updated = ownership.last_sign(run_uri, progress) if progress else None
     run = {
         "run_id": storage.name(run_uri),
         "run_uri": run_uri,
-        "state": _state(progress, result),
-        "updated": seen.get("time"),
+        "state": _state(progress, result, updated),
+        "updated": updated,
         "message": seen.get("message", ""),
         "step": seen.get("step", 0),
     }
@@ -234,13 +235,13 @@ def _overview(run_uri: str) -> dict[str, Any] | None:
     return run
 
 
-def _state(progress: dict[str, Any] | None, result: dict[str, Any] | None) -> str:
+def _state(progress: dict[str, Any] | None, result: dict[str, Any] | None, updated: float | None) -> str:
     if result is not None:
         return "finished"
-    if progress is None:
+    if progress is None or updated is None:
         return "not started"
     state = str(progress["state"])
-    silent = time.time() - float(progress["time"]) > ownership.SILENT_SECONDS.get(state, float("inf"))
+    silent = state in ownership.UNDER_WAY and time.time() - updated > ownership.SILENT_SECONDS
     return "interrupted" if silent else state
 
 

@@ -97,7 +97,7 @@ def run(spec_uri: str) -> dict[str, Any]:
         return result
     check(config, storage.read_json(storage.join(spec["data_uri"], "manifest.json")))
     tell(spec, "starting", message="starting the workers")
-    with failure_told(spec):
+    with ownership.alive(spec["run_uri"]), failure_told(spec):
         with ray_session(config) as scratch:
             from pipeline.train.driver import drive
 

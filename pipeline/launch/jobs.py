@@ -167,7 +167,7 @@ def _local_attempt(run_uri: str) -> int:
 
 def _follow(job: Job, run_uri: str, progress: ProgressCallback, limit_s: int | None) -> None:
     """Waits for the job's end and passes its progress on; whatever interrupts that ends the job."""
-    began, since, seen = time.monotonic(), time.time() - ownership.SILENT_SECONDS["running"], 0.0
+    began, since, seen = time.monotonic(), time.time() - ownership.SILENT_SECONDS, 0.0
     try:
         ended = False
         while not ended:

@@ -1,9 +1,10 @@
 """One job at most trains a run: who owns it, who is refused meanwhile, and how a job learns that it was replaced.
 
-The owner stands in the run's ``spec.json``. Whether a process of this machine lives can be seen; of any other owner
-only its progress is seen, and silence may be a pause: a suspended machine, a network that was cut. So who starts a
-run that seems abandoned takes it over by writing a name of its own, and a job asks whether the name there is still
-its own when it begins and before it stores a checkpoint.
+The owner stands in the run's ``spec.json``. Whether a process of this machine lives can be seen; any other owner tells
+so in ``alive.json`` as long as its job runs, also while workers wait for their places or are started anew. Silence may
+be a pause: a suspended machine, a network that was cut. So who starts a run that seems abandoned takes it over by
+writing a name of its own, and a job asks whether the name there is still its own when it begins and before it stores a
+checkpoint.
 """
 
 from __future__ import annotations
@@ -12,20 +13,25 @@ import contextlib
 import os
 import secrets
 import socket
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from agit_core.errors import RunFailed
 from pipeline import storage
 
+_ALIVE = "alive.json"
 TOKEN = "AGIT_RUN_TOKEN"
 """Environment variable with the owner's token, in every process that a job starts, however deep."""
-SILENT_SECONDS = {"starting": 600.0, "running": 30.0}
-"""A run whose progress is older is not being trained: it is written once while workers wait for their places, and
-every two seconds while they run. Other states are an end."""
+UNDER_WAY = frozenset({"starting", "running"})
+"""States in ``progress.json`` of a run that a job is at work on, if that lives; the others are an end."""
+SILENT_SECONDS = 30.0
+"""A job that has told nothing for so long is taken for dead."""
+_BEAT_SECONDS = 5.0
 _AGAIN_SECONDS = 6.0
-"""After so long it is read again where the clocks of two machines may differ."""
+"""After so long, more than a beat, it is read again where the clocks of two machines may differ."""
 
 
 class TakenOver(RunFailed):
@@ -108,21 +114,49 @@ def is_here(owner: dict[str, Any]) -> bool:
     return same and owner.get("host") == socket.gethostname() and "pid" in owner
 
 
+@contextlib.contextmanager
+def alive(run_uri: str) -> Iterator[None]:
+    """Tells, while the block runs, that a job of this process is at work on the run."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while True:
+            with contextlib.suppress(RunFailed, OSError):  # the storage is away; the next one tells
+                storage.write_json(storage.join(run_uri, _ALIVE), {"time": time.time()})
+            if ended.wait(_BEAT_SECONDS):
+                return
+
+    thread = threading.Thread(target=beat, name="alive", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=30)
+
+
+def last_sign(run_uri: str, progress: dict[str, Any]) -> float:
+    """When, by its own clock, a run's job last told anything."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return max(float(progress["time"]), float(storage.read_json(storage.join(run_uri, _ALIVE))["time"]))
+    return float(progress["time"])
+
+
 def _tells(run_uri: str) -> bool:
-    """Whether progress is told: lately, or, by a clock that may be wrong, while one looks."""
+    """Whether a job has told lately that it is at work, or, by a clock that may be wrong, tells while one looks."""
     first = _told(run_uri)
-    if first is None or abs(time.time() - first[1]) < SILENT_SECONDS[first[0]]:
+    if first is None or abs(time.time() - first) < SILENT_SECONDS:
         return first is not None
     time.sleep(_AGAIN_SECONDS)
     return _told(run_uri) not in {None, first}
 
 
-def _told(run_uri: str) -> tuple[str, float] | None:
-    """State and time of a progress that is no end."""
+def _told(run_uri: str) -> float | None:
+    """When a job last told anything; None when the last of it was an end."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         progress = storage.read_json(storage.join(run_uri, "progress.json"))
-        if progress["state"] in SILENT_SECONDS:
-            return progress["state"], progress["time"]
+        if progress["state"] in UNDER_WAY:
+            return last_sign(run_uri, progress)
     return None
 
 

@@ -42,7 +42,7 @@ def run(spec_uri: str) -> dict[str, Any]:
     train_job.tell(spec, "starting", message="starting the trials")
     os.environ.update(_TUNE)
     train, side_by_side = search.config.train, search.config.tune.concurrent
-    with train_job.failure_told(spec):
+    with ownership.alive(spec["run_uri"]), train_job.failure_told(spec):
         # a trial's driver needs a slot, too
         with train_job.ray_session(search.config, cpus=side_by_side * (train.workers + 1)) as scratch:
             _search(spec, search, scratch)

@@ -164,7 +164,8 @@ def _train(
     owner = ownership.this_process() | {"search": search_uri}
     specs.write_spec({key: value for key, value in spec.items() if key != "until"}, 1, owner)
     scratch = storage.join(scratch, f"{spec['run_id']}-{spec['until']}")
-    result = drive(spec | {"owner": owner}, config, scratch, own_ray, alone=False)
+    with ownership.alive(spec["run_uri"]):
+        result = drive(spec | {"owner": owner}, config, scratch, own_ray, alone=False)
     if result["steps"] >= result["total_steps"]:
         train_job.finish(spec, result)
     else:

@@ -37,7 +37,8 @@ def write_run(root: Path, name: str, state: str, age: float = 0.0, **more: Any) 
 def test_lists_runs_last_active_first(tmp_path: Path) -> None:
     write_run(tmp_path, "old", "failed", 1000, message="the disk is full")
     write_run(tmp_path, "dead", "running", 500)
-    write_run(tmp_path, "slow", "starting", 400)
+    slow = write_run(tmp_path, "slow", "starting", 400)
+    storage.write_json(storage.join(slow, "alive.json"), {"time": time.time() - 5})
     write_run(tmp_path, "live", "running", 1, images_per_s=12.5, eta_s=30, workers=2)
     (tmp_path / "runs" / "stray").mkdir()
     found = runs.list_runs(str(tmp_path))
@@ -49,7 +50,8 @@ def test_lists_runs_last_active_first(tmp_path: Path) -> None:
     ]
     assert found[0]["images_per_s"] == 12.5
     assert found[3]["message"] == "the disk is full"
-    live, _, dead, old = runs.rows(found)
+    live, slow_row, dead, old = runs.rows(found)
+    assert slow_row["last seen"] in {"5 s ago", "6 s ago"}
     assert (live["step"], live["images/s"], live["left"]) == ("40 of 100", "12.5", "0:30")
     assert (dead["images/s"], dead["left"], dead["checkpoint"]) == ("", "", "none")
     assert dead["last seen"] == "8 min ago"

@@ -212,7 +212,7 @@ def test_a_run_that_another_machine_took_over_is_left_to_it(data: str, tmp_path:
     """This one had been silent, say suspended, for so long that it seemed dead."""
     config = tiny(tmp_path, workers=1, max_steps=100_000, checkpoint_every=2)
     spec = spec_of(config, data)
-    run_uri, store = spec["run_uri"], CheckpointStore(spec["run_uri"], keep=1)
+    run_uri, store, began = spec["run_uri"], CheckpointStore(spec["run_uri"], keep=1), time.time()
     follower = start_follower(config, data, tmp_path / "config.json")
     wait_for(lambda: store.newest() > 0, "the first checkpoint")
     token = token_of(run_uri)
@@ -221,6 +221,7 @@ def test_a_run_that_another_machine_took_over_is_left_to_it(data: str, tmp_path:
     told = (tmp_path / "config.log").read_text()
     assert f"run {spec['run_id']} was started again meanwhile, by process 1 on elsewhere (attempt 2)" in told
     assert local.carriers(token) == []
+    assert storage.read_json(storage.join(run_uri, "alive.json"))["time"] > began
     # what became of the run is the other one's to say
     assert _progress(run_uri)["state"] == "running"
     assert "failed" not in [event["kind"] for event in events.read(run_uri)]

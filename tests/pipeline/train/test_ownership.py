@@ -15,6 +15,7 @@ from agit_core.errors import RunFailed
 from pipeline import storage
 from pipeline.launch import specs
 from pipeline.train import ownership
+from tests.pipeline.training import wait_for
 
 ELSEWHERE = {"host": "elsewhere", "pid": 1, "started": 1, "token": "theirs"}
 
@@ -82,9 +83,9 @@ class TestSecond:
         ("state", "age", "refused"),
         [
             ("running", 2, True),
-            ("starting", 300, True),
+            ("starting", 2, True),
             ("running", 60, False),
-            ("starting", 900, False),
+            ("starting", 60, False),
             ("failed", 1, False),
             ("running", -20, True),
             ("running", -7200, False),
@@ -102,6 +103,33 @@ class TestSecond:
         else:
             assert ownership.refuse_second(run_uri) == before
         assert ownership.refuse_second(run_uri, unless={"host": "elsewhere"}) == before
+
+    @pytest.mark.parametrize("state", ["starting", "running"])
+    def test_another_machine_whose_workers_wait_or_are_started_anew(
+        self, run_uri: str, state: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """They tell no progress meanwhile; their job lives."""
+        monkeypatch.setattr(ownership, "_AGAIN_SECONDS", 0.0)
+        monkeypatch.setattr(ownership, "_BEAT_SECONDS", 0.01)
+        before = write(run_uri, ELSEWHERE)
+        tell(run_uri, state, 3600)
+        sign = storage.join(run_uri, "alive.json")
+        with ownership.alive(run_uri):
+            for _ in range(2):  # it tells more than once
+                wait_for(lambda: storage.exists(sign), "a sign of life")
+                with pytest.raises(RunFailed, match="is being trained by process 1 on elsewhere"):
+                    ownership.refuse_second(run_uri)
+                storage.remove(sign)
+        storage.write_json(sign, {"time": time.time() - 60})
+        assert ownership.refuse_second(run_uri) == before
+        with ownership.alive(run_uri):
+            tell(run_uri, "failed", 1)
+            assert ownership.refuse_second(run_uri) == before, "this is an end"
+
+    def test_a_storage_that_is_away_does_not_end_a_job(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with ownership.alive(str(tmp_path / "file")):
+            time.sleep(0.05)
 
     @pytest.mark.parametrize("age", [3600, -3600])
     @pytest.mark.parametrize(("then", "refused"), [("running", True), ("failed", False)])
