@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ from agit_core.errors import BadInput
 from agit_core.model_folder import Model
 from agit_core.networks import STRIDE
 from agit_core.translation import translate
+
+# else ONNX Runtime notes what it runs in ~/.cache and sends it to Microsoft
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 OPSET = 18
 """ONNX operator set: what PyTorch's exporter writes without converting, and ONNX Runtime reads since 1.14."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from infra.stack_state import free_port
 from pipeline import storage
 from tests.browser import browser, screenshots  # noqa: F401
 from tests.pipeline.s3 import S3Server
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before a test imports ONNX Runtime itself
 
 LONGEST = (
     "pipeline/flows/test_journey.py",

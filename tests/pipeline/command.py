@@ -52,8 +52,8 @@ def tiny_config(folder: Path) -> Path:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """The environment without what belongs to somebody's Prefect or Ray."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "RAY_", "MLFLOW_"))}
+    """The environment without what belongs to somebody's Prefect or Ray, or to the tests' own ONNX Runtime."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "RAY_", "MLFLOW_", "ORT_"))}
     # the code beside these tests, also where another checkout is installed
     path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [kept.get("PYTHONPATH")])])
     return {**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **changes}

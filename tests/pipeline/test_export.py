@@ -52,10 +52,17 @@ def as_pixels(output: np.ndarray[Any, Any], height: int, width: int) -> np.ndarr
 def test_onnx_from_the_command_line_answers_as_the_translator_does(
     folder: Path, photos: Path, tmp_path: Path
 ) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
     done = agit(
-        "export", "--model", folder, "--format", "onnx", "out", "--check", photos, "--json", cwd=tmp_path
+        *("export", "--model", folder, "--format", "onnx", "out", "--check", photos, "--json"),
+        cwd=tmp_path,
+        HOME=str(home),
     )
     assert done.status == 0, done.err
+    assert not [path for path in home.rglob("*") if "onnx" in path.name], (
+        "nothing is kept to be sent to Microsoft"
+    )
     answer = done.answer
     assert answer["ok"] is True
     assert 0 < answer["worst"] < 1e-4

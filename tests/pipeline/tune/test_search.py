@@ -77,6 +77,12 @@ stages.search(settings, journey.prepare(settings))
 """
 
 
+@pytest.fixture(autouse=True)
+def no_folders_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Ray gives a trial that no Tuner started its folder; there is no setting for it."""
+    monkeypatch.setattr("ray.tune.trainable.trainable.DEFAULT_STORAGE_PATH", str(tmp_path / "ray_results"))
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("tune")
