@@ -27,7 +27,7 @@ def replacing(target: Path) -> Iterator[Path]:
     temporary = Path(text)
     try:
         with contextlib.suppress(OSError):  # a file system without locks: nothing is swept there either
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield temporary
         os.chmod(temporary, 0o666 & ~_UMASK)
         # or a power cut may leave the name without the contents
