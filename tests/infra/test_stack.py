@@ -18,6 +18,7 @@ import pytest
 
 from infra.stack_state import MARK
 from tests.pipeline.command import environment, tiny_config
+from tests.pipeline.prefect_api import ask
 from tests.pipeline.training import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -46,9 +47,7 @@ class Running:
         )
 
     def api(self, method: str, path: str, **options: Any) -> Any:
-        answer = httpx.request(method, f"{self.state['prefect_api_url']}{path}", timeout=60, **options)
-        answer.raise_for_status()
-        return answer.json()
+        return ask(method, f"{self.state['prefect_api_url']}{path}", **options)
 
     def deployments(self) -> dict[str, dict[str, Any]]:
         """By full name."""

@@ -28,6 +28,7 @@ from pipeline.train import events
 from tests.chaos import processes
 from tests.pipeline.command import environment
 from tests.pipeline.launch.test_local import start_follower
+from tests.pipeline.prefect_api import ask
 from tests.pipeline.s3 import DelayedConnection
 from tests.pipeline.training import TINY, prepared, spec_of, wait_for
 from tests.ray_environment import head_node
@@ -238,12 +239,10 @@ class Served:
             return False
 
     def post(self, path: str, **tree: Any) -> Any:
-        answer = httpx.post(self.api + path, json=tree, timeout=60)
-        answer.raise_for_status()
-        return answer.json()
+        return ask("POST", self.api + path, json=tree)
 
     def get(self, path: str) -> Any:
-        return httpx.get(self.api + path, timeout=60).raise_for_status().json()
+        return ask("GET", self.api + path)
 
     def stop(self) -> None:
         for process in reversed(self._processes):
