@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from agit_core.errors import RunFailed
+from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
 
 _ALIVE = "alive.json"
@@ -121,7 +121,7 @@ def alive(run_uri: str) -> Iterator[None]:
 
     def beat() -> None:
         while True:
-            with contextlib.suppress(RunFailed, OSError):  # the storage is away; the next one tells
+            with contextlib.suppress(BadInput, RunFailed, OSError):  # the storage is away; the next one tells
                 storage.write_json(storage.join(run_uri, _ALIVE), {"time": time.time()})
             if ended.wait(_BEAT_SECONDS):
                 return
@@ -132,7 +132,7 @@ def alive(run_uri: str) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join(timeout=30)
+        thread.join(timeout=2)  # no longer: whoever ends the job does not wait for a storage that is away
 
 
 def last_sign(run_uri: str, progress: dict[str, Any]) -> float:
