@@ -71,7 +71,7 @@ def _scores(folder: str, run_uri: str | None) -> dict[str, Any]:
     of_run = _json(run_uri, "evaluation.json") if run_uri else {}
     if (of_run.get("model") or {}).get("uri") == folder:
         return of_run
-    return model_card.evaluation_of(folder)
+    return _json(folder, model_card.SCORES)
 
 
 def _report(run_uri: str | None) -> str | None:
@@ -82,6 +82,7 @@ def _report(run_uri: str | None) -> str | None:
 
 
 def _json(folder: str, name: str) -> dict[str, Any]:
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError, BadInput, RunFailed):
+    """What a file says; nothing where it cannot be read: the command has done its work, and this only adds to it."""
+    with contextlib.suppress(OSError, ValueError, TypeError, BadInput, RunFailed):
         return dict(storage.read_json(storage.join(folder, name)))
     return {}
