@@ -53,6 +53,26 @@ def prepare(config: Config) -> Data:
     return Data(prepared.uri, prepared.manifest, prepared.reused)
 
 
+def find_prepared(config: Config) -> Data:
+    """The prepared data of a configuration whose run is asked for; prepares nothing.
+
+    Raises:
+        BadInput: it is not prepared, so that there is no run either.
+    """
+    from pipeline.data.prepare import find as run_stage
+
+    with progress.stage("prepare") as stage:
+        storage.check_reachable(config.storage)
+        found = run_stage(config, stage)
+        if found is None:
+            raise BadInput(
+                f"{config.storage} has no run of these settings, nor their data prepared; run `agit train` with the "
+                "same settings"
+            )
+        stage.reuse(f"prepared data {storage.name(found.uri)}")
+    return Data(found.uri, found.manifest, reused=True)
+
+
 def check_registration(config: Config) -> None:
     """Looks before anything is prepared or trained whether the registry could take the model and the gate judge it.
 

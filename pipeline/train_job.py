@@ -117,6 +117,11 @@ def failure_told(spec: dict[str, Any]) -> Iterator[None]:
         events.record(spec["run_uri"], "failed", str(error))
         tell(spec, "failed", message=str(error))
         raise
+    except SystemExit:  # told to stop; nobody should have to wait for its silence
+        with contextlib.suppress(RunFailed):
+            ownership.check(spec)
+            tell(spec, "interrupted", message="stopped; the same command goes on from the last checkpoint")
+        raise
 
 
 def finish(spec: dict[str, Any], result: dict[str, Any]) -> None:

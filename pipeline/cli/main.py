@@ -72,6 +72,7 @@ def prepare(
             **journey.known(settings, uri),
             "data": data.uri,
             "fingerprint": data.manifest["fingerprint"],
+            "domains": {domain: told["name"] for domain, told in data.manifest["domains"].items()},
             "rows": counts,
             "quarantined": quarantined,
             "duplicate_groups": data.manifest["duplicates"]["exact_groups"],
@@ -148,12 +149,13 @@ def evaluate(
 
     head: dict[str, Any] = {"storage": settings.storage}
     with progress.shown_on(progress.for_terminal()):
-        data = journey.prepare(settings)
         if model is None:
+            data = journey.find_prepared(settings)
             done = journey.trained(settings, data)
             evaluation = journey.evaluate(settings, data, done)
             head |= {"run_id": done.run_id, **journey.known(settings, done.uri)}
         else:
+            data = journey.prepare(settings)
             subject = chosen.choose(model, settings)
             evaluation = journey.evaluate_model(settings, data, subject.folder)
             head |= chosen.known(subject, settings)
@@ -170,7 +172,7 @@ def report(
     from pipeline import journey, progress, storage
 
     with progress.shown_on(progress.for_terminal()):
-        data = journey.prepare(settings)
+        data = journey.find_prepared(settings)
         name, uri = journey.locate(settings, data)
         if not storage.list_(uri):
             raise BadInput(

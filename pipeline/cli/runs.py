@@ -46,7 +46,7 @@ def runs(overrides: Overrides = None, json: Json = False, debug: Debug = False) 
     def show(found: dict[str, Any]) -> None:
         told = stored.rows(found["runs"])
         columns = [name for name in told[0] if any(run[name] for run in told)] if told else []
-        cli_show.table_of(told, columns)
+        cli_show.table_of(told, columns, f"no run in {found['storage']}")
 
     root = _storage(overrides)
     return Answer({"storage": root, "runs": stored.list_runs(root)}, show)

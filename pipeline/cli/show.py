@@ -44,6 +44,7 @@ def prepared(value: dict[str, Any]) -> None:
     _pairs(
         {
             "data": value["data"],
+            "domains": ", ".join(f"{domain.upper()} is {name}" for domain, name in value["domains"].items()),
             **{name: f"{rows} images" for name, rows in value["rows"].items()},
             "duplicates": f"{value['duplicate_groups']} groups of equal files, "
             f"{value['near_groups']} of near copies ({kept})",
@@ -121,7 +122,10 @@ def versions(value: dict[str, Any]) -> None:
             for row in value["versions"]
         ],
         ["version", "aliases", "run_id", "kid_target_a2b", "kid_target_b2a"],
+        f"no version of '{value['name']}' is registered; `agit run` registers one",
     )
+    if not value["events"]:
+        return
     events = [{**event, "time": _when(event["time"]), "reason": _why(event)} for event in value["events"]]
     table_of(events, ["time", "action", "version", "previous", "champion", "by", "reason"])
 
@@ -152,10 +156,10 @@ def yaml_text(value: Any) -> str:
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=110)
 
 
-def table_of(rows: list[dict[str, Any]], columns: list[str]) -> None:
+def table_of(rows: list[dict[str, Any]], columns: list[str], nothing: str = "nothing there") -> None:
     """A plain table of dicts; nested values are written out."""
     if not rows:
-        _out.print("nothing there")
+        _out.print(printable(nothing), markup=False)
         return
     table = Table(box=None, pad_edge=False)
     for column in columns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import time
@@ -19,6 +20,8 @@ from filelock import FileLock
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
 from pipeline.redact import redact
+
+log = logging.getLogger(__name__)
 
 ATTEMPTS = 5
 """For a file that everything depends on."""
@@ -130,7 +133,10 @@ def _download(
             raise RunFailed(
                 f"the download of {url} broke off after {after} bytes ({text}); run it again to go on"
             )
-        wait(min(2.0**failures, 20.0) if failures else 0.1)
+        pause = min(2.0**failures, 20.0) if failures else 0.1
+        if failures:
+            log.warning("%s does not answer; trying again in %.0f s", redact(without_query(url)), pause)
+        wait(pause)
 
 
 def _attempt(client: httpx.Client, url: str, part: Path, notes: Path) -> bool:

@@ -66,7 +66,7 @@ def open_folder(uri: str, masks: str | None, test_fraction: float) -> Source:
         return source
     if train["A"] is None or train["B"] is None:
         lacking = " and ".join(f"train{d}" for d in "AB" if train[d] is None)
-        found = ", ".join(sorted(children)[:8]) or "nothing"
+        found = ", ".join(sorted(map(storage.name, children.values()))[:8]) or "nothing"
         raise BadInput(
             f"{uri} has no folder {lacking} (it holds {found}); "
             "put the images of each domain into a folder of its own, such as trainA and trainB, "

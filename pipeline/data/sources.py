@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,10 @@ def find(config: DataConfig) -> None:
         elif storage.is_remote(part):
             if not storage.exists(part):
                 raise BadInput(f"there is nothing at {part}; correct data.source")
-        elif not (storage.local_path(part).is_file() if files else storage.local_path(part).is_dir()):
-            raise BadInput(f"there is no {'file' if files else 'folder'} {part}; correct data.source")
+        elif files and not storage.local_path(part).is_file():
+            raise BadInput(f"there is no file {part}; correct data.source")
+        elif not files and not storage.local_path(part).is_dir():
+            raise _no_folder(part)
 
 
 def _open(config: DataConfig, downloads: Path, report: Progress) -> Source:
@@ -87,7 +90,21 @@ def _open(config: DataConfig, downloads: Path, report: Progress) -> Source:
         raise BadInput(_NO_FILE.format(text))
     if known := _public_name(text):
         return _public(known, config.masks, fraction, downloads)
+    if not storage.is_remote(text) and not storage.local_path(text).is_dir():
+        raise _no_folder(text)
     return open_folder(text, config.masks, fraction)
+
+
+def _no_folder(text: str) -> BadInput:
+    if storage.local_path(text).exists():
+        return BadInput(
+            f"{text} is no folder, nor by its name a zip, tar, Parquet or CSV file; give one of these in data.source"
+        )
+    near = difflib.get_close_matches(text, public.NAMES, 1)
+    hint = (
+        f"did you mean the public set '{near[0]}'?" if near else "give the path of the images in data.source"
+    )
+    return BadInput(f"there is no folder {text}; {hint}")
 
 
 def _public_name(text: str) -> str | None:
@@ -112,8 +129,7 @@ def _public(name: str, masks: str | None, fraction: float, downloads: Path) -> S
         source = open_archive(address, masks, fraction, downloads)
     except BadInput as error:
         raise BadInput(
-            f"the public set '{name}' could not be fetched: {error} "
-            "(a folder or zip of it that you have elsewhere can be given as data.source)"
+            f"the public set '{name}' could not be fetched: {error}; data.source may also be a folder of it"
         ) from None
     source.names = public.domain_names(name) or source.names
     return source

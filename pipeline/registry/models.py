@@ -126,7 +126,7 @@ def _change(
     config: Config, action: str, target: int, present: dict[str, Any] | None, reason: str
 ) -> dict[str, Any]:
     if not reason.strip():
-        raise BadInput(f"a {action} needs a reason, for whoever asks later")
+        raise BadInput(f"`agit {action}` needs a reason: tell it with --reason, for whoever asks later")
     uri, name = tracking_uri(config), model_name(config)
     event = audit.record(
         config.storage,

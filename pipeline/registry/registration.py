@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agit_core import model_folder
-from agit_core.errors import BadInput
+from agit_core.errors import BadInput, RunFailed
 from pipeline import model_card, storage
 from pipeline.config import Config, fingerprint
 from pipeline.redact import redact
@@ -50,9 +50,7 @@ def register(
     """
     run = _Finished.read(config, run_uri, evaluation, lineage)
     name, uri = run.name, tracking_uri(config)
-    version = versions.find(uri, name, run.run_id, run.digest)
-    if version is None:
-        version = _create(uri, run, _write_folder(run))
+    version = _version(uri, run)
     basis = _basis(config, evaluation)
     if not _settled(version, basis):
         _decide(config, uri, version, evaluation, basis)
@@ -102,6 +100,26 @@ class _Finished:
         return _Finished(
             config, uri, run_id, checkpoint, model, weights_digest(model), dict(evaluation), origin
         )
+
+
+def _version(uri: str, run: _Finished) -> Any:
+    """The version of these weights, new or there already.
+
+    A model folder that is gone is written again; where that is in another storage, for a version of its own.
+    """
+    there = versions.of_weights(uri, run.name, run.run_id, run.digest)
+    for version in there:
+        if _holds_model(str(version.source)):
+            return version
+    source = _write_folder(run)
+    return next((version for version in there if version.source == source), None) or _create(uri, run, source)
+
+
+def _holds_model(source: str) -> bool:
+    try:
+        return storage.exists(storage.join(source, model_folder.MANIFEST))
+    except (BadInput, RunFailed):  # another storage than this run's, which does not answer: it cannot be told
+        return True
 
 
 def _write_folder(run: _Finished) -> str:

@@ -43,12 +43,13 @@ def get(uri: str, name: str, number: int) -> Any:
         return client(uri).get_model_version(name, str(number))
 
 
-def find(uri: str, name: str, run_id: str, digest: str) -> Any | None:
-    """The version that was registered from these weights of this run."""
-    for version in versions(uri, name):
-        if (version.tags.get("agit.run_id"), version.tags.get("agit.weights_sha256")) == (run_id, digest):
-            return get(uri, name, int(version.version))
-    return None
+def of_weights(uri: str, name: str, run_id: str, digest: str) -> list[Any]:
+    """The versions that were registered from these weights of this run: one, unless its folder was lost."""
+    return [
+        get(uri, name, int(version.version))
+        for version in versions(uri, name)
+        if (version.tags.get("agit.run_id"), version.tags.get("agit.weights_sha256")) == (run_id, digest)
+    ]
 
 
 def holder(uri: str, name: str, alias: str) -> dict[str, Any] | None:
@@ -87,7 +88,7 @@ def named(uri: str, name: str, version: str) -> int:
     if found is None:
         raise BadInput(
             f"model '{name}' has no alias '{version}'; its aliases are "
-            f"{', '.join(sorted(_aliases(uri, name))) or 'none yet'}"
+            f"{', '.join(sorted(_aliases(uri, name))) or 'none yet'}; name one of these, or a version's number"
         )
     return int(found["version"])
 

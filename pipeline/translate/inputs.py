@@ -65,7 +65,7 @@ def find(uri: str) -> Inputs:
     # a folder may be called photos.zip; asking the storage once is cheaper than guessing
     below = storage.list_(uri, recursive=True)
     if not below and not storage.exists(uri):
-        raise BadInput(f"there is nothing at {uri} to translate; check the path")
+        raise BadInput(f"there is nothing at {uri}; check the path")
     if not below and not storage.is_remote(uri) and storage.local_path(uri).is_dir():
         raise BadInput(f"{uri} holds no images: it is an empty folder")
     if not below and suffix in VIDEOS:

@@ -21,6 +21,12 @@ JOURNAL = ".agit-translate.json"
 def single(source: str, output: str, suffixes: tuple[str, ...], masks: bool, overwrite: bool) -> str:
     """Where the translation of one file goes: the output itself, or a file in it when it is a folder."""
     named = suffix_of(output) in suffixes and not output.endswith("/")
+    if not named and suffix_of(output) in (*IMAGES, *VIDEOS) and not output.endswith("/"):
+        theirs, ours = ("video", "image") if suffixes is IMAGES else ("image", "video")
+        raise BadInput(
+            f"{output} is the name of a {theirs}, and {source} is a{'n' if ours == 'image' else ''} {ours}; "
+            f"end it with one of {', '.join(suffixes[:4])}, or with / to make it a folder"
+        )
     name = storage.name(source)
     target = output if named else storage.join(output, name if suffixes is VIDEOS else output_name(name))
     if suffixes is IMAGES:

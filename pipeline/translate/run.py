@@ -80,7 +80,7 @@ def translate(
     if workers is not None and not batch:
         raise BadInput("workers are those of a batch; add --batch or leave them out")
     # workers have other working directories, and an alias may move to another version while they load
-    input, output = _absolute(input), _absolute(output)
+    input, output = _absolute(input.rstrip("/") or "/"), _absolute(output)
     settings = Settings(
         _absolute(model_folder.resolve(model)),
         direction,

@@ -58,6 +58,11 @@ def test_lists_runs_last_active_first(tmp_path: Path) -> None:
     assert old["message"] == "the disk is full"
 
 
+def test_a_storage_without_runs_is_named(tmp_path: Path) -> None:
+    called = agit("runs", "--set", f"storage={tmp_path}/mistyped", cwd=tmp_path)
+    assert (called.status, called.out) == (0, f"no run in {tmp_path}/mistyped\n")
+
+
 def test_no_runs(tmp_path: Path) -> None:
     assert runs.list_runs(str(tmp_path / "nothing")) == []
     with pytest.raises(BadInput, match="no run at"):

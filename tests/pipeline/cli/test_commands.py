@@ -79,6 +79,13 @@ def test_evaluate_and_report_ask_for_the_training_first(tmp_path: Path) -> None:
         assert called.status == 2
         assert "agit train" in called.last_line
         assert called.out == ""
+        assert not (tmp_path / ".agit").exists() or not list((tmp_path / ".agit").rglob("*.parquet"))
+    assert agit("prepare", config, cwd=tmp_path).status == 0
+    for command in ("evaluate", "report"):
+        called = agit(command, config, "--json", cwd=tmp_path)
+        assert called.status == 2
+        assert "run tiny-" in called.last_line
+        assert "agit train" in called.last_line
 
 
 def test_storage_that_does_not_answer_is_told_before_any_work(tmp_path: Path) -> None:
@@ -167,6 +174,7 @@ def test_control_characters_in_names_do_not_reach_the_terminal(capsys: pytest.Ca
             "near_leaks": [],
             "duplicates": "keep",
             "data": name,
+            "domains": {"a": name},
             "rows": {},
             "duplicate_groups": 0,
             "near_groups": 0,
@@ -185,7 +193,7 @@ def test_control_characters_in_names_do_not_reach_the_terminal(capsys: pytest.Ca
     bar = recorded.export_text()
     assert not set(shown.out + shown.err + bar) & set("\x1b\x9b\x7f\b")
     assert "one\ntwo" in shown.out
-    assert (shown.out.count(seen), shown.err.count(seen), bar.count(seen)) == (14, 4, 3)
+    assert (shown.out.count(seen), shown.err.count(seen), bar.count(seen)) == (15, 4, 3)
 
 
 def test_an_answer_that_cannot_be_shown_ends_as_any_failure(tmp_path: Path) -> None:

@@ -254,6 +254,26 @@ def test_a_damaged_earlier_set_is_not_built_upon(damage: Callable[[Path], None],
     assert files(grown.uri) == files(prepare(config(source, tmp_path / "fresh")).uri)
 
 
+def test_a_stricter_limit_holds_for_prepared_data_too(tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", FOUR)
+    (source / "trainA" / "broken.jpg").write_text("no")
+    made = prepare(config(source, tmp_path / "out", duplicates="drop"))
+    with pytest.raises(
+        BadInput, match=r"1 of 23 files .*trainA/broken.jpg.* more than data.maximum_quarantined"
+    ):
+        prepare(config(source, tmp_path / "out", duplicates="drop", maximum_quarantined=0.01))
+    again = prepare(config(source, tmp_path / "out", duplicates="drop"))
+    assert (again.reused, again.uri) == (True, made.uri)
+    # copies that were dropped are usable files
+    dropped = prepare(config(copies(tmp_path / "more"), tmp_path / "out", duplicates="drop"))
+    assert (
+        prepare(
+            config(tmp_path / "more" / "in", tmp_path / "out", duplicates="drop", maximum_quarantined=0)
+        ).uri
+        == dropped.uri
+    )
+
+
 def copies(tmp_path: Path) -> Path:
     source = folder(tmp_path / "in", FOUR)
     shutil.copy(source / "trainA" / "trainA-001.jpg", source / "trainA" / "copy.jpg")

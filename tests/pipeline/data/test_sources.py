@@ -185,6 +185,8 @@ def test_a_zip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ("make", "match"),
     [
         (lambda p: p / "nowhere", "there is no folder"),
+        (lambda p: "horse2zebr", "did you mean the public set 'horse2zebra'"),
+        (lambda p: Path(__file__), "is no folder, nor by its name a zip"),
         (lambda p: p / "nowhere.zip", "there is no file"),
         (lambda p: p / "nowhere.csv", "there is no file"),
         (lambda p: p / "nowhere.parquet", "there is no file"),

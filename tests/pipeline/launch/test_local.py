@@ -202,6 +202,7 @@ def test_an_ended_launcher_takes_the_job_with_it(data: str, tmp_path: Path) -> N
         if end == signal.SIGTERM:
             assert status == 128 + signal.SIGTERM
             assert local.carriers(token) == []
+            assert _progress(run_uri)["state"] == "interrupted", "nobody has to wait for its silence"
         wait_for(lambda token=token: not local.carriers(token), "the orphaned job to end")
         storage.remove(storage.join(run_uri, "progress.json"))
     assert storage.read_json(storage.join(run_uri, "spec.json"))["attempt"] == 2

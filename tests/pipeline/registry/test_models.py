@@ -294,6 +294,22 @@ def test_mlflow_holds_settings_curves_scores_and_tags(config: Config, register: 
     assert not Path("mlruns").exists()
 
 
+def test_a_model_folder_that_is_gone_is_written_again(
+    config: Config, register: Register, tmp_path: Path
+) -> None:
+    first = register(seed=1)
+    shutil.rmtree(first["source"])
+    assert register(seed=1) == first
+    assert model_folder.read(models.resolve("models:/h2z/1", config)).name == "h2z"
+    # in another storage, for a version of its own, which is found again
+    shutil.rmtree(first["source"])
+    shutil.copytree(config.storage, tmp_path / "moved")
+    elsewhere = configs.parse({**config.plain(), "storage": str(tmp_path / "moved")})
+    second = register(seed=1, settings=elsewhere)
+    assert (second["version"], second["source"]) == (2, f"{tmp_path}/moved/models/h2z/h2z-run1")
+    assert register(seed=1, settings=elsewhere)["version"] == 2
+
+
 def test_a_killed_registration_leaves_nothing_in_the_model(config: Config, register: Register) -> None:
     folder = Path(config.storage) / "models" / "h2z" / "h2z-run1"
     write_and_die(folder / "weights.safetensors")

@@ -143,6 +143,10 @@ def test_nothing_is_overwritten_unless_asked_for(photos: Path, tmp_path: Path, m
     (out / "zebra.png.mask.png").write_bytes(b"mine")
     with pytest.raises(BadInput, match=r"mask\.png exists"):
         translate(str(photos / "one.png"), str(out / "zebra.png"), model, masks=True)
+    with pytest.raises(
+        BadInput, match=r"x\.mp4 is the name of a video, and .*one\.png is an image; end it with"
+    ):
+        translate(str(photos / "one.png"), str(out / "x.mp4"), model)
     with pytest.raises(BadInput, match="is the input itself"):
         translate(str(photos / "one.png"), str(photos / "one.png"), model, overwrite=True)
     with pytest.raises(BadInput, match="lies in the input"):
@@ -155,7 +159,7 @@ def test_a_second_call_does_what_is_missing(photos: Path, tmp_path: Path, model:
     before = {path: (out / path).stat().st_mtime_ns for path in files(out) if path != JOURNAL}
     (out / "one.png").unlink()
     models.save(photos / "broken.jpg", seed=5)
-    again = translate(str(photos), str(out), model)
+    again = translate(f"{photos}/", str(out), model)  # a closing slash, as shells complete it
     assert (again["translated"], again["skipped"], len(again["failed"])) == (2, 3, 1)
     assert {p: (out / p).stat().st_mtime_ns for p in before if p != "one.png"} == {
         p: t for p, t in before.items() if p != "one.png"
