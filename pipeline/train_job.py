@@ -118,7 +118,7 @@ def failure_told(spec: dict[str, Any]) -> Iterator[None]:
         tell(spec, "failed", message=str(error))
         raise
     except SystemExit:  # told to stop; nobody should have to wait for its silence
-        with contextlib.suppress(RunFailed):
+        with contextlib.suppress(BadInput, RunFailed, OSError):  # another's by now, or the storage is away
             ownership.check(spec)
             tell(spec, "interrupted", message="stopped; the same command goes on from the last checkpoint")
         raise
