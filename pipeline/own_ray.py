@@ -6,11 +6,16 @@ import os
 import secrets
 
 
-def keep_private() -> None:
-    """Nothing is written to the home directory or read from there.
+def environment() -> dict[str, str]:
+    """With a token of its own: nothing is written to the home directory or read from there."""
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
 
-    Ray reads these once, when it is imported: call it before, and they stay set.
-    """
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+def keep_private() -> None:
+    """The same for this process, where it is not set. Ray reads it once, when it is imported: call this before."""
+    for key, value in environment().items():
+        os.environ.setdefault(key, value)

@@ -13,6 +13,8 @@ NEAR_BITS = 3
 """Looks (128 bits) that differ in at most so many bits are near copies. With four bands of 32 bits, looks this
 close agree in at least one band, so candidates are found by sorting and none is missed."""
 
+COPY_OF = "duplicate of"
+"""How the reason begins for which a copy is quarantined."""
 _BANDS = NEAR_BITS + 1
 _CROWDED = 4096
 

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from agit_core.errors import BadInput
 from pipeline import storage
+from pipeline.data.duplicates import COPY_OF
 from pipeline.data.manifest import read_index
 from pipeline.data.plan import Done, ShardPlan
 from pipeline.data.shards import Row, read_rows
@@ -73,7 +74,7 @@ class Earlier:
                 (item["name"], item["digest"]): item["reason"]
                 for item in split["quarantined"]
                 # a file that could not be read may be readable now, and copies are counted anew
-                if item.get("digest") and not item["reason"].startswith(("cannot be read", "duplicate of"))
+                if item.get("digest") and not item["reason"].startswith(("cannot be read", COPY_OF))
             },
             notes={item["name"]: item["reason"] for item in split["notes"]},
             shards=shards,

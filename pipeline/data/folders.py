@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import re
@@ -14,6 +15,7 @@ from typing import Any
 
 from agit_core.errors import BadInput
 from pipeline import storage
+from pipeline.data import public
 from pipeline.data.source import Entry, LocalFile, Readable, Source, StoredFile
 
 _HASHING = 4
@@ -240,9 +242,22 @@ def _rank(entry: Entry) -> int:
     return int(known[:16], 16)
 
 
+def no_folder(text: str) -> BadInput:
+    """Why what ``data.source`` names cannot be opened as a folder of this machine."""
+    if storage.local_path(text).exists():
+        return BadInput(
+            f"{text} is no folder, nor by its name a zip, tar, Parquet or CSV file; give one of these in data.source"
+        )
+    near = difflib.get_close_matches(text, public.NAMES, 1)
+    hint = (
+        f"did you mean the public set '{near[0]}'?" if near else "give the path of the images in data.source"
+    )
+    return BadInput(f"there is no folder {text}; {hint}")
+
+
 def _children(uri: str) -> Iterable[str]:
     if not storage.is_remote(uri) and not storage.local_path(uri).is_dir():
-        raise BadInput(f"there is no folder {uri}; give the path of the images in data.source")
+        raise no_folder(uri)
     found = storage.list_(uri)
     if not found and storage.is_remote(uri):
         raise BadInput(f"there is nothing at {uri}; give the prefix of the images in data.source")

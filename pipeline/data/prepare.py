@@ -41,7 +41,6 @@ _SHAPING = (
     "duplicates",
     "shard_bytes",
 )
-_COPY_OF = "duplicate of"
 _STALE_SECONDS = 24 * 3600
 _MOST_GROUPS = 10_000
 
@@ -71,7 +70,7 @@ def prepare(config: Config, progress: Progress | None = None) -> Prepared:
         if found is not None:
             _check_quarantined(config.data, found)
             return Prepared(uri, found, reused=True)
-        made = _make(config, shaping(config.data), key, uri, source, report)
+        made = _make(config, key, uri, source, report)
     _sweep(config, uri)
     return Prepared(uri, made, reused=False)
 
@@ -105,9 +104,8 @@ def shaping(config: DataConfig) -> dict[str, Any]:
     return {**values, "format": manifest.FORMAT, "images": VERSION}
 
 
-def _make(
-    config: Config, settings: dict[str, Any], key: str, uri: str, source: Source, report: Progress
-) -> dict[str, Any]:
+def _make(config: Config, key: str, uri: str, source: Source, report: Progress) -> dict[str, Any]:
+    settings = shaping(config.data)
     policies = {split: _policy(config.data, split) for split in SPLITS}
     plans = [
         plan
@@ -189,7 +187,7 @@ def _check_quarantined(config: DataConfig, made: dict[str, Any]) -> None:
         (split, entry)
         for split, told in made["splits"].items()
         for entry in told["quarantined"]
-        if not entry["reason"].startswith(_COPY_OF)
+        if not entry["reason"].startswith(duplicates.COPY_OF)
     ]
     total = made["totals"]["files_in"]
     if len(rejected) > config.maximum_quarantined * total:
@@ -275,7 +273,7 @@ def _without_copies(
         first, *others = sorted(group, key=lambda row: (not names[row][0].startswith("test"), names[row]))
         for row in others:
             split, name = names[row]
-            dropped.setdefault(split, {}).setdefault(name, f"{_COPY_OF} {'/'.join(names[first])}")
+            dropped.setdefault(split, {}).setdefault(name, f"{duplicates.COPY_OF} {'/'.join(names[first])}")
     return [without(uri, item, dropped.get(item.plan.split, {}), rows_per_group) for item in done]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from pipeline.config import fingerprint as digest_of
 from pipeline.data import builtin, public
 from pipeline.data.archives import is_archive, open_archive
 from pipeline.data.download import is_url
-from pipeline.data.folders import open_folder, open_two_folders
+from pipeline.data.folders import no_folder, open_folder, open_two_folders
 from pipeline.data.source import Entry, Progress, Source
 from pipeline.data.tables import is_csv, is_parquet, open_csv, open_parquet
 
@@ -66,7 +65,7 @@ def find(config: DataConfig) -> None:
         elif files and not storage.local_path(part).is_file():
             raise BadInput(f"there is no file {part}; correct data.source")
         elif not files and not storage.local_path(part).is_dir():
-            raise _no_folder(part)
+            raise no_folder(part)
 
 
 def _open(config: DataConfig, downloads: Path, report: Progress) -> Source:
@@ -90,21 +89,7 @@ def _open(config: DataConfig, downloads: Path, report: Progress) -> Source:
         raise BadInput(_NO_FILE.format(text))
     if known := _public_name(text):
         return _public(known, config.masks, fraction, downloads)
-    if not storage.is_remote(text) and not storage.local_path(text).is_dir():
-        raise _no_folder(text)
     return open_folder(text, config.masks, fraction)
-
-
-def _no_folder(text: str) -> BadInput:
-    if storage.local_path(text).exists():
-        return BadInput(
-            f"{text} is no folder, nor by its name a zip, tar, Parquet or CSV file; give one of these in data.source"
-        )
-    near = difflib.get_close_matches(text, public.NAMES, 1)
-    hint = (
-        f"did you mean the public set '{near[0]}'?" if near else "give the path of the images in data.source"
-    )
-    return BadInput(f"there is no folder {text}; {hint}")
 
 
 def _public_name(text: str) -> str | None:

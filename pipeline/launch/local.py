@@ -6,7 +6,6 @@ import collections
 import contextlib
 import logging
 import os
-import secrets
 import shutil
 import signal
 import stat
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pipeline
-from pipeline import storage
+from pipeline import own_ray, storage
 from pipeline.launch.specs import parse_verdict, write_spec
 from pipeline.train.ownership import TOKEN, this_process
 
@@ -66,10 +65,7 @@ class LocalJob:
             "AGIT_RAY_FOLDER": str(folder),
             "PYTHONUNBUFFERED": "1",
             "PYTHONPATH": _python_path(),
-            # an own token in the environment: nothing is written to the home directory or read from there
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
-            "RAY_USAGE_STATS_ENABLED": "0",
+            **own_ray.environment(),
             **{k: v for k, v in os.environ.items() if k.startswith("RAY_TRAIN_")},
         }
         process = subprocess.Popen(

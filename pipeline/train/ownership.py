@@ -136,10 +136,12 @@ def alive(run_uri: str) -> Iterator[None]:
 
 
 def last_sign(run_uri: str, progress: dict[str, Any]) -> float:
-    """When, by its own clock, a run's job last told anything."""
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        return max(float(progress["time"]), float(storage.read_json(storage.join(run_uri, _ALIVE))["time"]))
-    return float(progress["time"])
+    """When, by its own clock, a run's job last told anything; its last word is the end, where it came to one."""
+    told = float(progress["time"])
+    if progress["state"] in UNDER_WAY:
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            told = max(told, float(storage.read_json(storage.join(run_uri, _ALIVE))["time"]))
+    return told
 
 
 def _tells(run_uri: str) -> bool:

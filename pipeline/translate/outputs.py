@@ -20,11 +20,12 @@ JOURNAL = ".agit-translate.json"
 
 def single(source: str, output: str, suffixes: tuple[str, ...], masks: bool, overwrite: bool) -> str:
     """Where the translation of one file goes: the output itself, or a file in it when it is a folder."""
-    named = suffix_of(output) in suffixes and not output.endswith("/")
-    if not named and suffix_of(output) in (*IMAGES, *VIDEOS) and not output.endswith("/"):
-        theirs, ours = ("video", "image") if suffixes is IMAGES else ("image", "video")
+    suffix = "" if output.endswith("/") else suffix_of(output)
+    named = suffix in suffixes
+    if not named and suffix in (*IMAGES, *VIDEOS):
+        theirs, ours = ("a video", "an image") if suffixes is IMAGES else ("an image", "a video")
         raise BadInput(
-            f"{output} is the name of a {theirs}, and {source} is a{'n' if ours == 'image' else ''} {ours}; "
+            f"{output} is the name of {theirs}, and {source} is {ours}; "
             f"end it with one of {', '.join(suffixes[:4])}, or with / to make it a folder"
         )
     name = storage.name(source)

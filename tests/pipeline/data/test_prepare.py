@@ -403,9 +403,8 @@ def test_a_kill_in_the_middle_ends_the_same(tmp_path: Path) -> None:
     notes = [f for f in left if "/.parts/train" in f]
     assert notes
     assert not any(f.endswith("manifest.json") for f in left)
-    write_and_die(
-        Path(notes[0]).parent.parent / "trainA" / "part-00000.parquet"
-    )  # as where the kill may have hit
+    # where the kill may have hit
+    write_and_die(Path(notes[0]).parent.parent / "trainA" / "part-00000.parquet")
     deadline = time.monotonic() + 20
     while _alive(process.pid) and time.monotonic() < deadline:
         time.sleep(0.2)
