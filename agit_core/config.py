@@ -14,7 +14,16 @@ from typing import Any, ClassVar, Literal
 from agit_core.errors import BadInput
 
 Upsampling = Literal["transposed", "resize"]
+Initialisation = Literal["normal", "truncated", "pytorch"]
 _STRICT: dict[str, Any] = {"extra": "forbid"}
+
+
+def added(default: Any, before: Any) -> Any:
+    """A field that configurations saved by earlier versions lack, where it stands for ``before``.
+
+    See :func:`agit_core.checkpoint.method_from_dict` and :func:`agit_core.checkpoint.identity`.
+    """
+    return field(default=default, metadata={"before": before})
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,29 @@ class NetworkConfig:
     discriminator_width: int | None = None
     upsampling: Upsampling = "transposed"
     """``resize`` (nearest, then a convolution) leaves no checkerboard."""
+    initialisation: Initialisation | None = added(None, before="normal")
+    """Of the weights (see ``agit_core.networks.initialise``); None: the preset's, which is ``truncated`` for agit,
+    ``pytorch`` for uaggan and ``normal`` for cyclegan. Earlier versions took ``normal`` for all three."""
+    revision: Literal[1, 2] = added(2, before=1)
+    """Of the presets' layers. 1: uaggan with reflection padding, no ReLU behind residual sums and no norm behind the
+    discriminator's first convolution, as models and checkpoints of earlier versions have it."""
+
+    @property
+    def initialiser(self) -> Initialisation:
+        """The initialisation that is used: the chosen one or the preset's."""
+        preset: dict[str, Initialisation] = {"agit": "truncated", "uaggan": "pytorch", "cyclegan": "normal"}
+        return self.initialisation or preset[self.preset]
+
+    @property
+    def settled(self) -> NetworkConfig:
+        """The same networks with their initialisation by name and the first revision that has these layers."""
+        revision = self.revision if self.preset == "uaggan" else 1
+        return replace(self, initialisation=self.initialiser, revision=revision)
+
+    @property
+    def architecture(self) -> NetworkConfig:
+        """Equal for configurations whose weights mean the same, however they were initialised."""
+        return replace(self.settled, initialisation="normal")
 
     @property
     def has_attention(self) -> bool:

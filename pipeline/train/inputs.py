@@ -68,7 +68,7 @@ def start_model(config: Config) -> Model:
     """The model named by ``train.start_from``: a model or checkpoint folder of the same architecture."""
     uri = str(config.train.start_from)
     model = model_folder.read(uri)
-    if model.method.networks != config.method.networks:
+    if model.method.networks.architecture != config.method.networks.architecture:
         raise BadInput(
             f"train.start_from: the model at {uri} has other networks than method.networks; "
             "use its method.networks or start from scratch"
