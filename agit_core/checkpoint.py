@@ -163,7 +163,7 @@ def method_from_dict(tree: dict[str, Any]) -> MethodConfig:
     """The inverse of :func:`method_to_dict`.
 
     Settings that the version which wrote ``tree`` did not have take the value that stands for what it did
-    (:func:`agit_core.config.added`), not today's default.
+    (``before``), not today's default.
 
     Raises:
         BadInput: keys that this version does not know.

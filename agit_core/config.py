@@ -4,6 +4,9 @@ The pipeline's pydantic models use these classes directly, so a YAML file is val
 there is no second description of the method. ``__pydantic_config__`` is only a dict: this package does not
 import pydantic. Where the paper and the authors' code differ, the default is the code and the other choice
 is a switch.
+
+A setting added later carries in its metadata what saved configurations without it stand for (``before``): see
+``agit_core.checkpoint.method_from_dict`` and ``identity``.
 """
 
 from __future__ import annotations
@@ -16,14 +19,6 @@ from agit_core.errors import BadInput
 Upsampling = Literal["transposed", "resize"]
 Initialisation = Literal["normal", "truncated", "pytorch"]
 _STRICT: dict[str, Any] = {"extra": "forbid"}
-
-
-def added(default: Any, before: Any) -> Any:
-    """A field that configurations saved by earlier versions lack, where it stands for ``before``.
-
-    See :func:`agit_core.checkpoint.method_from_dict` and :func:`agit_core.checkpoint.identity`.
-    """
-    return field(default=default, metadata={"before": before})
 
 
 @dataclass(frozen=True)
@@ -46,10 +41,10 @@ class NetworkConfig:
     discriminator_width: int | None = None
     upsampling: Upsampling = "transposed"
     """``resize`` (nearest, then a convolution) leaves no checkerboard."""
-    initialisation: Initialisation | None = added(None, before="normal")
+    initialisation: Initialisation | None = field(default=None, metadata={"before": "normal"})
     """Of the weights (see ``agit_core.networks.initialise``); None: the preset's, which is ``truncated`` for agit,
     ``pytorch`` for uaggan and ``normal`` for cyclegan. Earlier versions took ``normal`` for all three."""
-    revision: Literal[1, 2] = added(2, before=1)
+    revision: Literal[1, 2] = field(default=2, metadata={"before": 1})
     """Of the presets' layers. 1: uaggan with reflection padding, no ReLU behind residual sums and no norm behind the
     discriminator's first convolution, as models and checkpoints of earlier versions have it."""
 

@@ -2,7 +2,8 @@
 
 ``agit`` is the authors' TensorFlow code layer by layer (also its one-sided ``SAME`` padding), ``uaggan`` the
 first PyTorch port, ``cyclegan`` the baseline of Zhu et al. 2017 without attention. Tests hold all three to
-outputs of the original codes and to their parameter counts. Every map takes and gives float images of shape (N, 3, H, W) in [-1, 1]; H and W are multiples of 4.
+outputs of the original codes and to their parameter counts. Every map takes and gives float images of shape
+(N, 3, H, W) in [-1, 1]; H and W are multiples of 4.
 """
 
 from __future__ import annotations
@@ -99,7 +100,9 @@ def generator_cyclegan(
     layers = _block(nn.Conv2d(3, w, 7, padding=3, padding_mode=padding, bias=bias), w, False)
     layers += _block(nn.Conv2d(w, 2 * w, 3, stride=2, padding=1, bias=bias), 2 * w, False)
     layers += _block(nn.Conv2d(2 * w, 4 * w, 3, stride=2, padding=1, bias=bias), 4 * w, False)
-    layers += [_residual(4 * w, padding, affine=False, bias=bias, relu_after=relu_after) for _ in range(blocks)]
+    layers += [
+        _residual(4 * w, padding, affine=False, bias=bias, relu_after=relu_after) for _ in range(blocks)
+    ]
     for inputs, outputs in ((4 * w, 2 * w), (2 * w, w)):
         if upsampling == "resize":
             layers += _resize_block(inputs, outputs, affine=False, bias=bias)
