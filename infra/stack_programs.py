@@ -12,7 +12,7 @@ from pathlib import Path
 
 from agit_core.errors import RunFailed
 from infra.stack_state import BUCKET, Stack
-from pipeline.doctor import cores
+from pipeline.cli.doctor import cores
 
 POOL = "agit"
 _OBJECT_STORE_BYTES = 256 * 2**20

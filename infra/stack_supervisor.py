@@ -16,7 +16,7 @@ from xmlrpc.client import Fault, ServerProxy
 from agit_core.errors import BadInput, RunFailed
 from infra.stack_programs import Program, socket_of, supervisor_config
 from infra.stack_state import MARK, Stack, write_private
-from pipeline import probe
+from pipeline import http_health
 from pipeline.launch.local import carriers
 
 # on a slow, busy machine Prefect's sixty migrations alone take minutes
@@ -99,7 +99,7 @@ def answers(program: Program) -> bool:
     """Whether its server answers; a program that serves nobody always does."""
     if program.url is None:
         return True
-    status, _ = probe.ask(f"{program.url}{program.health}", timeout=5)
+    status, _ = http_health.ask(f"{program.url}{program.health}", timeout=5)
     return status is not None and status < 500  # below that it wants a key
 
 

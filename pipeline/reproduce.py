@@ -14,9 +14,9 @@ from typing import Any
 from agit_core import model_folder
 from agit_core.errors import BadInput
 from agit_core.model_folder import Model
-from pipeline import journey, progress, retrain, storage
+from pipeline import progress, retrain, storage, tasks
 from pipeline.config import Config, parse
-from pipeline.data import manifest
+from pipeline.data.format import manifest
 from pipeline.handover import Data, Run
 from pipeline.launch import specs
 from pipeline.registry import lineage, models
@@ -113,7 +113,7 @@ def data(origin: Origin, config: Config, from_prepared: bool = False) -> Data:
             raise BadInput(f"the prepared data at {before_uri} is gone; leave --from-prepared out")
         prepared = Data(before_uri, found, True)
     else:
-        prepared = journey.prepare(config)
+        prepared = tasks.prepare(config)
     if prepared.manifest["fingerprint"] == wanted:
         return prepared
     raise BadInput(
@@ -151,7 +151,7 @@ def start(origin: Origin, config: Config, here: Config) -> str | None:
 
 def train(config: Config, prepared: Data, start_uri: str | None) -> Run:
     """The same training again, or the one that an interrupted call has begun."""
-    return journey.train(config, prepared, start_uri)
+    return tasks.train(config, prepared, start_uri)
 
 
 def compare(origin: Origin, run: Run) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from agit_core import model_folder
 from agit_core.errors import BadInput
 from pipeline import progress, storage
 from pipeline.config import Config, parse
-from pipeline.data import manifest
+from pipeline.data.format import manifest
 from pipeline.handover import Data
 from pipeline.launch.specs import run_id
 from pipeline.registry import models

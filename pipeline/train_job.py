@@ -3,7 +3,7 @@
 It drives Ray Train until the run is finished, whatever fails underneath, and writes ``result.json`` last.
 Without ``RAY_ADDRESS`` it starts a Ray of its own on this machine, which ends with it. Exit status: 0 done,
 2 a wrong configuration, 1 a failed run; the last line of its output then says why, for people and for
-:mod:`pipeline.launch.jobs`.
+:mod:`pipeline.launch.follow`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from agit_core.errors import BadInput, RunFailed
-from pipeline import logs, own_ray, storage
+from pipeline import logs, ray_session, storage
 from pipeline.config import Config, parse
 from pipeline.launch.specs import VERDICT, read_spec
-from pipeline.train import events, ownership
+from pipeline.train import events, lease
 from pipeline.train.failures import PERMANENT, sentence
 
 log = logging.getLogger("pipeline.train_job")
@@ -41,7 +41,7 @@ _PLACES_SECONDS, _ELASTIC_PLACES_SECONDS = "600", "30"
 have counted a node that is gone, had better count again."""
 # Only where Ray runs on this machine alone, ends with the job, and is started again with it when it is lost.
 _OWN_RAY = {
-    # nobody could read them; a cluster's nodes export Ray Train's and ours (see pipeline.train.metrics)
+    # nobody could read them; a cluster's nodes export Ray Train's and ours (see pipeline.train.prometheus)
     "RAY_TRAIN_METRICS_ENABLED": "0",
     # clusters announce that a node will be drained; here the watcher would only be one more process
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -97,8 +97,8 @@ def run(spec_uri: str) -> dict[str, Any]:
         return result
     check(config, storage.read_json(storage.join(spec["data_uri"], "manifest.json")))
     tell(spec, "starting", message="starting the workers")
-    with ownership.alive(spec["run_uri"]), failure_told(spec):
-        with ray_session(config) as scratch:
+    with lease.alive(spec["run_uri"]), failure_told(spec):
+        with connected_ray(config) as scratch:
             from pipeline.train.driver import drive
 
             result = drive(spec, config, scratch)
@@ -111,7 +111,7 @@ def failure_told(spec: dict[str, Any]) -> Iterator[None]:
     """Notes in the run what ends its job; not that another one trains it now, whose state it then is."""
     try:
         yield
-    except ownership.TakenOver:
+    except lease.TakenOver:
         raise
     except (BadInput, RunFailed) as error:
         events.record(spec["run_uri"], "failed", str(error))
@@ -119,7 +119,7 @@ def failure_told(spec: dict[str, Any]) -> Iterator[None]:
         raise
     except SystemExit:  # told to stop; nobody should have to wait for its silence
         with contextlib.suppress(BadInput, RunFailed, OSError):  # another's by now, or the storage is away
-            ownership.check(spec)
+            lease.check(spec)
             tell(spec, "interrupted", message="stopped; the same command goes on from the last checkpoint")
         raise
 
@@ -158,7 +158,7 @@ def check(config: Config, manifest: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def ray_session(config: Config, cpus: int | None = None) -> Iterator[str]:
+def connected_ray(config: Config, cpus: int | None = None) -> Iterator[str]:
     """The cluster that ``RAY_ADDRESS`` names, or a Ray of this process's own; yields a scratch folder.
 
     The own one listens on this machine only (but for the port where PyTorch's ranks meet, which PyTorch opens on
@@ -177,7 +177,7 @@ def ray_session(config: Config, cpus: int | None = None) -> Iterator[str]:
     # loads while the processes of Ray start; the driver needs it next
     threading.Thread(target=lambda: importlib.import_module("torch"), daemon=True).start()
     if not foreign:
-        own_ray.keep_private()
+        ray_session.keep_private()
     import ray
 
     quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}

@@ -15,7 +15,7 @@ from tests.pipeline.s3 import S3Server
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before a test imports ONNX Runtime itself
 
 LONGEST = (
-    "pipeline/flows/test_journey.py",
+    "pipeline/flows/test_train.py",
     "pipeline/tune/test_search.py",
     "chaos/test_chaos.py",
     "pipeline/train/test_job.py",

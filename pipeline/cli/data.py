@@ -21,7 +21,7 @@ Page = Annotated[
 @app.command()
 def inspect(uri: DataUri, html: Page = None, json: Json = False, debug: Debug = False) -> Answer:
     """What is in prepared data: rows, sizes, masks, duplicates, leaks, quarantined files."""
-    from pipeline.data import inspect as stage
+    from pipeline.data.read import inspect as stage
 
     return Answer(stage.inspect(uri, html), show.mapping)
 
@@ -30,7 +30,7 @@ def inspect(uri: DataUri, html: Page = None, json: Json = False, debug: Debug = 
 def verify(uri: DataUri, json: Json = False, debug: Debug = False) -> Answer:
     """Read every shard again and compare it with the manifest's checksums."""
     from pipeline import progress
-    from pipeline.data import inspect as stages
+    from pipeline.data.read import inspect as stages
 
     with progress.shown_on(progress.for_terminal()), progress.stage("verify") as stage:
         found = stages.verify(uri, stage)

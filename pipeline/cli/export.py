@@ -72,8 +72,8 @@ def export(
     """
     subject, settings = chosen(model, overrides)
     from pipeline import progress
-    from pipeline.export import run
-    from pipeline.registry.chosen import known
+    from pipeline.inference.export import run
+    from pipeline.registry.model_reference import known
 
     with progress.shown_on(progress.for_terminal()), progress.stage("export") as stage:
         done = run(
@@ -165,7 +165,7 @@ def demo_ui(
 ) -> Answer:
     """A page in the browser to try a model on: drop an image, see the mask and the result. Ctrl-C ends it."""
     from pipeline.serve import http, page
-    from pipeline.serve import images as serve_images
+    from pipeline.serve import uploads as serve_images
 
     folder = chosen(model, overrides)[0].folder
     url = http.run(

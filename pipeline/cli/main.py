@@ -41,10 +41,10 @@ def run(config: ConfigName, overrides: Overrides = None, json: Json = False, deb
     """
     _load(config, overrides)
     from pipeline import progress
-    from pipeline.flows import local
+    from pipeline.flows import embedded
 
     with progress.shown_on(progress.for_terminal()):
-        summary = local.run_flow("agit", cli_output.debugging(), config=config, overrides=overrides or [])
+        summary = embedded.run_flow("agit", cli_output.debugging(), config=config, overrides=overrides or [])
     return Answer(summary, show.summary)
 
 
@@ -54,22 +54,22 @@ def prepare(
 ) -> Answer:
     """Read the source, validate and resize the images, write Parquet shards and a manifest."""
     settings = _load(config, overrides)
-    from pipeline import journey, progress
+    from pipeline import progress, tasks
 
     with progress.shown_on(progress.for_terminal()):
-        data = journey.prepare(settings)
+        data = tasks.prepare(settings)
     counts = {name: split["rows"] for name, split in data.manifest["splits"].items()}
     quarantined = {
         name: split["quarantined"]
         for name, split in data.manifest["splits"].items()
         if split.get("quarantined")
     }
-    name, uri = journey.locate(settings, data)
+    name, uri = tasks.locate(settings, data)
     return Answer(
         {
             "run_id": name,
             "storage": settings.storage,
-            **journey.known(settings, uri),
+            **tasks.known(settings, uri),
             "data": data.uri,
             "fingerprint": data.manifest["fingerprint"],
             "domains": {domain: told["name"] for domain, told in data.manifest["domains"].items()},
@@ -92,16 +92,16 @@ def train(
 ) -> Answer:
     """Train (after preparing, where that is not done yet), or resume an unfinished training."""
     settings = _load(config, overrides)
-    from pipeline import journey, progress
+    from pipeline import progress, tasks
 
     with progress.shown_on(progress.for_terminal()):
-        data = journey.prepare(settings)
-        done = journey.train(settings, data)
+        data = tasks.prepare(settings)
+        done = tasks.train(settings, data)
     return Answer(
         {
             "run_id": done.run_id,
             "storage": settings.storage,
-            **journey.known(settings, done.uri),
+            **tasks.known(settings, done.uri),
             "checkpoint": done.result["checkpoint"],
             "run": done.uri,
             "reused": done.reused,
@@ -114,11 +114,11 @@ def train(
 def spec(config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False) -> Answer:
     """Prepare the data and write what a training job is told, for a RayJob (infra/kubernetes/ray-job) to run."""
     settings = _load(config, overrides)
-    from pipeline import journey, progress
+    from pipeline import progress, tasks
     from pipeline.launch import specs
 
     with progress.shown_on(progress.for_terminal()):
-        data = journey.prepare(settings)
+        data = tasks.prepare(settings)
     uri = specs.specify(settings, data.uri)
     entrypoint = f"python -m pipeline.train_job {uri}"
     return Answer({"storage": settings.storage, "spec": uri, "entrypoint": entrypoint}, show.mapping)
@@ -144,21 +144,21 @@ def evaluate(
     Doing nothing and the present champion are scored beside it, and a difference within noise is called noise.
     """
     settings = _load(config, overrides)
-    from pipeline import journey, progress
-    from pipeline.registry import chosen
+    from pipeline import progress, tasks
+    from pipeline.registry import model_reference
 
     head: dict[str, Any] = {"storage": settings.storage}
     with progress.shown_on(progress.for_terminal()):
         if model is None:
-            data = journey.find_prepared(settings)
-            done = journey.trained(settings, data)
-            evaluation = journey.evaluate(settings, data, done)
-            head |= {"run_id": done.run_id, **journey.known(settings, done.uri)}
+            data = tasks.find_prepared(settings)
+            done = tasks.trained(settings, data)
+            evaluation = tasks.evaluate(settings, data, done)
+            head |= {"run_id": done.run_id, **tasks.known(settings, done.uri)}
         else:
-            data = journey.prepare(settings)
-            subject = chosen.choose(model, settings)
-            evaluation = journey.evaluate_model(settings, data, subject.folder)
-            head |= chosen.known(subject, settings)
+            data = tasks.prepare(settings)
+            subject = model_reference.choose(model, settings)
+            evaluation = tasks.evaluate_model(settings, data, subject.folder)
+            head |= model_reference.known(subject, settings)
     kept = ("metrics", "baseline", "champion", "intervals", "counts", "protocol", "inception", "uri")
     return Answer(head | {key: evaluation.get(key) for key in kept}, scores.show)
 
@@ -169,17 +169,17 @@ def report(
 ) -> Answer:
     """Build the HTML report of a run from what the storage holds, also while it trains."""
     settings = _load(config, overrides)
-    from pipeline import journey, progress, storage
+    from pipeline import progress, storage, tasks
 
     with progress.shown_on(progress.for_terminal()):
-        data = journey.find_prepared(settings)
-        name, uri = journey.locate(settings, data)
+        data = tasks.find_prepared(settings)
+        name, uri = tasks.locate(settings, data)
         if not storage.list_(uri):
             raise BadInput(
                 f"run {name} is not in {settings.storage}; run `agit train` with the same settings"
             )
-        report_uri = journey.report(settings, data, journey.Run(name, uri, {}))
-    told = {"run_id": name, "storage": settings.storage, **journey.known(settings, uri), "report": report_uri}
+        report_uri = tasks.report(settings, data, tasks.Run(name, uri, {}))
+    told = {"run_id": name, "storage": settings.storage, **tasks.known(settings, uri), "report": report_uri}
     return Answer(told, show.built)
 
 
@@ -194,14 +194,14 @@ def doctor(
 ) -> Answer:
     """What is installed, reachable and missing, each with its remedy; status 0 when a local run can work."""
     settings = _load(config, overrides)
-    from pipeline.doctor import examine
-    from pipeline.flows.local import configured_url
+    from pipeline.cli.doctor import examine
+    from pipeline.flows.embedded import configured_url
     from pipeline.registry.tracking import tracking_uri
 
     def find_source() -> None:
-        from pipeline.data import sources  # needs packages that may be what is missing
+        from pipeline.data.sources import opening  # needs packages that may be what is missing
 
-        sources.find(settings.data)
+        opening.find(settings.data)
 
     findings = examine(settings, tracking_uri(settings), configured_url(), find_source)
     missing = ", ".join(check["name"] for check in findings["checks"] if check["state"] == "missing")

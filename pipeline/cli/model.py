@@ -13,7 +13,7 @@ from pipeline.cli.output import Answer, Debug, Json
 from pipeline.config import Config, load
 
 if TYPE_CHECKING:
-    from pipeline.registry.chosen import Chosen
+    from pipeline.registry.model_reference import Chosen
 
 TILE_PIXELS = 1024 * 1024  # agit_core.translator.TILE_PIXELS, whose import takes seconds
 
@@ -58,7 +58,7 @@ def add_to(app: typer.Typer) -> None:
 def chosen(uri: str, overrides: list[str] | None) -> tuple[Chosen, Config]:
     """The model of ``--model``, and the settings whose registry was asked."""
     settings = load("demo", overrides or [])
-    from pipeline.registry.chosen import choose
+    from pipeline.registry.model_reference import choose
 
     return choose(uri, settings), settings
 
@@ -123,8 +123,8 @@ def translate(
     """
     subject, settings = chosen(model, overrides)
     from pipeline import progress
-    from pipeline.registry.chosen import known
-    from pipeline.translate.run import translate as run
+    from pipeline.inference.translate import translate as run
+    from pipeline.registry.model_reference import known
 
     with progress.shown_on(progress.for_terminal()), progress.stage("translate") as stage:
         done = run(

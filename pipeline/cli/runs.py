@@ -34,14 +34,14 @@ def status(
     debug: Debug = False,
 ) -> Answer:
     """How far a run is: step, images per second, time left, checkpoints, failures and recoveries."""
-    from pipeline import runs as stored
+    from pipeline import run_status as stored
 
     return Answer(stored.status(_find(run, overrides)), lambda found: cli_show.lines(stored.describe(found)))
 
 
 def runs(overrides: Overrides = None, json: Json = False, debug: Debug = False) -> Answer:
     """All runs in a storage (`--set storage=URI`), the one that was last active first."""
-    from pipeline import runs as stored
+    from pipeline import run_status as stored
 
     def show(found: dict[str, Any]) -> None:
         told = stored.rows(found["runs"])
@@ -57,7 +57,7 @@ def _storage(overrides: list[str] | None) -> str:
 
 
 def _find(run: str | None, overrides: list[str] | None) -> str:
-    from pipeline import runs as stored
+    from pipeline import run_status as stored
     from pipeline import storage
 
     if run and "/" in run:

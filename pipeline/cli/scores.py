@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.logs import printable
-from pipeline.scores.names import network
+from pipeline.metrics.names import network
 
 _out = Console(highlight=False)
 _LABELS = {

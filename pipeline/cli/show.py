@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.logs import printable
-from pipeline.scores import table as score_table
+from pipeline.metrics import table as score_table
 
 _out = Console(highlight=False)
 _MOST_LEAKS = 20

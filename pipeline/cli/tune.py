@@ -36,12 +36,12 @@ def tune(
     """
     settings = load(config, overrides or [])
     from pipeline import progress
-    from pipeline.flows import local
+    from pipeline.flows import embedded
     from pipeline.tune import stages
 
     stages.check(settings)
     with progress.shown_on(progress.for_terminal()):
-        summary = local.run_flow(
+        summary = embedded.run_flow(
             "agit-tune",
             output.debugging(),
             config=config,

@@ -19,8 +19,8 @@ from agit_core.scores.bootstrap import Interval
 from agit_core.scores.images import PSNR_CAP
 from agit_core.stages import HEALTH_KEYS
 from pipeline.config import EvaluateConfig
-from pipeline.evaluate.cache import Arrays
-from pipeline.scores.names import DIRECTIONS, DISTANCES, lower_is_better
+from pipeline.evaluate.feature_cache import Arrays
+from pipeline.metrics.names import DIRECTIONS, DISTANCES, lower_is_better
 
 _NOTHING = {"background_l1": 0.0, "background_psnr": PSNR_CAP, "background_ssim": 1.0, "cycle_l1": 0.0}
 """A translation that changes nothing: by definition, not measured."""

@@ -14,8 +14,8 @@ from agit_core.scores import attention, images
 from agit_core.scores.inception import Inception
 from agit_core.stages import HEALTH_KEYS
 from agit_core.translation import Translation, translate
-from pipeline.evaluate.cache import Arrays
-from pipeline.evaluate.images import Domain, Images
+from pipeline.evaluate.feature_cache import Arrays
+from pipeline.evaluate.test_images import Domain, Images
 
 Progress = Callable[[int], None]
 PAINTED = 0.5

@@ -20,18 +20,18 @@ from agit_core.errors import BadInput
 from agit_core.model_folder import Model
 from agit_core.scores import attention, distances
 from agit_core.scores.inception import Inception
-from pipeline import runs, storage
+from pipeline import run_status, storage
 from pipeline.config import Config
-from pipeline.data import manifest
-from pipeline.evaluate import cache, compare
-from pipeline.evaluate.cache import Arrays
+from pipeline.data.format import manifest
+from pipeline.evaluate import compare, feature_cache
 from pipeline.evaluate.compare import Figures, Judge
 from pipeline.evaluate.direction import PAINTED, Direction
-from pipeline.evaluate.images import Domain, Images, open_domain
-from pipeline.evaluate.pictures import EACH_END, keep_extremes
+from pipeline.evaluate.feature_cache import Arrays
+from pipeline.evaluate.strips import EACH_END, keep_extremes
+from pipeline.evaluate.test_images import Domain, Images, open_domain
+from pipeline.metrics.names import DIRECTIONS
 from pipeline.registry import models
 from pipeline.registry.identity import weights_digest
-from pipeline.scores.names import DIRECTIONS
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def evaluate(config: Config, uri: str, data_uri: str, progress: Progress | None 
     described = manifest.read(data_uri)
     subject = _subject(config, uri, described)
     # Everything that can be wrong with the call is looked at before the first image.
-    inception = cache.load_inception(config, device)
+    inception = feature_cache.load_inception(config, device)
     champion, champion_model = _champion(config, subject.model)
     domains = {name: open_domain(config, data_uri, described, name) for name in "ab"}
     try:
@@ -226,7 +226,7 @@ class _Scorer:
     def _key(self, domain: str, **parts: Any) -> str:
         which = self.domains[domain]
         masked = [which.masked.split, which.masked.indices] if which.masked is not None and parts else None
-        return cache.key(
+        return feature_cache.key(
             data=self.described["fingerprint"],
             split=which.test.split,
             images=len(which.test),
@@ -235,7 +235,7 @@ class _Scorer:
         )
 
     def _cached(self, key: str, compute: Callable[[], Arrays], test: Images, images: int) -> Arrays:
-        arrays, found = cache.cached(self.config, key, compute, len(test))
+        arrays, found = feature_cache.cached(self.config, key, compute, len(test))
         if found:
             self(images, skipped=True)
         return arrays
@@ -248,7 +248,7 @@ def _model_images(domain: Domain) -> int:
 
 def _subject(config: Config, uri: str, described: dict[str, Any]) -> Subject:
     uri = models.resolve(uri, config)
-    model_uri = runs.last_checkpoint(uri)
+    model_uri = run_status.last_checkpoint(uri)
     if model_uri is not None:
         return Subject(model_uri, uri, model_folder.read(model_uri))
     model = model_folder.read(uri)

@@ -25,10 +25,10 @@ from prefect.artifacts import (
 from pipeline import progress, storage
 from pipeline.config import Config
 from pipeline.handover import Run
+from pipeline.metrics import table
+from pipeline.metrics.names import DIRECTIONS
 from pipeline.progress import Status
 from pipeline.retrain import Decision
-from pipeline.scores import table
-from pipeline.scores.names import DIRECTIONS
 
 UPDATE_SECONDS = 10.0
 _SAMPLE_WIDTH = 1024

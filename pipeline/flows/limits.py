@@ -19,7 +19,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 from pipeline.config import Config
-from pipeline.flows.local import EMBEDDED
+from pipeline.flows.embedded import EMBEDDED
 
 LEASE_SECONDS = 120.0
 """After a training that was killed its slot is free again so many seconds later."""

@@ -12,8 +12,8 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from pipeline.config import Config
-from pipeline.flows import artifacts, journey, limits, log
-from pipeline.flows.journey import Cluster, ConfigName, Overrides, StorageUri
+from pipeline.flows import artifacts, limits, log, train
+from pipeline.flows.train import Cluster, ConfigName, Overrides, StorageUri
 from pipeline.handover import Data
 from pipeline.tune import stages
 from pipeline.tune.search import Search
@@ -32,7 +32,7 @@ def search(config: Config, data: Data) -> Search:
         return stages.search(config, data)
 
 
-@task(name="report", task_run_name="report {found.search_id}", **journey.task_options)
+@task(name="report", task_run_name="report {found.search_id}", **train.task_options)
 def report(found: Search, preset: str | None) -> dict[str, Any]:
     uri = stages.report(found)
     summary = stages.summarize(found, uri, Path(preset) if preset else None)
@@ -67,7 +67,7 @@ def agit_tune(
     """
     with log.in_worker():
         extra = [f"tune.trials={trials}"] if trials else []
-        settings = journey.resolve(config, [*overrides, *extra], storage, None, cluster)
+        settings = train.resolve(config, [*overrides, *extra], storage, None, cluster)
         stages.check(settings)
-        data = journey.prepare(settings)
+        data = train.prepare(settings)
         return report(search(settings, data), preset)

@@ -1,1 +1,1 @@
-"""Starting the training job and staying with it: :func:`pipeline.launch.jobs.train`."""
+"""Starting the training job and staying with it: :func:`pipeline.launch.follow.train`."""

@@ -18,7 +18,7 @@ from pipeline import logs
 from pipeline.config import ClusterConfig
 from pipeline.launch.specs import parse_verdict, write_spec
 from pipeline.redact import redact
-from pipeline.train import events, ownership
+from pipeline.train import events, lease
 
 log = logging.getLogger(__name__)
 output = logging.getLogger("pipeline.train.output")
@@ -89,7 +89,7 @@ class ClusterJob:
             "address": config.address,
             "token": token,
         }
-        ownership.refuse_second(run_uri, unless={"address": config.address})
+        lease.refuse_second(run_uri, unless={"address": config.address})
         if attempt > 1:
             events.record_interruption(run_uri)
         spec_uri = write_spec(spec, attempt, owner)
@@ -218,5 +218,5 @@ def _told(error: Exception, length: int) -> str:
 def _environment(config: ClusterConfig, token: str) -> dict[str, Any]:
     """The job's runtime environment."""
     told = {logs.VARIABLE: os.environ[logs.VARIABLE]} if logs.as_json() else {}
-    variables = {"PYTHONUNBUFFERED": "1", ownership.TOKEN: token, **told, **config.env}
+    variables = {"PYTHONUNBUFFERED": "1", lease.TOKEN: token, **told, **config.env}
     return {"env_vars": variables} | ({"working_dir": config.working_dir} if config.working_dir else {})

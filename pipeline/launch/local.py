@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import pipeline
-from pipeline import own_ray, storage
+from pipeline import ray_session, storage
 from pipeline.launch.specs import parse_verdict, write_spec
-from pipeline.train.ownership import TOKEN, this_process
+from pipeline.train.lease import TOKEN, this_process
 
 output = logging.getLogger("pipeline.train.output")
 """Every line of the job's output, at level INFO."""
@@ -65,7 +65,7 @@ class LocalJob:
             "AGIT_RAY_FOLDER": str(folder),
             "PYTHONUNBUFFERED": "1",
             "PYTHONPATH": _python_path(),
-            **own_ray.environment(),
+            **ray_session.environment(),
             **{k: v for k, v in os.environ.items() if k.startswith("RAY_TRAIN_")},
         }
         process = subprocess.Popen(

@@ -14,7 +14,7 @@ from typing import Any
 from agit_core.errors import BadInput
 from pipeline import storage
 from pipeline.config import Config, fingerprint
-from pipeline.train import ownership
+from pipeline.train import lease
 
 # What only says where and how the same training runs.
 _EXECUTION_ONLY = {
@@ -76,7 +76,7 @@ def specify(config: Config, prepared_uri: str) -> str:
     data_uri = absolute(prepared_uri)
     name = run_id(config, storage.read_json(storage.join(data_uri, "manifest.json")))
     spec = spec_of(config, data_uri, name)
-    before = ownership.refuse_second(spec["run_uri"])
+    before = lease.refuse_second(spec["run_uri"])
     attempt = 1 if before is None else int(before["attempt"]) + 1
     return write_spec(spec, attempt, {"token": secrets.token_hex(16)})
 
@@ -107,7 +107,7 @@ def read_spec(spec_uri: str) -> dict[str, Any]:
             f"there is no {spec_uri} on {socket.gethostname()}; give storage that every node of the cluster "
             "reaches under the same name, such as s3://bucket/prefix or a shared folder"
         ) from None
-    ownership.confirm(spec)
+    lease.confirm(spec)
     return spec
 
 

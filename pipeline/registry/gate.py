@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import GateConfig
-from pipeline.scores.names import DIRECTIONS, check_deciding, lower_is_better
+from pipeline.metrics.names import DIRECTIONS, check_deciding, lower_is_better
 
 _SUFFIXES = {"a2b", "b2a", "a", "b"}
 

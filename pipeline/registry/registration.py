@@ -11,8 +11,9 @@ from typing import Any
 
 from agit_core import model_folder
 from agit_core.errors import BadInput, RunFailed
-from pipeline import model_card, storage
+from pipeline import storage
 from pipeline.config import Config, fingerprint
+from pipeline.inference import model_card
 from pipeline.redact import redact
 from pipeline.registry import audit, files, gate, tracking, versions
 from pipeline.registry import lineage as code_lineage

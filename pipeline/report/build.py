@@ -17,12 +17,12 @@ from markupsafe import Markup
 
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.data.card import card as data_card
+from pipeline.data.read.card import card as data_card
+from pipeline.metrics.format import Scores
 from pipeline.redact import redact
 from pipeline.report import charts as report_charts
-from pipeline.report import images, published, story, verdict
-from pipeline.report.sources import Run, read_run
-from pipeline.scores.shown import Scores
+from pipeline.report import published, sections, tiles, verdict
+from pipeline.report.run_data import Run, read_run
 
 SECTIONS = (
     ("verdict", "Verdict"),
@@ -57,10 +57,10 @@ def build(config: Config, run_uri: str, data_uri: str) -> str:
 
 def render(config: Config, run: Run) -> str:
     """The page as text."""
-    names = story.domain_names(run.manifest)
-    scores = story.scores(run, names)
+    names = sections.domain_names(run.manifest)
+    scores = sections.scores(run, names)
     labels = {direction: scores.label(direction) for direction in ("a2b", "b2a")}
-    viewer = images.viewer(run, labels)
+    viewer = tiles.viewer(run, labels)
     switch = (run.result or {}).get("switched_at_step")
     charts = _charts(config, run, names, scores, switch)
     drawn = [chart for group in charts.values() for chart in group]
@@ -68,7 +68,7 @@ def render(config: Config, run: Run) -> str:
     script = asset("report.js")
     allowed = [digest(script), *([library_hash] if drawn else [])]
     total = (run.result or {}).get("steps") or (run.progress or {}).get("total_steps")
-    per_image = story.per_image(run, labels)
+    per_image = sections.per_image(run, labels)
     context = {
         "title": redact(config.report.title) or f"{config.name}: {names[0]} and {names[1]}, run {run.run_id}",
         "policy": " ".join(f"'sha256-{digest}'" for digest in allowed),
@@ -78,8 +78,8 @@ def render(config: Config, run: Run) -> str:
         "sections": [s for s in SECTIONS if s[0] != "training" or not viewer.empty],
         "verdict": verdict.headline(run, scores),
         "tiles": verdict.tiles(run, scores),
-        "alarms": story.alarms(config, run, names),
-        "hero": story.hero(viewer, config.report.hero_images),
+        "alarms": sections.alarms(config, run, names),
+        "hero": sections.hero(viewer, config.report.hero_images),
         "hero_step": viewer.steps[-1] if viewer.steps else 0,
         "viewer": viewer,
         "viewer_data": {
@@ -90,24 +90,24 @@ def render(config: Config, run: Run) -> str:
         },
         "switch_percent": _position(viewer.steps, switch),
         "scores": scores.groups(),
-        "scores_lead": story.scores_lead(run, names),
+        "scores_lead": sections.scores_lead(run, names),
         "has_champion": bool(scores.champion.metrics),
-        "champion_name": story.champion_name(run),
+        "champion_name": sections.champion_name(run),
         "score_charts": charts["scores"],
-        "decision": story.decision(config, run),
+        "decision": sections.decision(config, run),
         "published": published.table(config, run),
-        "extremes": story.extremes(run, labels),
-        "extremes_lead": story.extremes_lead(run),
+        "extremes": sections.extremes(run, labels),
+        "extremes_lead": sections.extremes_lead(run),
         "curves": charts["curves"],
-        "curves_lead": story.curves_lead(run, switch),
+        "curves_lead": sections.curves_lead(run, switch),
         "mask_charts": charts["masks"],
-        "masks_absent": story.masks_absent(config),
+        "masks_absent": sections.masks_absent(config),
         "data": data_card(run.manifest, names) if run.manifest else None,
-        "lineage": story.lineage(run),
-        "protocol": story.protocol(run),
+        "lineage": sections.lineage(run),
+        "protocol": sections.protocol(run),
         "config": yaml.safe_dump(redact(config.plain()), sort_keys=False, allow_unicode=True),
         "per_image": per_image,
-        "per_image_label": story.score_label(run),
+        "per_image_label": sections.score_label(run),
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "charts_data": {
             "figures": {chart.key: chart.plain() for chart in drawn},
@@ -126,7 +126,7 @@ def _charts(
     gate = config.register_.gate
     limits = (gate.minimum_coverage, gate.maximum_coverage)
     attends = config.method.networks.has_attention
-    kid = story.kid_chart(scores)
+    kid = sections.kid_chart(scores)
     return {
         "scores": [kid] if kid else [],
         "curves": report_charts.curves(run.metrics, names, switch),

@@ -20,7 +20,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from pipeline.scores.shown import Estimate
+from pipeline.metrics.format import Estimate
 
 BLUE, VERMILLION, GREEN, GREY, PURPLE = "#0072b2", "#c04f00", "#00795a", "#6b7280", "#a1497c"
 DARK = {BLUE: "#63b8ea", VERMILLION: "#f08c4a", GREEN: "#3ecfa0", GREY: "#9aa3b2", PURPLE: "#dd9bc2"}

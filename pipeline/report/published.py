@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.report.sources import Run
+from pipeline.report.run_data import Run
 
 _UGATIT = "U-GAT-IT's published table"
 _PAPER = "the paper's own Table 1, from memory"

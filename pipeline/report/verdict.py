@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.report.sources import Run
-from pipeline.scores.names import DIRECTIONS
-from pipeline.scores.shown import KID_SCALE, Judgement, Scores
+from pipeline.metrics.format import KID_SCALE, Judgement, Scores
+from pipeline.metrics.names import DIRECTIONS
+from pipeline.report.run_data import Run
 
 
 def headline(run: Run, scores: Scores) -> dict[str, Any]:

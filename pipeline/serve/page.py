@@ -22,9 +22,9 @@ from agit_core import Translator
 from agit_core.augment import to_uint8
 from agit_core.errors import BadInput
 from agit_core.model_folder import Model
-from pipeline import model_card
-from pipeline.example_images import GENERATED, choose
-from pipeline.serve import images
+from pipeline.inference import model_card
+from pipeline.inference.check_images import GENERATED, choose
+from pipeline.serve import uploads
 
 MAX_SIDE = 1024
 WAITING = 8
@@ -72,7 +72,7 @@ class Studio:
     def _translate(self, data: bytes, direction: str) -> dict[str, Any]:
         self.translator.maps(direction)
         began = time.perf_counter()
-        sent = images.decode(data)
+        sent = uploads.decode(data)
         picture = sent.copy()
         picture.thumbnail((self.max_side, self.max_side), Image.Resampling.LANCZOS)
         done = self.translator.translate(picture, direction)
@@ -164,7 +164,7 @@ def _page(model: Model, max_side: int) -> str:
         size=model.image_size,
         steps=int(model.lineage.get("steps") or model.lineage.get("step") or 0),
         digest=model.digest[:12],
-        limit=images.LARGEST_BYTES,
+        limit=uploads.LARGEST_BYTES,
         max_side=max_side,
     )
 
@@ -174,7 +174,7 @@ def _examples(model: Model, direction: str) -> list[bytes]:
     chosen = choose(model, direction, None, EXAMPLES)
     if chosen.source == GENERATED and model.lineage.get("data_uri"):
         return []
-    return [images.png(Image.fromarray(to_uint8(i)[0].permute(1, 2, 0).numpy())) for i in chosen.images]
+    return [uploads.png(Image.fromarray(to_uint8(i)[0].permute(1, 2, 0).numpy())) for i in chosen.images]
 
 
 def _tint(mask: Image.Image) -> Image.Image:
@@ -185,7 +185,7 @@ def _tint(mask: Image.Image) -> Image.Image:
 
 
 def _uri(picture: Image.Image) -> str:
-    return "data:image/png;base64," + base64.b64encode(images.png(picture)).decode("ascii")
+    return "data:image/png;base64," + base64.b64encode(uploads.png(picture)).decode("ascii")
 
 
 def _text(name: str) -> str:

@@ -26,13 +26,13 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from agit_core import Translator
 from agit_core.errors import BadInput
 from agit_core.model_folder import Model
-from pipeline.serve import images
+from pipeline.serve import uploads
 
 log = logging.getLogger(__name__)
 FILE = "MLmodel"
 MOST_IMAGES = 64
 """Per request: answers are held in memory as a whole."""
-MOST_PIXELS = images.LARGEST_PIXELS
+MOST_PIXELS = uploads.LARGEST_PIXELS
 """Of all images of a request together."""
 MOST_WAITING = 8
 """Requests that wait for their turn; who comes later is told so at once."""
@@ -103,7 +103,7 @@ class Served:
         rows, pixels = [], 0
         for number, text in enumerate(model_input["image"]):
             try:
-                picture = images.decode_base64(text)
+                picture = uploads.decode_base64(text)
                 pixels += picture.width * picture.height
                 if pixels > MOST_PIXELS:
                     raise BadInput(
@@ -113,7 +113,7 @@ class Served:
                 done = self._translator.translate(picture, direction)
             except BadInput as error:
                 raise BadInput(f"image {number}: {error}") from None
-            rows.append({"image": images.png_base64(done.image), "mask": images.png_base64(done.mask)})
+            rows.append({"image": uploads.png_base64(done.image), "mask": uploads.png_base64(done.mask)})
         return pd.DataFrame(rows, columns=["image", "mask"])
 
 

@@ -16,12 +16,12 @@ from mlflow.pyfunc import PyFuncModel, scoring_server
 from starlette.types import ASGIApp
 
 from agit_core import Translator
-from pipeline.serve import http, images, pyfunc
+from pipeline.serve import http, pyfunc, uploads
 
 _LONGEST_SECONDS = 3600
 """MLflow's own limit of a minute would leave large photographs without an answer on a CPU, and translate them all the
 same."""
-LIMIT = 2 * images.LARGEST_BYTES
+LIMIT = 2 * uploads.LARGEST_BYTES
 """Of a request: an image of the largest size is a third larger as base64."""
 
 

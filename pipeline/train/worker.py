@@ -24,16 +24,16 @@ from agit_core.trainer import Figures, StepResult, Trainer
 from agit_core.world import World
 from pipeline import logs, storage
 from pipeline.config import Config
-from pipeline.data import manifest
-from pipeline.data.order import sample_plan
+from pipeline.data.format import manifest
+from pipeline.data.read.sample_order import sample_plan
 from pipeline.handover import START
-from pipeline.train import events, ownership
+from pipeline.train import events, lease
+from pipeline.train.background_writer import Progress, Saver
 from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.failures import Preempted
-from pipeline.train.inputs import PatientImages, open_split, patiently, start_model
-from pipeline.train.metrics import Gauges
 from pipeline.train.outputs import CollapsedMask, MaskWatch, Samples, faint_at_switch, sample_files, scores
-from pipeline.train.saver import Progress, Saver
+from pipeline.train.prometheus import Gauges
+from pipeline.train.reading import PatientImages, open_split, patiently, start_model
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class _Worker:
             self._loop(None, None)
             return None
         self.furthest.step = first
-        saver = Saver(self.store, self.config.train.storage_patience_s, lambda: ownership.check(self.spec))
+        saver = Saver(self.store, self.config.train.storage_patience_s, lambda: lease.check(self.spec))
         progress = Progress(self.run_uri, saver, self.plan.batch_size, **self._state(first))
         try:
             self._loop(saver, progress)
@@ -265,7 +265,7 @@ class _Worker:
         snapshot: Snapshot | None = None
         if self.world.rank == 0:
             # workers that Ray starts anew may be those of a run that somebody else has taken over meanwhile
-            self._patiently(lambda: ownership.check(self.spec))
+            self._patiently(lambda: lease.check(self.spec))
             snapshot, damaged = self._patiently(self.store.load_newest)
             for message in damaged:
                 events.record(self.run_uri, "checkpoint_damaged", message)

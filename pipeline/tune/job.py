@@ -17,7 +17,7 @@ from typing import Any
 from agit_core.errors import RunFailed
 from pipeline import storage, train_job
 from pipeline.launch import specs
-from pipeline.train import ownership
+from pipeline.train import lease
 from pipeline.train.failures import PERMANENT, root_cause, sentence
 from pipeline.tune.search import ENDED, Search, Trial, from_spec
 
@@ -42,9 +42,9 @@ def run(spec_uri: str) -> dict[str, Any]:
     train_job.tell(spec, "starting", message="starting the trials")
     os.environ.update(_TUNE)
     train, side_by_side = search.config.train, search.config.tune.concurrent
-    with ownership.alive(spec["run_uri"]), train_job.failure_told(spec):
+    with lease.alive(spec["run_uri"]), train_job.failure_told(spec):
         # a trial's driver needs a slot, too
-        with train_job.ray_session(search.config, cpus=side_by_side * (train.workers + 1)) as scratch:
+        with train_job.connected_ray(search.config, cpus=side_by_side * (train.workers + 1)) as scratch:
             _search(spec, search, scratch)
         result = _result(search)
         storage.write_json(storage.join(spec["run_uri"], "result.json"), result)
@@ -90,7 +90,7 @@ def _search(spec: dict[str, Any], search: Search, scratch: str) -> None:
     errors = tuner.fit().errors
     if errors:
         cause = root_cause(*errors)
-        if isinstance(cause, ownership.TakenOver):
+        if isinstance(cause, lease.TakenOver):
             raise cause
         if isinstance(cause, PERMANENT):
             raise RunFailed(f"a trial stopped with an error of the program: {sentence(cause)}") from cause

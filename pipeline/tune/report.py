@@ -9,11 +9,11 @@ import yaml
 from markupsafe import Markup
 
 from pipeline import storage
+from pipeline.metrics.names import network
 from pipeline.redact import redact
 from pipeline.report import build as report
 from pipeline.report import charts as report_charts
-from pipeline.report import images
-from pipeline.scores.names import network
+from pipeline.report import tiles
 from pipeline.tune import charts as tune_charts
 from pipeline.tune.search import ENDED, Search, Trial
 
@@ -157,9 +157,9 @@ def _pictures(best: Trial | None) -> list[dict[str, Any]]:
     shown = []
     for uri in uris[:_PICTURES] if len(uris) <= _PICTURES else [*uris[:2], *uris[-2:]]:
         try:
-            tiles = images.cut(storage.read_bytes(uri))
+            cut = tiles.cut(storage.read_bytes(uri))
         except FileNotFoundError:
             continue
-        if tiles is not None:
-            shown.append({"name": storage.name(uri).removesuffix(".png"), "tiles": tiles})
+        if cut is not None:
+            shown.append({"name": storage.name(uri).removesuffix(".png"), "tiles": cut})
     return shown

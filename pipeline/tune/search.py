@@ -19,7 +19,7 @@ from agit_core.sampling import SamplePlan
 from pipeline import storage, train_job
 from pipeline.config import Config, fingerprint, parse
 from pipeline.launch import specs
-from pipeline.scores import names
+from pipeline.metrics import names
 from pipeline.tune import space
 from pipeline.tune.space import Range, Values
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline import journey, progress, storage
+from pipeline import progress, storage, tasks
 from pipeline.config import Config
 from pipeline.handover import Data
-from pipeline.launch import jobs, specs
+from pipeline.launch import follow, specs
 from pipeline.train.failures import Allowance
 from pipeline.tune.search import Search, Trial
 from pipeline.tune.search import preset as preset_of
@@ -44,14 +44,14 @@ def search(config: Config, data: Data) -> Search:
             spec |= {"run_uri": found.uri, "job": "pipeline.tune.job"}
             # one with fewer trials, or with some that failed
             storage.remove(storage.join(found.uri, "result.json"))
-            jobs.run_job(config, spec, Allowance(lambda: _scores(found), config.train.max_failures), stage)
+            follow.run_job(config, spec, Allowance(lambda: _scores(found), config.train.max_failures), stage)
             stage.message = f"{config.tune.trials} trials, search {found.search_id}"
     return found
 
 
 def done(found: Search) -> bool:
     """Whether all the trials that are asked for have ended, none of them with a failure."""
-    result = journey.read(found.uri, "result.json")
+    result = tasks.read(found.uri, "result.json")
     if result is None or result["trials"] != found.config.tune.trials:
         return False
     return all(trial.state != "failed" for trial in found.trials())

@@ -20,7 +20,7 @@ from agit_core.stages import collapse
 from pipeline import logs, storage, train_job
 from pipeline.config import Config
 from pipeline.launch import specs
-from pipeline.train import events, ownership
+from pipeline.train import events, lease
 from pipeline.tune.search import ENDED, Search, from_spec
 
 log = logging.getLogger(__name__)
@@ -92,12 +92,12 @@ class TuneTrial(tune.Trainable):
         config = _executed(search, trial.number)
         spec = specs.spec_of(config, search.data_uri, trial.run_id)
         spec |= {"attempt": 1, "until": rungs[self._rung()]}
-        ownership.check(self._told)
+        lease.check(self._told)
         try:
             result = _train(spec, config, search.uri, self._scratch, self._own_ray)
             scored = _score(config, result["checkpoint"], search.data_uri)
         except (BadInput, RunFailed) as error:
-            ownership.check(self._told)
+            lease.check(self._told)
             # not those from which it recovered before it failed of something else
             collapses = [e["message"] for e in events.read(trial.run_uri) if e["kind"] == "mask_collapsed"]
             collapsed = any(told in str(error) for told in collapses)
@@ -160,11 +160,11 @@ def _train(
         done: dict[str, Any] = storage.read_json(result_uri)
         return done
     # what an earlier attempt of this search left is its own
-    ownership.refuse_second(spec["run_uri"], unless={"search": search_uri})
-    owner = ownership.this_process() | {"search": search_uri}
+    lease.refuse_second(spec["run_uri"], unless={"search": search_uri})
+    owner = lease.this_process() | {"search": search_uri}
     specs.write_spec({key: value for key, value in spec.items() if key != "until"}, 1, owner)
     scratch = storage.join(scratch, f"{spec['run_id']}-{spec['until']}")
-    with ownership.alive(spec["run_uri"]):
+    with lease.alive(spec["run_uri"]):
         result = drive(spec | {"owner": owner}, config, scratch, own_ray, alone=False)
     if result["steps"] >= result["total_steps"]:
         train_job.finish(spec, result)
@@ -193,13 +193,13 @@ def _score_here(tree: dict[str, Any], checkpoint_uri: str, data_uri: str) -> dic
     import torch
 
     from agit_core import precision
-    from pipeline.evaluate import cache, scoring
+    from pipeline.evaluate import feature_cache, scoring
 
     config = Config.model_validate(tree)
     torch.set_num_threads(config.train.threads_per_worker or os.cpu_count() or 1)
     device = precision.pick_device(config.evaluate.device)
     key = (config.evaluate.inception, str(device))
     if key not in _inceptions:
-        _inceptions[key] = cache.load_inception(config, device)
+        _inceptions[key] = feature_cache.load_inception(config, device)
     metrics = scoring.figures(config, checkpoint_uri, data_uri, _inceptions[key], device)
     return {"metrics": metrics, "inception": _inceptions[key].describe()}

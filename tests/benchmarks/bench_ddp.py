@@ -18,8 +18,8 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config import Config, load
-from pipeline.data.prepare import prepare
-from pipeline.launch import jobs
+from pipeline.data.prepare.stage import prepare
+from pipeline.launch import follow
 from tests.benchmarks.result import Result, table
 
 KEYS = ("ddp_2_over_1", "data_wait_share", "checkpoint_share")
@@ -92,7 +92,7 @@ def _config(folder: Path, workers: int) -> Config:
 
 
 def _train(config: Config, data_uri: str) -> dict[str, Any]:
-    result = jobs.train(config, data_uri)
+    result = follow.train(config, data_uri)
     files = storage.list_(storage.join(result.run_uri, "metrics"))
     rows = [json.loads(line) for uri in sorted(files) for line in storage.read_text(uri).splitlines()]
     seconds = result.details["seconds"]

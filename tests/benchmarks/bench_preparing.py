@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from pipeline.config import parse
-from pipeline.data import builtin
-from pipeline.data.prepare import prepare
+from pipeline.data.prepare.stage import prepare
+from pipeline.data.sources import builtin
 from tests.benchmarks.result import Result, table
 from tests.ray_environment import own_ray, without_token
 

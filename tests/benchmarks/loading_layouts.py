@@ -15,8 +15,8 @@ from PIL import Image
 
 from pipeline import storage
 from pipeline.config import parse
-from pipeline.data import builtin
-from pipeline.data.prepare import prepare
+from pipeline.data.prepare.stage import prepare
+from pipeline.data.sources import builtin
 from tests.pipeline.s3 import S3Server
 
 ROOT = Path(__file__).parents[2]

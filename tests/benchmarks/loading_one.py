@@ -23,7 +23,7 @@ from torch import Tensor
 
 from agit_core.loader import Loader
 from agit_core.sampling import SamplePlan
-from pipeline.data.reader import ShardImages
+from pipeline.data.read.reader import ShardImages
 from tests.benchmarks import loading_peers
 
 

@@ -25,7 +25,7 @@ from PIL import Image
 from infra.stack_state import free_port
 from pipeline import storage
 from pipeline.config import Config, parse
-from pipeline.data.prepare import prepare
+from pipeline.data.prepare.stage import prepare
 from tests.pipeline.s3 import S3Server
 
 _PORTION = 1000
@@ -121,9 +121,9 @@ def epoch(uri: str, window_bytes: int, cache: Path) -> dict[str, Any]:
     import torch  # only now: it would count in the memory of the preparing workers
 
     from agit_core.loader import Loader
-    from pipeline.data import manifest
-    from pipeline.data.order import sample_plan
-    from pipeline.data.reader import ShardImages
+    from pipeline.data.format import manifest
+    from pipeline.data.read.reader import ShardImages
+    from pipeline.data.read.sample_order import sample_plan
 
     torch.set_num_threads(1)
     described = manifest.read(uri)

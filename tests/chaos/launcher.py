@@ -7,11 +7,11 @@ import logging
 import sys
 
 from pipeline.config import parse
-from pipeline.launch import jobs
+from pipeline.launch import follow
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     with open(sys.argv[1]) as file:
         config = parse(json.load(file))
-    result = jobs.train(config, sys.argv[2])
+    result = follow.train(config, sys.argv[2])
     print(json.dumps(result.details))

@@ -15,7 +15,7 @@ import pytest
 
 from infra.stack_state import free_port
 from pipeline.config import parse
-from pipeline.launch import jobs
+from pipeline.launch import follow
 from pipeline.train import events as train_events
 from tests.pipeline.training import TINY, prepared, spec_of, wait_for
 from tests.ray_environment import head_node
@@ -68,7 +68,7 @@ def test_training_saves_leaves_and_goes_on_elsewhere(cluster: tuple[Any, str], t
 
     def train_until_enough() -> None:
         with contextlib.suppress(KeyboardInterrupt):
-            jobs.train(config, data, watch)
+            follow.train(config, data, watch)
 
     def events(kind: str) -> list[dict[str, Any]]:
         return [event for event in train_events.read(run_uri) if event["kind"] == kind]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.config import Config, load
-from pipeline.data import builtin
+from pipeline.data.sources import builtin
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">&amp;.jpg"
 SIZE = 64

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import journey, retrain, storage
+from pipeline import retrain, storage, tasks
 from pipeline.config import Config, load
 from pipeline.handover import Data
 from pipeline.registry import models
@@ -41,13 +41,13 @@ def config_of(root: Path, source: Path, *more: str) -> Config:
 
 def train(config: Config, data: Data) -> dict[str, object]:
     """What follows a decision to train, and the registration that comes of it."""
-    run = journey.train(config, data)
-    return journey.register(config, data, run, journey.evaluate(config, data, run))
+    run = tasks.train(config, data)
+    return tasks.register(config, data, run, tasks.evaluate(config, data, run))
 
 
 def night(config: Config, start: retrain.Start = "champion") -> tuple[Data, Decision]:
     """What a scheduled run does first."""
-    data = journey.prepare(config)
+    data = tasks.prepare(config)
     return data, retrain.decide(config, data, start)
 
 
@@ -150,9 +150,9 @@ def test_a_changed_picture_under_the_same_name(first: Trained, source: Path) -> 
 
 @pytest.mark.slow
 def test_data_that_is_gone_trains(first: Trained, source: Path) -> None:
-    before = Path(journey.prepare(config_of(first.root, source)).uri)
+    before = Path(tasks.prepare(config_of(first.root, source)).uri)
     (source / "trainB/trainB-003.jpg").unlink()
-    data = journey.prepare(config_of(first.root, source))
+    data = tasks.prepare(config_of(first.root, source))
     aside = before.rename(before.with_name("aside"))
     try:
         decision = retrain.decide(config_of(first.root, source), data)

@@ -13,7 +13,7 @@ from agit_core import checkpoint
 from agit_core.checkpoint import Snapshot
 from pipeline import storage
 from pipeline.config import Config, parse
-from pipeline.data.prepare import prepare
+from pipeline.data.prepare.stage import prepare
 from pipeline.launch import specs
 from pipeline.train import events as train_events
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import config, journey, storage
+from pipeline import config, storage, tasks
 from pipeline.cli import scores
 from pipeline.handover import Data, Run
+from pipeline.metrics import table
 from pipeline.registry import models
-from pipeline.scores import table
 from tests.pipeline.command import tiny_config
 
 
@@ -74,7 +74,7 @@ def test_scores_are_made_again_for_another_champion(tmp_path: Path, monkeypatch:
 
     def evaluations_with(champion: int | None) -> int:
         monkeypatch.setattr(models, "champion", lambda _: champion and {"version": champion})
-        journey.evaluate(settings, data, run)
+        tasks.evaluate(settings, data, run)
         return len(made)
 
     assert [evaluations_with(champion) for champion in (None, None, 1, 1, 2, 2)] == [1, 1, 2, 2, 3, 3]

@@ -23,8 +23,8 @@ from agit_core.stages import HEALTH_KEYS
 from pipeline import config as configs
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.data.prepare import prepare
-from pipeline.evaluate import compare, images
+from pipeline.data.prepare.stage import prepare
+from pipeline.evaluate import compare, test_images
 from pipeline.evaluate.compare import Judge
 from pipeline.evaluate.scoring import evaluate
 from pipeline.registry.identity import weights_digest
@@ -329,7 +329,7 @@ def test_masks_of_the_training_split_are_used_where_the_test_split_has_none(
     tree["data"] |= {"source": _photos(tmp_path / "photos", {"trainA": 4, "trainB": 4})}
     settings = configs.parse(tree)
     uri = prepare(settings).uri
-    domain = images.open_domain(settings, uri, storage.read_json(f"{uri}/manifest.json"), "a")
+    domain = test_images.open_domain(settings, uri, storage.read_json(f"{uri}/manifest.json"), "a")
     assert domain.masked is not None
     assert (domain.masked.split, len(domain.masked), len(domain.test)) == ("trainA", 4, 4)
     batch = domain.masked.batch(domain.masked.indices)
@@ -363,7 +363,7 @@ def test_an_image_without_a_mask_is_not_all_background(
     tree["data"] |= {"source": _photos(tmp_path / "photos", masks)}
     settings = configs.parse(tree)
     made = prepare(settings)
-    domain = images.open_domain(settings, made.uri, made.manifest, "a")
+    domain = test_images.open_domain(settings, made.uri, made.manifest, "a")
     assert domain.masked is not None
     assert (domain.masked.split, len(domain.masked), len(domain.test)) == (split, count, 4)
     assert domain.masks_on_test == (count == 4 and split == "testA")
@@ -393,7 +393,7 @@ def test_bad_calls_are_told_before_any_work(
     manifest = storage.read_json(storage.join(data_uri, "manifest.json"))
     manifest["splits"]["testB"]["rows"] = 1
     with pytest.raises(BadInput, match="at least 2"):
-        images.open_domain(config, data_uri, manifest, "b")
+        test_images.open_domain(config, data_uri, manifest, "b")
 
 
 def test_every_competitor_meets_the_same_subsets_and_resamples(config: Config) -> None:

@@ -23,7 +23,7 @@ from agit_core.errors import BadInput, RunFailed
 from infra.stack_state import free_port
 from pipeline import storage
 from pipeline.config import Config, parse
-from pipeline.launch import cluster, jobs
+from pipeline.launch import cluster, follow
 from pipeline.train import events
 from tests.chaos import processes
 from tests.pipeline.command import environment
@@ -112,7 +112,7 @@ def test_one_job_through_killed_and_cancelled_flows(
             raise KeyboardInterrupt
 
     with caplog.at_level(logging.INFO, "pipeline"), pytest.raises(KeyboardInterrupt):
-        jobs.train(config, data, watch)
+        follow.train(config, data, watch)
     assert reached.is_set()
     assert job(2) == JobStatus.STOPPED
     resumed = [event for event in events.read(spec["run_uri"]) if event["kind"] == "resumed"]
@@ -124,14 +124,14 @@ def test_finishes_and_streams_the_output(
 ) -> None:
     config = on_cluster(address, tmp_path, max_steps=40)
     with caplog.at_level(logging.INFO, "pipeline"):
-        result = jobs.train(config, data)
+        result = follow.train(config, data)
     assert (result.steps, result.reused) == (40, False)
     lines = [record.getMessage() for record in caplog.records if record.name == "pipeline.train.output"]
     assert any("stage masked" in line for line in lines)
     # the training's own lines: what Ray says about other clusters of this machine may come again and again
     steps = [line for line in lines if re.search(r"step \d+ of 40$", line)]
     assert len(steps) == len(set(steps)) == 8
-    assert jobs.train(config, data).reused
+    assert follow.train(config, data).reused
 
 
 def test_a_head_that_is_away_for_a_while(address: str, data: str, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_head_that_is_away_for_a_while(address: str, data: str, tmp_path: Path
             threading.Timer(5, lambda: again.append(DelayedConnection(port, 0, line.port))).start()
 
     try:
-        assert jobs.train(config, data, watch).steps == 300
+        assert follow.train(config, data, watch).steps == 300
         assert cut.is_set()
         assert again
     finally:
@@ -156,7 +156,7 @@ def test_a_head_that_is_away_for_a_while(address: str, data: str, tmp_path: Path
             connection.close()
     asked = config.model_copy(update={"train": config.train.model_copy(update={"storage_patience_s": 1.0})})
     with pytest.raises(BadInput, match="does not answer"):
-        jobs.train(asked.model_copy(update={"name": "other"}), data)
+        follow.train(asked.model_copy(update={"name": "other"}), data)
 
 
 def test_a_head_without_an_agent_takes_jobs_as_soon_as_it_has_one(
@@ -173,9 +173,9 @@ def test_a_head_without_an_agent_takes_jobs_as_soon_as_it_has_one(
         gcs.internal_kv_del(key, False, b"dashboard")
         hasty = on_cluster(url, tmp_path, max_steps=4, storage_patience_s=0.1)
         with pytest.raises(RunFailed, match="takes no jobs: the agent on its head node did not start"):
-            jobs.train(hasty, data)
+            follow.train(hasty, data)
         with ThreadPoolExecutor(1) as pool, caplog.at_level(logging.WARNING, "pipeline"):
-            trained = pool.submit(jobs.train, on_cluster(url, tmp_path, max_steps=4), data)
+            trained = pool.submit(follow.train, on_cluster(url, tmp_path, max_steps=4), data)
             wait_for(lambda: "takes no jobs yet" in caplog.text or trained.done(), "the refusal")
             assert not trained.done()
             gcs.internal_kv_put(key, agent, True, b"dashboard")
@@ -186,7 +186,7 @@ def test_a_refused_job_is_told_as_such(address: str, data: str, tmp_path: Path) 
     config = on_cluster(address, tmp_path)
     elsewhere = config.cluster.model_copy(update={"working_dir": str(tmp_path / "nowhere")})
     with pytest.raises(BadInput, match=r"refuses the job .*cluster\.working_dir"):
-        jobs.train(config.model_copy(update={"cluster": elsewhere}), data)
+        follow.train(config.model_copy(update={"cluster": elsewhere}), data)
 
 
 def test_a_head_that_never_answers_is_told_as_such(
@@ -196,13 +196,13 @@ def test_a_head_that_never_answers_is_told_as_such(
     with socket.create_server(("127.0.0.1", 0)) as mute:
         address = f"http://127.0.0.1:{mute.getsockname()[1]}"
         with pytest.raises(BadInput, match=rf"the Ray cluster at cluster\.address {address} does not answer"):
-            jobs.train(on_cluster(address, tmp_path), data)
+            follow.train(on_cluster(address, tmp_path), data)
 
 
 def test_a_wrong_setting_is_told_as_such(address: str, data: str, tmp_path: Path) -> None:
     config = on_cluster(address, tmp_path, workers=3)
     with pytest.raises(BadInput, match="batch of 2 cannot be split over 3 workers"):
-        jobs.train(config, data)
+        follow.train(config, data)
 
 
 class Served:
@@ -222,7 +222,7 @@ class Served:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._run("-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui")
         wait_for(lambda: self._answers("/health"), "the Prefect server")
-        self._run("-c", "from pipeline.flows.journey import agit; agit.serve('cancelled')")
+        self._run("-c", "from pipeline.flows.train import agit; agit.serve('cancelled')")
         wait_for(lambda: self._answers("/deployments/name/agit/cancelled"), "the served flow")
 
     def _run(self, *arguments: str) -> None:
@@ -319,7 +319,7 @@ def test_of_two_submissions_at_the_same_instant_one_is_joined_by_the_other(
     # neither has found a job when both submit theirs
     monkeypatch.setattr(cluster._Client, "session", wait_for_the_other)
     with ThreadPoolExecutor(2) as pool:
-        results = list(pool.map(lambda _: jobs.train(config, data), range(2)))
+        results = list(pool.map(lambda _: follow.train(config, data), range(2)))
     assert [result.steps for result in results] == [4, 4]
     submitted = [job.submission_id for job in cluster._Client(address).list_jobs()]
     assert [name for name in submitted if name.startswith(spec["run_id"])] == [f"{spec['run_id']}-1"]

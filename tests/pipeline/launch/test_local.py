@@ -19,7 +19,7 @@ import pytest
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
 from pipeline.config import Config, parse
-from pipeline.launch import jobs, local, specs
+from pipeline.launch import follow, local, specs
 from pipeline.train import events
 from pipeline.train.checkpoints import CheckpointStore
 from tests.chaos import processes
@@ -116,14 +116,14 @@ def test_a_clock_that_is_put_forward_does_not_use_a_jobs_time_up(
     hours = itertools.count(step=3600.0)
     monkeypatch.setattr(time, "time", lambda: next(hours))
     job = ShortJob()
-    jobs._follow(job, str(tmp_path), lambda state: None, limit_s=60)
+    follow._follow(job, str(tmp_path), lambda state: None, limit_s=60)
     assert (job.waited, job.stopped) == (3, False)
 
 
 def test_a_job_that_takes_longer_than_it_may_is_stopped(tmp_path: Path) -> None:
     job = ShortJob()
     with pytest.raises(RunFailed, match="the training job took longer than"):
-        jobs._follow(job, str(tmp_path), lambda state: None, limit_s=0)
+        follow._follow(job, str(tmp_path), lambda state: None, limit_s=0)
     assert job.stopped
 
 
@@ -162,7 +162,7 @@ def test_trains_shows_progress_and_leaves_nothing_but_the_run(
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # somebody's cluster: not ours to use
     monkeypatch.chdir(tmp_path)
     seen: list[dict[str, Any]] = []
-    result = jobs.train(tiny("./here", workers=1), data, seen.append)
+    result = follow.train(tiny("./here", workers=1), data, seen.append)
 
     assert (result.steps, result.reused) == (60, False)
     assert Path(result.checkpoint).is_dir()
@@ -180,7 +180,7 @@ def test_trains_shows_progress_and_leaves_nothing_but_the_run(
     assert not Path(spec["owner"]["folder"]).exists()
     assert list(home.rglob("*")) == []
 
-    again = jobs.train(tiny("./here", workers=2), data)
+    again = follow.train(tiny("./here", workers=2), data)
     assert again.reused
     assert again.checkpoint == result.checkpoint
 
@@ -194,7 +194,7 @@ def test_an_ended_launcher_takes_the_job_with_it(data: str, tmp_path: Path) -> N
         follower = start_follower(config, data, tmp_path / "config.json")
         wait_for(lambda: _progress(run_uri).get("state") == "running", "the first step")
         with pytest.raises(RunFailed, match=f"is being trained by process {follower.pid} of this machine"):
-            jobs.train(config, data)
+            follow.train(config, data)
         token = token_of(run_uri)
         assert local.carriers(token)
         os.kill(follower.pid, end)
@@ -231,7 +231,7 @@ def test_a_run_that_another_machine_took_over_is_left_to_it(data: str, tmp_path:
 def test_wrong_settings_are_told_without_starting_ray(data: str, tmp_path: Path) -> None:
     config = tiny(tmp_path, workers=3)
     with pytest.raises(BadInput, match="batch of 2 cannot be split over 3 workers"):
-        jobs.train(config, data)
+        follow.train(config, data)
     run_uri = spec_of(config, data)["run_uri"]
     assert local.carriers(token_of(run_uri)) == []
     # what was wrong is put right: the run starts as if nothing had been
@@ -246,7 +246,7 @@ def test_another_machine_at_work_is_respected(data: str, tmp_path: Path) -> None
     state = {"state": "running", "time": time.time(), "step": 3}
     storage.write_json(storage.join(spec["run_uri"], "progress.json"), state)
     with pytest.raises(RunFailed, match="is being trained by process 1 on elsewhere"):
-        jobs.train(config, data)
+        follow.train(config, data)
 
 
 def test_a_cluster_at_work_is_respected_also_from_the_machine_that_asked_it(
@@ -259,13 +259,13 @@ def test_a_cluster_at_work_is_respected_also_from_the_machine_that_asked_it(
     state = {"state": "running", "time": time.time(), "step": 3}
     storage.write_json(storage.join(spec["run_uri"], "progress.json"), state)
     with pytest.raises(RunFailed, match="is being trained by job x-1 on http://head:8265"):
-        jobs.train(config, data)
+        follow.train(config, data)
 
 
 def test_an_unreachable_cluster_is_told(data: str, tmp_path: Path) -> None:
     config = parse({**TINY, "storage": str(tmp_path), "cluster": {"address": "http://127.0.0.1:9"}})
     with pytest.raises(BadInput, match="does not answer"):
-        jobs.train(config, data)
+        follow.train(config, data)
 
 
 def test_a_marked_process_is_found_however_deep_and_swept() -> None:

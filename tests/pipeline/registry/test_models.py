@@ -21,7 +21,7 @@ from agit_core.config import MethodConfig, NetworkConfig
 from agit_core.errors import BadInput, RunFailed
 from infra.stack_state import free_port
 from pipeline import config as configs
-from pipeline import journey, storage
+from pipeline import storage, tasks
 from pipeline.config import Config, GateConfig
 from pipeline.handover import Run
 from pipeline.launch import specs
@@ -223,7 +223,7 @@ class TestGate:
     ) -> None:
         tree = {**bare_config.plain(), "register": {"gate": policy}}
         with pytest.raises(BadInput, match=wrong):
-            journey.check_registration(configs.parse(tree))
+            tasks.check_registration(configs.parse(tree))
 
     def test_every_score_with_a_better_end_may_decide(self) -> None:
         for metric in (
@@ -390,8 +390,8 @@ def test_the_champions_weights_trained_again_are_told_as_such_and_not_scored_aga
     ]
     assert registration.register(config, twin, told) == second
     run = Run("h2z-twin", twin, {})
-    assert journey._compared(config, run, told)
-    assert not journey._compared(config, run, evaluation() | {"model": {"weights_sha256": "another"}})
+    assert tasks._compared(config, run, told)
+    assert not tasks._compared(config, run, evaluation() | {"model": {"weights_sha256": "another"}})
 
 
 def test_an_interrupted_registration_is_finished_by_the_next_call(

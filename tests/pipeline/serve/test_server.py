@@ -29,7 +29,7 @@ from agit_core import Translator
 from agit_core.errors import BadInput
 from agit_core.translator import Result
 from pipeline.serve import http, pyfunc, server
-from pipeline.serve import images as serve_images
+from pipeline.serve import uploads as serve_images
 from tests.agit_core import models
 from tests.pipeline.command import agit, environment
 from tests.pipeline.served import eventually, started

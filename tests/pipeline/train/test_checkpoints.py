@@ -17,7 +17,7 @@ from agit_core.checkpoint import MANIFEST, CheckpointDamaged, Snapshot
 from agit_core.errors import RunFailed
 from pipeline import storage
 from pipeline.train.checkpoints import CheckpointStore
-from pipeline.train.ownership import TakenOver
+from pipeline.train.lease import TakenOver
 from tests.pipeline.s3 import S3Server
 from tests.pipeline.training import differences
 

@@ -44,7 +44,7 @@ def scratch() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         without_token(patch)
         terminate = signal.getsignal(signal.SIGTERM)
-        with train_job.ray_session(tiny("unused")) as folder:
+        with train_job.connected_ray(tiny("unused")) as folder:
             yield folder
         signal.signal(signal.SIGTERM, terminate)
 

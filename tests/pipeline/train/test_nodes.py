@@ -23,7 +23,7 @@ from pipeline.config import Config
 from pipeline.launch import specs
 from pipeline.train import events as train_events
 from pipeline.train.events import Furthest
-from pipeline.train.inputs import open_split
+from pipeline.train.reading import open_split
 from pipeline.train.worker import total_steps
 from tests.pipeline.training import prepared, spec_of, starts, tiny, wait_for
 from tests.ray_environment import without_token

@@ -17,10 +17,10 @@ import yaml
 from agit_core import model_folder, networks
 from agit_core.errors import BadInput, RunFailed
 from pipeline import config as configs
-from pipeline import runs, storage, train_job
-from pipeline.data.prepare import prepare
+from pipeline import run_status, storage, train_job
+from pipeline.data.prepare.stage import prepare
 from pipeline.handover import Data
-from pipeline.launch import jobs, specs
+from pipeline.launch import follow, specs
 from pipeline.train import events as train_events
 from pipeline.tune import job as tune_job
 from pipeline.tune import report, stages
@@ -150,9 +150,9 @@ def test_six_trials_killed_once_and_resumed(tmp_path: Path, monkeypatch: pytest.
     preset = configs.load(told["preset"])
     data = str(next(tmp_path.glob(".agit/data/*/manifest.json")).parent)
     monkeypatch.chdir(tmp_path)
-    assert jobs.train(preset, data).run_id == told["best"]["run_id"]
+    assert follow.train(preset, data).run_id == told["best"]["run_id"]
     # ... and the same weights come out of a training in one go
-    alone = jobs.train(preset.model_copy(update={"storage": str(tmp_path / "alone")}), data)
+    alone = follow.train(preset.model_copy(update={"storage": str(tmp_path / "alone")}), data)
     ours = after[told["best"]["trial"]]["run_uri"]
     there = storage.read_json(storage.join(ours, "result.json"))["checkpoint"]
     assert differences(read_checkpoint(alone.checkpoint), read_checkpoint(there)) == []
@@ -175,14 +175,14 @@ def test_a_mask_that_collapses_in_training_ends_its_trial_also_on_s3(
     tree = {**TREE, "storage": f"{s3.uri}/x", "train": train, "tune": tune}
     search = Search.of(configs.parse(tree), data)
     spec = specs.spec_of(search.config, search.data_uri, search.search_id)
-    with train_job.ray_session(search.config, cpus=2) as scratch:
+    with train_job.connected_ray(search.config, cpus=2) as scratch:
         trial = tune_trial.TuneTrial({"trial": 0, "spec": spec, "scratch": scratch, "own_ray": True})
         told = trial.step()
     assert (told["done"], told["score"]) == (True, tune_trial.WORST)
     stored = search.trial(0)
     assert stored.state == "collapsed"
     assert "collapsed to all zeros" in stored.message
-    assert runs.list_runs(f"{s3.uri}/x")[0]["state"] == "collapsed"
+    assert run_status.list_runs(f"{s3.uri}/x")[0]["state"] == "collapsed"
     assert stored.run_uri.startswith(f"{s3.uri}/x/runs/")
     # what the search leaves on object storage, where a preset cannot be read from by `agit run`
     told = stages.summarize(search, stages.report(search), tmp_path / "best.yaml")
@@ -431,7 +431,7 @@ def test_a_search_is_done_when_no_trial_failed(
             search.store(trial)
         storage.write_json(result_uri, {"trials": 6})
 
-    monkeypatch.setattr(jobs, "run_job", job)
+    monkeypatch.setattr(follow, "run_job", job)
     for known in (1, 2, 3, 3):
         stages.search(search.config, Data(data, {}, True))
         assert len(calls) == known

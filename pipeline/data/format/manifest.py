@@ -1,0 +1,74 @@
+"""The manifest and the indexes of a prepared data set: what makes a folder of shards valid."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pyarrow as pa
+
+from agit_core.errors import BadInput
+from pipeline import storage
+from pipeline.data.format import shards
+
+FORMAT = 1
+NAME = "manifest.json"
+_WHOLE = 16 << 20
+"""An index of so many bytes is fetched as it is."""
+
+
+def read(uri: str) -> dict[str, Any]:
+    """The manifest of a data set.
+
+    Raises:
+        BadInput: there is none, or it is of another format.
+    """
+    try:
+        manifest = storage.read_json(storage.join(uri, NAME))
+    except FileNotFoundError:
+        raise BadInput(f"there is no prepared data at {uri} (no {NAME}); prepare it first") from None
+    except ValueError:
+        raise BadInput(
+            f"{storage.join(uri, NAME)} is not JSON; remove the folder and prepare again"
+        ) from None
+    if manifest.get("format") != FORMAT:
+        raise BadInput(
+            f"{uri} has format {manifest.get('format')}, this version reads {FORMAT}; prepare the data again"
+        )
+    return dict(manifest)
+
+
+def find(uri: str) -> dict[str, Any] | None:
+    """The manifest, or None where there is none (yet)."""
+    return read(uri) if storage.exists(storage.join(uri, NAME)) else None
+
+
+def split_of(uri: str, manifest: dict[str, Any], split: str) -> dict[str, Any]:
+    """A split's part of the manifest.
+
+    Raises:
+        BadInput: there is no such split.
+    """
+    if split not in manifest["splits"]:
+        raise BadInput(f"{uri} has no split '{split}'; it has {', '.join(sorted(manifest['splits']))}")
+    return dict(manifest["splits"][split])
+
+
+def read_index(uri: str, manifest: dict[str, Any], split: str, columns: list[str] | None = None) -> pa.Table:
+    """The index of a split, see ``shards.INDEX``; one request, whatever the number of shards.
+
+    Of an index so large that it matters only the columns are fetched: 10 of 135 bytes per image for the reader.
+
+    Raises:
+        BadInput: no such split, or the index is missing or damaged.
+    """
+    index = split_of(uri, manifest, split)["index"]
+    where = storage.join(uri, index["path"])
+    try:
+        if columns and index["bytes"] > _WHOLE and storage.is_remote(where):
+            fs, path = storage.filesystem(where)
+            with storage.explained(where, "read"), fs.open(path, "rb", cache_type="none") as file:
+                return shards.read_table(file, columns, pre_buffer=True)
+        return shards.read_table(io.BytesIO(storage.read_bytes(where)), columns)
+    except (FileNotFoundError, pa.ArrowInvalid, OSError) as error:
+        raise BadInput(f"the index {where} cannot be read ({error}); prepare the data again") from None

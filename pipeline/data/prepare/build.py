@@ -1,0 +1,246 @@
+"""Writes the shards of a data set: several processes encode, this one writes, and a kill costs little.
+
+After each shard its note is written. A call that finds notes goes on behind them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.data.format.shards import Row, ShardWriter, Written, read_rows, read_table
+from pipeline.data.prepare.decode import ImagePolicy
+from pipeline.data.prepare.encode import Encoded, Task, encode
+from pipeline.data.prepare.parallel import on_cluster, ordered_map
+from pipeline.data.prepare.plan import PARTS, Done, ShardPlan
+from pipeline.data.prepare.previous import Earlier, Known
+from pipeline.data.sources.source import Entry, carried
+
+ENTRIES_PER_TASK = 64
+ENTRIES_PER_WORKER = 128
+_UPLOADS = 2
+_META = b"agit"
+
+
+def build(
+    uri: str,
+    plans: list[ShardPlan],
+    policies: dict[str, ImagePolicy],
+    *,
+    remote: bool,
+    rows_per_group: int,
+    workers: int | None,
+    earlier: Earlier | None,
+    progress: Callable[[int], None],
+) -> list[Done]:
+    """Writes every shard that is not there yet, each followed by its note.
+
+    Args:
+        uri: folder of the data set.
+        policies: per split.
+        remote: reading an entry waits for a network.
+        workers: processes; default: one per core of this machine or of the Ray cluster.
+        earlier: a finished set of the same settings, whose rows are taken where the contents agree.
+        progress: called with the number of entries that are done.
+
+    Raises:
+        RunFailed: the storage does not answer or a worker was killed; the next call goes on from here.
+    """
+    finished = _finished(uri, plans)
+    todo = [
+        _Work(uri, plan, policies[plan.split], rows_per_group, earlier)
+        for plan in plans
+        if plan.note not in finished
+    ]
+    done_entries = sum(len(done.plan.entries) for done in finished.values())
+    progress(done_entries)
+    owners: deque[_Work] = deque()
+
+    def tasks() -> Iterator[Task]:
+        for work in todo:
+            for entries in work.portions():
+                owners.append(work)
+                yield Task(tuple(map(carried, entries)) if on_cluster() else entries, work.policy, remote)
+
+    most = max(1, sum(len(plan.entries) for plan in plans) // ENTRIES_PER_WORKER)
+    uploads: deque[Future[Done]] = deque()
+    written: list[Done] = []
+    with tempfile.TemporaryDirectory(prefix="agit-shards-") as folder, ThreadPoolExecutor(_UPLOADS) as pool:
+        for task, encoded in ordered_map(encode, tasks(), workers, most):
+            work = owners.popleft()
+            work.add(Path(folder), encoded)
+            done_entries += len(task.entries)
+            if work.complete:
+                done_entries += work.kept
+                uploads.append(pool.submit(work.finish))
+                while len(uploads) > _UPLOADS:  # a slow network must not fill the disk with shards
+                    written.append(uploads.popleft().result())
+            progress(done_entries)
+        written += [upload.result() for upload in uploads]
+    by_note = finished | {done.plan.note: done for done in written}
+    return [by_note[plan.note] for plan in plans]
+
+
+def without(uri: str, done: Done, dropped: dict[str, str], rows_per_group: int) -> Done:
+    """A shard without the rows of some names, which are quarantined for the given reasons instead."""
+    present = set(done.index["name"].to_pylist()) & dropped.keys()
+    if not present:
+        return done
+    # Without its note, a run that is killed in between builds the whole shard again.
+    storage.remove(storage.join(uri, done.plan.note))
+    target = storage.join(uri, done.plan.path)
+    with tempfile.TemporaryDirectory(prefix="agit-shards-") as folder:
+        old, new = Path(folder) / "old.parquet", Path(folder) / "new.parquet"
+        storage.download_file(target, old)
+        writer = ShardWriter(new, done.plan.number, rows_per_group)
+        writer.add(row for row in read_rows(old, done.index) if row.name not in present)
+        written = writer.close()
+        storage.upload_file(new, target)
+    digests = {entry.name: entry.digest for entry in done.plan.entries}
+    rejected = [{"name": n, "reason": dropped[n], "digest": digests[n]} for n in sorted(present)]
+    return replace(
+        done,
+        shard=_line(done.plan, written),
+        masks=written.masks,
+        rejected=[*done.rejected, *rejected],
+        notes=[note for note in done.notes if note["name"] not in present],
+        index=written.index,
+    )
+
+
+def _line(plan: ShardPlan, written: Written) -> dict[str, Any]:
+    return {"path": plan.path, "rows": written.rows, "bytes": written.bytes, "sha256": written.sha256}
+
+
+class _Work:
+    """One shard on its way: rows of an earlier set merged with newly encoded ones, in the plan's order."""
+
+    def __init__(
+        self, uri: str, plan: ShardPlan, policy: ImagePolicy, rows_per_group: int, earlier: Earlier | None
+    ) -> None:
+        self.plan = plan
+        self.policy = policy
+        self._uri = uri
+        self._rows_per_group = rows_per_group
+        self._earlier = earlier
+        self._known = earlier.known(plan) if earlier else Known()
+        self._missing = [entry for entry in plan.entries if self._known.has(entry) is None]
+        self._rejected: list[dict[str, str]] = []
+        self._notes: list[dict[str, str]] = []
+        self._cursor = self._received = 0
+        self._path: Path | None = None
+        self._writer: ShardWriter | None = None
+        self._rows: Iterator[Row] = iter(())
+
+    @property
+    def complete(self) -> bool:
+        """Whether every missing entry has been added."""
+        return self._received == len(self._missing)
+
+    @property
+    def kept(self) -> int:
+        """Entries that did not have to be read."""
+        return len(self.plan.entries) - len(self._missing)
+
+    def portions(self) -> Iterator[tuple[Entry, ...]]:
+        """The missing entries, a task's worth at a time; one empty portion when nothing is missing."""
+        for start in range(0, max(1, len(self._missing)), ENTRIES_PER_TASK):
+            yield tuple(self._missing[start : start + ENTRIES_PER_TASK])
+
+    def add(self, folder: Path, encoded: Encoded) -> None:
+        """Takes the result of the next portion."""
+        if self._known.whole_shard and not self._missing:
+            return
+        if self._writer is None:
+            self._path = folder / self.plan.path.replace("/", "-")
+            self._writer = ShardWriter(self._path, self.plan.number, self._rows_per_group)
+            self._rows = self._earlier.rows(self.plan, self._known, folder) if self._earlier else iter(())
+        fresh = {row.name: row for row in encoded.rows}
+        refused = {item.name: item for item in encoded.rejected}
+        self._notes += [{"name": note.name, "reason": note.reason} for note in encoded.notes]
+        self._received += len(fresh) + len(refused)
+        for entry in self.plan.entries[self._cursor :]:
+            known = self._known.has(entry)
+            if known is True:
+                self._writer.add([next(self._rows)])
+                if entry.name in self._known.notes:
+                    self._notes.append({"name": entry.name, "reason": self._known.notes[entry.name]})
+            elif isinstance(known, str):
+                self._reject(entry, known)
+            elif entry.name in fresh:
+                self._writer.add([fresh[entry.name]])
+            elif entry.name in refused:
+                self._reject(entry, refused[entry.name].reason)
+            else:
+                break
+            self._cursor += 1
+
+    def finish(self) -> Done:
+        """Puts the shard and then its note into storage."""
+        target = storage.join(self._uri, self.plan.path)
+        if self._writer is None or self._path is None:
+            assert self._earlier is not None
+            done = self._earlier.copied(self.plan, self._known, target)
+        else:
+            written = self._writer.close()
+            storage.upload_file(self._path, target)
+            self._path.unlink()
+            done = self._done(written)
+        _write_note(self._uri, done)
+        return done
+
+    def _reject(self, entry: Entry, reason: str) -> None:
+        self._rejected.append({"name": entry.name, "reason": reason, "digest": entry.digest})
+
+    def _done(self, written: Written) -> Done:
+        shard = _line(self.plan, written)
+        return Done(self.plan, shard, written.masks, self._rejected, self._notes, written.index, self.kept)
+
+
+def _write_note(uri: str, done: Done) -> None:
+    note = {
+        "shard": done.shard,
+        "masks": done.masks,
+        "rejected": done.rejected,
+        "notes": done.notes,
+        "kept": done.kept,
+    }
+    buffer = io.BytesIO()
+    pq.write_table(done.index.replace_schema_metadata({_META: json.dumps(note)}), buffer)
+    storage.write_bytes(storage.join(uri, done.plan.note), buffer.getvalue())
+
+
+def _finished(uri: str, plans: list[ShardPlan]) -> dict[str, Done]:
+    """Shards that an earlier, interrupted call has already written, by their notes."""
+    present = {storage.name(note) for note in storage.list_(storage.join(uri, PARTS))}
+    done: dict[str, Done] = {}
+    for plan in plans:
+        if storage.name(plan.note) not in present:
+            continue
+        table = read_table(io.BytesIO(storage.read_bytes(storage.join(uri, plan.note))))
+        note = json.loads(table.schema.metadata[_META])
+        try:
+            whole = storage.size(storage.join(uri, plan.path)) == note["shard"]["bytes"]
+        except FileNotFoundError:
+            whole = False
+        if whole:
+            done[plan.note] = Done(
+                plan,
+                note["shard"],
+                note["masks"],
+                note["rejected"],
+                note["notes"],
+                table.replace_schema_metadata(None),
+                note["kept"],
+            )
+    return done

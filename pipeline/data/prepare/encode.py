@@ -1,0 +1,99 @@
+"""What a preparing process does: reads a few entries and turns each into a row or a reason."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from pipeline.data.format.shards import Row
+from pipeline.data.prepare.decode import ImagePolicy, Unusable, store
+from pipeline.data.sources.source import Entry
+
+_READS_IN_FLIGHT = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """An entry that has no row (or, as a note, no mask), and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """Some entries of one shard, in its order."""
+
+    entries: tuple[Entry, ...]
+    policy: ImagePolicy
+    remote: bool
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """``rows`` in the order of the task's entries, without the ``rejected``; ``notes``: masks left behind."""
+
+    rows: list[Row]
+    rejected: list[Rejected]
+    notes: list[Rejected]
+
+
+def encode(task: Task) -> Encoded:
+    """Reads, checks, resizes and encodes the entries of a task; pure: the same task gives the same bytes.
+
+    Raises:
+        RunFailed: the storage or network that holds the source does not answer.
+    """
+    result = Encoded([], [], [])
+    for entry, image, mask in _read(task):
+        if isinstance(image, str):
+            result.rejected.append(Rejected(entry.name, image))
+            continue
+        if isinstance(mask, str):
+            result.notes.append(Rejected(entry.name, mask))
+            mask = None
+        try:
+            stored = store(image, mask, task.policy)
+        except Unusable as reason:
+            result.rejected.append(Rejected(entry.name, str(reason)))
+            continue
+        if stored.mask_refused:
+            result.notes.append(Rejected(entry.name, stored.mask_refused))
+        result.rows.append(
+            Row(
+                name=entry.name,
+                image=stored.data,
+                mask=stored.mask,
+                size=task.policy.size,
+                sha256=stored.sha256,
+                source_sha256=hashlib.sha256(image).digest(),
+                source_digest=entry.digest,
+                source_width=stored.width,
+                source_height=stored.height,
+                look=stored.look,
+            )
+        )
+    return result
+
+
+def _read(task: Task) -> Iterator[tuple[Entry, bytes | str, bytes | str | None]]:
+    """Each entry with its image and mask as bytes, or as the reason why they cannot be read."""
+    if not task.remote:
+        yield from map(_read_one, task.entries)
+        return
+    with ThreadPoolExecutor(_READS_IN_FLIGHT) as pool:
+        yield from pool.map(_read_one, task.entries)
+
+
+def _read_one(entry: Entry) -> tuple[Entry, bytes | str, bytes | str | None]:
+    try:
+        image: bytes | str = entry.image.read()
+    except OSError as error:
+        image = f"cannot be read: {error.strerror or error}"
+    try:
+        mask = entry.mask.read() if entry.mask else None
+    except OSError as error:
+        return entry, image, f"the mask cannot be read: {error.strerror or error}"
+    return entry, image, mask

@@ -1,0 +1,371 @@
+"""Stage ``prepare``: raw images to validated, resized, sharded Parquet with a manifest.
+
+The folder's name carries a fingerprint of the contents and of every setting that shapes the shards. The
+manifest is written last and makes the folder valid; without it the next call goes on where this one stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import re
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from agit_core.errors import BadInput
+from pipeline import storage
+from pipeline.config import Config, DataConfig, fingerprint
+from pipeline.data.format import manifest
+from pipeline.data.prepare import duplicates
+from pipeline.data.prepare.build import build, without
+from pipeline.data.prepare.decode import VERSION, ImagePolicy
+from pipeline.data.prepare.plan import PARTS, Done, plan_shards
+from pipeline.data.prepare.previous import DamagedEarlier, Earlier
+from pipeline.data.sources.opening import open_source
+from pipeline.data.sources.source import SPLITS, Progress, Source
+from pipeline.redact import redact
+
+_SHAPING = (
+    "image_size",
+    "load_size",
+    "encoding",
+    "jpeg_quality",
+    "minimum_size",
+    "duplicates",
+    "shard_bytes",
+)
+_STALE_SECONDS = 24 * 3600
+_MOST_GROUPS = 10_000
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Where the prepared data is and what its manifest says; ``reused``: it was there already."""
+
+    uri: str
+    manifest: dict[str, Any]
+    reused: bool
+
+
+def prepare(config: Config, progress: Progress | None = None) -> Prepared:
+    """Prepares the images that ``config.data`` names, or finds them prepared.
+
+    Args:
+        progress: receives ``{"done", "total", "images_per_s", "eta_s", "message"}`` now and then.
+
+    Raises:
+        BadInput: nothing there, the wrong layout, or too many unusable images.
+        RunFailed: the storage stopped answering or a process was killed; the same call goes on.
+    """
+    report = progress or (lambda _: None)
+    with _opened(config, report) as (source, key, uri):
+        found = manifest.find(uri)
+        if found is not None:
+            _check_quarantined(config.data, found)
+            return Prepared(uri, found, reused=True)
+        made = _make(config, key, uri, source, report)
+    _sweep(config, uri)
+    return Prepared(uri, made, reused=False)
+
+
+def find(config: Config, progress: Progress | None = None) -> Prepared | None:
+    """The images that ``config.data`` names where they are prepared; nothing is written.
+
+    Raises:
+        BadInput: nothing there, or the wrong layout.
+        RunFailed: the storage does not answer.
+    """
+    with _opened(config, progress or (lambda _: None)) as (_, _, uri):
+        found = manifest.find(uri)
+    return None if found is None else Prepared(uri, found, reused=True)
+
+
+@contextlib.contextmanager
+def _opened(config: Config, report: Progress) -> Iterator[tuple[Source, str, str]]:
+    """The source, the fingerprint of its contents and settings, and the folder that bears it."""
+    report({"message": f"looking at {config.data.source}"})
+    with open_source(config.data, storage.downloads(config.storage), report) as source:
+        key = fingerprint({"settings": shaping(config.data), "contents": source.digest()})
+        yield source, key, storage.join(config.storage, "data", f"{config.name}-{key}")
+
+
+def shaping(config: DataConfig) -> dict[str, Any]:
+    """The settings that change the shards, ready to be hashed."""
+    values = config.model_dump(mode="json", include={*_SHAPING, "rows_per_group"})
+    if config.resize != "squash":  # sets from before there was a choice keep their names
+        values["resize"] = config.resize
+    return {**values, "format": manifest.FORMAT, "images": VERSION}
+
+
+def _make(config: Config, key: str, uri: str, source: Source, report: Progress) -> dict[str, Any]:
+    settings = shaping(config.data)
+    policies = {split: _policy(config.data, split) for split in SPLITS}
+    plans = [
+        plan
+        for split in SPLITS
+        for plan in plan_shards(split, source.splits[split], policies[split], config.data.shard_bytes)
+    ]
+    earlier = _earlier(config, settings, key)
+    meter = _Meter(report, sum(len(source.splits[split]) for split in SPLITS))
+
+    def shards(earlier: Earlier | None) -> list[Done]:
+        return build(
+            uri,
+            plans,
+            policies,
+            remote=source.remote,
+            rows_per_group=config.data.rows_per_group,
+            workers=config.data.workers,
+            earlier=earlier,
+            progress=meter,
+        )
+
+    storage.write_json(storage.join(uri, PARTS, "started.json"), {"time": time.time()})
+    try:
+        done = shards(earlier)
+    except DamagedEarlier:
+        done = shards(None)
+    _check_usable(config.data, done, uri)
+    report({"message": "looking for duplicates"})
+    copies = duplicates.find(_column(done, "source_sha256"), _column(done, "look"))
+    names = _Names(done)
+    if config.data.duplicates == "drop":
+        done = _without_copies(uri, done, names, copies, config.data.rows_per_group)
+        _check_left(config.data, done, uri)
+    made = {
+        "format": manifest.FORMAT,
+        "name": config.name,
+        "fingerprint": key,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "source": redact(source.description),
+        "image_size": config.data.image_size,
+        "load_size": config.data.load_size,
+        "domains": {domain: {"name": source.names[domain]} for domain in "ab"},
+        "splits": {split: _split(uri, split, [d for d in done if d.plan.split == split]) for split in SPLITS},
+        **_described(names, copies, config.data.duplicates),
+        "settings": settings,
+        "kept": sum(item.kept for item in done),
+    }
+    made["totals"] = _totals(made["splits"])
+    storage.sweep(uri)
+    storage.write_json(storage.join(uri, manifest.NAME), made)
+    storage.remove(storage.join(uri, PARTS))
+    return made
+
+
+def _policy(config: DataConfig, split: str) -> ImagePolicy:
+    size = config.load_size if split.startswith("train") else config.image_size
+    return ImagePolicy(size, config.encoding, config.jpeg_quality, config.minimum_size, config.resize)
+
+
+def _check_usable(config: DataConfig, done: list[Done], uri: str) -> None:
+    """Refuses a set that is broken rather than blemished, and leaves nothing of it behind."""
+    rejected = [(item.plan.split, entry) for item in done for entry in item.rejected]
+    total = sum(len(item.plan.entries) for item in done)
+    rows = {split: sum(d.shard["rows"] for d in done if d.plan.split == split) for split in SPLITS}
+    empty = [split for split in SPLITS if not rows[split]]
+    if not empty and len(rejected) <= config.maximum_quarantined * total:
+        return
+    storage.remove(uri)
+    split, first = next((one for one in rejected if not empty or one[0] == empty[0]), rejected[0])
+    if empty:
+        example = f"{split}/{first['name']}: {first['reason']}"
+        raise BadInput(f"no image of {empty[0]} in {config.source} can be used (such as {example})")
+    raise _too_many(config, rejected, total)
+
+
+def _check_quarantined(config: DataConfig, made: dict[str, Any]) -> None:
+    """The limit may be a stricter one than when the set was made; it stays, for who allows more."""
+    rejected = [
+        (split, entry)
+        for split, told in made["splits"].items()
+        for entry in told["quarantined"]
+        if not entry["reason"].startswith(duplicates.COPY_OF)
+    ]
+    total = made["totals"]["files_in"]
+    if len(rejected) > config.maximum_quarantined * total:
+        raise _too_many(config, rejected, total)
+
+
+def _too_many(config: DataConfig, rejected: list[tuple[str, dict[str, str]]], total: int) -> BadInput:
+    split, first = rejected[0]
+    return BadInput(
+        f"{len(rejected)} of {total} files in {config.source} cannot be used (such as {split}/{first['name']}: "
+        f"{first['reason']}), more than data.maximum_quarantined ({config.maximum_quarantined:g}) allows"
+    )
+
+
+def _check_left(config: DataConfig, done: list[Done], uri: str) -> None:
+    """Refuses a set of which a split consisted of other splits' images, and leaves nothing of it behind."""
+    for split in SPLITS:
+        if not any(item.shard["rows"] for item in done if item.plan.split == split):
+            storage.remove(uri)
+            raise BadInput(
+                f"every image of {split} in {config.source} is a copy of one in another split, so data.duplicates=drop "
+                "leaves none; give other images or set it to report"
+            )
+
+
+def _column(done: list[Done], name: str) -> pa.Array:
+    return pa.chunked_array([chunk for item in done for chunk in item.index[name].chunks]).combine_chunks()
+
+
+class _Names:
+    """``names[row]``: split and name of a row of all shards together; as Python objects they would fill memory."""
+
+    def __init__(self, done: list[Done]) -> None:
+        self._splits = [item.plan.split for item in done]
+        self._ends = np.cumsum([len(item.index) for item in done])
+        self._column = _column(done, "name")
+
+    def __getitem__(self, row: int) -> tuple[str, str]:
+        split = self._splits[int(np.searchsorted(self._ends, row, "right"))]
+        return split, self._column[row].as_py()
+
+
+def _described(names: _Names, copies: duplicates.Duplicates, policy: str) -> dict[str, Any]:
+    """The manifest's account of copies; leaks are (training, test) pairs, equal or nearly so."""
+
+    def shown(groups: list[list[int]]) -> list[list[str]]:
+        return [["/".join(names[row]) for row in group] for group in groups[:_MOST_GROUPS]]
+
+    return {
+        "duplicates": {
+            "policy": policy,
+            "groups": shown(copies.exact),
+            "exact_groups": len(copies.exact),
+            "near": shown(copies.near),
+            "near_groups": len(copies.near),
+            "near_bits": duplicates.NEAR_BITS,
+            "skipped_bands": copies.crowded,
+        },
+        "leaks": _leaks(names, copies.exact),
+        "near_leaks": _leaks(names, copies.near),
+    }
+
+
+def _leaks(names: _Names, groups: list[list[int]]) -> list[list[str]]:
+    leaks = []
+    for group in groups:
+        train = ["/".join(names[row]) for row in group if names[row][0].startswith("train")]
+        test = ["/".join(names[row]) for row in group if names[row][0].startswith("test")]
+        leaks += [[one, other] for one in train for other in test]
+    return leaks[:_MOST_GROUPS]
+
+
+def _without_copies(
+    uri: str,
+    done: list[Done],
+    names: _Names,
+    copies: duplicates.Duplicates,
+    rows_per_group: int,
+) -> list[Done]:
+    """Keeps one picture of every group: a test image before a training image, then the first by name."""
+    dropped: dict[str, dict[str, str]] = {}
+    for group in [*copies.exact, *copies.near]:
+        first, *others = sorted(group, key=lambda row: (not names[row][0].startswith("test"), names[row]))
+        for row in others:
+            split, name = names[row]
+            dropped.setdefault(split, {}).setdefault(name, f"{duplicates.COPY_OF} {'/'.join(names[first])}")
+    return [without(uri, item, dropped.get(item.plan.split, {}), rows_per_group) for item in done]
+
+
+def _split(uri: str, split: str, done: list[Done]) -> dict[str, Any]:
+    """Writes a split's index and describes the split."""
+    path = f"index/{split}.parquet"
+    buffer = io.BytesIO()
+    pq.write_table(pa.concat_tables([item.index for item in done]), buffer)
+    storage.write_bytes(storage.join(uri, path), buffer.getvalue())
+    return {
+        "rows": sum(item.shard["rows"] for item in done),
+        "files_in": sum(len(item.plan.entries) for item in done),
+        "quarantined": _by_name(entry for item in done for entry in item.rejected),
+        "notes": _by_name(note for item in done for note in item.notes),
+        "masks": sum(item.masks for item in done),
+        "shards": [item.shard for item in done],
+        "index": {
+            "path": path,
+            "bytes": buffer.getbuffer().nbytes,
+            "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+        },
+    }
+
+
+def _by_name(entries: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    return sorted(entries, key=lambda entry: entry["name"])
+
+
+def _totals(splits: dict[str, dict[str, Any]]) -> dict[str, int]:
+    return {
+        "files_in": sum(split["files_in"] for split in splits.values()),
+        "images": sum(split["rows"] for split in splits.values()),
+        "quarantined": sum(len(split["quarantined"]) for split in splits.values()),
+        "masks": sum(split["masks"] for split in splits.values()),
+        "shards": sum(len(split["shards"]) for split in splits.values()),
+        "bytes": sum(shard["bytes"] for split in splits.values() for shard in split["shards"]),
+    }
+
+
+def _siblings(config: Config) -> list[str]:
+    """Folders of this name's other data sets, finished or not."""
+    pattern = re.compile(re.escape(config.name) + r"-[0-9a-f]{12}")
+    folders = storage.list_(storage.join(config.storage, "data"))
+    return [folder for folder in folders if pattern.fullmatch(storage.name(folder))]
+
+
+def _earlier(config: Config, settings: dict[str, Any], key: str) -> Earlier | None:
+    """The newest finished set of this name with the same settings, to take rows from."""
+    candidates = []
+    for folder in _siblings(config):
+        if storage.name(folder) == f"{config.name}-{key}":
+            continue
+        try:
+            made = manifest.find(folder)
+        except BadInput:
+            continue
+        if made is not None and made["settings"] == settings:
+            candidates.append((made["created"], folder, made))
+    if not candidates:
+        return None
+    _, folder, made = max(candidates, key=lambda item: item[:2])
+    return Earlier(folder, made)
+
+
+def _sweep(config: Config, uri: str) -> None:
+    """Removes what runs that were killed, and never repeated, left behind a day ago or earlier."""
+    for folder in _siblings(config):
+        started = storage.join(folder, PARTS, "started.json")
+        if folder == uri or not storage.exists(started):
+            continue
+        if time.time() - float(storage.read_json(started)["time"]) > _STALE_SECONDS:
+            # with a manifest it is a whole set, whose preparation died before it could tidy up
+            whole = storage.exists(storage.join(folder, manifest.NAME))
+            storage.remove(storage.join(folder, PARTS) if whole else folder)
+
+
+class _Meter:
+    """Turns a count of finished entries into progress events."""
+
+    def __init__(self, report: Progress, total: int) -> None:
+        self._report = report
+        self._total = total
+        self._started = time.monotonic()
+        self._first: int | None = None
+
+    def __call__(self, done: int) -> None:
+        if self._first is None:
+            self._first = done
+        seconds = time.monotonic() - self._started
+        rate = (done - self._first) / seconds if seconds > 0.2 else 0.0
+        left = (self._total - done) / rate if rate else None
+        self._report(
+            {"done": done, "total": self._total, "images_per_s": rate or None, "eta_s": left, "message": ""}
+        )

@@ -1,0 +1,101 @@
+"""A look into prepared data, and the check that it is still what was written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from pipeline import storage
+from pipeline.data.format import manifest as manifests
+from pipeline.data.read.inspect_page import page
+from pipeline.data.sources.source import Progress
+
+_READS = 4
+
+
+def inspect(uri: str, out: Path | None = None, samples: int = 24) -> dict[str, Any]:
+    """Counts, sizes, duplicates, leaks and quarantined files of prepared data, from its manifest.
+
+    Args:
+        uri: folder with a ``manifest.json``.
+        out: also writes an HTML page there, with a sample of the images of every split.
+
+    Raises:
+        BadInput: there is no prepared data.
+    """
+    manifest = manifests.read(uri)
+    splits, copies = manifest["splits"], manifest["duplicates"]
+    if out is not None:
+        storage.write_text(str(out), page(uri, manifest, samples))
+    reasons, refused = (
+        Counter(entry["reason"] for info in splits.values() for entry in info.get(kind, []))
+        for kind in ("quarantined", "notes")
+    )
+    return {
+        "uri": uri,
+        "name": manifest["name"],
+        "fingerprint": manifest["fingerprint"],
+        "rows": {split: info["rows"] for split, info in splits.items()},
+        "masks": {split: info["masks"] for split, info in splits.items()},
+        "shards": manifest["totals"]["shards"],
+        "bytes": manifest["totals"]["bytes"],
+        "image_size": manifest["image_size"],
+        "load_size": manifest["load_size"],
+        "duplicate_groups": copies["exact_groups"],
+        "near_groups": copies["near_groups"],
+        "duplicates": copies["policy"],
+        "leaks": len(manifest["leaks"]),
+        "leaked": [" = ".join(pair) for pair in manifest["leaks"][:10]],
+        "near_leaks": len(manifest["near_leaks"]),
+        "quarantined": dict(reasons),
+        "masks_refused": dict(refused),
+        "page": str(out) if out is not None else None,
+    }
+
+
+def verify(uri: str, progress: Progress = lambda event: None) -> dict[str, Any]:
+    """Reads every shard and index again and compares it with the manifest's checksums.
+
+    Args:
+        progress: told after each file: ``done``, ``total``, ``unit``.
+
+    Returns:
+        ``ok``, the number of files ``checked``, those ``damaged``, each with its reason, and the files that lie
+        there although the manifest does not know them (``unknown``).
+
+    Raises:
+        BadInput: there is no prepared data.
+    """
+    manifest = manifests.read(uri)
+    files = [f for info in manifest["splits"].values() for f in (*info["shards"], info["index"])]
+
+    def damage(file: dict[str, Any]) -> str | None:
+        where = storage.join(uri, file["path"])
+        try:
+            if storage.is_remote(uri):
+                found = hashlib.sha256(storage.read_bytes(where)).hexdigest()
+            else:
+                found = storage.sha256(storage.local_path(where))
+        except FileNotFoundError:
+            return "missing"
+        return None if found == file["sha256"] else "the checksum differs"
+
+    with ThreadPoolExecutor(_READS) as pool:
+        reasons: list[str | None] = []
+        for reason in pool.map(damage, files):
+            reasons.append(reason)
+            progress({"done": len(reasons), "total": len(files), "unit": "files"})
+    known = {storage.join(uri, file["path"]) for file in files} | {storage.join(uri, manifests.NAME)}
+    return {
+        "ok": not any(reasons),
+        "checked": len(files),
+        "damaged": [
+            {"path": file["path"], "reason": reason}
+            for file, reason in zip(files, reasons, strict=True)
+            if reason
+        ],
+        "unknown": [file for file in storage.list_(uri, recursive=True) if file not in known],
+    }

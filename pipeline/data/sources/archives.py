@@ -1,0 +1,170 @@
+"""Zip and tar files of images: unpacked into a temporary folder, after every name has been looked at."""
+
+from __future__ import annotations
+
+import lzma
+import shutil
+import stat
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path, PurePosixPath
+from typing import IO, Self
+
+from agit_core.errors import BadInput
+from pipeline import storage
+from pipeline.data.sources import download
+from pipeline.data.sources.folders import open_folder
+from pipeline.data.sources.source import Source
+
+_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_ABOUT_THE_NEXT = {
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+}
+_LONGEST_HEADER = 1 << 20
+_MAX_EXPANSION = 100
+_MAX_EXPANSION_FROM = 1 << 30
+
+
+def is_archive(uri: str) -> bool:
+    return download.without_query(uri).lower().endswith(_SUFFIXES)
+
+
+def open_archive(uri: str, masks: str | None, test_fraction: float, downloads: Path) -> Source:
+    """The folder inside an archive, wherever it is; a single folder around everything is fine.
+
+    Raises:
+        BadInput: missing, damaged, or with members that would land outside the folder.
+    """
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agit-unpack-")))
+        if download.is_url(uri):
+            archive = download.fetch(uri, downloads)
+        elif storage.is_remote(uri):
+            archive = folder / storage.name(uri)
+            try:
+                storage.download_file(uri, archive)
+            except FileNotFoundError:
+                raise BadInput(f"there is no file {uri}; correct data.source") from None
+        else:
+            archive = storage.local_path(uri)
+        unpack(archive, folder / "images", called=uri)
+        source = open_folder(str(_inner(folder / "images")), masks, test_fraction)
+        source.description = uri
+        source.resources = stack.pop_all()
+        return source
+
+
+def unpack(archive: Path, folder: Path, called: str) -> None:
+    """Extracts the regular files of a zip or tar.
+
+    Raises:
+        BadInput: missing, damaged, absurdly large, or a member's path leaves the folder.
+    """
+    if not archive.is_file():
+        raise BadInput(f"there is no file {called}; correct data.source")
+    folder.mkdir(parents=True)
+    try:
+        if zipfile.is_zipfile(archive):
+            _unpack_zip(archive, folder, called)
+        else:
+            _unpack_tar(archive, folder, called)
+    except (
+        zipfile.BadZipFile,
+        tarfile.TarError,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        OSError,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
+        text = " ".join(str(error).split())
+        raise BadInput(
+            f"{called} cannot be unpacked ({text}); it is damaged or not a zip or tar file"
+        ) from None
+
+
+def _unpack_zip(archive: Path, folder: Path, called: str) -> None:
+    with zipfile.ZipFile(archive) as file:
+        members = [member for member in file.infolist() if not member.is_dir()]
+        _check_size(sum(member.file_size for member in members), archive, called)
+        targets = [_target(folder, member.filename, called) for member in members]
+        for member, target in zip(members, targets, strict=True):
+            if stat.S_ISLNK(member.external_attr >> 16):
+                continue
+            with file.open(member) as source:
+                _copy(source, target, member.file_size, called)
+
+
+def _unpack_tar(archive: Path, folder: Path, called: str) -> None:
+    budget = max(_MAX_EXPANSION_FROM, archive.stat().st_size * _MAX_EXPANSION)
+    with tarfile.open(archive, tarinfo=_Member) as file:
+        for member in _regular(file):
+            budget -= member.size
+            if budget < 0:
+                raise BadInput(f"{called} would unpack to more than {_MAX_EXPANSION} times its size; refused")
+            source = file.extractfile(member)
+            if source is not None:
+                _copy(source, _target(folder, member.name, called), member.size, called)
+        # what is compressed has its checksum at the very end
+        while file.fileobj is not None and file.fileobj.read(1 << 20):
+            pass
+
+
+class _Member(tarfile.TarInfo):
+    """To ``tarfile`` any header that it cannot read is the end of the archive; to us only the mark of it is."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            member = super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if len(buf) == tarfile.BLOCKSIZE and not buf.strip(b"\0"):
+                raise
+            raise tarfile.ReadError(str(error)) from None
+        # which ``tarfile`` reads into memory as it is
+        if member.type in _ABOUT_THE_NEXT and member.size > _LONGEST_HEADER:
+            raise tarfile.ReadError(f"a name or header of {member.size} bytes")
+        return member
+
+
+def _regular(file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Plain files only: links and devices have no place among images."""
+    return (member for member in file if member.isreg())
+
+
+def _target(folder: Path, name: str, called: str) -> Path:
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or (path.parts and ":" in path.parts[0]):
+        raise BadInput(f"{called} holds '{name}', which would be written outside its folder; refused")
+    return folder / path
+
+
+def _copy(source: IO[bytes], target: Path, size: int, called: str) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("wb") as file:
+        shutil.copyfileobj(source, file, 1 << 20)
+    if target.stat().st_size != size:
+        raise BadInput(f"{called} is truncated: {target.name} is incomplete")
+
+
+def _check_size(total: int, archive: Path, called: str) -> None:
+    if total > max(_MAX_EXPANSION_FROM, archive.stat().st_size * _MAX_EXPANSION):
+        raise BadInput(f"{called} would unpack to more than {_MAX_EXPANSION} times its size; refused")
+
+
+def _inner(folder: Path) -> Path:
+    """Below the folders that hold nothing but one other folder."""
+    while True:
+        inside = [path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))]
+        if len(inside) != 1 or not inside[0].is_dir() or inside[0].name.lower().startswith("train"):
+            return folder
+        folder = inside[0]

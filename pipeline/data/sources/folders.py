@@ -1,0 +1,272 @@
+"""Folders of images, on this machine or in object storage: listing, digests, masks and the automatic split."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from agit_core.errors import BadInput
+from pipeline import storage
+from pipeline.data.sources import public
+from pipeline.data.sources.source import Entry, LocalFile, Readable, Source, StoredFile
+
+_HASHING = 4
+_FEWEST = 2
+"""Test images of a domain that can be scored."""
+_PORTION = 4096
+_FEW = 8  # names to look up, at the price of a request each
+_BLOCK = 1 << 20
+_LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of a folder. ``relative``: its path from there; ``stamp``: what object storage identifies its
+    contents by; a file of this machine is read for that."""
+
+    relative: str
+    readable: LocalFile | StoredFile
+    stamp: str | None = None
+
+    def digest(self) -> str:
+        """Identifies the contents."""
+        if isinstance(self.readable, LocalFile):
+            return file_digest(Path(self.readable.path))
+        return str(self.stamp)
+
+
+def open_folder(uri: str, masks: str | None, test_fraction: float) -> Source:
+    """``trainA``, ``trainB`` and optionally ``testA``, ``testB`` (or ``A`` and ``B``) below one folder; or two
+    folders of any names, of which the first in alphabetical order is A.
+
+    Masks lie in ``masks/<split>/`` below it (or under the folder's own name), or below ``masks`` if that is given,
+    under the image's name with any extension. Without test folders a share of the images is held out, chosen by
+    their contents alone.
+
+    Raises:
+        BadInput: the folder is missing or holds neither layout, or masks of which none belongs to an image.
+    """
+    children = {storage.name(child).lower(): child for child in _children(uri)}
+    train = {
+        d: next(
+            (children[n] for n in (f"train{d}".lower(), f"train_{d}".lower(), d.lower()) if n in children),
+            None,
+        )
+        for d in "AB"
+    }
+    if not any(train.values()) and (pair := _pair(children)):
+        source = open_two_folders(pair[0], pair[1], masks or children.get("masks"), test_fraction)
+        source.description = uri
+        return source
+    if train["A"] is None or train["B"] is None:
+        lacking = " and ".join(f"train{d}" for d in "AB" if train[d] is None)
+        found = ", ".join(sorted(map(storage.name, children.values()))[:8]) or "nothing"
+        raise BadInput(
+            f"{uri} has no folder {lacking} (it holds {found}); "
+            "put the images of each domain into a folder of its own, such as trainA and trainB, "
+            "or give two folders as 'path/to/A,path/to/B'"
+        )
+    folders = {f"train{d}": str(train[d]) for d in "AB"}
+    for d in "AB":
+        for name in (f"test{d}".lower(), f"test_{d}".lower()):
+            if name in children:
+                folders[f"test{d}"] = children[name]
+    mask_root = masks or children.get("masks")
+    return from_folders(uri, folders, mask_root, test_fraction)
+
+
+def _pair(children: dict[str, str]) -> list[str]:
+    """The two folders besides ``masks``; nothing when there are more or fewer."""
+    named = [child for name, child in children.items() if not _litter(name) and name != "masks"]
+    found = [child for child in named if storage.is_folder(child)] if len(named) <= _FEW else []
+    return sorted(found) if len(found) == 2 else []
+
+
+def open_two_folders(a: str, b: str, masks: str | None, test_fraction: float) -> Source:
+    """Any two folders as domains A and B, with an automatic test split; masks below ``masks/A``, ``masks/B``."""
+    source = from_folders(f"{a},{b}", {"trainA": a, "trainB": b}, masks, test_fraction)
+    names = {"a": storage.name(a) or "A", "b": storage.name(b) or "B"}
+    if names["a"] != names["b"]:
+        source.names = names
+    return source
+
+
+def from_folders(
+    description: str, folders: dict[str, str], mask_root: str | None, test_fraction: float
+) -> Source:
+    """Entries of one folder per split."""
+    splits: dict[str, list[Entry]] = {}
+    remote = any(storage.is_remote(folder) for folder in folders.values())
+    called = Counter(map(storage.name, folders.values()))
+    for split, folder in folders.items():
+        masks: dict[str, File] = {}
+        own = storage.name(folder)
+        for candidate in (split, split[-1], *([own] if called[own] == 1 else [])) if mask_root else ():
+            found = listing(storage.join(str(mask_root), candidate))
+            masks = {_stem(f.relative): f for f in found} | masks
+        splits[split] = _entries(listing(folder), masks)
+    if mask_root and not any(e.mask for entries in splits.values() for e in entries) and listing(mask_root):
+        raise BadInput(
+            f"no mask in {mask_root} belongs to an image of {description}: masks lie in folders called as those of the "
+            "images, such as trainA and trainB (or A and B), under the images' names; correct or remove them"
+        )
+    return Source(description, with_test(splits, test_fraction), remote=remote)
+
+
+def with_test(splits: dict[str, list[Entry]], fraction: float) -> dict[str, list[Entry]]:
+    """Holds out a share of the training entries of each domain that has no test entries.
+
+    The contents decide: the choice survives renaming, adding, removing and moving files (also between a disk and
+    object storage), and copies of one picture always fall on the same side.
+    """
+    result = dict(splits)
+    for domain in "AB":
+        train, test = f"train{domain}", f"test{domain}"
+        if splits.get(test) or not splits.get(train):
+            result.setdefault(test, [])
+            continue
+        with ThreadPoolExecutor(_HASHING) as pool:
+            ranks = dict(zip((e.name for e in splits[train]), pool.map(_rank, splits[train]), strict=True))
+        ranked = sorted(splits[train], key=lambda entry: (ranks[entry.name], entry.name))
+        held = [entry for entry in ranked if ranks[entry.name] < fraction * 2**64]
+        if len(held) < _FEWEST:  # a handful of images: as many as can be scored, as long as some are left
+            held = ranked[: min(_FEWEST, len(ranked) - 1)]
+        names = {entry.name for entry in held}
+        result[test] = sorted(held, key=lambda entry: entry.name)
+        result[train] = [entry for entry in splits[train] if entry.name not in names]
+    return result
+
+
+def listing(uri: str) -> list[File]:
+    """Every file below a folder, sorted by path; hidden files and the litter of desktops are left out."""
+    if storage.is_remote(uri):
+        return _listing_remote(uri)
+    root = storage.local_path(uri)
+    files = [
+        File(storage.as_text(Path(path).relative_to(root).as_posix()), LocalFile(path))
+        for path in _walk(str(root), ())
+    ]
+    return sorted(files, key=lambda file: file.relative)
+
+
+def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    """Files below a folder, through links, of which some lead back to a folder ``above``."""
+    try:
+        status = os.stat(folder)
+        here = (status.st_dev, status.st_ino)
+        inside = [] if here in above else [entry for entry in os.scandir(folder) if not _litter(entry.name)]
+    except OSError:
+        return
+    for entry in inside:
+        if entry.is_dir():
+            yield from _walk(entry.path, (*above, here))
+        else:
+            yield entry.path
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's contents."""
+    try:
+        return storage.sha256(path)
+    except OSError as error:
+        # It stays in the listing and is quarantined with this reason when it is read.
+        return f"unreadable:{error.errno}"
+
+
+def _listing_remote(uri: str) -> list[File]:
+    fs, path = storage.filesystem(uri)
+    with storage.explained(uri, "list"):
+        try:
+            found = fs.find(path, detail=True)
+        except FileNotFoundError:
+            return []
+    files = []
+    for name, info in found.items():
+        relative = name[len(path) + 1 :]
+        if relative and not any(_litter(part) for part in relative.split("/")):
+            files.append(File(relative, StoredFile(storage.join(uri, relative), _md5(info)), _stamp(info)))
+    return sorted(files, key=lambda file: file.relative)
+
+
+def remote_file(uri: str) -> tuple[Readable, str]:
+    """One object and what identifies its contents; a missing one is found out when it is read."""
+    fs, path = storage.filesystem(uri)
+    with storage.explained(uri, "look up"):
+        try:
+            info = fs.info(path)
+            return StoredFile(uri, _md5(info)), _stamp(info)
+        except FileNotFoundError:
+            return StoredFile(uri), f"unreadable:{uri}"
+
+
+def _stamp(info: dict[str, Any]) -> str:
+    """An object's ETag, which object stores derive from its contents, and its size."""
+    tag = str(info.get("ETag") or info.get("LastModified")).strip('"')
+    return hashlib.sha256(f"{tag}:{info.get('size')}".encode()).hexdigest()
+
+
+def _md5(info: dict[str, Any]) -> str | None:
+    """The ETag of an object that was uploaded in one piece (and is not encrypted with a key of KMS)."""
+    tag = str(info.get("ETag")).strip('"')
+    return tag if re.fullmatch("[0-9a-f]{32}", tag) else None
+
+
+def _entries(files: list[File], masks: dict[str, File]) -> list[Entry]:
+    def entry(file: File) -> Entry:
+        mask = masks.get(_stem(file.relative))
+        digest = file.digest() + (f"+{mask.digest()}" if mask else "")
+        return Entry(file.relative, file.readable, mask.readable if mask else None, digest)
+
+    entries: list[Entry] = []
+    with ThreadPoolExecutor(_HASHING) as pool:
+        for start in range(0, len(files), _PORTION):  # a kilobyte for every file that waits
+            entries += pool.map(entry, files[start : start + _PORTION])
+    return entries
+
+
+def _rank(entry: Entry) -> int:
+    """A number from the MD5 of the image, of which alone object storage says it without a download."""
+    known = entry.image.md5 if isinstance(entry.image, StoredFile) else None
+    try:
+        known = known or hashlib.md5(entry.image.read(), usedforsecurity=False).hexdigest()
+    except OSError:
+        known = hashlib.md5(entry.digest.encode(), usedforsecurity=False).hexdigest()  # for the quarantine
+    return int(known[:16], 16)
+
+
+def no_folder(text: str) -> BadInput:
+    """Why what ``data.source`` names cannot be opened as a folder of this machine."""
+    if storage.local_path(text).exists():
+        return BadInput(
+            f"{text} is no folder, nor by its name a zip, tar, Parquet or CSV file; give one of these in data.source"
+        )
+    near = difflib.get_close_matches(text, public.NAMES, 1)
+    hint = (
+        f"did you mean the public set '{near[0]}'?" if near else "give the path of the images in data.source"
+    )
+    return BadInput(f"there is no folder {text}; {hint}")
+
+
+def _children(uri: str) -> Iterable[str]:
+    if not storage.is_remote(uri) and not storage.local_path(uri).is_dir():
+        raise no_folder(uri)
+    found = storage.list_(uri)
+    if not found and storage.is_remote(uri):
+        raise BadInput(f"there is nothing at {uri}; give the prefix of the images in data.source")
+    return found
+
+
+def _litter(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _LITTER
+
+
+def _stem(relative: str) -> str:
+    return str(PurePosixPath(relative).with_suffix(""))

@@ -1,0 +1,284 @@
+"""Images listed in tables: Parquet with Hugging Face image columns, and CSV files of paths or addresses."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from agit_core.errors import BadInput, RunFailed
+from pipeline import storage
+from pipeline.data.sources import download
+from pipeline.data.sources.folders import file_digest, remote_file, with_test
+from pipeline.data.sources.source import Entry, LocalFile, Progress, Readable, Source
+from pipeline.redact import redact
+
+_DOMAIN_COLUMNS = ("domain", "label")
+_BATCH = 64
+_FETCHES = 16
+_ATTEMPTS = 2
+_TEST = {"test", "val", "validation", "valid"}
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """A file that could not be fetched; it is quarantined with this reason."""
+
+    reason: str
+
+    def read(self) -> bytes:
+        raise OSError(self.reason)
+
+
+def is_parquet(text: str) -> bool:
+    return download.without_query(text).lower().endswith(".parquet")
+
+
+def is_csv(text: str) -> bool:
+    return download.without_query(text).lower().endswith((".csv", ".tsv"))
+
+
+def open_parquet(uris: list[str], test_fraction: float, downloads: Path) -> Source:
+    """Two files, one per domain, or one file with a column ``domain`` (or ``label``).
+
+    The column ``image`` holds ``struct<bytes, path>``; ``mask`` likewise and ``split`` are optional. Domains are
+    ``A`` and ``B`` (or 0 and 1), or any two values, of which the first in alphabetical order is A.
+
+    Raises:
+        BadInput: not Parquet, or without these columns.
+    """
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agit-unpack-")))
+        rows: list[_Row] = []
+        for number, uri in enumerate(uris):
+            path = _local(uri, folder, downloads)
+            domain = None if len(uris) == 1 else "AB"[number]
+            rows += _parquet_rows(path, uri, domain, folder / str(number))
+        source = _source(",".join(uris), rows, test_fraction)
+        source.resources = stack.pop_all()
+        return source
+
+
+def open_csv(
+    uri: str, test_fraction: float, downloads: Path, report: Progress = lambda event: None
+) -> Source:
+    """A table with the columns ``image`` and ``domain``, and if wanted ``split`` and ``mask``.
+
+    Images and masks are paths (relative ones from the table's folder), ``s3://`` URIs or http(s) addresses. What
+    cannot be fetched is quarantined; a long list has dead addresses, so little time is spent on each.
+
+    Args:
+        report: told now and then how many lines have been looked up.
+
+    Raises:
+        BadInput: there is no such file, it is not a table, or it lacks a column.
+    """
+    text = _text(uri, downloads)
+    dialect = "excel-tab" if download.without_query(uri).lower().endswith(".tsv") else "excel"
+    table = csv.DictReader(io.StringIO(text, newline=""), dialect=dialect)
+    try:
+        columns = [name.strip().lower() for name in table.fieldnames or []]
+        table.fieldnames = columns
+        lines = [{k: (v or "").strip() for k, v in line.items() if isinstance(v, str)} for line in table]
+    except csv.Error as error:
+        raise BadInput(f"{uri} is not a table ({error} in line {table.line_num + 1})") from None
+    if "image" not in columns or not set(_DOMAIN_COLUMNS) & set(columns):
+        found = ", ".join(columns[:8]) or "none"
+        raise BadInput(f"{uri} needs a header with the columns 'image' and 'domain'; it has: {found}")
+    base = uri.rsplit("/", 1)[0] if "/" in uri else "."
+    files = _Files(base, downloads)
+    rows: list[_Row] = []
+    with ThreadPoolExecutor(_FETCHES) as pool:
+        for row in pool.map(lambda line: _csv_row(line, files), lines):
+            rows.append(row)
+            report({"message": f"looking up {uri}", "done": len(rows), "total": len(lines)})
+    remote = any(isinstance(row.image, Unreachable) or not isinstance(row.image, LocalFile) for row in rows)
+    source = _source(uri, rows, test_fraction)
+    source.remote = remote
+    return source
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    name: str
+    domain: str
+    split: str
+    image: Readable
+    mask: Readable | None
+    digest: str
+
+
+def _source(description: str, rows: list[_Row], test_fraction: float) -> Source:
+    values = sorted({row.domain for row in rows}, key=lambda value: (value.casefold(), value))
+    if len(values) != 2:
+        shown = ", ".join(values[:5]) or "none"
+        raise BadInput(f"{description} must hold images of two domains, not {len(values)} ({shown})")
+    letters = dict(zip(values, "AB", strict=True))
+    splits: dict[str, list[Entry]] = {f"train{d}": [] for d in "AB"}
+    seen: dict[tuple[str, str], int] = {}
+    for row in rows:
+        split = ("test" if row.split.lower() in _TEST else "train") + letters[row.domain]
+        count = seen[split, row.name] = seen.get((split, row.name), 0) + 1
+        name = row.name if count == 1 else f"{row.name}#{count}"
+        splits.setdefault(split, []).append(Entry(name, row.image, row.mask, row.digest))
+    for entries in splits.values():
+        entries.sort(key=lambda entry: entry.name)
+    source = Source(description, with_test(splits, test_fraction))
+    if not set(values) <= {"A", "B", "a", "b", "0", "1"}:
+        source.names = {letter.lower(): value for value, letter in letters.items()}
+    return source
+
+
+def _parquet_rows(path: Path, called: str, domain: str | None, folder: Path) -> Iterator[_Row]:
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise BadInput(f"{called} is not a Parquet file ({error})") from None
+    schema = file.schema_arrow
+    column = next((name for name in _DOMAIN_COLUMNS if name in schema.names), None)
+    if "image" not in schema.names or not _is_image(schema.field("image").type):
+        raise BadInput(
+            f"{called} has no column 'image' of struct<bytes, path>; it has {', '.join(schema.names)}"
+        )
+    if "mask" in schema.names and not _is_image(schema.field("mask").type):
+        raise BadInput(
+            f"{called} has a column 'mask' of {schema.field('mask').type}; it must be struct<bytes, path>, as 'image'"
+        )
+    if domain is None and column is None:
+        raise BadInput(
+            f"{called} has no column 'domain'; add one, or give two files as 'a.parquet,b.parquet'"
+        )
+    wanted = [n for n in ("image", "mask", "split", column) if n and n in schema.names]
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 0
+    for batch in _batches(file, wanted, called):
+        for item in batch.to_pylist():
+            number += 1
+            image, digest = _unpacked(item["image"], folder / f"{number:09d}", path.parent)
+            mask, mask_digest = None, ""
+            if item.get("mask"):
+                mask, mask_digest = _unpacked(item["mask"], folder / f"{number:09d}-mask", path.parent)
+            yield _Row(
+                name=str((item["image"] or {}).get("path") or f"row-{number:09d}"),
+                domain=domain or str(item[column]),
+                split=str(item.get("split") or ""),
+                image=image,
+                mask=mask,
+                digest=f"{digest}+{mask_digest}" if mask else digest,
+            )
+
+
+def _batches(file: pq.ParquetFile, columns: list[str], called: str) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from file.iter_batches(_BATCH, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise BadInput(f"{called} is damaged ({str(error).splitlines()[0]}); fetch it again") from None
+
+
+def _is_image(type_: pa.DataType) -> bool:
+    return pa.types.is_struct(type_) and type_.get_field_index("bytes") >= 0
+
+
+def _unpacked(value: Any, target: Path, base: Path) -> tuple[Readable, str]:
+    """A struct<bytes, path> as a file; without bytes its path counts, from the table's folder."""
+    data = (value or {}).get("bytes")
+    if data is not None:
+        target.write_bytes(data)
+        return LocalFile(str(target)), hashlib.sha256(data).hexdigest()
+    path = (value or {}).get("path")
+    if not path:
+        return Unreachable("the row holds neither bytes nor a path"), "empty"
+    return LocalFile(str(base / path)), file_digest(base / path)
+
+
+class _Files:
+    """The files that a table refers to, from several threads."""
+
+    def __init__(self, base: str, downloads: Path) -> None:
+        self._base = base
+        self._downloads = downloads
+        self._silent: set[str] = set()
+
+    def find(self, reference: str) -> tuple[Readable, str]:
+        """The file and what identifies its contents."""
+        base = self._base
+        if download.is_url(base) and not download.is_url(reference) and not storage.is_remote(reference):
+            reference = f"{base}/{reference}"
+        if not reference:
+            return Unreachable("the line names no image"), "empty"
+        if "\0" in reference:
+            return Unreachable("the line's path holds a NUL character"), "empty"
+        if download.is_url(reference):
+            return self._fetched(reference)
+        absolute = storage.is_remote(reference) or PurePosixPath(reference).is_absolute()
+        where = reference if absolute else storage.join(base, reference)
+        if storage.is_remote(where):
+            return remote_file(where)
+        path = storage.local_path(where)
+        return LocalFile(str(path)), file_digest(path)
+
+    def _fetched(self, address: str) -> tuple[Readable, str]:
+        host = address.partition("://")[2].partition("/")[0]
+        attempts = 1 if host in self._silent else _ATTEMPTS
+        try:
+            path = download.fetch(address, self._downloads, attempts=attempts)
+        except (BadInput, RunFailed) as error:
+            if not isinstance(error, download.NotThere):
+                self._silent.add(host)
+            return Unreachable(str(error)), f"unreachable:{hashlib.sha256(address.encode()).hexdigest()}"
+        self._silent.discard(host)
+        return LocalFile(str(path)), file_digest(path)
+
+
+def _csv_row(line: dict[str, str], files: _Files) -> _Row:
+    image, digest = files.find(line.get("image", ""))
+    mask, mask_digest = None, ""
+    if line.get("mask"):
+        mask, mask_digest = files.find(line["mask"])
+    return _Row(
+        # a signed link is no name to write into a manifest
+        name=redact(line.get("image", "")) or "(empty)",
+        domain=next((line[name] for name in _DOMAIN_COLUMNS if name in line), ""),
+        split=line.get("split", ""),
+        image=image,
+        mask=mask,
+        digest=f"{digest}+{mask_digest}" if mask else digest,
+    )
+
+
+def _local(uri: str, folder: Path, downloads: Path) -> Path:
+    """The file on this machine, downloaded when it is elsewhere."""
+    if download.is_url(uri):
+        return download.fetch(uri, downloads)
+    if storage.is_remote(uri):
+        path = folder / storage.name(uri)
+        try:
+            storage.download_file(uri, path)
+        except FileNotFoundError:
+            raise BadInput(f"there is no file {uri}; correct data.source") from None
+        return path
+    path = storage.local_path(uri)
+    if not path.is_file():
+        raise BadInput(f"there is no file {uri}; correct data.source")
+    return path
+
+
+def _text(uri: str, downloads: Path) -> str:
+    try:
+        if download.is_url(uri):
+            return download.fetch(uri, downloads).read_text("utf-8-sig")
+        return storage.read_bytes(uri).decode("utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError):
+        raise BadInput(f"there is no file {uri}; correct data.source") from None
+    except UnicodeDecodeError:
+        raise BadInput(f"{uri} is not a text file in UTF-8") from None

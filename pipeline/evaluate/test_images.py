@@ -1,0 +1,150 @@
+"""The images that are scored: the test split, and where the true masks are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from agit_core.errors import BadInput
+from agit_core.scores.distances import MINIMUM
+from pipeline.config import Config
+from pipeline.data.read.reader import ShardImages
+from pipeline.data.read.shard_cache import machine_folder
+
+
+class Batch(NamedTuple):
+    """``indices`` within the split; images uint8 (n, 3, S, S); true masks bool (n, 1, S, S)."""
+
+    indices: list[int]
+    images: Tensor
+    masks: Tensor | None
+
+
+class Images:
+    """Some images of one split and domain, at the size at which the networks are scored.
+
+    Args:
+        indices: which of the split's images, in order.
+        with_masks: every batch has true masks, for which each of the images must have one.
+    """
+
+    def __init__(
+        self, source: ShardImages, split: str, indices: list[int], size: int, with_masks: bool
+    ) -> None:
+        self.source = source
+        self.split = split
+        self.indices = indices
+        self.size = size
+        self.with_masks = with_masks
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        for start in range(0, len(self.indices), batch_size):
+            yield self.batch(self.indices[start : start + batch_size])
+
+    def batch(self, indices: list[int]) -> Batch:
+        images = torch.stack([_resized(self.source.read(i), self.size) for i in indices])
+        if not self.with_masks:
+            return Batch(indices, images, None)
+        return Batch(indices, images, torch.stack([self._mask(i) for i in indices]))
+
+    def names(self) -> list[str]:
+        return [str(self.source.name(i)) for i in self.indices]
+
+    def _mask(self, index: int) -> Tensor:
+        mask = self.source.mask(index)
+        assert mask is not None, f"image {index} of {self.split} has no mask"
+        return _resized(mask, self.size) >= 128
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What is scored of one domain.
+
+    Attributes:
+        test: the test images.
+        masked: the images whose true masks attention is compared with: ``test`` itself where each image has one,
+            else as many of the test or the training images, of whichever more have one, or None.
+    """
+
+    test: Images
+    masked: Images | None
+
+    @property
+    def masks_on_test(self) -> bool:
+        return self.masked is self.test
+
+    def close(self) -> None:
+        self.test.source.close()
+        if self.masked is not None and not self.masks_on_test:
+            self.masked.source.close()
+
+
+def open_domain(config: Config, data_uri: str, manifest: dict[str, Any], domain: str) -> Domain:
+    """The domain ``a`` or ``b`` of prepared data.
+
+    Raises:
+        BadInput: fewer than two test images.
+    """
+    size = int(manifest["image_size"])
+    test_split, train_split = f"test{domain.upper()}", f"train{domain.upper()}"
+    count = count_test_images(config, data_uri, manifest, domain)
+
+    def images(split: str, indices: list[int], with_masks: bool) -> Images:
+        source = ShardImages(data_uri, split, machine_folder(), config.data.cache_bytes)
+        return Images(source, split, indices, size, with_masks)
+
+    def with_masks(split: str) -> Images | None:
+        """Evenly spread, so that one photographer or folder does not decide."""
+        if not manifest["splits"].get(split, {}).get("masks"):
+            return None
+        found = images(split, [], with_masks=True)
+        usable = [i for i in range(len(found.source)) if found.source.has_mask(i)]
+        step = max(1, len(usable) / count)
+        found.indices = sorted({usable[int(k * step)] for k in range(min(count, len(usable)))})
+        return found
+
+    test = images(test_split, list(range(count)), with_masks=False)
+    if all(map(test.source.has_mask, test.indices)):
+        test.with_masks = True
+        return Domain(test, test)
+    found = [one for one in map(with_masks, (test_split, train_split)) if one is not None]
+    most = max(found, key=len, default=None)
+    for one in found:
+        if one is not most:
+            one.source.close()
+    return Domain(test, most)
+
+
+def _resized(image: Tensor, size: int) -> Tensor:
+    """uint8 (C, H, W) as (C, size, size); training images are stored larger than what is scored."""
+    if image.shape[-2:] == (size, size):
+        return image
+    resized = F.interpolate(
+        image[None].float(), size=(size, size), mode="bilinear", align_corners=False, antialias=True
+    )
+    return resized[0].round().clamp(0, 255).to(torch.uint8)
+
+
+def count_test_images(config: Config, data_uri: str, manifest: dict[str, Any], domain: str) -> int:
+    """How many test images of a domain are scored.
+
+    Raises:
+        BadInput: fewer than two.
+    """
+    split = f"test{domain.upper()}"
+    rows = int(manifest["splits"].get(split, {}).get("rows", 0))
+    count = min(rows, config.evaluate.max_images or rows)
+    if count < MINIMUM:
+        raise BadInput(
+            f"{split} of {data_uri} holds {rows} images and scores need at least {MINIMUM}; "
+            "add test images or raise data.test_fraction"
+        )
+    return count

@@ -1,0 +1,228 @@
+"""Exporting a model to be used elsewhere: ONNX, ``torch.export`` or safetensors, checked before it is handed out.
+
+Every file is compared with the PyTorch model on images, at their own and at another size, before it gets its
+name. A folder also receives the model card and, last, ``export.json``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+
+from agit_core import checkpoint, export, model_folder
+from agit_core.errors import BadInput
+from agit_core.model_folder import Model
+from pipeline import storage
+from pipeline.inference import model_card
+from pipeline.inference.check_images import CheckImages, choose
+
+FORMATS = ("onnx", "torch-export", "safetensors")
+MANIFEST = "export.json"
+TOLERANCE = 1e-3
+"""Largest difference that is let through, on [-1, 1] and on the mask's [0, 1]: an eighth of a grey level."""
+COUNT = 20
+_SUFFIXES = {**export.SUFFIXES, "safetensors": ".safetensors"}
+Progress = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where to: a folder, or one file that holds one direction."""
+
+    uri: str
+    directions: tuple[str, ...]
+    is_file: bool
+
+    @staticmethod
+    def of(uri: str, file_format: str, direction: str | None, model: Model) -> _Target:
+        suffix = PurePosixPath(storage.name(uri)).suffix.lower()
+        if suffix not in _SUFFIXES.values():
+            return _Target(uri, (direction,) if direction else model.directions, False)
+        if suffix != _SUFFIXES[file_format] or file_format == "safetensors":
+            raise BadInput(
+                f"{uri} does not fit --format {file_format}: give a folder"
+                + ("" if file_format == "safetensors" else f" or a name in {_SUFFIXES[file_format]}")
+            )
+        return _Target(uri, (direction or model.directions[0],), True)
+
+
+def run(
+    model_uri: str,
+    output: str,
+    file_format: str,
+    *,
+    direction: str | None = None,
+    check: str | None = None,
+    count: int = COUNT,
+    tolerance: float = TOLERANCE,
+    threshold: float | None = None,
+    overwrite: bool = False,
+    progress: Progress = lambda event: None,
+) -> dict[str, Any]:
+    """Exports a model.
+
+    Args:
+        output: a folder (``a2b.onnx``, ``b2a.onnx``, ``README.md``, ``export.json``; for safetensors a model
+            folder), or the name of one file ending in ``.onnx`` or ``.pt2``, which holds one direction.
+        direction: only this one; a file holds ``a2b`` unless told otherwise.
+        check: a folder of images to compare on; default: the model's test images, else generated ones.
+        count: images per direction.
+        tolerance: nothing is written when a file differs by more from the PyTorch model.
+        threshold: where the attention is below it the file keeps the source; default: the model's own.
+
+    Returns:
+        ``ok``, ``model``, ``format``, ``output``, ``files`` (URIs), ``worst`` (of all, on [-1, 1]),
+        ``worst_grey_levels``, ``worst_mask``, ``tolerance`` and ``checks`` per direction.
+
+    Raises:
+        BadInput: no model there, an output that is taken, the model itself or does not fit the format.
+    """
+    model_uri = model_folder.resolve(model_uri)
+    trained = model_folder.read(model_uri)
+    model = trained.with_threshold(threshold)
+    target = _Target.of(output, file_format, direction, model)
+    if _same(target.uri, model_uri):
+        raise BadInput(f"{target.uri} is the model itself; give another name")
+    _refuse_taken(target, overwrite)
+    # scores of another threshold are not this file's
+    scores = model_card.evaluation_of(model_uri) if model.method == trained.method else {}
+    with tempfile.TemporaryDirectory(prefix="agit-export-") as name:
+        folder = Path(name)
+        if file_format == "safetensors":
+            _write_folder(model, scores, folder)
+        checks = {}
+        for one in target.directions:
+            images = choose(model, one, check, count)
+            path = folder / f"{one}{_SUFFIXES[file_format]}"
+            progress({"message": f"{one}: writing", "done": 0, "total": 2 * len(images.images)})
+            if file_format == "safetensors":
+                again = export.OneDirection(model_folder.read(folder), one).eval()
+                runner: export.Run = torch.no_grad()(again.forward)
+            else:
+                export.write(model, one, file_format, path)
+                runner = export.load(path, file_format)
+            checks[one] = _check(model, one, runner, images, progress)
+        result = _result(model, file_format, checks, tolerance)
+        if file_format != "safetensors":
+            card = model_card.render(model, scores, result, model_card.manifest_of(model))
+            (folder / model_card.FILE).write_text(card, encoding="utf-8")
+        files = _publish(folder, target, model, result) if result["ok"] else []
+    return result | {"output": output, "files": files}
+
+
+def _check(
+    model: Model, direction: str, runner: export.Run, images: CheckImages, progress: Progress
+) -> dict[str, Any]:
+    measure = export.compare(model, direction)
+    own, other = list(images.images), images.resized()
+    found, done = [], 0
+    for batch in [*own, *other]:
+        found.append(measure(batch, runner))
+        done += len(batch)
+        progress({"message": f"{direction}: comparing", "done": done, "total": 2 * len(own)})
+    here, there = found[: len(own)], found[len(own) :]
+    return {
+        "images": len(own),
+        "source": images.source,
+        "sizes": _sizes(own),
+        "other_sizes": _sizes(other),
+        "worst": max(d.output for d in here),
+        "worst_other_size": max(d.output for d in there),
+        "worst_mask": max(d.mask for d in found),
+        "undecided_pixels": sum(d.undecided for d in found),
+    }
+
+
+def _sizes(batches: list[torch.Tensor]) -> list[str]:
+    """``WIDTHxHEIGHT``, each once."""
+    return sorted({f"{batch.shape[3]}x{batch.shape[2]}" for batch in batches})
+
+
+def _result(
+    model: Model, file_format: str, checks: dict[str, dict[str, Any]], tolerance: float
+) -> dict[str, Any]:
+    worst = max(max(c["worst"], c["worst_other_size"]) for c in checks.values())
+    mask = max(c["worst_mask"] for c in checks.values())
+    result = {
+        "ok": max(worst, mask) <= tolerance,
+        "model": {"name": model.name, "sha256": model.digest},
+        "format": file_format,
+        "opset": export.OPSET if file_format == "onnx" else None,
+        "worst": worst,
+        "worst_grey_levels": worst * 127.5,
+        "worst_mask": mask,
+        "tolerance": tolerance,
+        "checks": checks,
+    }
+    return storage.finite(result)  # a file that answers nothing comparable has no difference
+
+
+def _write_folder(model: Model, scores: Mapping[str, Any], folder: Path) -> None:
+    """The model folder anew: averaged generators in place, no optimiser, the card and the scores."""
+    card = model_card.render(model, scores, manifest=model_card.manifest_of(model))
+    extra = {model_card.FILE: card.encode()}
+    if scores:
+        extra[model_card.SCORES] = json.dumps(scores, indent=1).encode()
+    model_folder.write(
+        folder, model.name, model.method, model.image_size, model.weights, model.lineage, extra
+    )
+    if not (folder / "networks.safetensors").is_file():
+        raise BadInput("--format safetensors needs the package safetensors: pip install safetensors")
+
+
+def _publish(folder: Path, target: _Target, model: Model, result: dict[str, Any]) -> list[str]:
+    """Copies the files to where they are wanted, in place of an earlier export's, what makes them valid last."""
+    if target.is_file:
+        name = f"{target.directions[0]}{_SUFFIXES[result['format']]}"
+        storage.upload_file(folder / name, target.uri)
+        return [target.uri]
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    manifest = {
+        **result,
+        "directions": {direction: export.contract(model, direction) for direction in target.directions},
+        "files": {name: checkpoint.sha256(folder / name) for name in names},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    # of a model folder, model.json
+    last = [MANIFEST] + [name for name in names if name == model_folder.MANIFEST]
+    ordered = [name for name in names if name not in last] + last
+    _clear(target.uri, ordered)
+    for name in ordered:
+        storage.upload_file(folder / name, storage.join(target.uri, name))
+    return [storage.join(target.uri, name) for name in ordered]
+
+
+def _clear(folder: str, new: list[str]) -> None:
+    """Removes an earlier export: at once what makes it valid, then its files that the new one does not write."""
+    start = len(storage.join(folder)) + 1
+    there = {uri[start:]: uri for uri in storage.list_(folder, recursive=True)}
+    old: set[str] = set()
+    if MANIFEST in there:
+        # a file of somebody else's that only has its name lists nothing
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            old = set(storage.read_json(there[MANIFEST])["files"])
+    valid = {MANIFEST, model_folder.MANIFEST}
+    doomed = there.keys() & ((old - set(new)) | (valid & set(new)))
+    for name in sorted(doomed, key=lambda name: name not in valid):
+        storage.remove(there[name])
+
+
+def _same(one: str, other: str) -> bool:
+    if storage.is_remote(one) or storage.is_remote(other):
+        return one.rstrip("/") == other.rstrip("/")
+    return storage.local_path(one).resolve() == storage.local_path(other).resolve()
+
+
+def _refuse_taken(target: _Target, overwrite: bool) -> None:
+    taken = storage.exists(target.uri) if target.is_file else bool(storage.list_(target.uri))
+    if not target.is_file and not taken and storage.exists(target.uri):
+        raise BadInput(f"{target.uri} is a file; give a folder, or a name that ends as the format does")
+    if taken and not overwrite:
+        raise BadInput(f"{target.uri} is there already; give another name or --overwrite")

@@ -1,0 +1,176 @@
+"""Encoded images in, encoded translations out; read ahead and written behind while the networks work."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from PIL import Image
+
+from agit_core import Result, Translator
+from agit_core.errors import BadInput, RunFailed
+from pipeline import storage
+from pipeline.data.prepare.decode import FORMATS
+from pipeline.inference.inputs import VIDEOS, Item, suffix_of
+
+_WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".png": ("PNG", {}),
+    ".webp": ("WEBP", {"quality": 95}),
+    ".bmp": ("BMP", {}),
+    ".tif": ("TIFF", {"compression": "tiff_deflate"}),
+    ".tiff": ("TIFF", {"compression": "tiff_deflate"}),
+}
+_READ_AHEAD = 8
+"""Encoded images waiting for the networks: enough to hide an object store's latency."""
+_WRITE_BEHIND = 8
+_PIXELS_BEHIND = 32 * 2**20
+"""Translations that wait to be written hold at most so many pixels together (or are one)."""
+
+
+def output_name(name: str) -> str:
+    """A translation keeps its source's name; formats that are only read become PNG: ``a.gif.png``."""
+    return name if suffix_of(name) in _WRITTEN else f"{name}.png"
+
+
+def mask_name(name: str) -> str:
+    """The mask of the translation ``name``, beside it: an image, or a video for a video."""
+    suffix = suffix_of(name)
+    return f"{name}.mask{suffix}" if suffix in VIDEOS else f"{name}.mask.png"
+
+
+def check_writable(name: str) -> None:
+    """Refuses an output whose suffix names no format that is written.
+
+    Raises:
+        BadInput: says which suffixes are.
+    """
+    if suffix_of(name) not in _WRITTEN:
+        raise BadInput(f"cannot write {name}: use one of {', '.join(_WRITTEN)}")
+
+
+def decode(data: bytes) -> Image.Image:
+    """An image of any format that is safe to read, first frame.
+
+    Raises:
+        BadInput: not an image, a truncated one, or one of absurd size.
+    """
+    if not data:
+        raise BadInput("cannot be read: the file is empty")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns at 90 million pixels and refuses twice as many: refusing is enough
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image.load()
+            return image
+    except Exception as error:  # decoders raise anything on damaged files
+        reason = str(error) if "BytesIO" not in str(error) else "not an image"
+        raise BadInput(f"cannot be read: {' '.join(reason.split()) or type(error).__name__}") from None
+
+
+def encode(image: Image.Image, name: str) -> bytes:
+    """The image in the format that the name's suffix says; the colour profile is kept.
+
+    Raises:
+        BadInput: a suffix that cannot be written, transparency or a size that the format does not have.
+    """
+    check_writable(name)
+    kind, options = _WRITTEN[suffix_of(name)]
+    if kind == "JPEG" and image.mode == "RGBA":
+        raise BadInput(f"{name} would lose the image's transparency; name the output .png or .webp")
+    buffer = io.BytesIO()
+    if profile := image.info.get("icc_profile"):
+        options = options | {"icc_profile": profile}
+    try:
+        image.save(buffer, kind, **options)
+    except (OSError, ValueError) as error:  # WebP ends at 16383 pixels a side, JPEG at 65535
+        size = f"{image.width} x {image.height}"
+        raise BadInput(f"{name} of {size} pixels cannot be written as {kind} ({error})") from None
+    return buffer.getvalue()
+
+
+def translate_items(
+    translator: Translator, todo: Iterable[tuple[Item, str]], direction: str, masks: bool
+) -> Iterator[tuple[Item, str | None]]:
+    """Translates and yields each item with None once it is written, or with the reason why it cannot be.
+
+    Args:
+        todo: items and where their translations go.
+
+    Raises:
+        RunFailed: the storage fails, or the device's memory is too small.
+    """
+    waiting = iter(todo)
+    reading: deque[tuple[Item, str, Future[bytes]]] = deque()
+    writing: deque[tuple[Item, int, Future[str | None]]] = deque()
+    with ThreadPoolExecutor(_READ_AHEAD, "translate-io") as pool:
+        try:
+            while True:
+                for item, target in itertools.islice(waiting, _READ_AHEAD - len(reading)):
+                    reading.append((item, target, pool.submit(_read, item)))
+                if not reading:
+                    break
+                item, target, data = reading.popleft()
+                try:
+                    result = _translated(translator, data.result(), item, direction)
+                except BadInput as error:
+                    yield item, str(error)
+                    continue
+                size = result.image.width * result.image.height
+                writing.append((item, size, pool.submit(_write, result, target, masks)))
+                del result
+                while len(writing) > _WRITE_BEHIND or _heavy(writing):
+                    yield _written(writing)
+            while writing:
+                yield _written(writing)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _heavy(writing: deque[tuple[Item, int, Future[str | None]]]) -> bool:
+    return len(writing) > 1 and sum(pixels for _, pixels, _ in writing) > _PIXELS_BEHIND
+
+
+def _written(writing: deque[tuple[Item, int, Future[str | None]]]) -> tuple[Item, str | None]:
+    item, _, done = writing.popleft()
+    return item, done.result()
+
+
+def _read(item: Item) -> bytes:
+    try:
+        return item.read()
+    except RunFailed:
+        raise
+    except Exception as error:  # a missing or damaged file or archive member
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadInput(f"cannot be read: {reason}") from None
+
+
+def _translated(translator: Translator, data: bytes, item: Item, direction: str) -> Result[Image.Image]:
+    try:
+        return translator.translate(decode(data), direction)
+    except torch.OutOfMemoryError:
+        raise RunFailed(
+            f"the memory of {translator.device} is not enough for {item.name}; use smaller tiles "
+            "(--tile-pixels) or --device cpu"
+        ) from None
+
+
+def _write(result: Result[Image.Image], target: str, masks: bool) -> str | None:
+    """Writes the mask first, so that the image's presence means finished; or says why it cannot be."""
+    try:
+        image = encode(result.image, target)
+    except BadInput as error:
+        return str(error)
+    if masks:
+        storage.write_bytes(mask_name(target), encode(result.mask, mask_name(target)))
+    storage.write_bytes(target, image)
+    return None

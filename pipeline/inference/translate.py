@@ -1,0 +1,224 @@
+"""``agit translate``: one image, a folder, a zip, a Parquet URI or a video file.
+
+Inputs and outputs are local paths or ``s3://`` URIs. Each translation appears whole or not at all under its
+source's name, so an interrupted run goes on where it was: ``.agit-translate.json`` in the output folder says
+which model, direction and input its files belong to. What cannot be read is listed and skipped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from agit_core import Translator, model_folder
+from agit_core.errors import BadInput
+from agit_core.translator import TILE_PIXELS
+from pipeline import storage
+from pipeline.inference import outputs
+from pipeline.inference.image_items import translate_items
+from pipeline.inference.inputs import IMAGES, VIDEOS, Inputs, Item, find, suffix_of
+from pipeline.inference.outputs import JOURNAL, pack, single
+from pipeline.inference.settings import Settings
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class _Outcome:
+    translated: int = 0
+    skipped: int = 0
+    failed: list[dict[str, str]] = field(default_factory=list)
+
+
+def translate(
+    input: str,
+    output: str,
+    model: str,
+    direction: str = "a2b",
+    *,
+    masks: bool = False,
+    overwrite: bool = False,
+    batch: bool = False,
+    workers: int | None = None,
+    smooth: float = 0.0,
+    device: str = "auto",
+    autocast: Literal["auto", "bf16", "off"] = "off",
+    tile_pixels: int = TILE_PIXELS,
+    work_side: int | None = None,
+    threshold: float | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Translates everything in ``input``.
+
+    Args:
+        input: an image, a folder (searched recursively), a ``.zip``, a ``.parquet`` file or folder of them
+            (Hugging Face image column), or a video; local or ``s3://``.
+        output: for one image or video a file, or a folder; otherwise a folder, or a ``.zip``.
+        model: path, ``s3://`` URI or ``models:/name@alias``.
+        direction: ``a2b`` or ``b2a``.
+        masks: also write each attention mask, as ``NAME.mask.png`` beside the image (videos: a second video).
+        overwrite: replace files that are there.
+        batch: spread the images over a Ray cluster (``RAY_ADDRESS``, or a local one of this process's own).
+        workers: Ray actors of a batch; default: one per GPU, without GPUs one per two CPUs.
+        smooth: videos: share of the previous frame's change that unmoved pixels keep, in [0, 1): 0 translates
+            each frame alone, 0.8 removes most flicker.
+        device, autocast, tile_pixels, work_side, threshold: see :class:`agit_core.translator.Translator`.
+        progress: called with ``done``, ``total``, ``unit``, ``message``, ``images_per_s``, ``eta_s``.
+
+    Returns:
+        JSON-ready: ``input``, ``output``, ``model``, ``direction``, ``translated``, ``skipped`` (finished by
+        an earlier run), ``failed`` (``name`` and ``reason`` each), ``seconds``; videos also ``notes``.
+
+    Raises:
+        BadInput: nothing to translate or none of it readable, an output that would be overwritten, no model.
+        RunFailed: the storage failed in the middle; the same call goes on.
+    """
+    began = time.monotonic()
+    head = {"input": input, "output": output, "model": model, "direction": direction}
+    if workers is not None and not batch:
+        raise BadInput("workers are those of a batch; add --batch or leave them out")
+    # workers have other working directories, and an alias may move to another version while they load
+    input, output = _absolute(input.rstrip("/") or "/"), _absolute(output)
+    settings = Settings(
+        _absolute(model_folder.resolve(model)),
+        direction,
+        masks,
+        device,
+        autocast,
+        tile_pixels,
+        work_side,
+        threshold,
+    )
+    found = find(input)
+    # the workers of a batch have the GPUs
+    translator = (replace(settings, device="cpu") if batch else settings).translator()
+    translator.maps(direction)
+    if found.kind == "video":
+        from pipeline.inference.video import translate_video
+
+        if batch:
+            raise BadInput("a video is translated frame after frame; leave --batch out")
+        head["output"] = target = single(input, output, VIDEOS, masks, overwrite)
+        counts = translate_video(translator, input, target, direction, smooth, masks, progress)
+        return {**head, "skipped": 0, **counts, "seconds": _since(began)}
+    if smooth:
+        raise BadInput("smooth is for videos; leave it out for images")
+    if found.kind == "image" and suffix_of(output) != ".zip":
+        head["output"] = target = single(input, output, IMAGES, masks, overwrite)
+        outcome = _Outcome()
+        if progress is not None:
+            translator.watch = _Meter(progress, 0, "rows").at
+        _run([(found.items[0], target)], outcome, settings, translator, batch, workers, progress)
+    else:
+        outcome = _many(found, input, output, settings, translator, overwrite, batch, workers, progress)
+    if not outcome.translated and not outcome.skipped:
+        first = outcome.failed[0]
+        many = f"none of the {len(outcome.failed)} images in {input}" if len(outcome.failed) > 1 else input
+        raise BadInput(f"cannot translate {many}: {first['name']} {first['reason']}")
+    return {
+        **head,
+        "translated": outcome.translated,
+        "skipped": outcome.skipped,
+        "failed": outcome.failed,
+        "seconds": _since(began),
+    }
+
+
+def _many(
+    found: Inputs,
+    source: str,
+    output: str,
+    settings: Settings,
+    translator: Translator,
+    overwrite: bool,
+    batch: bool,
+    workers: int | None,
+    progress: Progress | None,
+) -> _Outcome:
+    """Translates a list of images into a folder, and that into a zip if one is asked for."""
+    zipped = suffix_of(output) == ".zip" and not output.endswith("/")
+    # not packed at once: an interrupted run would have to pack everything again
+    folder = f"{output}.parts" if zipped else output
+    there = zipped and not overwrite and storage.exists(output)
+    exists = BadInput(f"{output} exists; name another output or allow it to be overwritten (--overwrite)")
+    if there and not storage.exists(storage.join(folder, JOURNAL)):
+        raise exists
+    identity = {
+        "model": translator.model.digest,
+        "direction": settings.direction,
+        "side": settings.work_side,
+        "threshold": translator.model.method.threshold_at_test,
+    }
+    plan = outputs.plan(found, source, folder, settings.masks, identity, overwrite)
+    outcome = _Outcome(skipped=plan.skipped, failed=[*found.refused, *plan.refused])
+    if there:
+        if plan.finished is None:
+            raise exists
+        storage.remove(folder)  # the run before was interrupted after packing
+        return replace(outcome, failed=plan.finished)
+    _run(plan.todo, outcome, settings, translator, batch, workers, progress)
+    if outcome.translated or outcome.skipped:
+        storage.sweep(folder)
+        storage.write_json(storage.join(folder, JOURNAL), {**plan.journal, "failed": outcome.failed})
+        if zipped:
+            pack(folder, output)
+    return outcome
+
+
+def _run(
+    todo: list[tuple[Item, str]],
+    outcome: _Outcome,
+    settings: Settings,
+    translator: Translator,
+    batch: bool,
+    workers: int | None,
+    progress: Progress | None,
+) -> None:
+    """Translates, and counts what became of each item."""
+    results: Iterator[tuple[Item, str | None]]
+    if batch and todo:
+        from pipeline.inference.cluster import run
+
+        results = run(todo, settings, workers)
+    else:
+        results = translate_items(translator, todo, settings.direction, settings.masks)
+    meter = _Meter(progress, len(todo))
+    for item, reason in results:
+        if reason is None:
+            outcome.translated += 1
+        else:
+            outcome.failed.append({"name": item.name, "reason": reason})
+        meter.tick(item.name)
+
+
+def _absolute(uri: str) -> str:
+    """The same place for a process with another working directory; a closing slash stays."""
+    return uri if storage.is_remote(uri) else f"{storage.local_path(uri)}{'/' if uri.endswith('/') else ''}"
+
+
+def _since(began: float) -> float:
+    return round(time.monotonic() - began, 3)
+
+
+class _Meter:
+    """Turns what is finished into progress events."""
+
+    def __init__(self, progress: Progress | None, total: int, unit: str = "images") -> None:
+        self.progress, self.total, self.unit = progress, total, unit
+        self.done, self.began = 0, time.monotonic()
+
+    def tick(self, name: str) -> None:
+        self.done += 1
+        if self.progress is not None and self.total > 1:
+            rate = self.done / max(time.monotonic() - self.began, 1e-6)
+            self.progress({**self._event(self.done, self.total), "message": name, "images_per_s": rate})
+
+    def at(self, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(self._event(done, total))
+
+    def _event(self, done: int, total: int) -> dict[str, Any]:
+        left = (time.monotonic() - self.began) * (total - done) / max(done, 1)
+        return {"done": done, "total": total, "unit": self.unit, "eta_s": left}

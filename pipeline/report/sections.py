@@ -1,0 +1,338 @@
+"""What the page says between its pictures and charts: words and small tables from the run's files."""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import UTC, datetime
+from typing import Any
+
+from agit_core.errors import BadInput, RunFailed
+from agit_core.stages import faint
+from pipeline.config import Config
+from pipeline.metrics.format import KID_SCALE, Opponent, Scores
+from pipeline.metrics.names import DIRECTIONS
+from pipeline.redact import redact
+from pipeline.registry import audit, tracking, versions
+from pipeline.report.charts import BLUE, GREEN, GREY, Chart, Series, intervals
+from pipeline.report.run_data import Run
+from pipeline.report.tiles import Viewer, strip_tiles
+
+EXTREMES = 6
+_FLAT = 0.1
+"""Spread (standard deviation inside an image) below which a mask has not taken sides; a decided one has 0.3."""
+_MOST_ROWS = 1000
+_MOST_EVENTS = 20
+_SPELLED = {"kid": "KID", "fid": "FID", "sha256": "SHA-256", "a": "A", "b": "B"}
+_EVENTS = {
+    "started": "started",
+    "resumed": "resumed",
+    "switched": "stage switched",
+    "mask_collapsed": "mask collapsed",
+    "mask_faint": "masks faint at the switch",
+}
+
+
+def domain_names(manifest: dict[str, Any] | None) -> tuple[str, str]:
+    """What the two domains are called, A and B when the data does not say."""
+    domains = (manifest or {}).get("domains") or {}
+    a, b = (str((domains.get(key) or {}).get("name") or key.upper()) for key in "ab")
+    return a, b
+
+
+def scores(run: Run, names: tuple[str, str]) -> Scores:
+    """The evaluation beside doing nothing and the champion."""
+    evaluation = run.evaluation or {}
+    return Scores(
+        metrics=evaluation.get("metrics") or {},
+        intervals=evaluation.get("intervals") or {},
+        nothing=Opponent(evaluation.get("baseline") or {}, evaluation.get("baseline_intervals") or {}),
+        champion=Opponent(_champion(run).get("metrics") or {}, _champion(run).get("intervals") or {}),
+        names=names,
+    )
+
+
+def _champion(run: Run) -> dict[str, Any]:
+    champion = (run.evaluation or {}).get("champion")
+    return champion if isinstance(champion, dict) else {}
+
+
+def champion_name(run: Run) -> str:
+    version = _champion(run).get("version")
+    return f"Champion (version {version})" if version else "Champion"
+
+
+def scores_lead(run: Run, names: tuple[str, str]) -> str:
+    counts = (run.evaluation or {}).get("counts") or {}
+    images = [
+        f"{counts[key]} of {n}" for key, n in zip(("test_a", "test_b"), names, strict=True) if key in counts
+    ]
+    scored = f"Scored on test images: {' and '.join(images)}. " if images else ""
+    return (
+        scored + "Beside each figure stands what a translator gets that changes nothing. "
+        "A difference whose 95 % interval holds zero is called noise."
+    )
+
+
+def kid_chart(scores: Scores) -> Chart | None:
+    """KID both ways with intervals, the model beside its opponents."""
+    groups, keys = [], []
+    for prefix, name in (("kid_target", "to target"), ("kid_mean", "target and source")):
+        for direction in DIRECTIONS:
+            if scores.estimate(f"{prefix}_{direction}"):
+                groups.append(f"{scores.label(direction)}\n{name}")
+                keys.append(f"{prefix}_{direction}")
+    if not keys:
+        return None
+    series = []
+    for name, colour, symbol, one in (
+        ("This model", BLUE, "circle", Opponent(scores.metrics, scores.intervals)),
+        ("Doing nothing", GREY, "x", scores.nothing),
+        ("Champion", GREEN, "diamond", scores.champion),
+    ):
+        points = [found and found.scaled(KID_SCALE) for key in keys for found in (one.estimate(key),)]
+        if any(points):
+            series.append(Series(name, colour, symbol, points))
+    return intervals(
+        "kid",
+        "KID × 100",
+        "Lower is closer to real images; the bars are 95 % intervals.",
+        groups,
+        series,
+    )
+
+
+def hero(viewer: Viewer, count: int) -> list[dict[str, Any]]:
+    """The fixed images at the last checkpoint, the directions in turn."""
+    shown: list[dict[str, Any]] = []
+    longest = max((len(d["images"]) for d in viewer.directions), default=0)
+    for index in range(longest):
+        for direction in viewer.directions:
+            if index < len(direction["images"]):
+                image = direction["images"][index]
+                tiles = {"real": image["real"], **image["steps"][-1]}
+                shown.append({"label": direction["label"], "number": index + 1, "tiles": tiles})
+    return shown[:count]
+
+
+def score_label(run: Run) -> str:
+    """What the score of a single image is, without its explanation in brackets."""
+    return _score_described(run).split(" (", 1)[0]
+
+
+def _score_described(run: Run) -> str:
+    return str(((run.evaluation or {}).get("protocol") or {}).get("per_image") or "score")
+
+
+def _rows(run: Run, direction: str) -> list[dict[str, Any]]:
+    rows = [
+        row
+        for row in (run.evaluation or {}).get("per_image") or []
+        if row.get("direction") == direction and isinstance(row.get("score"), int | float)
+    ]
+    return sorted(rows, key=lambda row: row["score"])
+
+
+def extremes(run: Run, labels: dict[str, str]) -> list[dict[str, Any]]:
+    """The images with the best and the worst scores of each direction, with pictures where they were kept."""
+    groups = []
+    for direction in DIRECTIONS:
+        rows = _rows(run, direction)
+        kept = [row for row in rows if row.get("strip")]
+        rows = kept if len(kept) >= 2 else rows
+        half = min(EXTREMES, len(rows) // 2)
+        for title, chosen in (("best", rows[:half]), ("worst", rows[::-1][:half])):
+            if chosen:
+                items = [
+                    {
+                        "name": str(row["name"]),
+                        "score": f"{row['score']:.3f}",
+                        "tiles": strip_tiles(run, row.get("strip")),
+                    }
+                    for row in chosen
+                ]
+                groups.append({"title": f"{labels[direction]}: {title}", "shown": items})
+    return groups
+
+
+def extremes_lead(run: Run) -> str:
+    return f"Test images by {_score_described(run)}; from left to right: original, attention, translation."
+
+
+def per_image(run: Run, labels: dict[str, str]) -> list[dict[str, str]]:
+    rows = [(d, row) for d in DIRECTIONS for row in _rows(run, d)]
+    return [
+        {"name": str(row["name"]), "label": labels[d], "score": f"{row['score']:.4f}"}
+        for d, row in rows[:_MOST_ROWS]
+    ]
+
+
+def alarms(config: Config, run: Run, names: tuple[str, str]) -> list[str]:
+    """What a reader must not overlook: masks that collapsed, never took sides or are faint, a failed run."""
+    found = []
+    gate = config.register_.gate
+    metrics = (run.evaluation or {}).get("metrics") or {}
+    health = (run.result or {}).get("mask_health") or {}
+    for domain, name in zip("ab", names, strict=True):
+        coverage = metrics.get(f"attention_coverage_{domain}", health.get(f"coverage_{domain}"))
+        if not config.method.networks.has_attention or not isinstance(coverage, int | float):
+            continue
+        if coverage > gate.maximum_coverage:
+            found.append(f"The attention on {name} has collapsed to all ones (it covers {coverage:.1%}).")
+        elif coverage < gate.minimum_coverage:
+            found.append(f"The attention on {name} has collapsed to nothing (it covers {coverage:.2%}).")
+        elif isinstance(spread := metrics.get(f"attention_spread_{domain}"), int | float) and spread < _FLAT:
+            found.append(
+                f"The attention on {name} has picked nothing out: about {coverage:.0%} everywhere in the image "
+                f"(spread {spread:.2f})."
+            )
+        elif (
+            # judged on whole images, generators make up for a weak mask; masked, D sees the half-transparent part alone
+            (run.result or {}).get("stage") == "masked"
+            and isinstance(opacity := metrics.get(f"attention_opacity_{domain}"), int | float)
+            and faint(opacity)
+        ):
+            found.append(
+                f"The attention on {name} is faint: {opacity:.2f} on average where it is above τ, so that "
+                "translations are half-transparent there."
+            )
+    progress = run.progress or {}
+    if progress.get("state") == "failed" and not run.result:
+        found.append(f"The training failed: {progress.get('message') or 'it left no message'}")
+    return found
+
+
+def curves_lead(run: Run, switch: int | None) -> str:
+    if not run.metrics:
+        return ""
+    rows, last = len(run.metrics), run.metrics[-1]
+    text = f"{rows:,} rows up to step {int(last['step']):,}, epoch {last.get('epoch', '?')}. "
+    text += "Thick lines are moving means. " if rows >= 40 else ""
+    if switch is not None:
+        return text + f"From step {switch:,} the discriminators see masked images and attention is frozen."
+    return text + "The run did not switch to the masked stage."
+
+
+def masks_absent(config: Config) -> str:
+    if not config.method.networks.has_attention:
+        return "This model has no attention: its mask is one everywhere."
+    return "There is nothing about the masks: the run wrote no metrics."
+
+
+def decision(config: Config, run: Run) -> list[tuple[str, str]]:
+    """The gate's decision, and what has become of it since (people promote and roll back)."""
+    registration = run.registration
+    if not registration:
+        return []
+    found = registration.get("decision") or {}
+    name = str(registration.get("name"))
+    facts: dict[str, Any] = {
+        "Model": f"{name} version {registration.get('version')}",
+        "Aliases given": ", ".join(registration.get("aliases") or []) or "none",
+        "Evaluation passed": found.get("passed"),
+        "Promoted to champion": found.get("promoted"),
+        "Reasons": found.get("reasons"),
+    }
+    events = _trail(config, name, registration)
+    if stack := audit.champions(events):
+        facts["Champion now"] = f"version {stack[-1]}"
+    told = [_audited(redact(event)) for event in events if event.get("action") != "gate"]
+    facts["Changed by people"] = told[-_MOST_EVENTS:]
+    return [(key, _text(value)) for key, value in facts.items() if value not in (None, "", [])]
+
+
+def _trail(config: Config, name: str, registration: dict[str, Any]) -> list[dict[str, Any]]:
+    """The model's audit trail, from the registry that holds the run's version."""
+    try:
+        runs = versions.runs(tracking.tracking_uri(config), name)
+    except (BadInput, RunFailed):  # the report is about much more
+        return []
+    own = (registration.get("mlflow") or {}).get("run_id")
+    if own is not None and own not in runs.values():
+        return []
+    return audit.events(config.storage, name, runs)
+
+
+def _audited(event: dict[str, Any]) -> str:
+    when = datetime.fromtimestamp(float(event["time"]), UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"{event['action']} of version {event['version']} by {event.get('by', '?')}, {when}: {event.get('reason')}"
+
+
+def lineage(run: Run) -> list[tuple[str, str]]:
+    """Where the model comes from and how its training went."""
+    result, spec, manifest = run.result or {}, run.spec or {}, run.manifest or {}
+    recorded = (run.registration or {}).get("lineage") or {}
+    facts: dict[str, Any] = {
+        "Run": run.run_id,
+        "Stored at": redact(run.uri),
+        "Data": redact(run.data_uri),
+        "Data fingerprint": manifest.get("fingerprint"),
+        "Checkpoint": result.get("checkpoint"),
+        "Seed": (spec.get("config") or {}).get("seed"),
+        "Steps": result.get("steps"),
+        "Workers": result.get("workers"),
+        "Device": result.get("device"),
+        "Attempts": spec.get("attempt"),
+    }
+    code = recorded.get("code") or {}
+    facts["Code"] = ", ".join(
+        str(part)
+        for part in (
+            f"agit {code['version']}" if code.get("version") else None,
+            f"commit {code['git_commit'][:12]}" if code.get("git_commit") else None,
+            f"source {code['source_sha256'][:12]}" if code.get("source_sha256") else None,
+            "with uncommitted changes" if code.get("git_dirty") else None,
+        )
+        if part
+    )
+    packages = recorded.get("packages") or {}
+    facts["Libraries"] = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+    facts["History"] = _history(run.events)
+    return [(name, _text(value)) for name, value in facts.items() if value not in (None, "", [], {})]
+
+
+def _history(events: list[dict[str, Any]]) -> str:
+    told = []
+    for event in events:
+        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
+            when = datetime.fromtimestamp(float(event["time"]), UTC).strftime("%m-%d %H:%M:%S")
+            kind = str(event["kind"])
+            step = f" at step {event['step']}" if event.get("step") is not None else ""
+            told.append(f"{when} {_EVENTS.get(kind, kind.replace('_', ' '))}{step}")
+    more = len(told) - _MOST_EVENTS
+    return "; ".join(told[:_MOST_EVENTS]) + (f"; and {more} more" if more > 0 else "")
+
+
+def protocol(run: Run) -> list[tuple[str, str]]:
+    """How the scores were computed, the network with its name and SHA-256 first."""
+    evaluation = run.evaluation or {}
+    parts = {"Inception": evaluation.get("inception"), "Counts": _counts(evaluation.get("counts") or {})}
+    described = evaluation.get("protocol")
+    return _flat({k: v for k, v in parts.items() if v}) + _flat(described or {})
+
+
+def _counts(counts: dict[str, Any]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in counts.items())
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    facts: list[tuple[str, str]] = []
+    for key, item in value.items():
+        name = f"{prefix}{' ' if prefix else ''}{key}".replace("_", " ")
+        if isinstance(item, dict):
+            facts += _flat(item, name)
+        elif item not in (None, "", []):
+            name = " ".join(_SPELLED.get(word, word) for word in name.split(" "))
+            facts.append((name[:1].upper() + name[1:], _text(item)))
+    return facts
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return "; ".join(_text(item) for item in value)
+    return str(value)

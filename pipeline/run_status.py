@@ -1,0 +1,252 @@
+"""What is training, how far it is, when it last stored its state, what failed and how it went on."""
+
+from __future__ import annotations
+
+import contextlib
+import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from agit_core.errors import BadInput
+from pipeline import storage
+from pipeline.progress import clock
+from pipeline.train import events as train_events
+from pipeline.train import lease
+
+_READERS = 8
+_TOLD = 30
+"""Events that a terminal shows."""
+_WIDTH = 160
+"""Characters of an event's message there."""
+
+
+def list_runs(storage_uri: str) -> list[dict[str, Any]]:
+    """The runs under a storage root, the one that was last active first.
+
+    Returns:
+        per run: ``run_id``, ``run_uri``, ``state``, ``step``, ``total_steps``, ``stage``, ``images_per_s``,
+        ``eta_s``, ``workers``, ``last_checkpoint_step``, ``last_checkpoint_time``, ``message``, ``updated``
+        (Unix times).
+    """
+    folders = storage.list_(storage.join(storage_uri, "runs"))
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = [run for run in pool.map(_overview, folders) if run is not None]
+    return sorted(found, key=lambda run: float(run["updated"] or 0), reverse=True)
+
+
+def last_checkpoint(uri: str) -> str | None:
+    """Where a finished run's last checkpoint lies; None when this is no run's folder.
+
+    Raises:
+        BadInput: the run is not finished.
+    """
+    result = storage.join(uri, "result.json")
+    if storage.exists(result):
+        return str(storage.read_json(result)["checkpoint"])
+    if storage.exists(storage.join(uri, "spec.json")):
+        raise BadInput(f"the run at {uri} is not finished; finish it, or give one of its checkpoint folders")
+    return None
+
+
+def status(run_uri: str) -> dict[str, Any]:
+    """One run in detail: the overview, its checkpoints and everything that happened to it.
+
+    Returns:
+        the keys of :func:`list_runs` and ``checkpoints`` (steps, newest first), ``best_checkpoint_step``,
+        ``failures`` (of workers, controller, job), ``steps_redone``, ``attempt``, ``job`` (who runs it),
+        ``events`` (``time``, ``kind``, ``message``, ``step``, in order).
+
+    Raises:
+        BadInput: there is no such run.
+    """
+    overview = _overview(run_uri)
+    if overview is None:
+        raise BadInput(f"there is no run at {run_uri}; `agit runs` lists those in a storage")
+    from pipeline.train.checkpoints import CheckpointStore
+
+    spec, events = _json(run_uri, "spec.json") or {}, train_events.read(run_uri)
+    train = spec.get("config", {}).get("train", {})
+    store = CheckpointStore(run_uri, keep=1, best_by=train.get("best_by"))
+    owner = spec.get("owner") or {}
+    return overview | {
+        "checkpoints": store.steps(),
+        "best_checkpoint_step": store.best(),
+        "failures": sum(event["kind"] in train_events.FAILURES for event in events),
+        "steps_redone": sum(int(event.get("redone") or 0) for event in events),
+        "attempt": spec.get("attempt"),
+        "job": {k: owner[k] for k in ("host", "pid", "submission_id", "address") if k in owner},
+        "events": events,
+    }
+
+
+def rows(found: list[dict[str, Any]], now: float | None = None) -> list[dict[str, str]]:
+    """What :func:`list_runs` found, as columns for a terminal."""
+    now = time.time() if now is None else now
+    return [
+        {
+            "run": run["run_id"],
+            "state": run["state"],
+            "step": f"{run['step']} of {run['total_steps']}" if run["total_steps"] else "-",
+            "images/s": str(run["images_per_s"]) if run["state"] == "running" and run["images_per_s"] else "",
+            "left": clock(run["eta_s"]) if run["state"] == "running" and run["eta_s"] is not None else "",
+            "checkpoint": f"{run['last_checkpoint_step']}" if run["last_checkpoint_step"] else "none",
+            "last seen": "" if run["updated"] is None else f"{_ago(now - run['updated'])} ago",
+            "message": run["message"],
+        }
+        for run in found
+    ]
+
+
+def describe(status: dict[str, Any], now: float | None = None) -> list[str]:
+    """A run's state in a few lines for a terminal."""
+    now = time.time() if now is None else now
+    lines = [f"{status['run_id']}: {status['state']}, {_done(status)}{_rate(status)}"]
+    if status["message"]:
+        lines.append(str(status["message"]))
+    lines.append(_kept(status, now))
+    if who := _who(status):
+        lines.append(who)
+    if status["failures"]:
+        lines.append(f"survived: {_count(status['failures'], 'failure')}, {_redone(status['steps_redone'])}")
+    told = _story(status["events"])
+    if len(told) > _TOLD:
+        lines.append(f"... {len(told) - _TOLD} events before (--json has them all)")
+    lines += told[-_TOLD:]
+    if status["state"] == "interrupted":
+        silent = "" if status["updated"] is None else f", for {_ago(now - status['updated'])}"
+        lines.append(
+            f"nothing trains it now{silent}; the command that started it goes on from the last checkpoint"
+        )
+    return [line for line in lines if line]
+
+
+def _done(status: dict[str, Any]) -> str:
+    if not status["total_steps"]:
+        return "no step yet"
+    share = 100 * status["step"] // status["total_steps"]
+    stage = f", stage {status['stage']}" if status["stage"] else ""
+    return f"step {status['step']} of {status['total_steps']} ({share} %){stage}"
+
+
+def _rate(status: dict[str, Any]) -> str:
+    if status["state"] != "running" or not status["images_per_s"]:
+        return ""
+    workers = _count(status["workers"], "worker")
+    return f", {status['images_per_s']} images/s on {workers}, {clock(status['eta_s'])} left"
+
+
+def _kept(status: dict[str, Any], now: float) -> str:
+    """The checkpoints that are there; the newest one's age."""
+    steps = status["checkpoints"]
+    if not steps:
+        return "no checkpoint yet" if status["state"] == "running" else ""
+    stored = status["last_checkpoint_time"]
+    fresh = f", {_ago(now - stored)} ago" if stored and status["state"] == "running" else ""
+    best = status["best_checkpoint_step"]
+    others = "".join(f", {step}" for step in steps[1:])
+    return f"checkpoints: step {steps[0]} (newest{fresh}){others}" + (f"; best: {best}" if best else "")
+
+
+def _who(status: dict[str, Any]) -> str:
+    job = status["job"]
+    if "submission_id" in job:
+        return f"job {job['submission_id']} on {job['address']}"
+    if "pid" in job:
+        return f"attempt {status['attempt']}, started by process {job['pid']} of {job['host']}"
+    return ""
+
+
+def _story(events: list[dict[str, Any]]) -> list[str]:
+    """A line per event; what went on tells how long it had been away."""
+    lines, failed_at = [], None
+    for event in events:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
+        lines.append(f"{when}  {_happened(event, failed_at)}")
+        if event["kind"] in train_events.FAILURES:
+            failed_at = failed_at or event["time"]
+        elif event["kind"] == "resumed":
+            failed_at = None
+    return lines
+
+
+def _happened(event: dict[str, Any], failed_at: float | None) -> str:
+    kind, step = event["kind"].replace("_", " "), event.get("step")
+    text = kind if step is None else f"{kind} at step {step}"
+    if event["kind"] == "resumed":
+        away = f" {_ago(event['time'] - failed_at)} later" if failed_at else ""
+        text = f"went on from step {step}{away}, {_redone(event.get('redone') or 0)}"
+    if event["kind"] in {"started", "resumed"} and event.get("workers"):
+        nodes = event.get("nodes") or 1
+        text += f", {_count(event['workers'], 'worker')}" + (f" on {nodes} nodes" if nodes > 1 else "")
+    message = textwrap.shorten(str(event["message"]), _WIDTH, placeholder=" ...")
+    return f"{text}: {message}" if message else text
+
+
+def _redone(steps: int) -> str:
+    return f"{_count(steps, 'step')} done again"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _ago(seconds: float) -> str:
+    """``8 s``, ``2 min``, ``5 h``, ``3 days``: one figure, two digits at most."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{max(0, round(seconds))} s"
+
+
+def _overview(run_uri: str) -> dict[str, Any] | None:
+    progress = _json(run_uri, "progress.json")
+    result = _json(run_uri, "result.json")
+    if progress is None and result is None and _json(run_uri, "spec.json") is None:
+        return None
+    seen = progress or {}
+    updated = lease.last_sign(run_uri, progress) if progress else None
+    run = {
+        "run_id": storage.name(run_uri),
+        "run_uri": run_uri,
+        "state": _state(progress, result, updated),
+        "updated": updated,
+        "message": seen.get("message", ""),
+        "step": seen.get("step", 0),
+    }
+    names = (
+        "total_steps",
+        "epoch",
+        "stage",
+        "images_per_s",
+        "eta_s",
+        "workers",
+        "last_checkpoint_step",
+        "last_checkpoint_time",
+        "losses",
+    )
+    run |= {name: seen.get(name) for name in names}
+    if result is not None:
+        run |= {
+            "step": result["steps"],
+            "total_steps": result["steps"],
+            "last_checkpoint_step": result["steps"],
+        }
+    return run
+
+
+def _state(progress: dict[str, Any] | None, result: dict[str, Any] | None, updated: float | None) -> str:
+    if result is not None:
+        return "finished"
+    if progress is None or updated is None:
+        return "not started"
+    state = str(progress["state"])
+    silent = state in lease.UNDER_WAY and time.time() - updated > lease.SILENT_SECONDS
+    return "interrupted" if silent else state
+
+
+def _json(run_uri: str, name: str) -> dict[str, Any] | None:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
+        tree: dict[str, Any] = storage.read_json(storage.join(run_uri, name))
+        return tree
+    return None

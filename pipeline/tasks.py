@@ -1,0 +1,303 @@
+"""The five stages of a run as plain functions, each of which says what it reuses.
+
+prepare -> train -> evaluate -> register -> report; every function takes what the one before it returned,
+reads and writes URIs under ``config.storage``, and works without Prefect. Doing a stage again costs a look
+into the storage: prepared data is found by its fingerprint, a finished training by its ``result.json``, an
+evaluation by its checkpoint and settings, a registration by its source.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agit_core.errors import BadInput, RunFailed
+from pipeline import logs, progress, storage
+from pipeline.config import Config, fingerprint
+from pipeline.handover import Data, Run
+from pipeline.metrics.names import DIRECTIONS
+from pipeline.registry import lineage
+
+
+def prepare(config: Config) -> Data:
+    """Reads the source and writes shards, or finds them written.
+
+    Raises:
+        BadInput: the storage or the source cannot be used; says why.
+    """
+    from pipeline.data.prepare.stage import prepare as run_stage
+
+    with progress.stage("prepare") as stage:
+        storage.check_reachable(config.storage)
+        prepared = run_stage(config, stage)
+        splits = prepared.manifest["splits"]
+        counts = ", ".join(f"{name} {split['rows']}" for name, split in splits.items())
+        aside = sum(len(split.get("quarantined", [])) for split in splits.values())
+        copies = prepared.manifest.get("duplicates", {}).get("exact_groups", 0)
+        leaks = len(prepared.manifest.get("leaks", []))
+        kept = prepared.manifest.get("kept", 0)
+        masks = [
+            f"{name}/{note['name']}: {note['reason']}"
+            for name in splits
+            for note in splits[name].get("notes", [])
+        ]
+        stage.message = f"{counts} images"
+        stage.message += f", {aside} quarantined (see the manifest)" if aside else ""
+        stage.message += f", {len(masks)} without their masks (such as {masks[0]})" if masks else ""
+        stage.message += f", {copies} groups of equal files" if copies else ""
+        stage.message += f", {leaks} of a test and a training image" if leaks else ""
+        stage.message += (
+            f", {kept} taken over from the data set before" if kept and not prepared.reused else ""
+        )
+        if prepared.reused:
+            stage.reuse(f"prepared data {storage.name(prepared.uri)} ({stage.message})")
+    return Data(prepared.uri, prepared.manifest, prepared.reused)
+
+
+def find_prepared(config: Config) -> Data:
+    """The prepared data of a configuration whose run is asked for; prepares nothing.
+
+    Raises:
+        BadInput: it is not prepared, so that there is no run either.
+    """
+    from pipeline.data.prepare.stage import find as run_stage
+
+    with progress.stage("prepare") as stage:
+        storage.check_reachable(config.storage)
+        found = run_stage(config, stage)
+        if found is None:
+            raise BadInput(
+                f"{config.storage} has no run of these settings, nor their data prepared; run `agit train` with the "
+                "same settings"
+            )
+        stage.reuse(f"prepared data {storage.name(found.uri)}")
+    return Data(found.uri, found.manifest, reused=True)
+
+
+def check_registration(config: Config) -> None:
+    """Looks before anything is prepared or trained whether the registry could take the model and the gate judge it.
+
+    Raises:
+        BadInput: an MLflow server with local storage, or a gate that asks for what is not measured.
+    """
+    from pipeline.registry import gate, tracking
+
+    gate.check(config.register_.gate)
+    tracking.check_storage(config)
+
+
+def check_scorable(config: Config, data: Data) -> None:
+    """Looks before hours of training whether there is enough to score them with.
+
+    Raises:
+        BadInput: fewer than two test images of a domain.
+    """
+    from pipeline.evaluate.test_images import count_test_images
+
+    for domain in "ab":
+        count_test_images(config, data.uri, data.manifest, domain)
+
+
+def locate(config: Config, data: Data) -> tuple[str, str]:
+    """``(run_id, run_uri)`` of this configuration on this data, started or not."""
+    from pipeline.launch.specs import absolute, run_id
+
+    name = run_id(config, data.manifest)
+    logs.bind(run_id=name)
+    return name, storage.join(absolute(config.storage), "runs", name)
+
+
+def train(config: Config, data: Data, start: str | None = None) -> Run:
+    """Trains, resumes or finds the finished training.
+
+    Args:
+        start: the folder of the weights to start from, when ``train.start_from`` no longer leads there.
+
+    Raises:
+        RunFailed: the job did not finish; the same call resumes it.
+    """
+    from pipeline.launch.follow import train as run_stage
+
+    name, uri = locate(config, data)
+    with progress.stage("train") as stage:
+        done = finished(uri)
+        if done is None:
+            done = run_stage(config, data.uri, stage, start).details
+            stage.message = f"{done['steps']} steps, run {name}"
+        else:
+            stage.reuse(f"finished training {name} ({done['steps']} steps)")
+    return Run(name, uri, done, stage.reused)
+
+
+def trained(config: Config, data: Data) -> Run:
+    """The finished training of this configuration.
+
+    Raises:
+        BadInput: there is none.
+    """
+    name, uri = locate(config, data)
+    done = finished(uri)
+    if done is None:
+        raise BadInput(
+            f"run {name} is not trained in {config.storage}; run `agit train` with the same settings"
+        )
+    return Run(name, uri, done, True)
+
+
+def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
+    """Scores the run's last checkpoint on the test images, or finds the scores of exactly that.
+
+    Scores that were not compared with the present champion, where there is another one, are made again.
+
+    Raises:
+        BadInput: no Inception network can be had.
+        RunFailed: the storage does not answer.
+    """
+    from pipeline.evaluate.scoring import evaluate as run_stage
+
+    key = fingerprint(
+        {
+            "checkpoint": run.result["checkpoint"],
+            "data": data.manifest["fingerprint"],
+            "evaluate": config.evaluate.model_dump(mode="json", exclude={"device", "batch_size"}),
+            "threshold": config.method.threshold_at_test,
+        }
+    )
+    with progress.stage("evaluate") as stage:
+        evaluation = read(run.uri, "evaluation.json")
+        if evaluation is not None and evaluation.get("key") == key and _compared(config, run, evaluation):
+            stage.reuse("scores of this checkpoint")
+        else:
+            evaluation = {**run_stage(config, run.uri, data.uri, stage), "key": key}
+            storage.write_json(storage.join(run.uri, "evaluation.json"), evaluation)
+        shown = scores_line(evaluation)
+        stage.message = f"{stage.message}: {shown}" if stage.reused else shown
+    return evaluation
+
+
+def _compared(config: Config, run: Run, evaluation: dict[str, Any]) -> bool:
+    """Whether the present champion, unless it is this run's own model or has its weights, stands beside the scores."""
+    from pipeline.registry import models
+
+    champion = models.champion(config)
+    if champion is None:
+        return True
+    weights = (evaluation.get("model") or {}).get("weights_sha256")
+    if weights is not None and weights == champion["weights_sha256"]:
+        return True
+    own = read(run.uri, "registration.json") or {}
+    with_version = (evaluation.get("champion") or {}).get("version")
+    return champion["version"] in {own.get("version"), with_version}
+
+
+def evaluate_model(config: Config, data: Data, uri: str) -> dict[str, Any]:
+    """Scores any model or checkpoint folder, or ``models:/name@alias``, on the test images.
+
+    A run's own evaluation stays as it is: this one may be of other images or settings.
+
+    Raises:
+        BadInput: no such model, or no Inception network can be had.
+        RunFailed: the storage does not answer.
+    """
+    from pipeline.evaluate.scoring import evaluate as run_stage
+
+    with progress.stage("evaluate") as stage:
+        evaluation = run_stage(config, uri, data.uri, stage)
+        stage.message = scores_line(evaluation)
+    return evaluation
+
+
+def register(config: Config, data: Data, run: Run, evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Registers the model with its metrics and lineage; the same run keeps its version.
+
+    Raises:
+        RunFailed: the tracking server does not answer.
+    """
+    from pipeline.registry.registration import register as run_stage
+
+    with progress.stage("register") as stage:
+        before = read(run.uri, "registration.json")
+        registration = run_stage(config, run.uri, evaluation, lineage.of(config, data, run))
+        aliases = ", ".join(registration.get("aliases") or []) or "no alias"
+        stage.message = f"{registration['name']} version {registration['version']} ({aliases})"
+        same = ("version", "decision")
+        if before is not None and all(before.get(key) == registration[key] for key in same):
+            stage.reuse(stage.message)
+    return registration
+
+
+def report(config: Config, data: Data, run: Run) -> str:
+    """Builds the report and returns its URI."""
+    from pipeline.report.build import build
+
+    with progress.stage("report") as stage:
+        uri = build(config, run.uri, data.uri)
+        stage.message = uri
+    return uri
+
+
+def summarize(
+    config: Config, run: Run, evaluation: dict[str, Any], registration: dict[str, Any], report_uri: str
+) -> dict[str, Any]:
+    """The object that ``--json`` prints, also kept as ``summary.json`` of the run."""
+    summary = {
+        "run_id": run.run_id,
+        "storage": config.storage,
+        "steps": run.result["steps"],
+        "metrics": evaluation["metrics"],
+        "model": {key: registration[key] for key in ("name", "version", "aliases")},
+        "report": report_uri,
+    }
+    storage.write_json(storage.join(run.uri, "summary.json"), summary)
+    return summary
+
+
+def known(config: Config, run_uri: str) -> dict[str, Any]:
+    """``steps``, ``metrics``, ``model`` and ``report`` of a run as far as it has come; None for what is not there."""
+    result, scores = read(run_uri, "result.json"), read(run_uri, "evaluation.json")
+    registration, report_uri = read(run_uri, "registration.json"), storage.join(run_uri, "report.html")
+    return {
+        "steps": result["steps"] if result else None,
+        "metrics": scores["metrics"] if scores else None,
+        "model": _model(config, registration) if registration else None,
+        "report": report_uri if storage.exists(report_uri) else None,
+    }
+
+
+def _model(config: Config, registration: dict[str, Any]) -> dict[str, Any]:
+    """Name and version as registered, with the aliases of today."""
+    from pipeline.registry import tracking, versions
+
+    name, version = registration["name"], registration["version"]
+    try:
+        aliases = sorted(versions.get(tracking.tracking_uri(config), name, version).aliases)
+    except (BadInput, RunFailed, LookupError):  # what is asked for is something else
+        aliases = registration["aliases"]
+    return {"name": name, "version": version, "aliases": aliases}
+
+
+def finished(run_uri: str) -> dict[str, Any] | None:
+    """The ``result.json`` of a finished training, else None."""
+    return read(run_uri, "result.json")
+
+
+def read(run_uri: str, name: str) -> dict[str, Any] | None:
+    """A JSON object of the run's folder, None when it is not there."""
+    try:
+        value = storage.read_json(storage.join(run_uri, name))
+    except FileNotFoundError:
+        return None
+    return dict(value)
+
+
+def scores_line(evaluation: dict[str, Any]) -> str:
+    """``a2b KID 9.1 (doing nothing 20.2), b2a ...``: KID x 100 against the target domain."""
+    metrics, baseline = evaluation["metrics"], evaluation.get("baseline") or {}
+    parts = []
+    for direction in DIRECTIONS:
+        value = metrics.get(f"kid_target_{direction}")
+        if value is None:
+            continue
+        nothing = baseline.get(f"kid_target_{direction}")
+        beside = f" (doing nothing {100 * nothing:.2f})" if nothing is not None else ""
+        parts.append(f"{direction} KID x100 {100 * value:.2f}{beside}")
+    return ", ".join(parts) or "scored"

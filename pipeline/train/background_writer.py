@@ -1,0 +1,198 @@
+"""Background writing for rank 0: the training step hands things over and goes on."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from agit_core.checkpoint import Snapshot
+from agit_core.errors import RunFailed
+from pipeline import storage
+from pipeline.train.checkpoints import CheckpointStore
+from pipeline.train.lease import TakenOver
+
+log = logging.getLogger(__name__)
+
+_PROGRESS_SECONDS = 2.0
+_RATE_SECONDS = 20.0
+_RETRY_SECONDS = 2.0
+
+
+class Saver:
+    """Stores snapshots and small files in the order given, on a thread of its own.
+
+    At most one snapshot waits while another is being stored; a newer one takes its place. While the storage
+    does not answer (or a disk is full) it tries again, and training goes on; after ``patience_s`` it gives
+    up and the next call of any method raises RunFailed.
+    """
+
+    def __init__(
+        self, store: CheckpointStore, patience_s: float, check: Callable[[], None] = lambda: None
+    ) -> None:
+        """``check`` raises TakenOver when nothing of this run may be stored any more."""
+        self.last_stored = 0
+        self.last_stored_at: float | None = None
+        """Unix time; None before the first."""
+        self._handed = 0
+        self._store = store
+        self._patience_s = patience_s
+        self._check = check
+        self._files: dict[str, bytes] = {}
+        self._snapshot: Snapshot | None = None
+        self._busy = False
+        self._closed = False
+        self._failure: RunFailed | None = None
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="saver", daemon=True)
+        self._thread.start()
+
+    def put(self, files: dict[str, bytes], snapshot: Snapshot | None = None) -> None:
+        """Hands over files (URI -> content) and perhaps a snapshot, which is stored after them. Returns at once."""
+        with self._changed:
+            self._raise_failure()
+            self._files |= files
+            if snapshot is not None:
+                self._snapshot, self._handed = snapshot, int(snapshot.info["step"])
+            self._changed.notify_all()
+
+    def catch_up(self) -> None:
+        """Waits until the newest snapshot handed over is stored; returns at once where storage keeps up."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._failure or self._closed or self.last_stored >= self._handed)
+            self._raise_failure()
+
+    def check(self) -> None:
+        """Raises what the thread could not do."""
+        with self._changed:
+            self._raise_failure()
+
+    def drain(self) -> None:
+        """Waits until everything handed over is stored."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._failure or not (self._files or self._snapshot or self._busy))
+            self._raise_failure()
+
+    def close(self) -> None:
+        """Ends the thread; what is not stored yet is dropped."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(timeout=5)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._closed or self._files or self._snapshot)
+                if self._closed:
+                    return
+                self._busy = True
+            try:
+                self._store_with_patience()
+            except BaseException as error:
+                with self._changed:
+                    self._failure = error if isinstance(error, RunFailed) else _as_failure(error)
+                    self._changed.notify_all()
+                return
+
+    def _store_with_patience(self) -> None:
+        files: dict[str, bytes] = {}
+        snapshot: Snapshot | None = None
+        failing_since: float | None = None
+        while True:
+            with self._changed:
+                files, self._files = files | self._files, {}
+                snapshot, self._snapshot = self._snapshot or snapshot, None
+                if self._closed:
+                    return
+            try:
+                if snapshot is not None:
+                    self._check()
+                for uri in list(files):
+                    storage.write_bytes(uri, files[uri])
+                    del files[uri]
+                if snapshot is not None:
+                    self._store.write(snapshot, self._check)
+                    with self._changed:
+                        self.last_stored, self.last_stored_at = int(snapshot.info["step"]), time.time()
+                        self._changed.notify_all()
+                return
+            except TakenOver:
+                raise
+            except (RunFailed, OSError) as error:
+                now = time.monotonic()
+                failing_since = failing_since or now
+                if now - failing_since >= self._patience_s:
+                    raise
+                log.warning("cannot store yet, trying again: %s", error)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed, timeout=_RETRY_SECONDS)
+
+
+def _as_failure(error: BaseException) -> RunFailed:
+    failure = RunFailed(f"a checkpoint could not be stored: {' '.join(str(error).split())}")
+    failure.__cause__ = error
+    return failure
+
+
+class Progress:
+    """Writes ``progress.json`` about every two seconds, whatever the step is doing."""
+
+    def __init__(self, run_uri: str, saver: Saver, batch_size: int, **state: Any) -> None:
+        self._uri = storage.join(run_uri, "progress.json")
+        self._saver = saver
+        self._batch_size = batch_size
+        self._state: dict[str, Any] = {"images_per_s": None, "eta_s": None, "losses": {}, **state}
+        self._marks: list[tuple[float, int]] = []
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="progress", daemon=True)
+        self._thread.start()
+
+    def update(self, **state: Any) -> None:
+        """Sets some of the keys; costs nothing."""
+        with self._lock:
+            self._state |= state
+
+    def close(self, **state: Any) -> None:
+        """Writes the last state and ends the thread."""
+        self.update(**state)
+        self._stop.set()
+        self._thread.join(timeout=30)
+
+    def _work(self) -> None:
+        while True:
+            last = self._stop.wait(_PROGRESS_SECONDS if self._marks else 0.2)
+            try:
+                storage.write_bytes(self._uri, storage.json_line(self._now()).encode())
+            except (RunFailed, OSError) as error:
+                log.debug("progress could not be written: %s", error)
+            if last:
+                return
+
+    def _now(self) -> dict[str, Any]:
+        now = time.time()
+        with self._lock:
+            state = dict(self._state)
+        step = int(state["step"])
+        self._marks.append((now, step))
+        while len(self._marks) > 2 and self._marks[0][0] < now - _RATE_SECONDS:
+            self._marks.pop(0)
+        (then, _), steps = self._marks[0], step - self._marks[0][1]
+        if steps > 0 and now > then:
+            rate = steps / (now - then)
+            state["images_per_s"] = round(rate * self._batch_size, 2)
+            state["eta_s"] = round((int(state["total_steps"]) - step) / rate, 1)
+        return state | {
+            "time": now,
+            "last_checkpoint_step": max(self._saver.last_stored, state["resumed_from"]),
+            "last_checkpoint_time": self._saver.last_stored_at,
+        }

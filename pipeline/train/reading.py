@@ -1,0 +1,76 @@
+"""What a training worker reads from a storage that may be away for a while."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from agit_core import model_folder
+from agit_core.errors import BadInput, RunFailed
+from agit_core.model_folder import Model
+from pipeline.config import Config
+from pipeline.data.read.reader import ShardImages
+from pipeline.data.read.shard_cache import machine_folder
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class PatientImages:
+    """Images of a split whose storage may be away for a while."""
+
+    def __init__(self, open_: Callable[[], ShardImages], patiently_: Callable[..., Any]) -> None:
+        self._patiently = patiently_
+        self._images: ShardImages = patiently_(open_)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, index: int) -> Tensor:
+        """uint8 (3, H, W)."""
+        try:
+            return self._images.read(index)
+        except RunFailed:
+            return self._patiently(lambda: self._images.read(index))
+
+    def expect(self, index: int) -> None:
+        """As :class:`agit_core.loader.Foretold`."""
+        self._images.expect(index)
+
+    def forget(self) -> None:
+        """As :class:`agit_core.loader.Foretold`."""
+        self._images.forget()
+
+
+def patiently(action: Callable[[], T], seconds: float) -> T:
+    """Repeats what failed because the storage did not answer, for so long."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return action()
+        except RunFailed as error:
+            if time.monotonic() >= until:
+                raise
+            log.warning("trying again: %s", error)
+            time.sleep(1)
+
+
+def open_split(spec: dict[str, Any], config: Config, split: str, block: int = 1) -> ShardImages:
+    """The shards of a split, cached on this node when they come from object storage; ``block``: of the plan."""
+    return ShardImages(spec["data_uri"], split, machine_folder(), config.data.cache_bytes, block)
+
+
+def start_model(config: Config) -> Model:
+    """The model named by ``train.start_from``: a model or checkpoint folder of the same architecture."""
+    uri = str(config.train.start_from)
+    model = model_folder.read(uri)
+    if model.method.networks != config.method.networks:
+        raise BadInput(
+            f"train.start_from: the model at {uri} has other networks than method.networks; "
+            "use its method.networks or start from scratch"
+        )
+    return model
