@@ -53,6 +53,8 @@ _OWN_RAY = {
     "RAY_worker_register_timeout_seconds": "300",
     # Ray would end the workers when others fill the machine's memory; the kernel prefers them too, but when it is full
     "RAY_memory_monitor_refresh_ms": "0",
+    # Ray's own default, 15, would hand the processor to every other process of the machine
+    "RAY_worker_niceness": "0",
     # nobody starts its control service again
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
 }
