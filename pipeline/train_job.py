@@ -64,6 +64,8 @@ _WATCH_SECONDS = 2.0
 
 def main(arguments: list[str], job: Callable[[str], Any] | None = None) -> int:
     """Runs the job (``run``, or a search's) and says in the last line how it ended."""
+    # as the command does (pipeline.cli.main): a job on a cluster is not started by it
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logs.set_up(sys.stdout, "%(levelname)s %(message)s")
     logging.getLogger().setLevel(logging.INFO)
     if len(arguments) != 1:
