@@ -6,7 +6,7 @@ import pydantic. Where the paper and the authors' code differ, the default is th
 is a switch.
 
 A setting added later carries in its metadata what saved configurations without it stand for (``before``): see
-``agit_core.checkpoint.method_from_dict`` and ``identity``.
+``agit_core.saved_method.from_dict`` and ``identity``.
 """
 
 from __future__ import annotations
