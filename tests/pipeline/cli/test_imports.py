@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -25,21 +24,22 @@ HEAVY = {
 }
 _CALL = """\
 import sys
-sys.argv = ["agit", *sys.argv[1:]]
+names, *arguments = sys.argv[1:]
+sys.argv = ["agit", *arguments]
 from pipeline.cli.main import main
 try:
     main()
 except SystemExit as end:
     assert end.code == 0, end.code
-import json
-print("IMPORTED", json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+open(names, "w").write(" ".join({name.partition(".")[0] for name in sys.modules}))
 """
 
 
 def imported(folder: Path, *arguments: str) -> set[str]:
     """Top-level packages that the command had imported when it ended."""
+    names = folder / "names.txt"
     done = subprocess.run(
-        [sys.executable, "-c", _CALL, *arguments],
+        [sys.executable, "-c", _CALL, str(names), *arguments],
         cwd=folder,
         env=environment(),
         capture_output=True,
@@ -47,8 +47,7 @@ def imported(folder: Path, *arguments: str) -> set[str]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    last = done.stdout.strip().splitlines()[-1]
-    return set(json.loads(last.removeprefix("IMPORTED ")))
+    return set(names.read_text().split())
 
 
 @pytest.mark.parametrize("call", [("--help",), ("run", "--help"), ("data", "--help")])
