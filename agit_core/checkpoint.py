@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from agit_core.config import (
+    CoverageConfig,
     HistoryConfig,
     LossConfig,
     MethodConfig,
@@ -178,6 +179,8 @@ def method_from_dict(tree: dict[str, Any]) -> MethodConfig:
                 **tree,
                 "networks": NetworkConfig(**tree["networks"]),
                 "losses": LossConfig(**tree["losses"]),
+                # configurations of earlier versions have no such section
+                "coverage": CoverageConfig(**tree.get("coverage", {})),
                 "stages": StageConfig(**tree["stages"]),
                 "history": HistoryConfig(**tree["history"]),
                 "optimizer": OptimizerConfig(**tree["optimizer"]),
