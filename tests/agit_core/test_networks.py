@@ -231,3 +231,34 @@ def test_convolutions_of_images_are_pytorchs_own(
 def test_settings_that_mean_nothing_are_refused(changed: dict[str, Any], said: str) -> None:
     with pytest.raises(BadInput, match=said):
         MethodConfig(**changed)
+
+
+@pytest.mark.parametrize("preset", ["agit", "uaggan"])
+def test_last_relu_of_attention_is_a_ceiling_and_can_be_left_out(preset: str) -> None:
+    """With negative last weights, as every weaker mask brings them, a mask can exceed 0.5 only without the ReLU."""
+    brightest = {}
+    for activation in ("relu", "identity"):
+        config = NetworkConfig(preset=preset, attention_width=4, attention_activation=activation)  # type: ignore[arg-type]
+        network = build(config).attention_a
+        assert network is not None
+        last = [m for m in network.modules() if isinstance(m, nn.Conv2d)][-1]
+        with torch.no_grad():
+            last.weight.copy_(-last.weight.abs() * 50)
+            brightest[activation] = float(network(torch.rand(1, 3, 32, 32) * 2 - 1).max())
+    assert brightest["relu"] <= 0.5
+    assert brightest["identity"] > 0.6
+
+
+@pytest.mark.parametrize("size", [(32, 48), (36, 44)], ids=["of 8", "of 4"])
+def test_attention_at_half_size_is_the_same_network_on_a_smaller_image(size: tuple[int, int]) -> None:
+    full, half = (build(NetworkConfig(attention_width=4, attention_scale=s)) for s in (1, 2))  # type: ignore[arg-type]
+    assert full.state_dict().keys() == half.state_dict().keys()
+    assert full.attention_a is not None
+    assert half.attention_a is not None
+    image = torch.rand(2, 3, *size) * 2 - 1
+    mask = half.attention_a(image)
+    assert mask.shape == (2, 1, *size)
+    if not size[0] % 8:
+        small = full.attention_a(torch.nn.functional.avg_pool2d(image, 2))
+        upsampled = torch.nn.functional.interpolate(small, scale_factor=2, mode="bilinear")
+        torch.testing.assert_close(mask, upsampled)
