@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from agit_core import losses
 from agit_core.stages import Rules, Stage, hard_mask, mask_health, shown_to_discriminator
 from agit_core.translation import translate
+from tests.agit_core import tiny
 
 
 def test_lsgan() -> None:
@@ -53,11 +55,12 @@ def test_equation_1_blends_by_the_mask() -> None:
 
 def test_threshold_at_test_leaves_the_background_untouched() -> None:
     image = torch.rand(1, 3, 2, 2)
-    mask = torch.tensor([[[[0.05, 0.9], [0.3, 0.1]]]])
-    result = translate(image, lambda x: -torch.ones_like(x), lambda x: mask, threshold=0.2)
+    # 0.25 stands exactly on the threshold, and is kept
+    mask = torch.tensor([[[[0.05, 0.9], [0.25, 0.2499]]]])
+    result = translate(image, lambda x: -torch.ones_like(x), lambda x: mask, threshold=0.25)
     assert torch.equal(result.output[..., 0, 0], image[..., 0, 0])
     assert torch.equal(result.output[..., 1, 1], image[..., 1, 1])
-    assert torch.allclose(result.mask, torch.tensor([[[[0.0, 0.9], [0.3, 0.0]]]]))
+    assert torch.equal(result.mask, torch.tensor([[[[0.0, 0.9], [0.25, 0.0]]]]))
 
 
 def test_no_attention_is_a_mask_of_ones() -> None:
@@ -93,3 +96,24 @@ def test_mask_health() -> None:
     assert bimodal == pytest.approx(0.5)
     assert spread == pytest.approx(math.sqrt(0.5) / 2)
     assert opacity == pytest.approx((1.0 + 0.5) / 2)
+
+
+def test_binarity_by_hand_and_its_ramp() -> None:
+    mask = torch.tensor([[[[0.0, 1.0], [0.5, 0.25]]]])
+    assert losses.binarity(mask).item() == pytest.approx((0 + 0 + 1 + 0.75) / 4)
+    ramp = [losses.binarity_ramp(p) for p in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    assert ramp == pytest.approx([0, 0, 0.5, 1, 1])
+
+
+def test_binarity_enters_the_step_late_and_moves_attention_only() -> None:
+    plain = tiny.method(switch_at=9)
+    config = replace(plain, losses=replace(plain.losses, binarity_weight=0.5))
+    gradients = {}
+    for name, method, progress in (("off", plain, 1.0), ("early", config, 0.2), ("late", config, 1.0)):
+        trainer = tiny.trainer(method)
+        trainer.training_step(tiny.next_batch(trainer), progress)
+        gradients[name] = {n: p.grad for n, p in trainer.networks.named_parameters() if p.grad is not None}
+    assert tiny.same(gradients["off"], gradients["early"])
+    moved = {n for n in gradients["off"] if not torch.equal(gradients["off"][n], gradients["late"][n])}
+    assert moved
+    assert all(n.startswith("attention") for n in moved)
