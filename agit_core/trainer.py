@@ -135,7 +135,7 @@ class Trainer:
             log.info("step %d: %s", batch.step, self.stages.rules.describe())
             self.training_step.enter(self.stages.rules)
         self._set_learning_rates()
-        figures = self.training_step(batch)
+        figures = self.training_step(batch, self.step / self.total_steps)
         self._update_average()
         # sums are weighted by items, so that ranks with one item more count for one more
         counts = torch.full_like(figures, len(self.slots), dtype=torch.float64)
@@ -222,6 +222,7 @@ class Trainer:
                 "optimizer_g": _to_cpu(step.optimizer_g.state_dict()),
                 "optimizer_d": _to_cpu(step.optimizer_d.state_dict()),
                 "stages": self.stages.state_dict(),
+                "coverage": _to_cpu(step.coverage.state_dict()),
                 "epoch_figures": dict(zip(FIGURES, total.T.tolist(), strict=True)),
                 "torch_random_state": torch.get_rng_state(),
             },
@@ -257,6 +258,8 @@ class Trainer:
         load_state(step.optimizer_g, training["optimizer_g"])
         load_state(step.optimizer_d, training["optimizer_d"])
         self.stages.load_state_dict(training["stages"])
+        # checkpoints of earlier versions, which had no controller, belong to methods without one
+        step.coverage.load_state_dict(training.get("coverage", {}))
         step.history_a.load(snapshot.history["a"], self.device)
         step.history_b.load(snapshot.history["b"], self.device)
         self._epoch.zero_()

@@ -5,8 +5,6 @@ Stages, and the configuration's schema, are imported inside the commands, so tha
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -246,9 +244,6 @@ runs.add_to(app)
 tune.add_to(app)
 
 
-def main() -> None:
-    """The console script."""
-    # Before torch is imported, and inherited by every process that the command starts: OpenMP's threads spin while
-    # they wait, which on a busy machine doubles the CPU time of a translation.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    sys.exit(cli_output.execute(app))
+def run_command_line() -> int:
+    """Run the command that ``sys.argv`` holds and return the exit status."""
+    return cli_output.execute(app)

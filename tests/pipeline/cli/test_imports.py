@@ -26,7 +26,7 @@ _CALL = """\
 import sys
 names, *arguments = sys.argv[1:]
 sys.argv = ["agit", *arguments]
-from pipeline.cli.main import main
+from pipeline.cli.start import main
 try:
     main()
 except SystemExit as end:
