@@ -21,7 +21,7 @@ from tests.pipeline.command import environment, tiny_config
 from tests.pipeline.prefect_api import ask
 from tests.pipeline.training import wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[2]
 # 127.0.0.1 as the kernel tells it, and the same for sockets that speak IPv6 too
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}
