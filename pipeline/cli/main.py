@@ -5,7 +5,6 @@ Stages are imported inside the commands, so that ``agit --help`` answers at once
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -247,6 +246,6 @@ runs.add_to(app)
 tune.add_to(app)
 
 
-def main() -> None:
-    """The console script."""
-    sys.exit(cli_output.execute(app))
+def run_command_line() -> int:
+    """Run the command that ``sys.argv`` holds and return the exit status."""
+    return cli_output.execute(app)

@@ -176,8 +176,7 @@ def _scores(metrics: dict[str, Any]) -> None:
     for column in ("a2b", "b2a", "doing nothing, a2b", "b2a"):
         table.add_column(column, justify="right")
     for row in score_table.rows(metrics):
-        values = (row.a2b, row.b2a, row.nothing_a2b, row.nothing_b2a)
-        table.add_row(row.label, *map(score_table.figure, values))
+        table.add_row(*row.cells)
     _out.print(table)
 
 

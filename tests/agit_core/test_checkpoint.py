@@ -169,7 +169,8 @@ PRESETS = ("agit", "uaggan", "cyclegan")
 
 def with_preset(preset: str, **networks: Any) -> MethodConfig:
     config = tiny.method()
-    return replace(config, networks=replace(config.networks, preset=preset, **networks))  # type: ignore[arg-type]
+    chosen: dict[str, Any] = {"initialisation": None, **networks}
+    return replace(config, networks=replace(config.networks, preset=preset, **chosen))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("preset", PRESETS)

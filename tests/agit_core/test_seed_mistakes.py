@@ -119,7 +119,7 @@ def test_5_attention_trains_for_29_epochs() -> None:
     assert epochs == {Stage.FULL: 30, Stage.MASKED: 10}
 
 
-def _no_step(self: Any, batch: Any) -> Tensor:
+def _no_step(self: Any, *_: Any) -> Tensor:
     from agit_core.step import FIGURES
 
     return torch.zeros(len(FIGURES))

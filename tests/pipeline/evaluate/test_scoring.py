@@ -401,7 +401,7 @@ def test_every_competitor_meets_the_same_subsets_and_resamples(config: Config) -
     judge = Judge(config.evaluate, 0, real_a, real_b)
     ones = torch.ones(12)
     arrays = {
-        d: {"features": f, "finite": ones.bool(), "cycle": ones.double()}
+        d: {"features": f, "finite": ones.bool(), "cycle_l1": ones.double()}
         for d, f in (("a2b", real_a), ("b2a", real_b))
     }
     model = judge.model(arrays)
