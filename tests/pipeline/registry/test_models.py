@@ -15,7 +15,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from agit_core import checkpoint, model_folder, networks
+from agit_core import checkpoint, model_folder, networks, saved_method
 from agit_core.checkpoint import Snapshot
 from agit_core.config import MethodConfig, NetworkConfig
 from agit_core.errors import BadInput, RunFailed
@@ -67,7 +67,7 @@ def make_run(storage_uri: str, run_id: str, seed: int) -> str:
     local = Path(os.environ["PYTEST_CHECKPOINTS"]) / run_id
     net = networks.build(METHOD.networks, seed)
     info = {"step": 20, "epoch": 2, "stage": "full", "image_size": 32}
-    info["method"] = checkpoint.method_to_dict(METHOD)
+    info["method"] = saved_method.to_dict(METHOD)
     checkpoint.write(local, Snapshot(info, net.state_dict(), {}, {}, {}))
     target = storage.join(uri, "checkpoints", "step-00000020")
     storage.upload_folder(local, target)
