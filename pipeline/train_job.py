@@ -23,8 +23,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from agit_core.errors import BadInput, RunFailed
-from pipeline import logs, ray_session, storage
+from pipeline import logs, ray_session, records
 from pipeline.config import Config, parse
+from pipeline.data.format import manifest
 from pipeline.launch.specs import VERDICT, read_spec
 from pipeline.train import events, lease
 from pipeline.train.failures import PERMANENT, sentence
@@ -93,11 +94,9 @@ def run(spec_uri: str) -> dict[str, Any]:
     spec = read_spec(spec_uri)
     logs.bind(run_id=spec["run_id"])
     config = parse(spec["config"], where=spec_uri)
-    result_uri = storage.join(spec["run_uri"], "result.json")
-    with contextlib.suppress(FileNotFoundError):
-        result: dict[str, Any] = storage.read_json(result_uri)
-        return result
-    check(config, storage.read_json(storage.join(spec["data_uri"], "manifest.json")))
+    if (done := records.RESULT.read(spec["run_uri"])) is not None:
+        return done.plain()
+    check(config, manifest.read(spec["data_uri"]))
     tell(spec, "starting", message="starting the workers")
     with lease.alive(spec["run_uri"]), failure_told(spec):
         with connected_ray(config) as scratch:
@@ -127,8 +126,8 @@ def failure_told(spec: dict[str, Any]) -> Iterator[None]:
 
 
 def finish(spec: dict[str, Any], result: dict[str, Any]) -> None:
-    """Writes ``result.json``, which makes a training finished."""
-    storage.write_json(storage.join(spec["run_uri"], "result.json"), result)
+    """Writes the result, which makes a training finished."""
+    records.RESULT.write(spec["run_uri"], records.Result.model_validate(result))
     events.record(spec["run_uri"], "finished", step=result["steps"])
     tell(spec, "finished", step=result["steps"], total_steps=result["steps"], eta_s=0)
 
@@ -208,13 +207,12 @@ def _short_folder() -> str:
 
 def tell(spec: dict[str, Any], state: str, **changes: Any) -> None:
     """Rewrites ``progress.json`` where no worker does: before the first step and after the last."""
-    uri = storage.join(spec["run_uri"], "progress.json")
     before: dict[str, Any] = {"step": 0, "total_steps": None, "epoch": 0, "stage": None, "losses": {}}
-    with contextlib.suppress(FileNotFoundError, ValueError, RunFailed):
-        before |= storage.read_json(uri)
+    with contextlib.suppress(RunFailed):
+        before |= records.PROGRESS.peek(spec["run_uri"]) or {}
     now = {"state": state, "time": time.time(), "attempt": spec["attempt"], "message": ""}
     with contextlib.suppress(RunFailed):
-        storage.write_json(uri, before | now | changes)
+        records.PROGRESS.write(spec["run_uri"], before | now | changes)
 
 
 def _verdict(error: BadInput | RunFailed) -> int:

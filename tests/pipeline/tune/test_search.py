@@ -19,8 +19,8 @@ from agit_core.errors import BadInput, RunFailed
 from pipeline import config as configs
 from pipeline import run_status, storage, train_job
 from pipeline.data.prepare.stage import prepare
-from pipeline.handover import Data
 from pipeline.launch import follow, specs
+from pipeline.records import Data
 from pipeline.train import events as train_events
 from pipeline.tune import job as tune_job
 from pipeline.tune import report, stages
@@ -155,7 +155,7 @@ def test_six_trials_killed_once_and_resumed(tmp_path: Path, monkeypatch: pytest.
     alone = follow.train(preset.model_copy(update={"storage": str(tmp_path / "alone")}), data)
     ours = after[told["best"]["trial"]]["run_uri"]
     there = storage.read_json(storage.join(ours, "result.json"))["checkpoint"]
-    assert differences(read_checkpoint(alone.checkpoint), read_checkpoint(there)) == []
+    assert differences(read_checkpoint(alone.result.checkpoint), read_checkpoint(there)) == []
 
 
 @pytest.mark.long
