@@ -8,6 +8,7 @@ evaluation by its checkpoint and settings, a registration by its source.
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import Any
 
 from agit_core.errors import BadInput, RunFailed
@@ -15,7 +16,7 @@ from pipeline import logs, progress, records, storage
 from pipeline.config import Config, fingerprint
 from pipeline.metrics import catalog
 from pipeline.metrics.catalog import DIRECTIONS, KID_TARGET
-from pipeline.records import EVALUATION, REGISTRATION, REPORT, RESULT, SUMMARY, Data, Run
+from pipeline.records import DONE, EVALUATION, REGISTRATION, REPORT, RESULT, SUMMARY, Data, Result, Run
 from pipeline.registry import lineage
 
 
@@ -155,15 +156,7 @@ def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
     """
     from pipeline.evaluate.scoring import evaluate as run_stage
 
-    key = fingerprint(
-        {
-            "checkpoint": run.result.checkpoint,
-            "data": data.manifest["fingerprint"],
-            "evaluate": config.evaluate.model_dump(mode="json", exclude={"device", "batch_size"}),
-            "threshold": config.method.threshold_at_test,
-            "metrics": catalog.digest(),
-        }
-    )
+    key = _evaluation_key(config, data.manifest, run.result)
     with progress.stage("evaluate") as stage:
         evaluation = EVALUATION.read(run.uri)
         if evaluation is not None and evaluation.get("key") == key and _compared(config, run, evaluation):
@@ -174,6 +167,19 @@ def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
         shown = scores_line(evaluation)
         stage.message = f"{stage.message}: {shown}" if stage.reused else shown
     return evaluation
+
+
+def _evaluation_key(config: Config, manifest: dict[str, Any], result: Result) -> str:
+    """Hash of everything that a run's own scores depend on, but for the champion beside them."""
+    return fingerprint(
+        {
+            "checkpoint": result.checkpoint,
+            "data": manifest["fingerprint"],
+            "evaluate": config.evaluate.model_dump(mode="json", exclude={"device", "batch_size"}),
+            "threshold": config.method.threshold_at_test,
+            "metrics": catalog.digest(),
+        }
+    )
 
 
 def _compared(config: Config, run: Run, evaluation: dict[str, Any]) -> bool:
@@ -250,7 +256,63 @@ def summarize(
         "report": report_uri,
     }
     SUMMARY.write(run.uri, summary)
+    DONE.write(run.uri, {"key": _done_key(config, evaluation["key"])})
     return summary
+
+
+def already_done(config: Config) -> dict[str, Any] | None:
+    """The summary of a run whose five stages are done and would change nothing, else None.
+
+    Only local files are read, so that neither torch nor Prefect, Ray or MLflow is imported: what stands in object
+    storage or on an MLflow server is left to the stages. The registry's SQLite file must be older than the
+    summary, since versions, aliases and the champion may have changed with it.
+    """
+    from pipeline.data.prepare.stage import find
+    from pipeline.registry import tracking
+
+    database = tracking.database(tracking.tracking_uri(config))
+    if storage.is_remote(config.storage) or database is None or not database.is_file():
+        return None
+    if not any(storage.local_path(config.storage).glob(f"runs/*/{DONE.name}")):
+        return None  # before a long list of images is read
+    found = find(config)
+    if found is None:
+        return None
+    name, uri = locate(config, Data(found.uri, found.manifest, True))
+    files = (
+        RESULT.peek(uri),
+        EVALUATION.peek(uri),
+        REGISTRATION.peek(uri),
+        SUMMARY.peek(uri),
+        DONE.peek(uri),
+    )
+    result, evaluation, registration, summary, done = files
+    if result is None or evaluation is None or registration is None or summary is None or done is None:
+        return None
+    key = _evaluation_key(config, found.manifest, result)
+    if evaluation.get("key") != key or done.get("key") != _done_key(config, key):
+        return None
+    whole = [summary["report"], result.checkpoint, registration["source"]]
+    if not all(storage.exists(each) for each in whole):
+        return None
+    if database.stat().st_mtime > storage.local_path(DONE.uri(uri)).stat().st_mtime:
+        return None
+    for stage_name in progress.STAGES:
+        with progress.stage(stage_name) as stage:
+            stage.reuse(f"run {name} is done and nothing has changed")
+    return summary
+
+
+def _done_key(config: Config, evaluation_key: str) -> str:
+    """Hash of what the stages behind the training depend on."""
+    settings = config.plain()
+    return fingerprint(
+        {
+            "evaluation": evaluation_key,
+            "version": metadata.version("agit"),
+            **{section: settings[section] for section in ("name", "register", "report")},
+        }
+    )
 
 
 def known(config: Config, run_uri: str) -> dict[str, Any]:
