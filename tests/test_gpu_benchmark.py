@@ -59,7 +59,6 @@ def run(data: Path, out: Path, minutes: float = 0.2) -> int:
     return gpu.main(["--data", str(data), "--minutes", str(minutes), "--out", str(out), *settings])
 
 
-@pytest.mark.slow
 def test_time_ends_with_a_model_in_half_precision_and_more_time_goes_on(
     photographs: Path, tmp_path: Path
 ) -> None:

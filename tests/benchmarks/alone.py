@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from agit_core import checkpoint, model_folder
+from agit_core import checkpoint, model_folder, saved_method
 from agit_core.augment import to_float
 from agit_core.config import MethodConfig
 from agit_core.errors import BadInput
@@ -88,7 +88,7 @@ def method_with(changes: Mapping[str, Any]) -> MethodConfig:
         nested = {k: merged(tree[k], v) if isinstance(tree.get(k), dict) else v for k, v in over.items()}
         return {**tree, **nested}
 
-    return checkpoint.method_from_dict(merged(asdict(MethodConfig()), changes))
+    return saved_method.from_dict(merged(asdict(MethodConfig()), changes))
 
 
 class Training:
