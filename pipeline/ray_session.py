@@ -6,6 +6,22 @@ import os
 import secrets
 from typing import Any
 
+OTHER_CLUSTER = frozenset(
+    {
+        "RAY_ADDRESS",
+        "RAY_API_SERVER_ADDRESS",
+        "RAY_NAMESPACE",
+        "RAY_RUNTIME_ENV",
+        "RAY_JOB_ID",
+        "RAY_JOB_CONFIG_JSON_ENV_VAR",
+        "RAY_RAYLET_PID",
+        "RAY_NODE_ID",
+        "RAY_SESSION_NAME",
+        "RAY_AUTH_TOKEN_PATH",
+    }
+)
+"""Variables that belong to one particular Ray: a private one must not inherit them."""
+
 
 def environment() -> dict[str, str]:
     """Its own token, so that nothing is written to the home directory or read from there, and loopback alone."""

@@ -51,6 +51,8 @@ _OWN_RAY = {
     "RAY_worker_register_timeout_seconds": "300",
     # Ray would end the workers when others fill the machine's memory; the kernel prefers them too, but when it is full
     "RAY_memory_monitor_refresh_ms": "0",
+    # Ray's own default, 15, would hand the processor to every other process of the machine
+    "RAY_worker_niceness": "0",
     # nobody starts its control service again
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
 }
@@ -60,6 +62,8 @@ _WATCH_SECONDS = 2.0
 
 def main(arguments: list[str], job: Callable[[str], Any] | None = None) -> int:
     """Runs the job (``run``, or a search's) and says in the last line how it ended."""
+    # as the command does (pipeline.cli.start): a job on a cluster is not started by it
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logs.set_up(sys.stdout, "%(levelname)s %(message)s")
     logging.getLogger().setLevel(logging.INFO)
     if len(arguments) != 1:

@@ -134,7 +134,6 @@ def test_a_frozen_attention_leaves_the_controller_alone() -> None:
     assert torch.equal(before, run.training_step.coverage.weight)
 
 
-@pytest.mark.slow
 def test_two_ranks_are_one(tmp_path: Path) -> None:
     """Also with 2 and 1 of 3 items, where each rank's own mean would be wrong."""
     scenarios = [Scenario(f"batch-{batch}", method(), batch, 3) for batch in (2, 3)]
