@@ -42,7 +42,6 @@ MEANS = Distance(
 )
 
 
-@pytest.mark.slow
 def test_a_metric_added_by_one_entry_is_found_everywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

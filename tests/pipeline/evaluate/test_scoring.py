@@ -249,7 +249,6 @@ def test_any_model_folder_can_be_evaluated(
     assert storage.exists(storage.join(told["uri"], "evaluation.json"))
 
 
-@pytest.mark.slow
 def test_the_champion_stands_beside_the_next_model(
     config: Config, first: tuple[dict[str, Any], Any], run_uri: str, data_uri: str, root: Path
 ) -> None:

@@ -606,7 +606,6 @@ def test_no_password_reaches_the_registry(config: Config, register: Register) ->
     assert told["version"] == 1
 
 
-@pytest.mark.slow
 def test_storage_in_s3_keeps_models_and_audit_there(config: Config, register: Register, s3: S3Server) -> None:
     remote = configs.parse({**config.plain(), "storage": f"{s3.uri}/prefix"})
     shutil.copytree(config.storage, ".agit")
@@ -617,7 +616,6 @@ def test_storage_in_s3_keeps_models_and_audit_there(config: Config, register: Re
     assert Path(".agit/mlflow.db").is_file()
 
 
-@pytest.mark.slow
 def test_mlflow_is_quiet(tmp_path: Path) -> None:
     """A fresh process creates the database: nothing on standard output or standard error, or in the home directory."""
     home = tmp_path / "home"
