@@ -16,7 +16,7 @@ from agit_core.config import MethodConfig
 from agit_core.coverage import CoverageController
 from agit_core.history import History
 from agit_core.loader import Batch
-from agit_core.networks import Networks, cancelled_biases
+from agit_core.networks import DISCRIMINATOR_NAMES, Networks, cancelled_biases
 from agit_core.optimizers import build_optimizers
 from agit_core.precision import Numerics
 from agit_core.stages import HEALTH_KEYS, Rules, mask_health, shown_to_discriminator
@@ -38,7 +38,6 @@ FIGURES = (*LOSS_KEYS, *(f"{key}_{domain}" for domain in "ab" for key in HEALTH_
 
 GENERATOR_NAMES = ("generator_ab", "generator_ba")
 ATTENTION_NAMES = ("attention_a", "attention_b")
-DISCRIMINATOR_NAMES = ("discriminator_a", "discriminator_b")
 _RECOMPILE_LIMIT = 64
 
 

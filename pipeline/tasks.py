@@ -33,18 +33,14 @@ def prepare(config: Config) -> Data:
         prepared = run_stage(config, stage)
         splits = prepared.manifest["splits"]
         counts = ", ".join(f"{name} {split['rows']}" for name, split in splits.items())
-        aside = sum(len(split.get("quarantined", [])) for split in splits.values())
+        aside = _named(splits, "quarantined")
         copies = prepared.manifest.get("duplicates", {}).get("exact_groups", 0)
         leaks = len(prepared.manifest.get("leaks", []))
         kept = prepared.manifest.get("kept", 0)
-        masks = [
-            f"{name}/{note['name']}: {note['reason']}"
-            for name in splits
-            for note in splits[name].get("notes", [])
-        ]
+        remarks = _named(splits, "notes")
         stage.message = f"{counts} images"
-        stage.message += f", {aside} quarantined (see the manifest)" if aside else ""
-        stage.message += f", {len(masks)} without their masks (such as {masks[0]})" if masks else ""
+        stage.message += f", {len(aside)} quarantined (such as {aside[0]}; see the manifest)" if aside else ""
+        stage.message += f", {len(remarks)} used with a remark (such as {remarks[0]})" if remarks else ""
         stage.message += f", {copies} groups of equal files" if copies else ""
         stage.message += f", {leaks} of a test and a training image" if leaks else ""
         stage.message += (
@@ -53,6 +49,15 @@ def prepare(config: Config) -> Data:
         if prepared.reused:
             stage.reuse(f"prepared data {storage.name(prepared.uri)} ({stage.message})")
     return Data(prepared.uri, prepared.manifest, prepared.reused)
+
+
+def _named(splits: dict[str, Any], kind: str) -> list[str]:
+    """Every ``quarantined`` file or every one with ``notes`` of a manifest, and why."""
+    return [
+        f"{name}/{entry['name']}: {entry['reason']}"
+        for name, split in splits.items()
+        for entry in split.get(kind, [])
+    ]
 
 
 def find_prepared(config: Config) -> Data:

@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
-from agit_core import checkpoint, model_folder
+from agit_core import checkpoint, model_folder, pretrained
 from agit_core.errors import BadInput, RunFailed
 from pipeline import records, run_status, storage
 from pipeline.config import Config
@@ -25,7 +25,8 @@ class Chosen:
 
 
 def choose(uri: str, config: Config) -> Chosen:
-    """The folder behind ``models:/NAME@ALIAS`` or ``models:/NAME/3``; of a finished run its last checkpoint.
+    """The folder behind ``models:/NAME@ALIAS``, ``models:/NAME/3`` or ``pretrained:NAME``; of a finished run its
+    last checkpoint.
 
     Raises:
         BadInput: there is no such version, or the run is not finished.
@@ -33,6 +34,8 @@ def choose(uri: str, config: Config) -> Chosen:
     if uri.startswith("models:"):
         version = models.find(uri, config)
         return Chosen(uri, str(version.source), version)
+    if uri.startswith(f"{pretrained.SCHEME}:"):
+        return Chosen(uri, str(pretrained.folder(uri)))
     return Chosen(uri, run_status.last_checkpoint(uri) or uri)
 
 
