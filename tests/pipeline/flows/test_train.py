@@ -17,6 +17,8 @@ import httpx
 import pytest
 
 from agit_core.errors import BadInput, RunFailed
+from pipeline import tasks
+from pipeline.config import load
 from tests import doors
 from tests.agit_core.models import save
 from tests.chaos import processes
@@ -43,7 +45,37 @@ def _servers(folder: Path) -> list[int]:
     return found
 
 
-def test_a_run_passes_all_stages_and_the_same_command_reuses_them(tmp_path: Path) -> None:
+def _flow_runs(folder: Path) -> int:
+    with sqlite3.connect(folder / ".agit/prefect/prefect.db") as database:
+        return int(database.execute("select count(*) from flow_run").fetchone()[0])
+
+
+def _only_what_is_unchanged_is_done(folder: Path, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert tasks.already_done(load(str(config))) is not None
+    for setting in (
+        "evaluate.subsets=3",
+        "register.gate.margin=0.5",
+        "report.title=other",
+        "train.max_steps=5",
+    ):
+        assert tasks.already_done(load(str(config), [setting])) is None, setting
+    database = folder / ".agit/mlflow.db"
+    was = database.stat()
+    os.utime(database, (time.time() + 1, time.time() + 1))
+    assert tasks.already_done(load(str(config))) is None, "aliases may have changed"
+    os.utime(database, ns=(was.st_atime_ns, was.st_mtime_ns))
+    for name in ("evaluation.json", "registration.json", "result.json", "report.html"):
+        (file,) = folder.glob(f".agit/runs/*/{name}")
+        file.rename(file.with_suffix(".away"))
+        assert tasks.already_done(load(str(config))) is None, name
+        file.with_suffix(".away").rename(file)
+    assert tasks.already_done(load(str(config))) is not None
+
+
+def test_a_run_passes_all_stages_and_the_same_command_reuses_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny_config(tmp_path)
     first = agit("run", config, "--json", cwd=tmp_path)
     assert first.status == 0, first.err
@@ -62,11 +94,14 @@ def test_a_run_passes_all_stages_and_the_same_command_reuses_them(tmp_path: Path
         stage for stage in ("prepare", "train", "evaluate", "register", "report") if stage not in first.err
     ] == []
 
+    flows = _flow_runs(tmp_path)
     second = agit("run", config, "--json", cwd=tmp_path)
     assert second.status == 0, second.err
     assert second.answer == summary
     for stage in ("prepare", "train", "evaluate", "register"):
         assert f"{stage}: reused" in second.err
+    assert _flow_runs(tmp_path) == flows, "nothing is left to do for a flow"
+    _only_what_is_unchanged_is_done(tmp_path, config, monkeypatch)
     for stage in ("train", "evaluate", "report"):
         third = agit(stage, config, "--json", cwd=tmp_path)
         same = set(third.answer) & CONTRACT
