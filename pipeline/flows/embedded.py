@@ -41,8 +41,8 @@ def run_flow(name: str, debug: bool = False, **parameters: Any) -> Any:
     with server(debug) as started:
         # what the stages need takes seconds to import, as the server's start does
         for stage in (
-            "data.prepare",
-            "launch.jobs",
+            "data.prepare.stage",
+            "launch.follow",
             "evaluate.scoring",
             "registry.registration",
             "report.build",
