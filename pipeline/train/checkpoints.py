@@ -97,7 +97,9 @@ class CheckpointStore:
             try:
                 snapshot = self.load(step)
                 if broken := checkpoint.not_finite(snapshot.networks | snapshot.averaged):
-                    raise CheckpointDamaged(f"its weights are not finite: {broken[0]}")  # an earlier version's
+                    raise CheckpointDamaged(
+                        f"its weights are not finite: {broken[0]}"
+                    )  # an earlier version's
                 return snapshot, damaged
             except CheckpointDamaged as error:
                 damaged.append(f"the checkpoint of step {step} is damaged ({error}); using the one before")

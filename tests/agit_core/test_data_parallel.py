@@ -38,10 +38,12 @@ FIRST_STEPS = [
 ]
 ACROSS = [Scenario(f"across-{p}-{b}", method(p), b, 6) for p in ("agit", "uaggan") for b in (2, 3)]
 
+POISONED = Scenario("poisoned", method(), 2, 3, poisoned_rank=1)
+
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    return ranks.run(tmp_path_factory.mktemp("ranks") / "all", 2, [*FIRST_STEPS, *ACROSS])
+    return ranks.run(tmp_path_factory.mktemp("ranks") / "all", 2, [*FIRST_STEPS, *ACROSS, POISONED])
 
 
 @pytest.mark.parametrize("scenario", FIRST_STEPS, ids=lambda s: s.name)
@@ -66,6 +68,12 @@ def test_weights_after_several_steps_and_the_switch(
     assert one["stage"] == first["stage"] == "masked"
     assert difference(one["weights"], first["weights"]) < WEIGHTS
     assert tiny.same(first["weights"], second["weights"]), "ranks must agree bit for bit"
+
+
+def test_every_rank_notices_what_is_not_finite_on_one(together: dict[str, list[dict[str, Any]]]) -> None:
+    for rank in together[POISONED.name]:
+        assert "losses of steps 4 to 4 are not finite" in rank["losses"]
+        assert "weights after step 4 are not finite" in rank["weights"]
 
 
 def test_a_resumed_run_of_three_workers_is_the_same_to_the_bit(tmp_path: Path) -> None:
