@@ -4,6 +4,9 @@ The pipeline's pydantic models use these classes directly, so a YAML file is val
 there is no second description of the method. ``__pydantic_config__`` is only a dict: this package does not
 import pydantic. Where the paper and the authors' code differ, the default is the code and the other choice
 is a switch.
+
+A setting added later carries in its metadata what saved configurations without it stand for (``before``): see
+``agit_core.checkpoint.method_from_dict`` and ``identity``.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any, ClassVar, Literal
 from agit_core.errors import BadInput
 
 Upsampling = Literal["transposed", "resize"]
+Initialisation = Literal["normal", "truncated", "pytorch"]
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 
 
@@ -37,6 +41,29 @@ class NetworkConfig:
     discriminator_width: int | None = None
     upsampling: Upsampling = "transposed"
     """``resize`` (nearest, then a convolution) leaves no checkerboard."""
+    initialisation: Initialisation | None = field(default=None, metadata={"before": "normal"})
+    """Of the weights (see ``agit_core.networks.initialise``); None: the preset's, which is ``truncated`` for agit,
+    ``pytorch`` for uaggan and ``normal`` for cyclegan. Earlier versions took ``normal`` for all three."""
+    revision: Literal[1, 2] = field(default=2, metadata={"before": 1})
+    """Of the presets' layers. 1: uaggan with reflection padding, no ReLU behind residual sums and no norm behind the
+    discriminator's first convolution, as models and checkpoints of earlier versions have it."""
+
+    @property
+    def initialiser(self) -> Initialisation:
+        """The initialisation that is used: the chosen one or the preset's."""
+        preset: dict[str, Initialisation] = {"agit": "truncated", "uaggan": "pytorch", "cyclegan": "normal"}
+        return self.initialisation or preset[self.preset]
+
+    @property
+    def settled(self) -> NetworkConfig:
+        """The same networks with their initialisation by name and the first revision that has these layers."""
+        revision = self.revision if self.preset == "uaggan" else 1
+        return replace(self, initialisation=self.initialiser, revision=revision)
+
+    @property
+    def architecture(self) -> NetworkConfig:
+        """Equal for configurations whose weights mean the same, however they were initialised."""
+        return replace(self.settled, initialisation="normal")
 
     @property
     def has_attention(self) -> bool:

@@ -1,20 +1,22 @@
 """The four trainable maps and the two discriminators, for the three presets.
 
 ``agit`` is the authors' TensorFlow code layer by layer (also its one-sided ``SAME`` padding), ``uaggan`` the
-first PyTorch port, ``cyclegan`` the baseline of Zhu et al. 2017 without attention. The parameter counts are
-tests. Every map takes and gives float images of shape (N, 3, H, W) in [-1, 1]; H and W are multiples of 4.
+first PyTorch port, ``cyclegan`` the baseline of Zhu et al. 2017 without attention. Tests hold all three to
+outputs of the original codes and to their parameter counts. Every map takes and gives float images of shape
+(N, 3, H, W) in [-1, 1]; H and W are multiples of 4.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agit_core.config import NetworkConfig
+from agit_core.config import Initialisation, NetworkConfig
 from agit_core.layers import (
     DropLast,
     FromImage,
@@ -27,6 +29,7 @@ from agit_core.layers import (
     TransposedConvolution,
 )
 
+Padding = Literal["zeros", "reflect"]
 STRIDE = 4
 """Generators and attention networks halve the image twice: sides must be multiples of this."""
 
@@ -56,9 +59,7 @@ def cancelled_biases(network: nn.Module, normalise: bool = True) -> list[nn.Para
     return [m.bias for m in convolutions if isinstance(m.bias, nn.Parameter)]
 
 
-def _residual(
-    channels: int, padding_mode: Literal["zeros", "reflect"], affine: bool, bias: bool, relu_after: bool
-) -> Residual:
+def _residual(channels: int, padding_mode: Padding, affine: bool, bias: bool, relu_after: bool) -> Residual:
     def conv() -> nn.Conv2d:
         return nn.Conv2d(channels, channels, 3, padding=1, padding_mode=padding_mode, bias=bias)
 
@@ -88,13 +89,20 @@ def generator_agit(width: int, blocks: int, upsampling: str) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def generator_cyclegan(width: int, blocks: int, upsampling: str, bias: bool, up_kernel: int) -> nn.Sequential:
-    """The resnet generator of CycleGAN; ``uaggan`` is the same without biases and with 4x4 upsampling."""
+def generator_cyclegan(
+    width: int, blocks: int, upsampling: str, bias: bool, up_kernel: int, padding: Padding, relu_after: bool
+) -> nn.Sequential:
+    """The resnet generator of CycleGAN.
+
+    ``uaggan`` is the same without biases, with 4x4 upsampling, zero padding and a ReLU after each residual sum.
+    """
     w = width
-    layers = _block(nn.Conv2d(3, w, 7, padding=3, padding_mode="reflect", bias=bias), w, False)
+    layers = _block(nn.Conv2d(3, w, 7, padding=3, padding_mode=padding, bias=bias), w, False)
     layers += _block(nn.Conv2d(w, 2 * w, 3, stride=2, padding=1, bias=bias), 2 * w, False)
     layers += _block(nn.Conv2d(2 * w, 4 * w, 3, stride=2, padding=1, bias=bias), 4 * w, False)
-    layers += [_residual(4 * w, "reflect", affine=False, bias=bias, relu_after=False) for _ in range(blocks)]
+    layers += [
+        _residual(4 * w, padding, affine=False, bias=bias, relu_after=relu_after) for _ in range(blocks)
+    ]
     for inputs, outputs in ((4 * w, 2 * w), (2 * w, w)):
         if upsampling == "resize":
             layers += _resize_block(inputs, outputs, affine=False, bias=bias)
@@ -102,7 +110,7 @@ def generator_cyclegan(width: int, blocks: int, upsampling: str, bias: bool, up_
             extra = 1 if up_kernel == 3 else 0
             up = TransposedConvolution(inputs, outputs, up_kernel, 2, 1, output_padding=extra, bias=bias)
             layers += _block(up, outputs, False)
-    layers += [ToImage(w, 3, 7, padding=3, padding_mode="reflect", bias=bias), Tanh()]
+    layers += [ToImage(w, 3, 7, padding=3, padding_mode=padding, bias=bias), Tanh()]
     return nn.Sequential(*layers)
 
 
@@ -129,19 +137,19 @@ def attention_agit(width: int, decoder: str) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def attention_uaggan(width: int, bias: bool) -> nn.Sequential:
+def attention_uaggan(width: int, bias: bool, padding: Padding, relu_after: bool) -> nn.Sequential:
     """One channel in [0, 1], shape (N, 1, H, W)."""
     w = width
 
     def up() -> nn.Upsample:
         return nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
 
-    layers = _block(FromImage(3, w, 7, stride=2, padding=3, padding_mode="reflect", bias=bias), w, False)
+    layers = _block(FromImage(3, w, 7, stride=2, padding=3, padding_mode=padding, bias=bias), w, False)
     layers += _block(nn.Conv2d(w, 2 * w, 3, stride=2, padding=1, bias=bias), 2 * w, False)
-    layers += [_residual(2 * w, "reflect", affine=False, bias=bias, relu_after=False)]
+    layers += [_residual(2 * w, padding, affine=False, bias=bias, relu_after=relu_after)]
     layers += _block(nn.Conv2d(2 * w, 2 * w, 3, padding=1, bias=bias), 2 * w, False, up())
     layers += _block(nn.Conv2d(2 * w, w, 3, padding=1, bias=bias), w, False, up())
-    layers += [nn.Conv2d(w, 1, 7, padding=3, padding_mode="reflect", bias=bias), Sigmoid()]
+    layers += [nn.Conv2d(w, 1, 7, padding=3, padding_mode=padding, bias=bias), Sigmoid()]
     return nn.Sequential(*layers)
 
 
@@ -189,10 +197,10 @@ class Discriminator(nn.Module):
         return self.convolutions[-1](x)
 
 
-def _discriminator(preset: str, w: int) -> Discriminator:
+def _discriminator(preset: str, w: int, port: bool) -> Discriminator:
     if preset == "agit":  # 256 px -> 35 x 35
         return Discriminator([w, 2 * w, 4 * w, 8 * w], [2, 2, 2, 1, 1], 2, [True] * 4, affine=True, bias=True)
-    normed = [False, True, True, True]
+    normed = [port, True, True, True]
     if preset == "uaggan":  # 256 px -> 15 x 15
         return Discriminator([w, w, 2 * w, 4 * w], [2, 2, 2, 2, 1], 1, normed, affine=False, bias=False)
     # 256 px -> 30 x 30, each score sees 70 x 70 pixels
@@ -208,13 +216,16 @@ class Networks(nn.Module):
         generator_width = config.generator_width or (32 if preset == "agit" else 64)
         attention_width = config.attention_width or (32 if preset == "agit" else 64)
         discriminator_width = config.discriminator_width or 64
+        # the port's own layers, which earlier versions lacked
+        port = preset == "uaggan" and config.revision >= 2
+        padding: Padding = "zeros" if port else "reflect"
 
         def generator() -> nn.Module:
             if preset == "agit":
                 return generator_agit(generator_width, config.generator_blocks, config.upsampling)
             bias, kernel = (False, 4) if preset == "uaggan" else (True, 3)
             return generator_cyclegan(
-                generator_width, config.generator_blocks, config.upsampling, bias, kernel
+                generator_width, config.generator_blocks, config.upsampling, bias, kernel, padding, port
             )
 
         def attention() -> nn.Module | None:
@@ -222,30 +233,47 @@ class Networks(nn.Module):
                 return None
             if preset == "agit":
                 return attention_agit(attention_width, config.attention_decoder)
-            return attention_uaggan(attention_width, bias=preset == "cyclegan")
+            return attention_uaggan(attention_width, preset == "cyclegan", padding, port)
 
         self.generator_ab = generator()
         self.generator_ba = generator()
         self.attention_a = attention()
         self.attention_b = attention()
-        self.discriminator_a = _discriminator(preset, discriminator_width)
-        self.discriminator_b = _discriminator(preset, discriminator_width)
+        self.discriminator_a = _discriminator(preset, discriminator_width, port)
+        self.discriminator_b = _discriminator(preset, discriminator_width, port)
 
 
-def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Convolutions N(0, 0.02) with zero biases; norm scales N(1, 0.02), shifts 0 (authors' code)."""
+def initialise(module: nn.Module, kind: Initialisation, generator: torch.Generator) -> None:
+    """Draw the weights; biases and shifts are 0 unless stated.
+
+    ``normal``: convolutions N(0, 0.02), norm scales N(1, 0.02), as pytorch-CycleGAN does. ``truncated``: the same
+    cut at two deviations, TensorFlow's truncated normal of the authors' code (standard deviation 0.0176, largest
+    0.04). ``pytorch``: the framework's default, which the port leaves as it is: weights and biases uniform in
+    +- 1 / sqrt(fan in), scales 1.
+    """
+
     for layer in module.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.normal_(layer.weight, 0.0, 0.02, generator=generator)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-        elif isinstance(layer, InstanceNorm) and layer.weight is not None and layer.bias is not None:
-            nn.init.normal_(layer.weight, 1.0, 0.02, generator=generator)
+        convolution = isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+        if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | InstanceNorm) or layer.weight is None:
+            continue
+        mean = 0.0 if convolution else 1.0
+        bound = 1 / math.sqrt(layer.weight[0].numel())
+        if kind == "normal":
+            nn.init.normal_(layer.weight, mean, 0.02, generator=generator)
+        elif kind == "truncated":
+            nn.init.trunc_normal_(layer.weight, mean, 0.02, mean - 0.04, mean + 0.04, generator=generator)
+        elif convolution:
+            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+        else:
+            nn.init.ones_(layer.weight)
+        if layer.bias is not None and kind == "pytorch" and convolution:
+            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+        elif layer.bias is not None:
             nn.init.zeros_(layer.bias)
 
 
 def build(config: NetworkConfig, seed: int = 0) -> Networks:
     """Fresh networks on the CPU in fp32; the same seed gives the same weights everywhere."""
     networks = Networks(config)
-    initialise(networks, torch.Generator().manual_seed(seed))
+    initialise(networks, config.initialiser, torch.Generator().manual_seed(seed))
     return networks

@@ -334,10 +334,11 @@ class Trainer:
                     f"the checkpoint was made with {key} {info[key]}, this run has {value}; "
                     "start a new run or use the settings it was made with"
                 )
-        theirs = method_from_dict(info["method"])
-        # the precision may differ: the mathematics is the same, the bits are not
-        if method_to_dict(theirs) | {"precision": None} != method_to_dict(self.config) | {"precision": None}:
-            raise BadInput("the checkpoint was made with another method configuration; start a new run")
+        if changed := checkpoint.differences(method_from_dict(info["method"]), self.config):
+            raise BadInput(
+                "the checkpoint was made with another method configuration than this run's: "
+                f"{', '.join(changed)}; start a new run or use the settings it was made with"
+            )
 
 
 def _means(total: Tensor, batch_size: int) -> Figures:

@@ -151,7 +151,7 @@ def _calls(stack: Stack) -> Any:
         from supervisor.xmlrpc import SupervisorTransport
     except ImportError:
         raise BadInput(
-            "the package supervisor is not installed; pip install -c constraints.txt -e '.[pipeline,stack]'"
+            "the package supervisor is not installed; uv pip install -c constraints.txt -e '.[pipeline,stack]'"
         ) from None
     transport = SupervisorTransport("", "", f"unix://{socket_of(stack)}")
     return ServerProxy("http://127.0.0.1", transport=transport)

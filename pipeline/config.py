@@ -19,6 +19,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from agit_core import checkpoint
 from agit_core.config import MethodConfig
 from agit_core.errors import BadInput
 
@@ -327,6 +328,15 @@ def parse(tree: dict[str, Any], where: str = "config") -> Config:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise BadInput(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from None
+
+
+def parse_recorded(tree: dict[str, Any], where: str = "config") -> Config:
+    """Validate the configuration that a finished run has recorded, perhaps with an earlier version.
+
+    Method settings that version did not have take the value that stands for what it did.
+    """
+    method = checkpoint.method_from_dict(tree.get("method", {}))
+    return parse({**tree, "method": checkpoint.method_to_dict(method)}, where)
 
 
 def fingerprint(value: Any, length: int = 12) -> str:

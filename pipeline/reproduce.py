@@ -15,7 +15,7 @@ from agit_core import model_folder
 from agit_core.errors import BadInput
 from agit_core.model_folder import Model
 from pipeline import progress, retrain, storage, tasks
-from pipeline.config import Config, parse
+from pipeline.config import Config, parse_recorded
 from pipeline.data.format import manifest
 from pipeline.handover import Data, Run
 from pipeline.launch import specs
@@ -75,7 +75,7 @@ def settings(origin: Origin, storage_uri: str | None = None, here: Config | None
     tree["storage"] = storage_uri or storage.join(root, "reproductions", str(origin.lineage["run_id"]))
     if here is not None:
         tree["cluster"] = here.plain()["cluster"]
-    config = parse(tree, where=f"configuration of {origin.uri}")
+    config = parse_recorded(tree, f"configuration of {origin.uri}")
     if specs.absolute(config.storage) == specs.absolute(root):
         raise BadInput(
             f"{config.storage} holds the model's own run, which would only be found again; give another --storage"

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from agit_core import model_folder
 from agit_core.errors import BadInput
 from pipeline import progress, storage
-from pipeline.config import Config, parse
+from pipeline.config import Config, parse_recorded
 from pipeline.data.format import manifest
 from pipeline.handover import Data
 from pipeline.launch.specs import run_id
@@ -102,7 +102,7 @@ def _compare(config: Config, data: Data, start: Start) -> Decision:
         what = f"since version {number}: {found}" if found else f"the images of version {number} are gone"
         return Decision(True, f"{what}: trains", chosen, found, number)
     try:
-        before = parse(origin["config"])
+        before = parse_recorded(origin["config"])
     except BadInput:  # a setting has been renamed or removed since
         reason = f"the settings of version {number} are of another release: trains"
         return Decision(True, reason, chosen, Changes(), number)

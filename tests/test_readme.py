@@ -57,7 +57,7 @@ def check(line: str) -> None:
         case ["agit", command]:
             commands.check(["agit", command, "--help"])  # text that speaks of the command
         case ["make", *targets]:
-            made = set(re.findall(r"^([a-z]+):", Path("Makefile").read_text(), re.MULTILINE))
+            made = set(re.findall(r"^([a-z-]+):", Path("Makefile").read_text(), re.MULTILINE))
             if not set(targets) <= made:
                 raise commands.Unknown(f"Makefile has no {set(targets) - made}")
         case ["docker", *rest]:

@@ -23,7 +23,7 @@ from pipeline.config import Config
 from pipeline.redact import redact
 
 Check = dict[str, Any]
-_INSTALL = "pip install -c constraints.txt -e '.[pipeline]' (or `make setup`)"
+_INSTALL = "uv pip install -c constraints.txt -e '.[pipeline]' (or `make setup`)"
 _PYTHON = (3, 11)
 _LEAST_MEMORY_GIB = 4
 _LEAST_DISK_GIB = 5

@@ -11,6 +11,7 @@ import secrets
 import socket
 from typing import Any
 
+from agit_core import checkpoint
 from agit_core.errors import BadInput
 from pipeline import storage
 from pipeline.config import Config, fingerprint
@@ -43,7 +44,7 @@ VERDICT = "AGIT-VERDICT "
 def run_id(config: Config, data_manifest: dict[str, Any]) -> str:
     """The name of a training: the same method, schedule, seed and data give the same name."""
     identity = {
-        "method": config.plain()["method"],
+        "method": checkpoint.identity(config.method),
         "train": config.train.model_dump(mode="json", exclude=_EXECUTION_ONLY),
         "seed": config.seed,
         "data": data_manifest["fingerprint"],

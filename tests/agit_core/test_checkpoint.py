@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from agit_core import checkpoint
 from agit_core.checkpoint import CheckpointDamaged
+from agit_core.config import MethodConfig
 from agit_core.errors import BadInput
 from tests.agit_core import tiny
 
@@ -148,3 +151,62 @@ def test_the_method_survives_json() -> None:
     assert checkpoint.method_from_dict(json.loads(json.dumps(checkpoint.method_to_dict(config)))) == config
     with pytest.raises(BadInput):
         checkpoint.method_from_dict({"networks": {"widht": 3}})
+
+
+def of_the_first_version(config: MethodConfig) -> dict[str, Any]:
+    """What the version that had none of the later settings saved for it."""
+
+    def without(part: Any) -> dict[str, Any]:
+        present = [f.name for f in dataclasses.fields(part) if "before" not in f.metadata]
+        values = {name: getattr(part, name) for name in present}
+        return {n: without(v) if dataclasses.is_dataclass(v) else v for n, v in values.items()}
+
+    return without(config)
+
+
+PRESETS = ("agit", "uaggan", "cyclegan")
+
+
+def with_preset(preset: str, **networks: Any) -> MethodConfig:
+    config = tiny.method()
+    return replace(config, networks=replace(config.networks, preset=preset, **networks))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_the_first_version_saved_means_what_it_did(preset: str) -> None:
+    tree = of_the_first_version(with_preset(preset))
+    assert not {"revision", "initialisation"} & tree["networks"].keys()
+    old = checkpoint.method_from_dict(tree)
+    assert (old.networks.revision, old.networks.initialisation) == (1, "normal")
+    assert checkpoint.identity(old) == tree, "runs would lose their names"
+    same = checkpoint.identity(with_preset(preset)) == tree
+    assert same == (preset == "cyclegan"), "the others begin with other weights now, or have other layers"
+
+
+def test_an_identity_does_not_depend_on_how_a_preset_is_written() -> None:
+    for preset, kind in zip(PRESETS, ("truncated", "pytorch", "normal"), strict=True):
+        spelt = checkpoint.identity(with_preset(preset, initialisation=kind))
+        assert spelt == checkpoint.identity(with_preset(preset))
+        assert spelt != checkpoint.identity(with_preset(preset, generator_blocks=2))
+    assert checkpoint.identity(with_preset("agit", revision=1)) == checkpoint.identity(with_preset("agit"))
+    assert checkpoint.identity(with_preset("uaggan", revision=1)) != checkpoint.identity(
+        with_preset("uaggan")
+    )
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_checkpoint_of_the_first_version_goes_on_or_is_refused(preset: str) -> None:
+    """Weights that are there need no initialisation; other layers under the same names are another network."""
+    begun = tiny.trainer(with_preset(preset, revision=1, initialisation="normal"))
+    tiny.train(begun, 1)
+    snapshot = begun.snapshot()
+    assert snapshot is not None
+    snapshot.info["method"] = of_the_first_version(begun.config)
+    if preset == "uaggan":
+        with pytest.raises(BadInput, match=r"networks\.revision \(1 and 2\); start a new run"):
+            tiny.trainer(with_preset(preset)).restore(snapshot)
+    tiny.train(begun, 3)
+    resumed = tiny.trainer(with_preset(preset, revision=1))
+    resumed.restore(snapshot)
+    tiny.train(resumed, 3)
+    assert tiny.same(tiny.everything(begun), tiny.everything(resumed))

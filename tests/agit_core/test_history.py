@@ -39,6 +39,14 @@ def test_probability_zero_and_size_zero_never_look_back() -> None:
         assert run(history, range(30)) == [(float(s), float(s)) for s in range(30)]
 
 
+def test_a_pool_that_the_batch_does_not_divide_is_rounded_up() -> None:
+    history = pool(range(2), batch=2, size=5)
+    pairs = run(history, range(3))
+    assert pairs == [(float(s), float(s)) for s in (0, 0, 1, 1, 2, 2)], "three of each slot fit in"
+    run(history, range(3, 40))
+    assert [len(entries) for entries in history.state().values()] == [3, 3]
+
+
 def test_the_pool_is_the_same_whatever_the_number_of_ranks() -> None:
     whole = pool(range(4), batch=4, size=8)
     ranks = [pool(range(r, r + 1), batch=4, size=8) for r in range(4)]

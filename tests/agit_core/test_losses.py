@@ -53,11 +53,12 @@ def test_equation_1_blends_by_the_mask() -> None:
 
 def test_threshold_at_test_leaves_the_background_untouched() -> None:
     image = torch.rand(1, 3, 2, 2)
-    mask = torch.tensor([[[[0.05, 0.9], [0.3, 0.1]]]])
-    result = translate(image, lambda x: -torch.ones_like(x), lambda x: mask, threshold=0.2)
+    # 0.25 stands exactly on the threshold, and is kept
+    mask = torch.tensor([[[[0.05, 0.9], [0.25, 0.2499]]]])
+    result = translate(image, lambda x: -torch.ones_like(x), lambda x: mask, threshold=0.25)
     assert torch.equal(result.output[..., 0, 0], image[..., 0, 0])
     assert torch.equal(result.output[..., 1, 1], image[..., 1, 1])
-    assert torch.allclose(result.mask, torch.tensor([[[[0.0, 0.9], [0.3, 0.0]]]]))
+    assert torch.equal(result.mask, torch.tensor([[[[0.0, 0.9], [0.25, 0.0]]]]))
 
 
 def test_no_attention_is_a_mask_of_ones() -> None:

@@ -93,11 +93,53 @@ def test_the_seed_decides_the_initial_weights() -> None:
 
 
 def test_initialisation_is_the_authors() -> None:
-    convolutions = [m for m in build(NetworkConfig()).modules() if isinstance(m, nn.Conv2d)]
+    """A normal of deviation 0.02 cut at two deviations, for convolutions and for the norms' scales."""
+    nets = build(NetworkConfig())
+    convolutions = [m for m in nets.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    scales = torch.cat([m.weight for m in nets.modules() if isinstance(m, InstanceNorm)])
     weights = torch.cat([c.weight.flatten() for c in convolutions])
-    assert abs(float(weights.mean())) < 1e-4
-    assert abs(float(weights.std()) - 0.02) < 1e-4
-    assert all(float(c.bias.abs().max()) == 0 for c in convolutions if c.bias is not None)
+    assert weights.mean().item() == pytest.approx(0, abs=1e-4)
+    assert weights.std().item() == pytest.approx(0.0176, abs=1e-4)
+    assert weights.abs().max().item() == pytest.approx(0.04, abs=1e-5)
+    assert scales.mean().item() == pytest.approx(1, abs=1e-3)
+    assert scales.std().item() == pytest.approx(0.0176, abs=1e-3)
+    assert 0.038 < (scales - 1).abs().max().item() <= 0.04
+    assert all(not c.bias.any() for c in convolutions if c.bias is not None)
+
+
+def deviations(config: NetworkConfig) -> list[float]:
+    """Standard deviations of the convolutions' weights, network by network."""
+    nets = build(config)
+    found = []
+    for net in (nets.generator_ab, nets.attention_a, nets.discriminator_a):
+        layers = (
+            [] if net is None else [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+        )
+        found += [torch.cat([m.weight.flatten() for m in layers]).std().item()] if layers else []
+    return found
+
+
+def test_a_preset_chooses_its_initialisation() -> None:
+    # measured on the port: PyTorch's default, narrower the more inputs a layer has
+    assert deviations(NetworkConfig(preset="uaggan")) == pytest.approx([0.0125, 0.0188, 0.0153], abs=1e-4)
+    assert deviations(NetworkConfig(preset="cyclegan")) == pytest.approx([0.02, 0.02], abs=1e-4)
+    chosen = deviations(NetworkConfig(preset="uaggan", initialisation="normal"))
+    assert chosen == pytest.approx([0.02, 0.02, 0.02], abs=2e-4)
+
+
+def test_pytorchs_initialisation_is_pytorchs() -> None:
+    """Also of biases and norms: the largest of many uniform draws is the bound."""
+    config = NetworkConfig(initialisation="pytorch", generator_blocks=1)
+    ours, theirs = build(config), Networks(config)
+    for layer, own in zip(ours.modules(), theirs.modules(), strict=True):
+        if isinstance(layer, InstanceNorm):
+            assert torch.equal(layer.weight, own.weight)  # type: ignore[arg-type]
+            assert torch.equal(layer.bias, own.bias)  # type: ignore[arg-type]
+        elif isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            assert layer.weight.abs().max().item() == pytest.approx(own.weight.abs().max().item(), rel=0.05)
+            assert layer.weight.std().item() == pytest.approx(own.weight.std().item(), rel=0.15)
+            if layer.bias is not None and layer.bias.numel() >= 32:
+                assert layer.bias.abs().max().item() == pytest.approx(own.bias.abs().max().item(), rel=0.25)
 
 
 def test_attention_upsampled_last_is_the_authors_decoder() -> None:

@@ -79,6 +79,14 @@ def test_augmentation_depends_on_its_key_alone() -> None:
     assert torch.equal(augment(image, 20, "x", False), image)
 
 
+def test_half_of_the_images_are_flipped() -> None:
+    image = torch.arange(3 * 4 * 4, dtype=torch.uint8).reshape(3, 4, 4)
+    crops = [augment(image, 4, f"key {i}", True) for i in range(1000)]
+    flipped = sum(torch.equal(crop, image.flip(-1)) for crop in crops)
+    assert flipped + sum(torch.equal(crop, image) for crop in crops) == 1000
+    assert 450 < flipped < 550
+
+
 def test_pixels_survive_the_scaling() -> None:
     pixels = torch.arange(256, dtype=torch.uint8)
     scaled = to_float(pixels)

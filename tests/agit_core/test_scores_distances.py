@@ -60,6 +60,14 @@ def test_kid_over_subsets_agrees_on_the_same_draws() -> None:
     assert (ours.subsets, ours.subset_size, ours.counts, ours.warning) == (4, 10, (30, 36), None)
 
 
+def test_kid_is_the_mean_of_10_subsets_of_50_unless_told_otherwise() -> None:
+    """The paper's protocol: figures of other numbers of subsets do not stand beside published ones."""
+    x, y = features(60, dimensions=8), features(70, 0.1, 8, seed=5)
+    estimate = distances.kid(x, y)
+    assert (estimate.subsets, estimate.subset_size) == (10, 50)
+    assert estimate == distances.kid(x, y, subsets=10, subset_size=50)
+
+
 def test_subsets_are_seeded_and_leave_the_global_state_alone() -> None:
     x, y = features(40), features(40, 0.02, seed=1)
     torch.manual_seed(11)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
 
 from agit_core.errors import BadInput
 from agit_core.scores import inception
@@ -74,6 +76,18 @@ def test_images_of_any_size_are_resized_and_batches_do_not_matter(network: Incep
     close = network.features(larger.round().to(torch.uint8))
     assert (close - together).abs().mean() < 0.02 * together.abs().mean()
     assert network.features(images[:0]).shape == (0, 2048)
+
+
+def test_large_images_are_reduced_with_antialiasing(network: Inception) -> None:
+    """As Pillow reduces them. Taking single pixels of a larger picture changes its features (Parmar et al. 2022)."""
+    images = noise(2, 900)
+    reduced = [
+        Image.fromarray(i.permute(1, 2, 0).numpy()).resize((299, 299), Image.Resampling.BILINEAR)
+        for i in images
+    ]
+    expected = network.features(torch.stack([pil_to_tensor(image) for image in reduced]))
+    actual = network.features(images)
+    assert (actual - expected).abs().mean() < 0.02 * expected.abs().mean()
 
 
 def test_it_says_what_it_is(network: Inception) -> None:

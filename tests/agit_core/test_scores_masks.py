@@ -37,6 +37,13 @@ def test_the_threshold_counts() -> None:
     assert nothing["precision"][0].isnan()
 
 
+def test_attention_exactly_at_the_threshold_counts() -> None:
+    mask = torch.tensor([0.5, 0.4999, 0.5001, 0.0]).view(1, 1, 2, 2)
+    truth = torch.tensor([True, False, False, False]).view(1, 1, 2, 2)
+    assert attention.agreement(mask, truth)["iou"].tolist() == [0.5]
+    assert attention.agreement(mask, truth, threshold=0.25)["precision"].tolist() == pytest.approx([1 / 3])
+
+
 def test_attention_inside_and_outside_needs_no_threshold() -> None:
     mask, truth = squares()
     mask[0, :, :4] *= 0.5

@@ -4,8 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -390,6 +391,24 @@ def test_without_safetensors_pt_is_written_and_read(tmp_path: Path, monkeypatch:
     written = models.write_model(tmp_path / "m")
     assert sorted(p.name for p in written.iterdir()) == ["model.json", "networks.pt"]
     assert model_folder.read(written).weights.keys() == models.weights().keys()
+
+
+def test_a_uaggan_model_of_the_first_version_keeps_its_layers(tmp_path: Path) -> None:
+    """The weights fit both revisions, and only the one they were trained in gives the same pictures."""
+    photo = models.photograph(64, 64)
+
+    def translated(name: str, revision: Literal[1, 2], forget: bool = False) -> np.ndarray:
+        network = replace(models.SMALL, preset="uaggan", revision=revision)
+        folder = models.write_model(tmp_path / name, network)
+        if forget:
+            method = json.loads((folder / "model.json").read_text())["method"]
+            del method["networks"]["revision"], method["networks"]["initialisation"]
+            _edit(folder, method=method)
+        return np.asarray(Translator.load(folder, device="cpu")(photo))
+
+    first, old, present = translated("first", 1), translated("old", 1, forget=True), translated("present", 2)
+    assert np.array_equal(first, old)
+    assert np.abs(first.astype(int) - present.astype(int)).mean() > 5
 
 
 @pytest.mark.parametrize(

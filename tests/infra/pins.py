@@ -8,7 +8,7 @@ from pathlib import Path
 
 def constraints(path: str = "constraints.txt") -> dict[str, str]:
     """Package (normalised name) to version."""
-    pairs = (line.strip().split("==") for line in Path(path).read_text().splitlines() if "==" in line)
+    pairs = re.findall(r"^([\w.-]+)==([\w.+!]+)", Path(path).read_text(), re.MULTILINE)
     return {normalised(name): version for name, version in pairs}
 
 

