@@ -30,6 +30,14 @@ from agit_core.world import World
 
 log = logging.getLogger(__name__)
 
+_UNNAMED_FIGURES = (
+    *("generator_ab", "generator_ba", "cycle_a", "cycle_b"),
+    *("identity_a", "identity_b", "discriminator_a", "discriminator_b"),
+    *("coverage_a", "above_tau_a", "bimodality_a", "spread_a", "opacity_a"),
+    *("coverage_b", "above_tau_b", "bimodality_b", "spread_b", "opacity_b"),
+)
+"""Order of the running sums in checkpoints that do not name them."""
+
 
 class StepResult(NamedTuple):
     """What the driver of the loop is told after a step."""
@@ -110,7 +118,8 @@ class Trainer:
         self.step = 0
         self.rollbacks = 0
         """How often the run went back to an earlier state after diverging; each time halves the learning rates."""
-        self._window = torch.zeros(len(FIGURES) + 1, dtype=torch.float64, device=self.device)
+        # sums, and below them the number of items in each
+        self._window = torch.zeros(2, len(FIGURES), dtype=torch.float64, device=self.device)
         self._epoch = torch.zeros_like(self._window)
         self._ended: list[tuple[int, Figures]] = []
         self.training_step.enter(self.stages.rules)
@@ -137,8 +146,8 @@ class Trainer:
         figures = self.training_step(batch)
         self._update_average()
         # sums are weighted by items, so that ranks with one item more count for one more
-        items = len(self.slots)
-        weighted = torch.cat([figures.double() * items, figures.new_full((1,), items, dtype=torch.float64)])
+        counts = torch.full_like(figures, len(self.slots), dtype=torch.float64)
+        weighted = torch.stack([figures * counts, counts])
         self._window += weighted
         self._epoch += weighted
         self.step += 1
@@ -258,7 +267,7 @@ class Trainer:
                 "optimizer_g": _to_cpu(step.optimizer_g.state_dict()),
                 "optimizer_d": _to_cpu(step.optimizer_d.state_dict()),
                 "stages": self.stages.state_dict(),
-                "epoch_figures": total,
+                "epoch_figures": dict(zip(FIGURES, total.T.tolist(), strict=True)),
                 "torch_random_state": torch.get_rng_state(),
                 "rollbacks": self.rollbacks,
             },
@@ -286,11 +295,6 @@ class Trainer:
     def restore(self, snapshot: Snapshot) -> None:
         """Goes on from a snapshot; see :meth:`load`."""
         self._check_belongs(snapshot.info)
-        if snapshot.training["epoch_figures"].shape != self._epoch.shape:
-            raise BadInput(
-                "the checkpoint was made by a version that counts other figures; "
-                "finish the run with that version or start a new one"
-            )
         self.networks.load_state_dict(snapshot.networks)
         live = self.networks.state_dict()
         # in the layout of the live weights, as before: other layouts are averaged by other kernels
@@ -303,7 +307,7 @@ class Trainer:
         step.history_b.load(snapshot.history["b"], self.device)
         self._epoch.zero_()
         if self.world.rank == 0:
-            self._epoch.copy_(training["epoch_figures"])
+            self._epoch.copy_(_running(training["epoch_figures"]))
         self._window.zero_()
         torch.set_rng_state(training["torch_random_state"])
         self.step = int(snapshot.info["step"])
@@ -341,11 +345,22 @@ class Trainer:
             )
 
 
+def _running(stored: dict[str, list[float]] | Tensor) -> Tensor:
+    """The epoch's sums and counts, float64 (2, figures), from a checkpoint.
+
+    A figure that the checkpoint does not hold begins at zero items: its mean is over the rest of the epoch.
+    """
+    if isinstance(stored, Tensor):
+        *sums, items = stored.tolist()
+        stored = {name: [total, items] for name, total in zip(_UNNAMED_FIGURES, sums, strict=True)}
+    return torch.tensor([stored.get(name, [0.0, 0.0]) for name in FIGURES], dtype=torch.float64).T
+
+
 def _means(total: Tensor, batch_size: int) -> Figures:
-    items = float(total[-1])
-    means = dict(zip(FIGURES, (total[:-1] / max(items, 1.0)).tolist(), strict=True))
+    sums, counts = total
+    means = dict(zip(FIGURES, (sums / counts.clamp(min=1.0)).tolist(), strict=True))
     health = {f"{key}_{domain}": means[f"{key}_{domain}"] for domain in "ab" for key in HEALTH_KEYS}
-    return Figures({k: means[k] for k in LOSS_KEYS}, health, round(items / batch_size))
+    return Figures({k: means[k] for k in LOSS_KEYS}, health, round(float(counts.max()) / batch_size))
 
 
 def _to_cpu(tree: Any) -> Any:

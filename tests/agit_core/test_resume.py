@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import signal
@@ -15,9 +16,14 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from agit_core.checkpoint import Snapshot
 from agit_core.config import MethodConfig
 from agit_core.errors import BadInput
+from agit_core.trainer import Figures, Trainer
 from tests.agit_core import dying, tiny
+
+LOSSES_THEN = (("generator", ("ab", "ba")), ("cycle", "ab"), ("identity", "ab"), ("discriminator", "ab"))
+HEALTH_THEN = ("coverage", "above_tau", "bimodality", "spread", "opacity")
 
 
 def with_average(channels_last: str = "off") -> MethodConfig:
@@ -109,6 +115,51 @@ def test_killed_while_writing_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
         reader.load(folder)
         left.add(reader.step)
     assert len(left) > 1, "the children must have been writing"
+
+
+def _resumed(snapshot: Snapshot) -> tuple[Trainer, list[tuple[int, Figures]]]:
+    """A run resumed in the middle of epoch 0 and trained to the end of that, with the epochs that ended."""
+    trainer = tiny.trainer(with_average())
+    # the run takes the snapshot's tensors over
+    trainer.restore(copy.deepcopy(snapshot))
+    tiny.train(trainer, 4)
+    return trainer, trainer.ended_epochs()
+
+
+def _in_mid_epoch() -> Snapshot:
+    trainer = tiny.trainer(with_average())
+    tiny.train(trainer, 2)
+    snapshot = trainer.snapshot()
+    assert snapshot is not None
+    return snapshot
+
+
+def test_a_checkpoint_whose_running_figures_have_no_names_resumes_exactly() -> None:
+    """As versions wrote them that stored one vector: the sums in a fixed order, then the number of items."""
+    snapshot = _in_mid_epoch()
+    named = snapshot.training["epoch_figures"]
+    order = [f"{loss}_{way}" for loss, ways in LOSSES_THEN for way in ways]
+    order += [f"{key}_{domain}" for domain in "ab" for key in HEALTH_THEN]
+    sums = [named[name][0] for name in order]
+    then = {**snapshot.training, "epoch_figures": torch.tensor([*sums, 4.0], dtype=torch.float64)}
+    old, ended = _resumed(replace(snapshot, training=then))
+    new, ended_now = _resumed(snapshot)
+    assert tiny.same(tiny.everything(old), tiny.everything(new))
+    assert [epoch for epoch, _ in ended] == [0]
+    assert ended == ended_now
+
+
+def test_a_figure_more_or_less_never_makes_a_run_unresumable() -> None:
+    snapshot = _in_mid_epoch()
+    _, [(_, before)] = _resumed(snapshot)
+    stored = dict(snapshot.training["epoch_figures"])
+    del stored["opacity_b"]
+    stored["forgotten"] = [1.0, 4.0]
+    _, [(_, after)] = _resumed(replace(snapshot, training={**snapshot.training, "epoch_figures": stored}))
+    assert (after.losses, after.steps) == (before.losses, before.steps)
+    differ = {name for name, value in after.mask_health.items() if value != before.mask_health[name]}
+    assert differ == {"opacity_b"}, "the new figure alone is the mean over the rest of the epoch"
+    assert 0 < after.mask_health["opacity_b"] <= 1
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
