@@ -288,38 +288,32 @@ def test_a_late_divergence_leaves_the_finite_checkpoints(
             at, info={k: v for k, v in at.info.items() if k not in {"files", "format", "sha256"}}
         )
     )
+    before = time.time()
     with pytest.raises(
         RunFailed, match=r"losses of steps 51 to 55 are not finite; .* as 2 rollbacks did not help"
     ):
         drive(config, data, scratch)
     assert store.steps()[:2] == [50, 40]
     assert all(not checkpoint.not_finite(store.load(step).networks) for step in store.steps())
-    events = [
-        event for event in train_events.read(run) if event["time"] > Path(run, "result.json").stat().st_mtime
-    ]
+    events = [event for event in train_events.read(run) if event["time"] > before]
     told = [(event["kind"], event["step"]) for event in events if "step" in event]
     assert told == [("resumed", 50), *[("diverged", 55), ("rolled_back", 50)] * 2, ("diverged", 55)]
 
 
-def test_rolling_back_finds_a_rate_that_works(data: str, scratch: str, tmp_path: Path) -> None:
-    config = diverging(tmp_path, rollbacks=60, max_steps=20)
+def test_rolling_back_finds_a_rate_at_which_nothing_overflows(
+    data: str, scratch: str, tmp_path: Path
+) -> None:
+    config = diverging(tmp_path, rollbacks=60, max_steps=8)
     spec, result = drive(config, data, scratch)
-    assert result["steps"] == 20
+    assert result["steps"] == 8
     assert 0 < result["rollbacks"] < 60
     last = read_checkpoint(result["checkpoint"])
     assert last.training["rollbacks"] == result["rollbacks"]
     assert not checkpoint.not_finite(last.networks)
     files = sorted((Path(spec["run_uri"]) / "metrics").iterdir())
     rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(1, 21)), "what was done again is told once"
-    rate = 1e9 * 0.5 ** result["rollbacks"]
-    assert rows[-1]["learning_rate"] <= rate
-    # killed and started again, it goes the same way
-    again = diverging(tmp_path / "again", rollbacks=60, max_steps=20)
-    wait = killing("worker", spec_of(again, data), at=12)
-    _, other = drive(again, data, scratch)
-    wait()
-    assert differences(read_checkpoint(other["checkpoint"]), last) == []
+    assert [row["step"] for row in rows] == list(range(1, 9)), "what was done again is told once"
+    assert rows[0]["learning_rate"] == 1e9 * 0.5 ** result["rollbacks"]
 
 
 def test_failures_without_progress_end_the_run(data: str, scratch: str, tmp_path: Path) -> None:
