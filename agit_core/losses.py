@@ -1,4 +1,4 @@
-"""The losses: adversarial (LSGAN or the paper's Eq 2), cycle consistency (Eq 3), optional identity."""
+"""The losses: adversarial (LSGAN or the paper's Eq 2), cycle consistency (Eq 3), optional identity and binarity."""
 
 from __future__ import annotations
 
@@ -34,3 +34,16 @@ def cycle_consistency(reconstructed: Tensor, image: Tensor) -> Tensor:
 def identity(generated: Tensor, image: Tensor) -> Tensor:
     """CycleGAN's optional |G_AB(b) - b|, scalar."""
     return F.l1_loss(generated, image)
+
+
+def binarity(mask: Tensor) -> Tensor:
+    """How far a mask (N, 1, H, W) in [0, 1] is from black and white: the mean of 4 m (1 - m), scalar in [0, 1]."""
+    return 4 * (mask * (1 - mask)).mean()
+
+
+def binarity_ramp(progress: float) -> float:
+    """0 in the first quarter of the training, 1 in the last, linear between; ``progress`` in [0, 1].
+
+    Masks that have not found anything yet must stay able to move.
+    """
+    return min(max(2 * progress - 0.5, 0.0), 1.0)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agit_core import checkpoint
+from agit_core import checkpoint, saved_method
 from agit_core.config import MethodConfig
 from agit_core.errors import BadInput, RunFailed
 from agit_core.networks import Networks
@@ -106,7 +106,7 @@ def write(
     manifest = {
         "format": FORMAT,
         "name": name,
-        "method": checkpoint.method_to_dict(method),
+        "method": saved_method.to_dict(method),
         "image_size": image_size,
         "directions": list(DIRECTIONS),
         "lineage": lineage or {},
@@ -188,7 +188,7 @@ def _read_local(folder: Path, where: str) -> Model:
     lineage = manifest.get("lineage") or {k: manifest[k] for k in ("step", "epoch", "stage") if k in manifest}
     return Model(
         name=str(manifest.get("name") or where.rstrip("/").rsplit("/", 1)[-1]),
-        method=checkpoint.method_from_dict(method),
+        method=saved_method.from_dict(method),
         image_size=image_size,
         weights=weights,
         digest=checkpoint.sha256(folder / manifest_name),

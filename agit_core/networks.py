@@ -114,11 +114,15 @@ def generator_cyclegan(
     return nn.Sequential(*layers)
 
 
-def attention_agit(width: int, decoder: str) -> nn.Sequential:
+def attention_agit(width: int, decoder: str, activation: str) -> nn.Sequential:
     """One channel in [0, 1], shape (N, 1, H, W).
 
     Nearest x2, then a 1x1 convolution, a norm and a ReLU give every pixel of a 2x2 block the same value: the
     1x1 decoder is the same function, a sixteenth of the work, with all of its upsampling at the end.
+
+    The ReLU in front of the last convolution is a ceiling: whatever lowers the mask turns the last weights
+    negative, behind a ReLU the logit can then not exceed the bias, and the bias sinks from 0, so that masks stay
+    below 0.5 for good. ``activation="identity"`` leaves that ReLU out.
     """
     w = width
     kernel, padding = (1, 0) if decoder == "1x1" else (3, 1)
@@ -131,14 +135,37 @@ def attention_agit(width: int, decoder: str) -> nn.Sequential:
     layers += [_residual(2 * w, "reflect", affine=True, bias=True, relu_after=True)]
     layers += _block(nn.Conv2d(2 * w, 2 * w, kernel, padding=padding), 2 * w, True, up())
     layers += _block(nn.Conv2d(2 * w, w, kernel, padding=padding), w, True, up())
+    layers[-1] = _last_activation(activation)
     layers += [nn.Conv2d(w, 1, kernel, padding=padding), Sigmoid()]
     if decoder == "1x1":
         layers.append(nn.Upsample(scale_factor=4, mode="nearest"))
     return nn.Sequential(*layers)
 
 
-def attention_uaggan(width: int, bias: bool, padding: Padding, relu_after: bool) -> nn.Sequential:
-    """One channel in [0, 1], shape (N, 1, H, W)."""
+class AtHalfSize(nn.Sequential):
+    """An attention network that looks at the image at half its size; its parameters keep their names.
+
+    The image is averaged over 2x2 pixels, the mask upsampled bilinearly. Sides that are multiples of 4 but not of 8
+    grow by 4 at the right and the bottom, by repetition, and the mask is cut to size.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        bottom, right = -height % (2 * STRIDE), -width % (2 * STRIDE)
+        padded = F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
+        mask = super().forward(F.avg_pool2d(padded, 2))
+        mask = F.interpolate(mask, scale_factor=2, mode="bilinear", align_corners=False)
+        return mask[..., :height, :width]
+
+
+def _last_activation(name: str) -> nn.Module:
+    return nn.ReLU() if name == "relu" else nn.Identity()
+
+
+def attention_uaggan(
+    width: int, bias: bool, padding: Padding, relu_after: bool, activation: str
+) -> nn.Sequential:
+    """One channel in [0, 1], shape (N, 1, H, W); ``activation`` as in :func:`attention_agit`."""
     w = width
 
     def up() -> nn.Upsample:
@@ -149,6 +176,7 @@ def attention_uaggan(width: int, bias: bool, padding: Padding, relu_after: bool)
     layers += [_residual(2 * w, padding, affine=False, bias=bias, relu_after=relu_after)]
     layers += _block(nn.Conv2d(2 * w, 2 * w, 3, padding=1, bias=bias), 2 * w, False, up())
     layers += _block(nn.Conv2d(2 * w, w, 3, padding=1, bias=bias), w, False, up())
+    layers[-1] = _last_activation(activation)
     layers += [nn.Conv2d(w, 1, 7, padding=3, padding_mode=padding, bias=bias), Sigmoid()]
     return nn.Sequential(*layers)
 
@@ -232,8 +260,14 @@ class Networks(nn.Module):
             if not config.has_attention:
                 return None
             if preset == "agit":
-                return attention_agit(attention_width, config.attention_decoder)
-            return attention_uaggan(attention_width, preset == "cyclegan", padding, port)
+                network = attention_agit(
+                    attention_width, config.attention_decoder, config.attention_activation
+                )
+            else:
+                network = attention_uaggan(
+                    attention_width, preset == "cyclegan", padding, port, config.attention_activation
+                )
+            return network if config.attention_scale == 1 else AtHalfSize(*network)
 
         self.generator_ab = generator()
         self.generator_ba = generator()

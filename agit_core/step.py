@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from agit_core import losses
 from agit_core.config import MethodConfig
+from agit_core.coverage import CoverageController
 from agit_core.history import History
 from agit_core.loader import Batch
 from agit_core.networks import Networks, cancelled_biases
@@ -65,6 +66,7 @@ class TrainingStep:
         self.device = device
         self.world = world
         self.batch_size = batch_size
+        self.coverage = CoverageController(config.coverage, device)
         self.optimizer_g, self.optimizer_d = build_optimizers(networks, config.optimizer, fused=True)
         self._calls: dict[str, Callable[..., Any]] = {}
         self.rules: Rules | None = None
@@ -107,8 +109,11 @@ class TrainingStep:
         _order_gradients(wrapped)
         return wrapped
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """Moves every trained parameter once; returns :data:`FIGURES` as a float32 tensor on the device."""
+    def __call__(self, batch: Batch, progress: float = 0.0) -> Tensor:
+        """Moves every trained parameter once; returns :data:`FIGURES` as a float32 tensor on the device.
+
+        ``progress`` is the share of the training that is done, in [0, 1].
+        """
         rules, config = self.rules, self.config
         assert rules is not None, "enter() a stage first"
         move = {"device": self.device, "memory_format": self.numerics.memory_format, "non_blocking": True}
@@ -142,6 +147,8 @@ class TrainingStep:
         weight = config.losses.cycle_weight
         total = gan_ab + gan_ba + weight * (cycle_a + cycle_b)
         total = total + weight * config.losses.identity_weight * (identity_a + identity_b)
+        if rules.attention_trains:
+            total = total + self._on_masks(to_b.mask, to_a.mask, progress)
         self.optimizer_g.zero_grad(set_to_none=True)
         (total * scale).backward()
         self.optimizer_g.step()
@@ -165,6 +172,16 @@ class TrainingStep:
         figures = [gan_ab, gan_ba, cycle_a, cycle_b, identity_a, identity_b, loss_a, loss_b]
         health = [mask_health(to_b.mask, tau), mask_health(to_a.mask, tau)]
         return torch.cat([torch.stack([f.detach().float() for f in figures]), *health])
+
+    def _on_masks(self, mask_a: Tensor, mask_b: Tensor, progress: float) -> Tensor | float:
+        """The losses that see nothing but the attention: the coverage controller's and binarity."""
+        loss: Tensor | float = 0.0
+        if self.coverage.active:
+            loss = loss + self.coverage(mask_a, mask_b, self.batch_size, self.world)
+        weight = self.config.losses.binarity_weight * losses.binarity_ramp(progress)
+        if weight:
+            loss = loss + weight * (losses.binarity(mask_a) + losses.binarity(mask_b)) / 2
+        return loss
 
     def _identity(
         self, g_ab: Callable[..., Tensor], g_ba: Callable[..., Tensor], a: Tensor, b: Tensor

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from agit_core import checkpoint, networks
-from agit_core.checkpoint import Snapshot, method_from_dict, method_to_dict
+from agit_core import checkpoint, networks, saved_method
+from agit_core.checkpoint import Snapshot
 from agit_core.config import MethodConfig
 from agit_core.errors import BadInput, Diverged
 from agit_core.history import History
@@ -143,7 +143,7 @@ class Trainer:
             log.info("step %d: %s", batch.step, self.stages.rules.describe())
             self.training_step.enter(self.stages.rules)
         self._set_learning_rates()
-        figures = self.training_step(batch)
+        figures = self.training_step(batch, self.step / self.total_steps)
         self._update_average()
         # sums are weighted by items, so that ranks with one item more count for one more
         counts = torch.full_like(figures, len(self.slots), dtype=torch.float64)
@@ -259,7 +259,7 @@ class Trainer:
                 "stage": self.stages.stage.value,
                 "switched_at_step": self.stages.switched_at_step,
                 **self._fixed(),
-                "method": method_to_dict(self.config),
+                "method": saved_method.to_dict(self.config),
             },
             networks=_to_cpu(self.networks.state_dict()),
             averaged=_to_cpu(self.averaged),
@@ -267,6 +267,7 @@ class Trainer:
                 "optimizer_g": _to_cpu(step.optimizer_g.state_dict()),
                 "optimizer_d": _to_cpu(step.optimizer_d.state_dict()),
                 "stages": self.stages.state_dict(),
+                "coverage": _to_cpu(step.coverage.state_dict()),
                 "epoch_figures": dict(zip(FIGURES, total.T.tolist(), strict=True)),
                 "torch_random_state": torch.get_rng_state(),
                 "rollbacks": self.rollbacks,
@@ -303,6 +304,8 @@ class Trainer:
         load_state(step.optimizer_g, training["optimizer_g"])
         load_state(step.optimizer_d, training["optimizer_d"])
         self.stages.load_state_dict(training["stages"])
+        # checkpoints of earlier versions, which had no controller, belong to methods without one
+        step.coverage.load_state_dict(training.get("coverage", {}))
         step.history_a.load(snapshot.history["a"], self.device)
         step.history_b.load(snapshot.history["b"], self.device)
         self._epoch.zero_()
@@ -338,7 +341,7 @@ class Trainer:
                     f"the checkpoint was made with {key} {info[key]}, this run has {value}; "
                     "start a new run or use the settings it was made with"
                 )
-        if changed := checkpoint.differences(method_from_dict(info["method"]), self.config):
+        if changed := saved_method.differences(saved_method.from_dict(info["method"]), self.config):
             raise BadInput(
                 "the checkpoint was made with another method configuration than this run's: "
                 f"{', '.join(changed)}; start a new run or use the settings it was made with"

@@ -147,6 +147,7 @@ def _show(told: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def _alone(root: Path) -> Iterator[None]:
     folder_of(root).mkdir(parents=True, exist_ok=True)
+    folder_of(root).chmod(0o700)  # databases and logs of the servers lie in it
     with FileLock(folder_of(root) / "lock"):
         yield
 

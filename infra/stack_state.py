@@ -23,6 +23,7 @@ from agit_core.errors import BadInput
 MARK = "AGIT_STACK"
 """Environment variable that marks every process of a stack, however deep."""
 BUCKET = "agit"
+KEYS = "keys.json"
 PORTS = {"s3": 9000, "prefect": 4200, "mlflow": 5000, "ray": 8265}
 """Addresses that people open; where Ray's parts meet each other is nobody's business."""
 _RAY_INTERNAL = ("ray_gcs", "ray_client")
@@ -114,6 +115,7 @@ class Stack:
         """What a shell or a process needs to use the stack; holds the keys."""
         return {
             "PREFECT_API_URL": self.prefect_api_url,
+            "PREFECT_API_AUTH_STRING": self.keys["prefect"],
             "MLFLOW_TRACKING_URI": self.url("mlflow"),
             "AGIT_STORAGE": f"s3://{BUCKET}/storage",
             "AGIT_RAY_ADDRESS": self.url("ray"),
@@ -144,6 +146,7 @@ class Stack:
             "DO_NOT_TRACK": "1",
             "PREFECT_HOME": str(self.folder / "prefect"),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_API_AUTH_STRING": self.keys["prefect"],
             # pages of the server itself, by either of its names; by default pages of any site may call its API
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(
                 f"http://{host}:{self.ports['prefect']}" for host in ("127.0.0.1", "localhost")
@@ -165,22 +168,25 @@ def folder_of(root: Path) -> Path:
 
 
 def _keys(folder: Path) -> dict[str, str]:
-    path = folder / "keys.json"
+    """The stack's keys by name, made where they are missing."""
+    path = folder / KEYS
+    before: dict[str, str] = {}
     with contextlib.suppress(FileNotFoundError):
-        keys: dict[str, str] = json.loads(path.read_text())
-        return keys
+        before = json.loads(path.read_text())
     keys = {
         "s3_id": f"agit{secrets.token_hex(8)}",
         "s3_secret": secrets.token_hex(24),
         "ray_token": secrets.token_hex(32),
-    }
-    write_private(path, json.dumps(keys, indent=1) + "\n")
+        "prefect": f"agit:{secrets.token_hex(32)}",
+    } | before
+    if keys != before:
+        write_private(path, json.dumps(keys, indent=1) + "\n")
     return keys
 
 
 def write_private(path: Path, text: str) -> None:
     """Writes a file that only its owner may read, at no moment otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = path.with_name(path.name + ".part")
     temporary.unlink(missing_ok=True)
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from agit_core import checkpoint
+from agit_core import saved_method
 from agit_core.config import MethodConfig
 from agit_core.errors import BadInput
 
@@ -390,8 +390,8 @@ def parse_recorded(tree: dict[str, Any], where: str = "config") -> Config:
 
     Method settings that version did not have take the value that stands for what it did.
     """
-    method = checkpoint.method_from_dict(tree.get("method", {}))
-    return parse({**tree, "method": checkpoint.method_to_dict(method)}, where)
+    method = saved_method.from_dict(tree.get("method", {}))
+    return parse({**tree, "method": saved_method.to_dict(method)}, where)
 
 
 def fingerprint(value: Any, length: int = 12) -> str:

@@ -14,7 +14,8 @@ from agit_core.errors import BadInput, RunFailed
 from pipeline import logs, progress, storage
 from pipeline.config import Config, fingerprint
 from pipeline.handover import Data, Run
-from pipeline.metrics.names import DIRECTIONS
+from pipeline.metrics import catalog
+from pipeline.metrics.catalog import DIRECTIONS, KID_TARGET
 from pipeline.registry import lineage
 
 
@@ -160,6 +161,7 @@ def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
             "data": data.manifest["fingerprint"],
             "evaluate": config.evaluate.model_dump(mode="json", exclude={"device", "batch_size"}),
             "threshold": config.method.threshold_at_test,
+            "metrics": catalog.digest(),
         }
     )
     with progress.stage("evaluate") as stage:
@@ -290,14 +292,12 @@ def read(run_uri: str, name: str) -> dict[str, Any] | None:
 
 
 def scores_line(evaluation: dict[str, Any]) -> str:
-    """``a2b KID 9.1 (doing nothing 20.2), b2a ...``: KID x 100 against the target domain."""
+    """``a2b KID to the target × 100 9.10 (doing nothing 20.24), b2a ...``."""
     metrics, baseline = evaluation["metrics"], evaluation.get("baseline") or {}
     parts = []
     for direction in DIRECTIONS:
-        value = metrics.get(f"kid_target_{direction}")
-        if value is None:
-            continue
-        nothing = baseline.get(f"kid_target_{direction}")
-        beside = f" (doing nothing {100 * nothing:.2f})" if nothing is not None else ""
-        parts.append(f"{direction} KID x100 {100 * value:.2f}{beside}")
+        value, nothing = (figures.get(KID_TARGET.key(direction)) for figures in (metrics, baseline))
+        if value is not None:
+            beside = f" (doing nothing {KID_TARGET.text(nothing)})" if nothing is not None else ""
+            parts.append(f"{direction} {KID_TARGET.label} {KID_TARGET.text(value)}{beside}")
     return ", ".join(parts) or "scored"

@@ -45,14 +45,14 @@ _OWN_RAY = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     # clusters announce that a node will be drained; here the watcher would only be one more process
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # without it Ray takes 127.0.0.1 for "find out my address" and listens on every interface
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # who is slow on a busy machine is not dead; who died closes its connections, which is noticed at once
     "RAY_health_check_timeout_ms": "60000",
     "RAY_agent_register_timeout_ms": "300000",
     "RAY_worker_register_timeout_seconds": "300",
     # Ray would end the workers when others fill the machine's memory; the kernel prefers them too, but when it is full
     "RAY_memory_monitor_refresh_ms": "0",
+    # Ray's own default, 15, would hand the processor to every other process of the machine
+    "RAY_worker_niceness": "0",
     # nobody starts its control service again
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
 }
@@ -62,6 +62,8 @@ _WATCH_SECONDS = 2.0
 
 def main(arguments: list[str], job: Callable[[str], Any] | None = None) -> int:
     """Runs the job (``run``, or a search's) and says in the last line how it ended."""
+    # as the command does (pipeline.cli.start): a job on a cluster is not started by it
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logs.set_up(sys.stdout, "%(levelname)s %(message)s")
     logging.getLogger().setLevel(logging.INFO)
     if len(arguments) != 1:
@@ -161,9 +163,8 @@ def check(config: Config, manifest: dict[str, Any]) -> None:
 def connected_ray(config: Config, cpus: int | None = None) -> Iterator[str]:
     """The cluster that ``RAY_ADDRESS`` names, or a Ray of this process's own; yields a scratch folder.
 
-    The own one listens on this machine only (but for the port where PyTorch's ranks meet, which PyTorch opens on
-    every interface), keeps its token out of the home directory, shows no dashboard
-    and lives in a folder with a short name, because socket paths must not exceed 107 bytes.
+    The own one listens on loopback only, keeps its token out of the home directory, shows no dashboard and lives in
+    a folder that only this user can enter.
 
     Args:
         cpus: slots of the own one; default: one per worker.
@@ -186,18 +187,14 @@ def connected_ray(config: Config, cpus: int | None = None) -> Iterator[str]:
     folder = os.environ.get("AGIT_RAY_FOLDER") or tempfile.mkdtemp(prefix="agit-", dir=_short_folder())
     try:
         if not foreign:
-            own = {
-                "address": "local",
-                "num_cpus": cpus or config.train.workers,
-                "include_dashboard": False,
-                "object_store_memory": _OBJECT_STORE_BYTES,
-                "_temp_dir": folder,
-                "_node_ip_address": "127.0.0.1",
-            }
+            own = ray_session.options(folder, _OBJECT_STORE_BYTES)
+            own["num_cpus"] = cpus or config.train.workers
         ray.init(**quiet, **own)
         # ray.init installs its own, which does not end a driver that waits
         signal.signal(signal.SIGTERM, _on_sigterm)
-        yield os.path.join(folder, "train")
+        scratch = os.path.join(folder, "train")
+        os.makedirs(scratch, exist_ok=True)
+        yield scratch
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,5 +1,5 @@
 """``python -m pipeline.cli``: the command ``agit`` where it is not installed."""
 
-from pipeline.cli.main import main
+from pipeline.cli.start import main
 
 main()

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli import show
-from pipeline.cli.options import Overrides
+from pipeline.cli.options import Overrides, read_config
 from pipeline.cli.output import Answer, Debug, Json
-from pipeline.config import Config, load
 
 if TYPE_CHECKING:
+    from pipeline.config import Config
     from pipeline.registry.model_reference import Chosen
 
 TILE_PIXELS = 1024 * 1024  # agit_core.translator.TILE_PIXELS, whose import takes seconds
@@ -57,7 +57,7 @@ def add_to(app: typer.Typer) -> None:
 
 def chosen(uri: str, overrides: list[str] | None) -> tuple[Chosen, Config]:
     """The model of ``--model``, and the settings whose registry was asked."""
-    settings = load("demo", overrides or [])
+    settings = read_config("demo", overrides)
     from pipeline.registry.model_reference import choose
 
     return choose(uri, settings), settings

@@ -93,9 +93,11 @@ def execute(app: typer.Typer) -> int:
     except BadInput as error:
         return _fail(WRONG_CALL, str(error))
     _log_from(logging.DEBUG if _State.debug else logging.WARNING)
-    # A termination asked for by a scheduler ends like Ctrl-C: the workers and servers of the run are stopped.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        # A termination asked for by a scheduler ends like Ctrl-C: the workers and servers of the run are stopped.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if callable(signal.getsignal(signal.SIGINT)):  # not where a shell has it ignored
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         outcome = app(standalone_mode=False)
         if outcome == 130:  # how typer answers Ctrl-C
             return _fail(FAILED, f"interrupted; {_RESUME}")

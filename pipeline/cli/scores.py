@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from pipeline.cli import console
 from pipeline.logs import printable
-from pipeline.metrics.names import network
+from pipeline.metrics import catalog
+from pipeline.metrics.catalog import Metric
+from pipeline.metrics.format import Opponent, network
 
-_out = Console(highlight=False)
-_LABELS = {
-    "kid_target": "KID x100 target",
-    "kid_source": "KID x100 source",
-    "kid_mean": "KID x100 mean",
-    "fid": "FID",
-    "attention_coverage": "attention coverage",
-    "attention_iou": "attention IoU",
-    "attention_precision": "attention precision",
-    "attention_recall": "attention recall",
-    "attention_inside": "attention on the object",
-    "attention_outside": "attention elsewhere",
-    "attention_opacity": "attention above tau",
-    "background_l1": "background L1",
-    "background_psnr": "background PSNR",
-    "background_ssim": "background SSIM",
-    "cycle_l1": "cycle L1",
-}
-_PLACES = ("a2b", "b2a", "a", "b")
 _VERDICT = {"better": "[green]better[/green]", "worse": "[red]worse[/red]", "noise": "noise"}
 
 
 def show(evaluation: Mapping[str, Any]) -> None:
     """Prints the table of an ``evaluation.json``'s content."""
     champion = evaluation.get("champion")
-    table = Table(box=None, pad_edge=False)
-    table.add_column("score", no_wrap=True)
+    table = console.plain_table()
+    table.add_column("score", min_width=20)
     for column in [
         "value",
         "95 %",
@@ -48,49 +28,42 @@ def show(evaluation: Mapping[str, Any]) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows(evaluation):
         table.add_row(*row)
-    _out.print(table)
+    console.write(table)
     counts = evaluation.get("counts") or {}
     images = ", ".join(f"{name} {counts[name]}" for name in ("test_a", "test_b") if name in counts)
     if images:
-        _out.print(f"images: {images}", soft_wrap=True)
+        console.write(f"images: {images}", soft_wrap=True)
     if evaluation.get("inception"):
-        _out.print(
+        console.write(
             f"FID and KID: features of {network(evaluation['inception'])}", markup=False, soft_wrap=True
         )
-    _out.print(
+    console.write(
         "better, worse: than that one, by more than the 95 % interval of the difference; noise: by less"
     )
     for warning in (evaluation.get("protocol") or {}).get("warnings", []):
-        _out.print(printable(f"note: {warning}"), markup=False, soft_wrap=True)
+        console.write(printable(f"note: {warning}"), markup=False, soft_wrap=True)
 
 
 def rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
     """Score, value, interval, doing nothing and verdict (, champion and verdict) as text."""
     metrics, baseline = evaluation["metrics"], evaluation.get("baseline") or {}
     champion, intervals = evaluation.get("champion"), evaluation.get("intervals") or {}
+    mine = Opponent(metrics, intervals)
     found = []
-    for stem, label in _LABELS.items():
-        scale = 100 if stem.startswith("kid") else 1
-        for place in _PLACES:
-            name = f"{stem}_{place}"
+    for metric in catalog.METRICS:
+        for place in metric.places:
+            name = f"{metric.name}_{place}"
             if name not in metrics:
                 continue
-            told = intervals.get(name) or {}
-            row = [f"{label}, {place}", _figure(metrics[name], scale), _interval(told, scale)]
-            row.append(_rival(baseline.get(name), scale, told.get("do_nothing")))
+            tested, estimate = intervals.get(name) or {}, mine.estimate(name)
+            row = [f"{metric.label}, {place}", metric.text(metrics[name])]
+            row.append(estimate.interval(metric) if estimate else "")
+            row.append(_rival(metric, baseline.get(name), tested.get("do_nothing")))
             if champion:
-                row.append(_rival(champion["metrics"].get(name), scale, told.get("champion")))
+                row.append(_rival(metric, champion["metrics"].get(name), tested.get("champion")))
             found.append(row)
     return found
 
 
-def _rival(value: Any, scale: int, told: Mapping[str, Any] | None) -> str:
-    return f"{_figure(value, scale)} {_VERDICT[told['verdict']] if told else ''}".strip()
-
-
-def _figure(value: Any, scale: int) -> str:
-    return "" if value is None else re.sub(r"^-(0(\.0+)?)$", r"\1", f"{scale * value:.4g}")
-
-
-def _interval(told: Mapping[str, Any], scale: int) -> str:
-    return f"{scale * told['low']:.3g} .. {scale * told['high']:.3g}" if "low" in told else ""
+def _rival(metric: Metric, value: float | None, tested: Mapping[str, Any] | None) -> str:
+    return f"{metric.text(value)} {_VERDICT[tested['verdict']] if tested else ''}".strip()

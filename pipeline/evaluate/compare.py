@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from agit_core.scores import bootstrap, distances
+from agit_core.scores import bootstrap
 from agit_core.scores.bootstrap import Interval
-from agit_core.scores.images import PSNR_CAP
-from agit_core.stages import HEALTH_KEYS
 from pipeline.config import EvaluateConfig
 from pipeline.evaluate.feature_cache import Arrays
-from pipeline.metrics.names import DIRECTIONS, DISTANCES, lower_is_better
-
-_NOTHING = {"background_l1": 0.0, "background_psnr": PSNR_CAP, "background_ssim": 1.0, "cycle_l1": 0.0}
-"""A translation that changes nothing: by definition, not measured."""
-_ATTENTION = ("iou", "precision", "recall", "inside", "outside", *HEALTH_KEYS)
+from pipeline.metrics import catalog
+from pipeline.metrics.catalog import DIRECTIONS, lower_is_better
+from pipeline.metrics.measure import Estimate, FeatureSets, Resamples
 
 
 @dataclass
@@ -49,13 +45,16 @@ class Figures:
     def put(self, name: str, value: float) -> None:
         self.metrics[name] = value if math.isfinite(value) else None
 
-    def mean(self, name: str, one: str, other: str) -> None:
-        """What is known of the mean of two figures, besides itself; their errors may go together."""
-        if one in self.replicates and other in self.replicates:
-            self.replicates[name] = (self.replicates[one] + self.replicates[other]) / 2
-        for known in (self.whole, self.subset_error):
-            if one in known and other in known:
-                known[name] = (known[one] + known[other]) / 2
+    def put_distance(self, name: str, found: Estimate) -> None:
+        self.put(name, found.value)
+        if found.std is not None:
+            self.put(f"{name}_std", found.std)
+        if found.replicates is not None:
+            self.replicates[name] = found.replicates
+        if found.whole is not None:
+            self.whole[name] = found.whole
+        if found.subset_error is not None:
+            self.subset_error[name] = found.subset_error
 
     def interval(self, name: str) -> Interval | None:
         value = self.metrics.get(name)
@@ -90,101 +89,80 @@ class Judge:
         self.counts |= {"bootstrap": repeats, "bootstrap_fid": self.fid_repeats}
 
     def nothing(self, model: Figures) -> Figures:
-        """Doing nothing: the source images taken as their own translation, which attends nowhere.
+        """The identity baseline: the source images taken as their own translation, which attends nowhere.
 
         Args:
-            model: attention is compared where this one has it.
+            model: metrics that are known by definition are given where this one has them.
         """
         figures = Figures()
-        for direction in DIRECTIONS:
-            self._distances(figures, direction, self.real[direction[0]])
-        self._both(figures)
-        for direction in DIRECTIONS:
-            for name, value in _NOTHING.items():
-                figures.put(f"{name}_{direction[0] if name == 'cycle_l1' else direction}", value)
-            for name in ("coverage", "iou", "recall", "inside", "outside"):
-                if f"attention_{name}_{direction[0]}" in model.metrics:
-                    figures.put(f"attention_{name}_{direction[0]}", 0.0)
+        self._distances(figures, {direction: self.real[direction[0]] for direction in DIRECTIONS})
+        for metric in catalog.per_image():
+            for key in map(metric.key, DIRECTIONS):
+                if metric.identity is not None and key in model.metrics:
+                    figures.put(key, metric.identity)
         return figures
 
     def model(self, outcome: dict[str, Arrays]) -> Figures:
         """Figures of a model from what :meth:`pipeline.evaluate.direction.Direction.score` gave per direction."""
         figures = Figures()
-        for direction in DIRECTIONS:
-            arrays = outcome[direction]
-            if whole(arrays):
-                self._distances(figures, direction, arrays["features"])
-            else:
-                figures.metrics |= {f"{name}_{direction}": None for name in DISTANCES}
-        self._both(figures)
+        self._distances(figures, {d: a["features"] if whole(a) else None for d, a in outcome.items()})
         for direction in DIRECTIONS:
             self._means(figures, direction, outcome[direction])
         return figures
 
-    def _distances(self, figures: Figures, direction: str, translated: Tensor) -> None:
-        source, target = direction[0], direction[2]
-        estimates = {
-            name: distances.kid(
-                translated, self.real[domain], self.config.subsets, self.config.subset_size, self.seed
-            )
-            for name, domain in (("kid_target", target), ("kid_source", source))
-        }
-        for name, estimate in estimates.items():
-            figures.put(f"{name}_{direction}", estimate.mean)
-            figures.put(f"{name}_{direction}_std", estimate.std)
-            self.counts[f"kid_subset_size_{name[4:]}_{direction}"] = estimate.subset_size
-            if estimate.warning and estimate.warning not in self.warnings:
-                self.warnings.append(estimate.warning)
-        figures.put(f"kid_mean_{direction}", sum(e.mean for e in estimates.values()) / 2)
-        variance = sum(e.std**2 for e in estimates.values()) / 4
-        figures.put(f"kid_mean_{direction}_std", math.sqrt(variance))
-        figures.put(f"fid_{direction}", distances.fid(translated, self.real[target]))
-        if self.config.bootstrap < 2:
-            return
-        drawn = self._drawn["translated", source]
-        for name, domain in (("kid_target", target), ("kid_source", source)):
-            replicates = bootstrap.kid_replicates(
-                translated, self.real[domain], _with_all(drawn), _with_all(self._drawn["real", domain])
-            )
-            key, estimate = f"{name}_{direction}", estimates[name]
-            figures.whole[key], figures.replicates[key] = float(replicates[0]), replicates[1:]
-            figures.subset_error[key] = estimate.std / math.sqrt(self.config.subsets)
-        figures.mean(f"kid_mean_{direction}", f"kid_target_{direction}", f"kid_source_{direction}")
-        figures.replicates[f"fid_{direction}"] = bootstrap.fid_replicates(
-            translated,
-            self.real[target],
-            drawn[: self.fid_repeats],
-            self._drawn["real", target][: self.fid_repeats],
-        )
+    def _distances(self, figures: Figures, translated: dict[str, Tensor | None]) -> None:
+        """Puts the distances of both directions and their means; None for features that are not finite."""
+        sets = {d: self._sets(d, features) for d, features in translated.items() if features is not None}
+        for metric in catalog.distances():
+            found = {direction: metric.compute(one) for direction, one in sets.items()}
+            for direction in DIRECTIONS:
+                if direction in found:
+                    figures.put_distance(metric.key(direction), found[direction])
+                else:
+                    figures.metrics[metric.key(direction)] = None
+            if len(found) == len(DIRECTIONS):
+                one, other = found.values()
+                figures.put_distance(metric.name, replace(one.mean(other), std=None))
+            else:
+                figures.metrics[metric.name] = None
+        for direction, used in sets.items():
+            self.counts |= {f"{name}_{direction}": count for name, count in used.counts.items()}
+            self.warnings += [warning for warning in used.warnings if warning not in self.warnings]
 
-    def _both(self, figures: Figures) -> None:
-        for name in DISTANCES:
-            pair = [figures.metrics[f"{name}_{direction}"] for direction in DIRECTIONS]
-            figures.metrics[name] = None if None in pair else sum(v for v in pair if v is not None) / 2
-            figures.mean(name, *(f"{name}_{direction}" for direction in DIRECTIONS))
+    def _sets(self, direction: str, translated: Tensor) -> FeatureSets:
+        source, target = direction[0], direction[2]
+        drawn = None
+        if self.config.bootstrap >= 2:
+            drawn = Resamples(
+                translated=self._drawn["translated", source],
+                source=self._drawn["real", source],
+                target=self._drawn["real", target],
+                fid_repeats=self.fid_repeats,
+            )
+        config = self.config
+        return FeatureSets(
+            translated,
+            self.real[source],
+            self.real[target],
+            config.subsets,
+            config.subset_size,
+            self.seed,
+            drawn,
+        )
 
     @staticmethod
     def _means(figures: Figures, direction: str, arrays: Arrays) -> None:
-        domain = direction[0]
-        named = {"cycle": f"cycle_l1_{domain}"}
-        named |= {key: f"attention_{key}_{domain}" for key in _ATTENTION}
-        named |= {f"background_{key}": f"background_{key}_{direction}" for key in ("l1", "psnr", "ssim")}
-        named["everywhere"] = f"attention_iou_everywhere_{domain}"
         broken = not whole(arrays)
-        for key, name in named.items():
-            if key not in arrays:
+        for metric in catalog.per_image():
+            values, name = arrays.get(metric.name), metric.key(direction)
+            if values is None:
                 continue
-            usable = arrays[key][~torch.isnan(arrays[key])]
+            usable = values[~torch.isnan(values)]
             if broken or not len(usable):
                 figures.metrics[name] = None
                 continue
             figures.put(name, float(usable.mean()))
-            figures.values[name] = arrays[key]
-
-
-def _with_all(drawn: Tensor) -> Tensor:
-    """The resamples, and before them every image once."""
-    return torch.cat([torch.ones_like(drawn[:1]), drawn])
+            figures.values[name] = values
 
 
 def whole(arrays: Arrays) -> bool:

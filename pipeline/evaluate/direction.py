@@ -10,17 +10,14 @@ from torch import Tensor
 from agit_core.augment import to_float, to_uint8
 from agit_core.config import MethodConfig
 from agit_core.networks import Networks
-from agit_core.scores import attention, images
 from agit_core.scores.inception import Inception
-from agit_core.stages import HEALTH_KEYS
 from agit_core.translation import Translation, translate
 from pipeline.evaluate.feature_cache import Arrays
-from pipeline.evaluate.test_images import Domain, Images
+from pipeline.evaluate.test_images import Batch, Domain
+from pipeline.metrics import catalog
+from pipeline.metrics.measure import Translated
 
 Progress = Callable[[int], None]
-PAINTED = 0.5
-"""Without true masks, the background is where the predicted attention is below this."""
-BACKGROUND_KEYS = ("l1", "psnr", "ssim")
 
 
 class Direction:
@@ -49,64 +46,42 @@ class Direction:
 
     @torch.inference_mode()
     def score(self, domain: Domain, inception: Inception, batch_size: int, progress: Progress) -> Arrays:
-        """Figures per image; NaN marks what is undefined for an image.
+        """The catalogue's values per image; NaN marks what is undefined for an image.
 
         Returns:
-            ``features`` float32 (N, 2048) of the translated test images as they would be saved (8 bits);
-            ``finite``, ``cycle``, ``coverage`` and the health figures (N,) of the test images;
-            ``finite_masked``, ``background_*``, ``iou``, ``precision``, ``recall``, ``inside``, ``outside``,
-            ``everywhere`` (M,) of the images with true masks, or, where none exist, the background alone of the
-            test images. Attention figures are absent for a model without attention.
+            ``features`` float32 (N, 2048) of the translated test images as they would be saved (8 bits); ``finite``
+            bool (N,) of them, and where the true masks are those of other images ``finite_masked`` (M,); and by name
+            each metric of :func:`pipeline.metrics.catalog.per_image` (N or M,) that the model and the masks allow.
         """
         parts: dict[str, list[Tensor]] = {}
 
         def keep(name: str, values: Tensor) -> None:
             parts.setdefault(name, []).append(values.detach().cpu().clone())
 
-        tau = self._method.stages.tau
-        for batch in domain.test.batches(batch_size):
-            real, there = self.translate(batch.images)
-            keep("features", inception.features(to_uint8(there.output), batch_size))
-            keep("finite", torch.isfinite(there.output).flatten(1).all(dim=1))
-            keep("cycle", images.cycle_l1(real, self.restore(there.output)))
-            if self.attends:
-                keep("coverage", attention.coverage(there.mask))
-                each = [attention.health(mask[None], tau) for mask in there.mask]
-                for name in HEALTH_KEYS[1:]:
-                    keep(name, torch.tensor([figures[name] for figures in each], dtype=torch.float64))
-            if domain.masks_on_test and batch.masks is not None:
-                self._compare(real, there, batch.masks.to(self._device), keep)
-            elif domain.masked is None:
-                self._background(real, there, there.mask < PAINTED, keep)
-            progress(len(batch.indices))
+        def measure(batch: Translated, *on: str) -> None:
+            for metric in catalog.per_image():
+                if metric.on in on and (self.attends or not metric.attention):
+                    keep(metric.name, metric.compute(batch))
+
+        beside = ("truth", "background")
+        for images in domain.test.batches(batch_size):
+            batch = self._translated(images)
+            keep("features", inception.features(to_uint8(batch.translated), batch_size))
+            keep("finite", torch.isfinite(batch.translated).flatten(1).all(dim=1))
+            measure(batch, "test", *(("background",) if domain.masked is None else ()))
+            if domain.masks_on_test:
+                measure(batch, *beside)
+            progress(len(images.indices))
         if domain.masked is not None and not domain.masks_on_test:
-            self._score_masked(domain.masked, batch_size, keep, progress)
+            for images in domain.masked.batches(batch_size):
+                batch = self._translated(images)
+                keep("finite_masked", torch.isfinite(batch.translated).flatten(1).all(dim=1))
+                measure(batch, *beside)
+                progress(len(images.indices))
         return {name: torch.cat(values) for name, values in parts.items()}
 
-    def _score_masked(
-        self, masked: Images, batch_size: int, keep: Callable[[str, Tensor], None], progress: Progress
-    ) -> None:
-        for batch in masked.batches(batch_size):
-            assert batch.masks is not None
-            real, there = self.translate(batch.images)
-            keep("finite_masked", torch.isfinite(there.output).flatten(1).all(dim=1))
-            self._compare(real, there, batch.masks.to(self._device), keep)
-            progress(len(batch.indices))
-
-    def _compare(
-        self, real: Tensor, there: Translation, truth: Tensor, keep: Callable[[str, Tensor], None]
-    ) -> None:
-        if self.attends:
-            compared = attention.agreement(there.mask, truth) | attention.inside_outside(there.mask, truth)
-            for name, values in compared.items():
-                keep(name, values)
-            keep("everywhere", attention.everywhere(truth))
-        self._background(real, there, ~truth, keep)
-
-    @staticmethod
-    def _background(
-        real: Tensor, there: Translation, outside: Tensor, keep: Callable[[str, Tensor], None]
-    ) -> None:
-        scores = images.background(real, there.output, outside)
-        for name in BACKGROUND_KEYS:
-            keep(f"background_{name}", scores[name])
+    def _translated(self, images: Batch) -> Translated:
+        real, there = self.translate(images.images)
+        truth = None if images.masks is None else images.masks.to(self._device)
+        tau = self._method.stages.tau
+        return Translated(real, there.output, there.mask, lambda: self.restore(there.output), tau, truth)

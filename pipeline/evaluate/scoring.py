@@ -25,11 +25,13 @@ from pipeline.config import Config
 from pipeline.data.format import manifest
 from pipeline.evaluate import compare, feature_cache
 from pipeline.evaluate.compare import Figures, Judge
-from pipeline.evaluate.direction import PAINTED, Direction
+from pipeline.evaluate.direction import Direction
 from pipeline.evaluate.feature_cache import Arrays
 from pipeline.evaluate.strips import EACH_END, keep_extremes
 from pipeline.evaluate.test_images import Domain, Images, open_domain
-from pipeline.metrics.names import DIRECTIONS
+from pipeline.metrics import catalog
+from pipeline.metrics.catalog import DIRECTIONS
+from pipeline.metrics.measure import PAINTED
 from pipeline.registry import models
 from pipeline.registry.identity import weights_digest
 
@@ -216,7 +218,8 @@ class _Scorer:
                 direction = Direction(networks, model.method, name, self.device)
                 return direction.score(domain, self.inception, self.config.evaluate.batch_size, self)
 
-            key = self._key(name[0], direction=name, model=digest, tau=model.method.stages.tau)
+            parts = {"model": digest, "tau": model.method.stages.tau, "metrics": catalog.digest()}
+            key = self._key(name[0], direction=name, **parts)
             told[name] = self._cached(key, compute, domain.test, _model_images(domain))
         return told
 
@@ -285,9 +288,9 @@ def _per_image(
     for direction in DIRECTIONS:
         arrays, test = outcome[direction], domains[direction[0]].test
         scores = distances.distance_to_target(arrays["features"], real[direction[0]], real[direction[2]])
-        on_test = {"coverage": "coverage", "cycle_l1": "cycle"}
+        on_test = {"coverage": "attention_coverage", "cycle_l1": "cycle_l1"}
         if domains[direction[0]].masked in (None, test):
-            on_test |= {"iou": "iou", "background_l1": "background_l1"}
+            on_test |= {"iou": "attention_iou", "background_l1": "background_l1"}
         for row, (index, name) in enumerate(zip(test.indices, test.names(), strict=True)):
             whole = bool(arrays["finite"][row])
             told: dict[str, Any] = {
@@ -312,8 +315,8 @@ def _counts(domains: dict[str, Domain], outcome: dict[str, Arrays]) -> dict[str,
         masked = domains[name].masked
         if masked is not None:
             counts[f"masks_{masked.split}"] = len(masked)
-            if "iou" in arrays:
-                counts[f"masks_empty_{masked.split}"] = int(torch.isnan(arrays["iou"]).sum())
+            if "attention_iou" in arrays:
+                counts[f"masks_empty_{masked.split}"] = int(torch.isnan(arrays["attention_iou"]).sum())
         broken = int((~arrays["finite"]).sum())
         if broken:
             counts[f"not_finite_{direction}"] = broken

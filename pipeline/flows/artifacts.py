@@ -26,7 +26,7 @@ from pipeline import progress, storage
 from pipeline.config import Config
 from pipeline.handover import Run
 from pipeline.metrics import table
-from pipeline.metrics.names import DIRECTIONS
+from pipeline.metrics.catalog import DIRECTIONS
 from pipeline.progress import Status
 from pipeline.retrain import Decision
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -80,20 +81,33 @@ class Server:
     """A Prefect server that answers, or will soon."""
 
     def __init__(
-        self, url: str, process: subprocess.Popen[bytes] | None = None, log: Path | None = None
+        self,
+        url: str,
+        process: subprocess.Popen[bytes] | None = None,
+        log: Path | None = None,
+        environment: dict[str, str | None] | None = None,
     ) -> None:
         self.url = url
         self._process = process
         self._log = log
+        self._environment = environment or {}
 
     @classmethod
     def start(cls) -> Server:
-        """Starts an embedded server and points this process at it; it keeps its runs in ``PREFECT_HOME``."""
+        """Starts an embedded server and points this process at it; it keeps its runs in ``PREFECT_HOME``.
+
+        Every request needs a key that is made for this server alone. The server and the children of this process
+        get it through their environment, which other users of the machine cannot read.
+        """
         home = Path(os.environ.setdefault("PREFECT_HOME", str(HOME.absolute())))
-        home.mkdir(parents=True, exist_ok=True)
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if home == HOME.absolute():
+            home.chmod(0o700)  # made by an earlier version
         os.environ.setdefault("PREFECT_API_BLOCKS_REGISTER_ON_START", "false")
+        key = f"agit:{secrets.token_hex(32)}"
         log = home / "server.log"
         with socket.socket() as listening, log.open("wb") as out:
+            log.chmod(0o600)
             listening.bind(("127.0.0.1", 0))
             listening.listen(64)
             url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
@@ -105,6 +119,8 @@ class Server:
                     str(listening.fileno()),
                     str(os.getpid()),
                 ],
+                env=os.environ | {"PREFECT_SERVER_API_AUTH_STRING": key},
+                umask=0o077,
                 pass_fds=[listening.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -112,8 +128,10 @@ class Server:
                 # Ctrl-C in the terminal is for the run, which then still has its server to tell about it
                 start_new_session=True,
             )
-        os.environ |= {"PREFECT_API_URL": url, EMBEDDED: "1"}
-        return cls(url, process, log)
+        own = {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": key, EMBEDDED: "1"}
+        before = {name: os.environ.get(name) for name in own}
+        os.environ |= own
+        return cls(url, process, log, before)
 
     def wait(self) -> None:
         """Returns when the server answers.
@@ -146,8 +164,11 @@ class Server:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        for name in ("PREFECT_API_URL", EMBEDDED):
-            os.environ.pop(name, None)
+        for name, value in self._environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def configured_url() -> str | None:

@@ -1,7 +1,8 @@
 """The process of the embedded Prefect server: ``python -m pipeline.flows.embedded_server FD PARENT``.
 
 It listens on the socket that it was given, so there is no race for a port, and ends with the process that
-started it, however that ends.
+started it, however that ends. Requests need the key in ``PREFECT_SERVER_API_AUTH_STRING``; no web page of another
+origin may read an answer, and a name that somebody has pointed at this machine is refused.
 """
 
 from __future__ import annotations
@@ -11,6 +12,10 @@ import socket
 import sys
 import threading
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 _WATCH_SECONDS = 1.0
 
@@ -18,18 +23,31 @@ _WATCH_SECONDS = 1.0
 def main(descriptor: int, parent: int) -> None:
     """Serves Prefect's API until the parent is gone or asks for the end."""
     # what Prefect sets for its own temporary server: no UI, only the services that such a server needs
-    os.environ.update(PREFECT_UI_ENABLED="0", PREFECT__SERVER_EPHEMERAL="1", PREFECT__SERVER_FINAL="1")
+    os.environ.update(
+        PREFECT_UI_ENABLED="0",
+        PREFECT__SERVER_EPHEMERAL="1",
+        PREFECT__SERVER_FINAL="1",
+        PREFECT_SERVER_CORS_ALLOWED_ORIGINS="",
+    )
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     import uvicorn
 
     config = uvicorn.Config(
-        "prefect.server.api.server:create_app",
+        application,
         factory=True,
         log_level="error",
         lifespan="on",
         timeout_graceful_shutdown=2,
     )
     uvicorn.Server(config).run(sockets=[socket.socket(fileno=descriptor)])
+
+
+def application() -> ASGIApp:
+    """Prefect's API for requests that address this machine as ``127.0.0.1`` or ``localhost``."""
+    from prefect.server.api.server import create_app
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    return TrustedHostMiddleware(create_app(), allowed_hosts=["127.0.0.1", "localhost"])
 
 
 def _watch(parent: int) -> None:

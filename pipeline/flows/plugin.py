@@ -17,6 +17,8 @@ from prefect.plugins import HookContext, SetupResult, register_hook
 
 STACK = Path(".agit/stack/stack.json")
 """What ``agit-stack up`` writes and ``agit-stack down`` removes; holds no secret."""
+KEYS = Path(".agit/stack/keys.json")
+"""Readable by the stack's owner alone."""
 
 
 @register_hook
@@ -29,7 +31,7 @@ def setup_environment(*, ctx: HookContext) -> SetupResult | None:
     url = None if ctx.api_url else _stack_url()
     if url is None:
         return None
-    return SetupResult(env={"PREFECT_API_URL": url}, note=f"server of the local stack, {url}")
+    return SetupResult(env={"PREFECT_API_URL": url, **_stack_key()}, note=f"server of the local stack, {url}")
 
 
 def _stack_url() -> str | None:
@@ -37,6 +39,13 @@ def _stack_url() -> str | None:
         return str(json.loads(STACK.read_text())["prefect_api_url"])
     except (OSError, ValueError, KeyError):
         return None
+
+
+def _stack_key() -> dict[str, str]:
+    try:
+        return {"PREFECT_API_AUTH_STRING": str(json.loads(KEYS.read_text())["prefect"])}
+    except (OSError, ValueError, KeyError):  # another user's stack, or one of an earlier version
+        return {}
 
 
 def _wrap_async(client: Any) -> None:

@@ -116,13 +116,7 @@ def _session() -> Iterator[Any]:
     # sockets live in it: a path longer than 107 bytes would not do
     folder = tempfile.mkdtemp(prefix="agit-", dir="/tmp" if os.path.isdir("/tmp") else None)
     if own:
-        options |= {
-            "address": "local",
-            "include_dashboard": False,
-            "object_store_memory": _OBJECT_STORE_BYTES,
-            "_temp_dir": folder,
-            "_node_ip_address": "127.0.0.1",
-        }
+        options |= ray_session.options(folder, _OBJECT_STORE_BYTES)
     try:
         ray.init(**options)
         yield ray

@@ -19,7 +19,9 @@ from agit_core.export import SMALLEST
 from agit_core.model_folder import DIRECTIONS, Model
 from agit_core.networks import STRIDE
 from pipeline import storage
-from pipeline.metrics.format import SPECS, Estimate, Opponent, Spec
+from pipeline.metrics import catalog
+from pipeline.metrics.catalog import IOU, KID_MEAN, KID_TARGET, Metric
+from pipeline.metrics.format import Estimate, Opponent
 from pipeline.redact import redact
 
 FILE = "README.md"
@@ -111,29 +113,22 @@ class _Scores:
     def table(self, direction: str) -> list[tuple[str, str, str]]:
         """Rows of a direction: label, figure with its interval, doing nothing."""
         rows = []
-        for spec in SPECS:
-            mine, key = self._find(spec, direction)
-            if mine is not None:
+        for metric in catalog.METRICS:
+            key = metric.key(direction)
+            if (mine := self._mine.estimate(key)) is not None:
                 nothing = self._nothing.estimate(key)
                 rows.append(
-                    (spec.label, _figure(mine, spec), "" if nothing is None else _figure(nothing, spec))
+                    (metric.label, _figure(mine, metric), metric.text(nothing.value if nothing else None))
                 )
         return rows
-
-    def _find(self, spec: Spec, direction: str) -> tuple[Estimate | None, str]:
-        for suffix in (direction, direction[0]):  # attention and cycle belong to the source domain
-            key = f"{spec.prefix}_{suffix}"
-            if (found := self._mine.estimate(key)) is not None:
-                return found, key
-        return None, ""
 
     def metrics(self, direction: str) -> list[dict[str, Any]]:
         """The same for the card's head, unscaled."""
         found = []
-        for spec in SPECS:
-            value, key = self._find(spec, direction)
-            if value is not None and spec.judged:
-                found.append({"type": spec.prefix.split("_")[0], "name": key, "value": round(value.value, 6)})
+        for metric in catalog.METRICS:
+            key = metric.key(direction)
+            if metric.judged and (value := self._mine.estimate(key)) is not None:
+                found.append({"type": key.split("_")[0], "name": key, "value": round(value.value, 6)})
         return found
 
     def protocol(self) -> list[str]:
@@ -151,27 +146,24 @@ class _Scores:
         """What of the scores speaks against the model, in sentences."""
         said = []
         for direction, label in labels.items():
-            for prefix, how in (("kid_target", "KID to the target"), ("kid_mean", "the mean of both KIDs")):
-                mine = self._mine.estimate(f"{prefix}_{direction}")
-                nothing = self._nothing.estimate(f"{prefix}_{direction}")
-                tested = (self._mine.intervals.get(f"{prefix}_{direction}") or {}).get("do_nothing") or {}
+            for metric, how in ((KID_TARGET, "KID to the target"), (KID_MEAN, "the mean of both KIDs")):
+                key = metric.key(direction)
+                mine, nothing = self._mine.estimate(key), self._nothing.estimate(key)
+                tested = (self._mine.intervals.get(key) or {}).get("do_nothing") or {}
                 if tested.get("verdict") == "noise":
                     said.append(f"{label}: by {how} it cannot be told from leaving the images as they are.")
                 elif mine and nothing and mine.value >= nothing.value:
                     said.append(f"{label}: by {how} it is worse than leaving the images as they are.")
-            iou = self._mine.estimate(f"attention_iou_{direction[0]}")
+            iou = self._mine.estimate(IOU.key(direction))
             ones = self._mine.estimate(f"attention_iou_everywhere_{direction[0]}")
             if iou and ones and iou.value <= ones.value:
                 said.append(f"{label}: its attention finds the object no better than a mask of ones.")
         return said
 
 
-def _figure(estimate: Estimate, spec: Spec) -> str:
-    scaled = estimate.scaled(spec.scale)
-    text = f"{scaled.value:.{spec.digits}f}{spec.unit}"
-    if scaled.low is not None and scaled.high is not None:
-        text += f" ({scaled.low:.{spec.digits}f} to {scaled.high:.{spec.digits}f})"
-    return text
+def _figure(estimate: Estimate, metric: Metric) -> str:
+    interval = estimate.interval(metric)
+    return metric.text(estimate.value) + (f" ({interval})" if interval else "")
 
 
 def _head(model: Model, scores: _Scores, labels: Mapping[str, str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import secrets
 import socket
 from typing import Any
 
-from agit_core import checkpoint
+from agit_core import saved_method
 from agit_core.errors import BadInput
 from pipeline import storage
 from pipeline.config import Config, fingerprint
@@ -47,7 +47,7 @@ VERDICT = "AGIT-VERDICT "
 def run_id(config: Config, data_manifest: dict[str, Any]) -> str:
     """The name of a training: the same method, schedule, seed and data give the same name."""
     identity = {
-        "method": checkpoint.identity(config.method),
+        "method": saved_method.identity(config.method),
         "train": config.train.model_dump(mode="json", exclude=_EXECUTION_ONLY),
         "seed": config.seed,
         "data": data_manifest["fingerprint"],

@@ -11,71 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.metrics.names import DIRECTIONS
-
-KID_SCALE = 100.0
-"""KID is stored raw; papers print it times 100."""
-
-
-@dataclass(frozen=True)
-class Spec:
-    """How one family of metrics is shown. ``judged``: doing nothing is a fair opponent here."""
-
-    prefix: str
-    label: str
-    hint: str
-    judged: bool = False
-    scale: float = 1.0
-    digits: int = 2
-    unit: str = ""
-
-
-SPECS = (
-    Spec("kid_target", "KID to the target × 100", "lower is closer to real images", True, KID_SCALE),
-    Spec(
-        "kid_source",
-        "KID to the source × 100",
-        "doing nothing has about 0: it is its own source",
-        False,
-        KID_SCALE,
-    ),
-    Spec(
-        "kid_mean",
-        "KID, target and source × 100",
-        "their mean; doing nothing has a head start",
-        True,
-        KID_SCALE,
-    ),
-    Spec("fid", "FID to the target", "biased upwards with few images", True, digits=1),
-    Spec("background_l1", "Background change, L1", "outside the mask; 0 keeps everything", digits=4),
-    Spec("background_psnr", "Background, PSNR", "higher keeps more", digits=1, unit=" dB"),
-    Spec("background_ssim", "Background, SSIM", "1 keeps everything", digits=3),
-    Spec(
-        "attention_iou", "Attention, IoU with the masks", "higher is better", scale=100, digits=0, unit=" %"
-    ),
-    Spec(
-        "attention_iou_everywhere",
-        "IoU of attending everywhere",
-        "what a mask of ones would get",
-        scale=100,
-        digits=0,
-        unit=" %",
-    ),
-    Spec(
-        "attention_precision",
-        "Attention, precision",
-        "of what is attended, on the object",
-        scale=100,
-        digits=0,
-        unit=" %",
-    ),
-    Spec("attention_recall", "Attention, recall", "of the object, attended", scale=100, digits=0, unit=" %"),
-    Spec("attention_inside", "Attention inside the masks", "its mean, with no threshold; higher is better"),
-    Spec("attention_outside", "Attention outside the masks", "lower is better"),
-    Spec("attention_opacity", "Attention above τ", "its mean there; low is half-transparent"),
-    Spec("attention_coverage", "Attention, coverage", "share of the image", scale=100, digits=0, unit=" %"),
-    Spec("cycle_l1", "Cycle error, L1", "after there and back; lower is better", digits=4),
-)
+from pipeline.metrics import catalog
+from pipeline.metrics.catalog import DIRECTIONS, KID_TARGET, Metric
 
 
 @dataclass(frozen=True)
@@ -92,6 +29,12 @@ class Estimate:
         low = self.value if self.low is None else self.low
         high = self.value if self.high is None else self.high
         return self.value - low, high - self.value
+
+    def interval(self, metric: Metric) -> str:
+        """The interval as text; empty where there is none."""
+        if self.low is None or self.high is None:
+            return ""
+        return f"{metric.number(self.low)} to {metric.number(self.high)}"
 
     def scaled(self, factor: float) -> Estimate:
         return Estimate(*(None if v is None else v * factor for v in (self.value, self.low, self.high)))  # type: ignore[arg-type]
@@ -165,18 +108,18 @@ class Scores:
         """The model's figure by its contract name, if it is finite."""
         return Opponent(self.metrics, self.intervals).estimate(key)
 
-    def judged(self, key: str, opponent: str, spec: Spec | None = None) -> Judgement:
+    def judged(self, key: str, opponent: str, metric: Metric | None = None) -> Judgement:
         """What the evaluation says of the difference to ``do_nothing`` or ``champion``."""
         tested = (self.intervals.get(key) or {}).get(opponent) or {}
         text, tone = _VERDICTS.get(str(tested.get("verdict")), ("", "even"))
         low, high = number(tested.get("low")), number(tested.get("high"))
-        if not text or spec is None or low is None or high is None:
+        if not text or metric is None or low is None or high is None:
             return Judgement(text, tone)
-        return Judgement(text, tone, f"{_text(low, spec, '+')} to {_text(high, spec, '+')}")
+        return Judgement(text, tone, f"{metric.number(low, '+')} to {metric.number(high, '+')}")
 
     def against_nothing(self) -> dict[str, Judgement]:
         """By direction, on KID to the target: the one score where doing nothing has no head start."""
-        found = {d: self.judged(f"kid_target_{d}", "do_nothing") for d in DIRECTIONS}
+        found = {d: self.judged(KID_TARGET.key(d), "do_nothing") for d in DIRECTIONS}
         return {direction: verdict for direction, verdict in found.items() if verdict.text}
 
     def groups(self) -> list[dict[str, Any]]:
@@ -185,23 +128,23 @@ class Scores:
         titles |= {f"_{domain}": f"On images of {self.label(domain)}" for domain in "ab"}
         groups = []
         for side, title in titles.items():
-            rows = [row for spec in SPECS if (row := self._row(spec, spec.prefix + side))]
+            rows = [row for metric in catalog.METRICS if (row := self._row(metric, metric.name + side))]
             if rows:
                 groups.append({"title": title, "rows": rows})
         return groups
 
-    def _row(self, spec: Spec, key: str) -> dict[str, Any] | None:
+    def _row(self, metric: Metric, key: str) -> dict[str, Any] | None:
         if key not in self.metrics:
             return None
         mine = self.estimate(key)
         return {
-            "label": spec.label,
-            "hint": spec.hint,
-            "model": _shown(mine, spec) if mine else Shown("undefined"),
-            "nothing": _shown(self.nothing.estimate(key), spec),
-            "champion": _shown(self.champion.estimate(key), spec),
-            "against_nothing": self.judged(key, "do_nothing", spec) if spec.judged else NOTHING_SAID,
-            "against_champion": self.judged(key, "champion", spec),
+            "label": metric.label,
+            "hint": metric.hint,
+            "model": _shown(mine, metric) if mine else Shown("undefined"),
+            "nothing": _shown(self.nothing.estimate(key), metric),
+            "champion": _shown(self.champion.estimate(key), metric),
+            "against_nothing": self.judged(key, "do_nothing", metric) if metric.judged else NOTHING_SAID,
+            "against_champion": self.judged(key, "champion", metric),
         }
 
 
@@ -212,14 +155,10 @@ def number(value: Any) -> float | None:
     return float(value)
 
 
-def _shown(value: Estimate | None, spec: Spec) -> Shown | None:
-    if value is None:
-        return None
-    text = _text(value.value, spec) + spec.unit
-    if value.low is None or value.high is None:
-        return Shown(text)
-    return Shown(text, f"{_text(value.low, spec)} to {_text(value.high, spec)}")
+def network(inception: Mapping[str, Any]) -> str:
+    """The feature network behind FID and KID: scores of different ones cannot be compared."""
+    return f"{inception['name']} (SHA-256 {inception['sha256'][:12]})"
 
 
-def _text(value: float, spec: Spec, sign: str = "") -> str:
-    return f"{value * spec.scale:{sign}.{spec.digits}f}".replace("-", "−")
+def _shown(found: Estimate | None, metric: Metric) -> Shown | None:
+    return None if found is None else Shown(metric.text(found.value), found.interval(metric))

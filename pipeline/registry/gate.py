@@ -13,9 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import GateConfig
-from pipeline.metrics.names import DIRECTIONS, check_deciding, lower_is_better
-
-_SUFFIXES = {"a2b", "b2a", "a", "b"}
+from pipeline.metrics.catalog import (
+    COVERAGE,
+    DIRECTIONS,
+    DOMAINS,
+    KID_TARGET,
+    NOTHING,
+    check_deciding,
+    lower_is_better,
+)
 
 
 @dataclass(frozen=True)
@@ -89,13 +95,13 @@ def forbidden(policy: GateConfig, evaluation: Mapping[str, Any]) -> list[str]:
     broken = sorted(
         name
         for name, value in metrics.items()
-        if value is None and not name.startswith("do_nothing_") and not _undefined(name, metrics)
+        if value is None and not name.startswith(NOTHING) and not _undefined(name, metrics)
     )
     if broken:
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
         reasons.append(f"figures are not finite: {', '.join(broken[:3])}{more}")
     for domain in "ab":
-        coverage = metrics.get(f"attention_coverage_{domain}")
+        coverage = metrics.get(COVERAGE.key(domain))
         if coverage is None:
             continue
         if coverage > policy.maximum_coverage:
@@ -109,7 +115,7 @@ def forbidden(policy: GateConfig, evaluation: Mapping[str, Any]) -> list[str]:
                 f"{policy.minimum_coverage}"
             )
     for direction in DIRECTIONS if policy.better_than_nothing else ():
-        name = f"kid_target_{direction}"
+        name = KID_TARGET.key(direction)
         value, nothing = metrics.get(name), baseline.get(name)
         if value is not None and nothing is not None and value >= nothing:
             reasons.append(f"{name} {value:.4f} is no better than doing nothing ({nothing:.4f})")
@@ -150,7 +156,7 @@ def regressions(
 
 def _is_part_of(name: str, stem: str) -> bool:
     """``attention_iou_a`` is the ``attention_iou`` of one domain; ``attention_iou_everywhere_a`` is not."""
-    return name.startswith(f"{stem}_") and name.removeprefix(f"{stem}_") in _SUFFIXES
+    return name.startswith(f"{stem}_") and name.removeprefix(f"{stem}_") in (*DIRECTIONS, *DOMAINS)
 
 
 def value_of(metrics: Mapping[str, float | None], name: str) -> float | None:

@@ -20,6 +20,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from agit_core.stages import HEALTH_KEYS
+from pipeline.metrics import catalog
 from pipeline.metrics.format import Estimate
 
 BLUE, VERMILLION, GREEN, GREY, PURPLE = "#0072b2", "#c04f00", "#00795a", "#6b7280", "#a1497c"
@@ -144,28 +146,17 @@ def mask_health(
     Args:
         limits: coverage below the first or above the second counts as a collapse.
     """
-    wanted = [
-        ("coverage", "Mask coverage", "Mean attention. The shaded bands are a collapse: nothing or all."),
-        ("above_tau", "Share above τ", "Pixels that the discriminator sees in the second stage."),
-        ("bimodality", "Decidedness", "Share of pixels whose attention is below 0.1 or above 0.9."),
-        (
-            "spread",
-            "Spread inside an image",
-            "Standard deviation of the mask; 0 is the same value everywhere.",
-        ),
-        (
-            "opacity",
-            "Strength above τ",
-            "Mean attention there; low: translations are half-transparent.",
-        ),
-    ]
     charts = []
-    for key, title, caption in wanted:
+    for key in HEALTH_KEYS:
+        metric = catalog.get(f"attention_{key}")
+        caption = f"{metric.hint[:1].upper()}{metric.hint[1:]}."
+        if key == "coverage":
+            caption += " The shaded bands are a collapse: nothing or all."
         lines = [
             Line(names[0], _health(f"{key}_a"), A),
             Line(names[1], _health(f"{key}_b"), B, "dash"),
         ]
-        chart = _over_steps(f"mask-{key}", title, caption, lines, rows, switch, smooth=False)
+        chart = _over_steps(f"mask-{key}", metric.label, caption, lines, rows, switch, smooth=False)
         if chart is None:
             continue
         if key != "spread":

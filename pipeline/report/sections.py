@@ -9,8 +9,8 @@ from typing import Any
 from agit_core.errors import BadInput, RunFailed
 from agit_core.stages import faint
 from pipeline.config import Config
-from pipeline.metrics.format import KID_SCALE, Opponent, Scores
-from pipeline.metrics.names import DIRECTIONS
+from pipeline.metrics.catalog import COVERAGE, DIRECTIONS, KID_MEAN, KID_TARGET
+from pipeline.metrics.format import Opponent, Scores
 from pipeline.redact import redact
 from pipeline.registry import audit, tracking, versions
 from pipeline.report.charts import BLUE, GREEN, GREY, Chart, Series, intervals
@@ -78,11 +78,11 @@ def scores_lead(run: Run, names: tuple[str, str]) -> str:
 def kid_chart(scores: Scores) -> Chart | None:
     """KID both ways with intervals, the model beside its opponents."""
     groups, keys = [], []
-    for prefix, name in (("kid_target", "to target"), ("kid_mean", "target and source")):
+    for metric in (KID_TARGET, KID_MEAN):
         for direction in DIRECTIONS:
-            if scores.estimate(f"{prefix}_{direction}"):
-                groups.append(f"{scores.label(direction)}\n{name}")
-                keys.append(f"{prefix}_{direction}")
+            if scores.estimate(metric.key(direction)):
+                groups.append(f"{scores.label(direction)}\n{metric.label}")
+                keys.append(metric.key(direction))
     if not keys:
         return None
     series = []
@@ -91,12 +91,12 @@ def kid_chart(scores: Scores) -> Chart | None:
         ("Doing nothing", GREY, "x", scores.nothing),
         ("Champion", GREEN, "diamond", scores.champion),
     ):
-        points = [found and found.scaled(KID_SCALE) for key in keys for found in (one.estimate(key),)]
+        points = [found and found.scaled(KID_TARGET.scale) for key in keys for found in (one.estimate(key),)]
         if any(points):
             series.append(Series(name, colour, symbol, points))
     return intervals(
         "kid",
-        "KID × 100",
+        "KID",
         "Lower is closer to real images; the bars are 95 % intervals.",
         groups,
         series,
@@ -175,7 +175,7 @@ def alarms(config: Config, run: Run, names: tuple[str, str]) -> list[str]:
     metrics = (run.evaluation or {}).get("metrics") or {}
     health = (run.result or {}).get("mask_health") or {}
     for domain, name in zip("ab", names, strict=True):
-        coverage = metrics.get(f"attention_coverage_{domain}", health.get(f"coverage_{domain}"))
+        coverage = metrics.get(COVERAGE.key(domain), health.get(f"coverage_{domain}"))
         if not config.method.networks.has_attention or not isinstance(coverage, int | float):
             continue
         if coverage > gate.maximum_coverage:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.metrics.format import KID_SCALE, Judgement, Scores
-from pipeline.metrics.names import DIRECTIONS
+from pipeline.metrics.catalog import COVERAGE, DIRECTIONS, IOU, KID_MEAN, KID_TARGET
+from pipeline.metrics.format import Judgement, Scores
 from pipeline.report.run_data import Run
 
 
@@ -35,7 +35,7 @@ def _yardstick(scores: Scores, judged: Mapping[str, Judgement]) -> list[str]:
     """By what the headline judges, and what the other yardstick says where it disagrees."""
     if not judged:
         return []
-    mean = scores.judged("kid_mean", "do_nothing")
+    mean = scores.judged(KID_MEAN.name, "do_nothing")
     if not mean.text or mean.tone == "good":
         return ["Judged by KID to the target."]
     how = "worse than doing nothing" if mean.tone == "bad" else "no different from doing nothing"
@@ -127,17 +127,14 @@ def tiles(run: Run, scores: Scores) -> list[dict[str, str]]:
     shown = []
     judged = scores.against_nothing()
     for direction in DIRECTIONS:
-        key = f"kid_target_{direction}"
-        mine, nothing = scores.estimate(key), scores.nothing.estimate(key)
+        mine = scores.estimate(KID_TARGET.key(direction))
+        nothing = scores.nothing.estimate(KID_TARGET.key(direction))
         if mine is None:
             continue
-        beside = "doing nothing: " + (
-            "not measured" if nothing is None else f"{nothing.value * KID_SCALE:.2f}"
-        )
+        beside = f"doing nothing: {KID_TARGET.text(nothing.value) if nothing else 'not measured'}"
         tone = judged[direction].tone if direction in judged else "even"
-        shown.append(
-            _tile(f"KID × 100, {scores.label(direction)}", f"{mine.value * KID_SCALE:.2f}", beside, tone)
-        )
+        label = f"{KID_TARGET.label}, {scores.label(direction)}"
+        shown.append(_tile(label, KID_TARGET.text(mine.value), beside, tone))
     shown += _attention_tile(scores)
     steps = (run.result or run.progress or {}).get("steps") or (run.progress or {}).get("step")
     if steps:
@@ -148,14 +145,11 @@ def tiles(run: Run, scores: Scores) -> list[dict[str, str]]:
 
 
 def _attention_tile(scores: Scores) -> list[dict[str, str]]:
-    for prefix, name, note in (
-        ("attention_iou", "Attention IoU", "overlap with the true masks"),
-        ("attention_coverage", "Attention coverage", "share of the image"),
-    ):
-        found = [scores.estimate(f"{prefix}_{domain}") for domain in "ab"]
+    for metric in (IOU, COVERAGE):
+        found = [scores.estimate(metric.key(domain)) for domain in "ab"]
         if all(found):
-            value = " · ".join(f"{e.value:.0%}" for e in found if e)
-            return [_tile(f"{name}, {scores.names[0]} · {scores.names[1]}", value.replace("%", " %"), note)]
+            value = " · ".join(metric.text(e.value) for e in found if e)
+            return [_tile(f"{metric.label}, {scores.names[0]} · {scores.names[1]}", value, metric.hint)]
     return []
 
 

@@ -19,6 +19,7 @@ from pipeline.config import Config
 from pipeline.train import events, worker
 from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.failures import Allowance, Preempted, root_cause, sentence
+from pipeline.train.rendezvous import LocalTorchConfig
 
 log = logging.getLogger(__name__)
 
@@ -99,10 +100,7 @@ def drive(
         trainer = _Trainer(
             worker.train,
             train_loop_config={"spec": spec, "watch_preemption": not own_ray},
-            torch_config=TorchConfig(
-                backend="nccl" if use_gpu else "gloo",
-                timeout_s=_COLLECTIVE_SECONDS + round(config.train.storage_patience_s),
-            ),
+            torch_config=_torch_config(config, use_gpu, scratch if own_ray else None),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=_workers(config),
                 use_gpu=use_gpu,
@@ -128,6 +126,15 @@ def drive(
             if own_ray and alone:
                 _free_workers_places()
             time.sleep(max(1.0, allowance.pause))
+
+
+def _torch_config(config: Config, use_gpu: bool, folder: str | None) -> TorchConfig:
+    """How the ranks find each other: through a folder of this machine, or on a cluster through a port."""
+    backend = "nccl" if use_gpu else "gloo"
+    seconds = _COLLECTIVE_SECONDS + round(config.train.storage_patience_s)
+    if folder is None:
+        return TorchConfig(backend=backend, timeout_s=seconds)
+    return LocalTorchConfig(backend=backend, timeout_s=seconds, folder=folder)
 
 
 def _free_workers_places() -> None:

@@ -9,7 +9,7 @@ import yaml
 from markupsafe import Markup
 
 from pipeline import storage
-from pipeline.metrics.names import network
+from pipeline.metrics.format import network
 from pipeline.redact import redact
 from pipeline.report import build as report
 from pipeline.report import charts as report_charts

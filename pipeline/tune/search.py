@@ -19,7 +19,7 @@ from agit_core.sampling import SamplePlan
 from pipeline import storage, train_job
 from pipeline.config import Config, fingerprint, parse
 from pipeline.launch import specs
-from pipeline.metrics import names
+from pipeline.metrics import catalog
 from pipeline.tune import space
 from pipeline.tune.space import Range, Values
 
@@ -80,7 +80,7 @@ class Search:
         config, uri = _with_absolute_start(config), specs.absolute(data_uri)
         manifest = storage.read_json(storage.join(uri, "manifest.json"))
         search = Search(config, uri, manifest, space.ranges(config))
-        names.check_deciding("tune.metric", config.tune.metric)
+        catalog.check_deciding("tune.metric", config.tune.metric)
         if config.tune.grace_steps > search.total:
             raise BadInput(
                 f"tune.grace_steps ({config.tune.grace_steps}) must not be larger than the {search.total} steps of "
@@ -125,7 +125,7 @@ class Search:
 
     @property
     def lower_is_better(self) -> bool:
-        return bool(names.lower_is_better(self.config.tune.metric))
+        return bool(catalog.lower_is_better(self.config.tune.metric))
 
     def values(self, number: int) -> Values:
         return space.trial_values(self.ranges, self.config.seed, number)

@@ -20,6 +20,7 @@ from agit_core.stages import collapse
 from pipeline import logs, storage, train_job
 from pipeline.config import Config
 from pipeline.launch import specs
+from pipeline.metrics.catalog import COVERAGE
 from pipeline.train import events, lease
 from pipeline.tune.search import ENDED, Search, from_spec
 
@@ -127,7 +128,7 @@ def _collapsed(metrics: dict[str, float | None], metric: str) -> str | None:
     if metrics.get(metric) is None:
         return "the scores are not finite"
     for domain in "ab":
-        coverage = metrics.get(f"attention_coverage_{domain}")
+        coverage = metrics.get(COVERAGE.key(domain))
         if coverage is not None and (how := collapse({"coverage": coverage})) is not None:
             return f"the attention of domain {domain} is {how} on the test images"
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from agit_core import losses
 from agit_core.stages import Rules, Stage, hard_mask, mask_health, shown_to_discriminator
 from agit_core.translation import translate
+from tests.agit_core import tiny
 
 
 def test_lsgan() -> None:
@@ -94,3 +96,24 @@ def test_mask_health() -> None:
     assert bimodal == pytest.approx(0.5)
     assert spread == pytest.approx(math.sqrt(0.5) / 2)
     assert opacity == pytest.approx((1.0 + 0.5) / 2)
+
+
+def test_binarity_by_hand_and_its_ramp() -> None:
+    mask = torch.tensor([[[[0.0, 1.0], [0.5, 0.25]]]])
+    assert losses.binarity(mask).item() == pytest.approx((0 + 0 + 1 + 0.75) / 4)
+    ramp = [losses.binarity_ramp(p) for p in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    assert ramp == pytest.approx([0, 0, 0.5, 1, 1])
+
+
+def test_binarity_enters_the_step_late_and_moves_attention_only() -> None:
+    plain = tiny.method(switch_at=9)
+    config = replace(plain, losses=replace(plain.losses, binarity_weight=0.5))
+    gradients = {}
+    for name, method, progress in (("off", plain, 1.0), ("early", config, 0.2), ("late", config, 1.0)):
+        trainer = tiny.trainer(method)
+        trainer.training_step(tiny.next_batch(trainer), progress)
+        gradients[name] = {n: p.grad for n, p in trainer.networks.named_parameters() if p.grad is not None}
+    assert tiny.same(gradients["off"], gradients["early"])
+    moved = {n for n in gradients["off"] if not torch.equal(gradients["off"][n], gradients["late"][n])}
+    assert moved
+    assert all(n.startswith("attention") for n in moved)

@@ -76,7 +76,7 @@ def test_resume_is_exact_in_channels_last(autocast: Literal["off", "bf16"]) -> N
     assert tiny.same(tiny.everything(one), tiny.everything(other))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_process_killed_twice_goes_on_exactly(tmp_path: Path) -> None:
     """``kill -9`` in mid-epoch before the switch and after it; the work since the checkpoint is done again."""
     command = [sys.executable, "-m", "tests.agit_core.dying", str(tmp_path)]
@@ -118,11 +118,11 @@ def test_killed_while_writing_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
 
 
 def _resumed(snapshot: Snapshot) -> tuple[Trainer, list[tuple[int, Figures]]]:
-    """A run resumed in the middle of epoch 0 and trained to the end of that, with the epochs that ended."""
+    """A run resumed in the middle of epoch 0 and trained beyond the end of that, with the epochs that ended."""
     trainer = tiny.trainer(with_average())
     # the run takes the snapshot's tensors over
     trainer.restore(copy.deepcopy(snapshot))
-    tiny.train(trainer, 4)
+    tiny.train(trainer, 5)
     return trainer, trainer.ended_epochs()
 
 

@@ -318,7 +318,7 @@ def test_too_small_tiles_are_refused(folder: Path) -> None:
         Translator.load(folder, tile_pixels=100)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_12_megapixel_photograph_fits_into_4_gib(tmp_path: Path) -> None:
     """The widths of the preset ``agit`` at full size; fewer blocks, which only take time."""
     models.write_model(tmp_path / "m", NetworkConfig(generator_blocks=1))

@@ -26,6 +26,27 @@ def test_h2z_is_the_papers_configuration() -> None:
     assert config.method.optimizer.learning_rate == 1e-4
 
 
+def test_h2z_uaggan_is_the_ports_training() -> None:
+    config = load("h2z-uaggan")
+    method = config.method
+    assert (method.networks.preset, method.networks.initialiser) == ("uaggan", "pytorch")
+    assert config.data.load_size == config.data.image_size == 256, "nothing to crop"
+    assert (method.flip, method.threshold_at_test, method.stages.masking) == (False, 0.1, "never")
+    assert (method.optimizer.learning_rate, method.optimizer.attention_learning_rate) == (2e-4, 0.0)
+    assert method.history.size == 0
+    last = config.train.epochs * (1 - method.optimizer.constant_fraction)
+    assert (config.train.epochs, last) == (10000, pytest.approx(50))
+
+
+def test_h2z_cyclegan_is_its_authors_training() -> None:
+    config = load("h2z-cyclegan")
+    method = config.method
+    assert (method.networks.preset, method.networks.initialiser) == ("cyclegan", "normal")
+    assert (config.data.load_size, config.data.image_size, method.flip) == (286, 256, True)
+    assert (method.losses.identity_weight, method.losses.cycle_weight, method.history.size) == (0.5, 10.0, 50)
+    assert (method.optimizer.learning_rate, config.train.epochs, config.train.batch_size) == (2e-4, 200, 1)
+
+
 def test_overrides_reach_every_section() -> None:
     config = load(
         "demo",

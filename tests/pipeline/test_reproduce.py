@@ -46,7 +46,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_same_weights_come_out_again(root: Path) -> None:
     config = _config(root)
     told = reproduce.reproduce("models:/tiny@champion", config, str(root / "again"))
@@ -67,7 +67,6 @@ def test_the_same_weights_come_out_again(root: Path) -> None:
     assert compared["largest_difference"]["generator_ba"] == 0
 
 
-@pytest.mark.slow
 def test_a_source_that_changed_is_refused_with_what_changed(root: Path, tmp_path: Path) -> None:
     config = _config(root)
     photos = root / "photos"
@@ -92,7 +91,6 @@ def test_a_source_that_changed_is_refused_with_what_changed(root: Path, tmp_path
         shutil.move(photos / "trainA" / moved.name, moved)
 
 
-@pytest.mark.slow
 def test_other_code_and_libraries_are_told(root: Path) -> None:
     origin = reproduce.Origin.of("models:/tiny/1", _config(root))
     assert reproduce.differences(origin) == []
@@ -104,7 +102,6 @@ def test_other_code_and_libraries_are_told(root: Path) -> None:
     assert "cpu cores was 512" in said
 
 
-@pytest.mark.slow
 def test_what_cannot_be_reproduced_is_told_in_one_sentence(root: Path, tmp_path: Path) -> None:
     config = _config(root)
     with pytest.raises(BadInput, match="no version 7"):
@@ -117,7 +114,7 @@ def test_what_cannot_be_reproduced_is_told_in_one_sentence(root: Path, tmp_path:
         reproduce.reproduce(tasks.finished(run)["checkpoint"], config)  # type: ignore[index]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_that_started_from_an_alias_starts_from_the_same_weights_again(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

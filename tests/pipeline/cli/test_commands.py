@@ -253,6 +253,26 @@ sys.exit(output.execute(app))
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM"])
+def test_an_interruption_while_the_commands_are_imported_is_one_line(tmp_path: Path, sent: str) -> None:
+    code = f"""
+import os, signal, sys
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "typer":
+            os.kill(os.getpid(), signal.{sent})
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupting())
+from pipeline.cli import start
+start.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr == "agit: interrupted; run the same command again to resume\n"
+
+
 def test_config_shows_what_a_run_would_take(tmp_path: Path) -> None:
     written = agit("config", "demo", "--set", "train.max_steps=5", "-o", "full.yaml", cwd=tmp_path)
     assert written.status == 0, written.err

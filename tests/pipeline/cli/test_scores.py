@@ -44,13 +44,19 @@ def evaluation() -> dict[str, Any]:
 
 def test_every_figure_has_its_interval_and_its_rivals(capsys: pytest.CaptureFixture[str]) -> None:
     kid, iou_a, iou_b = scores.rows(evaluation())
-    assert kid == ["KID x100 target, a2b", "8", "6 .. 10", "20 [green]better[/green]", "8.1 noise"]
-    assert iou_a == ["attention IoU, a", "0.5", "0.4 .. 0.6", "0", "0.6 [red]worse[/red]"]
-    assert iou_b == ["attention IoU, b", "", "", "", ""]
+    assert kid == [
+        *("KID to the target × 100, a2b", "8.00", "6.00 to 10.00"),
+        *("20.00 [green]better[/green]", "8.10 noise"),
+    ]
+    assert iou_a == [
+        *("Attention, IoU with the masks, a", "50 %", "40 to 60"),
+        *("0 %", "60 % [red]worse[/red]"),
+    ]
+    assert iou_b == ["Attention, IoU with the masks, b", "", "", "", ""]
     scores.show(evaluation())
     shown = capsys.readouterr().out
     assert "champion 3" in shown
-    assert "20 better" in shown
+    assert "20.00 better" in shown
     assert "test_a 20, test_b 30" in shown
     assert "features of inception-2015 (SHA-256 7ff4a85c3a63)" in shown
     assert "features of inception-2015" in table.markdown("Scores", evaluation())

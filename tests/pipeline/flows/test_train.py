@@ -7,15 +7,19 @@ import os
 import pickle
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 from agit_core.errors import BadInput, RunFailed
+from tests import doors
 from tests.agit_core.models import save
+from tests.chaos import processes
 from tests.pipeline.command import agit, environment, tiny_config
 from tests.pipeline.s3 import S3Server
 
@@ -39,7 +43,6 @@ def _servers(folder: Path) -> list[int]:
     return found
 
 
-@pytest.mark.slow
 def test_a_run_passes_all_stages_and_the_same_command_reuses_them(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     first = agit("run", config, "--json", cwd=tmp_path)
@@ -92,7 +95,6 @@ def test_a_run_passes_all_stages_and_the_same_command_reuses_them(tmp_path: Path
     assert {"markdown", "image"} <= kinds
 
 
-@pytest.mark.slow
 def test_bad_input_fails_the_flow_at_once_with_status_2(tmp_path: Path) -> None:
     (tmp_path / "photos/trainA").mkdir(parents=True)
     called = agit("run", tiny_config(tmp_path), "--set", "data.source=./photos", cwd=tmp_path)
@@ -104,7 +106,7 @@ def test_bad_input_fails_the_flow_at_once_with_status_2(tmp_path: Path) -> None:
     assert tries == [(1,)], "a wrong call is not tried again"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_everything_on_s3_and_a_server_that_dies_on_the_way(tmp_path: Path, s3_private: S3Server) -> None:
     config = tiny_config(tmp_path)
     # the storage's patience is for short gaps; here the server stays away
@@ -155,7 +157,28 @@ def test_everything_on_s3_and_a_server_that_dies_on_the_way(tmp_path: Path, s3_p
     assert {path.name for path in (tmp_path / ".agit").iterdir()} <= {"prefect", "mlflow.db", "cache"}
 
 
-@pytest.mark.slow
+def _expect_closed_doors(folder: Path, root: int) -> None:
+    """Nothing of a running training, its private Ray and its Prefect server serves anybody else."""
+    ports = doors.listening(processes.descendants(root))
+    assert [port for port in ports if port.address not in doors.LOOPBACK] == []
+    (prefect,) = (port.number for port in ports if "pipeline.flows.embedded_server" in port.command)
+    api = f"http://127.0.0.1:{prefect}/api"
+    asked = httpx.post(
+        f"{api}/flow_runs/filter", json={}, headers={"Origin": "http://page.example"}, timeout=60
+    )
+    assert asked.status_code == httpx.codes.UNAUTHORIZED
+    assert "access-control-allow-origin" not in asked.headers
+    assert httpx.get(f"{api}/health", timeout=60).status_code == httpx.codes.OK
+    renamed = httpx.get(f"{api}/health", headers={"Host": "page.example"}, timeout=60)
+    assert renamed.status_code == httpx.codes.BAD_REQUEST
+    assert stat.S_IMODE((folder / ".agit/prefect").stat().st_mode) == 0o700
+    (spec,) = (folder / ".agit/runs").glob("*/spec.json")
+    sessions = list(Path(json.loads(spec.read_text())["owner"]["folder"]).glob("ray/session_2*"))
+    assert sessions
+    assert [path for path in sessions if doors.enterable(path)] == []
+
+
+@pytest.mark.long
 def test_a_killed_run_leaves_no_process_and_is_resumed(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     arguments = (
@@ -178,6 +201,7 @@ def test_a_killed_run_leaves_no_process_and_is_resumed(tmp_path: Path) -> None:
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("train: step") and not line.startswith("train: step 0/"):
+            _expect_closed_doors(tmp_path, process.pid)
             os.kill(process.pid, signal.SIGKILL)
             break
     process.communicate(timeout=60)

@@ -416,7 +416,7 @@ def test_object_storage_in_and_out(photos: Path, tmp_path: Path, model: str, s3:
     assert (again["translated"], again["skipped"]) == (0, 4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_call_goes_on_where_it_was(tmp_path: Path, model: str) -> None:
     for i in range(60):
         models.save(tmp_path / "in" / f"{i:02d}.png", 160, 160, seed=i)

@@ -166,7 +166,7 @@ def token_of(run_uri: str) -> str:
     return str(storage.read_json(storage.join(run_uri, "spec.json"))["owner"]["token"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_trains_shows_progress_and_leaves_nothing_but_the_run(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,7 +199,7 @@ def test_trains_shows_progress_and_leaves_nothing_but_the_run(
     assert again.checkpoint == result.checkpoint
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_ended_launcher_takes_the_job_with_it(data: str, tmp_path: Path) -> None:
     """By SIGTERM at once, after SIGKILL because the job notices; the next launcher goes on."""
     config = tiny(tmp_path, workers=1, max_steps=100_000)
@@ -222,7 +222,7 @@ def test_an_ended_launcher_takes_the_job_with_it(data: str, tmp_path: Path) -> N
     assert storage.read_json(storage.join(run_uri, "spec.json"))["attempt"] == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_another_machine_took_over_is_left_to_it(data: str, tmp_path: Path) -> None:
     """This one had been silent, say suspended, for so long that it seemed dead."""
     config = tiny(tmp_path, workers=1, max_steps=100_000, checkpoint_every=2)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from agit_core import checkpoint, model_folder, networks
+from agit_core import checkpoint, model_folder, networks, saved_method
 from agit_core.checkpoint import Snapshot
 from agit_core.config import MethodConfig, NetworkConfig
 from agit_core.errors import BadInput, RunFailed
@@ -67,7 +67,7 @@ def make_run(storage_uri: str, run_id: str, seed: int) -> str:
     local = Path(os.environ["PYTEST_CHECKPOINTS"]) / run_id
     net = networks.build(METHOD.networks, seed)
     info = {"step": 20, "epoch": 2, "stage": "full", "image_size": 32}
-    info["method"] = checkpoint.method_to_dict(METHOD)
+    info["method"] = saved_method.to_dict(METHOD)
     checkpoint.write(local, Snapshot(info, net.state_dict(), {}, {}, {}))
     target = storage.join(uri, "checkpoints", "step-00000020")
     storage.upload_folder(local, target)
@@ -606,7 +606,6 @@ def test_no_password_reaches_the_registry(config: Config, register: Register) ->
     assert told["version"] == 1
 
 
-@pytest.mark.slow
 def test_storage_in_s3_keeps_models_and_audit_there(config: Config, register: Register, s3: S3Server) -> None:
     remote = configs.parse({**config.plain(), "storage": f"{s3.uri}/prefix"})
     shutil.copytree(config.storage, ".agit")
@@ -617,7 +616,6 @@ def test_storage_in_s3_keeps_models_and_audit_there(config: Config, register: Re
     assert Path(".agit/mlflow.db").is_file()
 
 
-@pytest.mark.slow
 def test_mlflow_is_quiet(tmp_path: Path) -> None:
     """A fresh process creates the database: nothing on standard output or standard error, or in the home directory."""
     home = tmp_path / "home"

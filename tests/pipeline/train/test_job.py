@@ -32,7 +32,7 @@ from tests.pipeline.disk import fill, small_disk
 from tests.pipeline.training import differences, prepared, read_checkpoint, spec_of, tiny, wait_for
 from tests.ray_environment import without_token
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +117,7 @@ def killing(kind: str, spec: dict[str, Any], at: int) -> Callable[[], None]:
     return killed.result
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "told"), [("worker", "worker_failed"), ("controller", "controller_lost")])
 def test_a_killed_process_costs_less_than_an_interval(
     kind: str, told: str, data: str, scratch: str, final: Snapshot, tmp_path: Path
@@ -140,6 +141,7 @@ def test_a_killed_process_costs_less_than_an_interval(
     assert len(rows) == len(set(rows))
 
 
+@pytest.mark.long
 def test_a_damaged_checkpoint_sends_it_one_back(
     data: str,
     scratch: str,
@@ -161,6 +163,7 @@ def test_a_damaged_checkpoint_sends_it_one_back(
     assert "step 50 is damaged" in told[0]["message"]
 
 
+@pytest.mark.long
 def test_a_full_disk_holds_the_checkpoints_up_and_nothing_else(
     data: str, scratch: str, final: Snapshot, tmp_path: Path
 ) -> None:
@@ -192,6 +195,7 @@ def test_a_full_disk_holds_the_checkpoints_up_and_nothing_else(
         assert [event["kind"] for event in train_events.read(run)] == ["started", "switched"]
 
 
+@pytest.mark.long
 def test_bad_input_in_a_worker_is_not_tried_again(data: str, scratch: str, tmp_path: Path) -> None:
     config = tiny(tmp_path, start_from=str(tmp_path / "nowhere"), max_failures=5)
     with pytest.raises(BadInput, match=r"no model at .*nowhere"):
@@ -211,6 +215,7 @@ def stuck(folder: Path, bias: float) -> str:
     return str(folder / "stuck")
 
 
+@pytest.mark.long
 def test_a_switch_that_comes_too_early_is_told(data: str, scratch: str, tmp_path: Path) -> None:
     """The masked stage begins while the masks of domain a are at 0.2, and that is said once."""
     config = tiny(tmp_path, start_from=stuck(tmp_path, -1.4), max_steps=30)
@@ -223,6 +228,7 @@ def test_a_switch_that_comes_too_early_is_told(data: str, scratch: str, tmp_path
     assert json.loads((Path(spec["run_uri"]) / "progress.json").read_text())["message"] == ""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("bias", "says"), [(-20.0, "all zeros"), (20.0, "all ones")])
 def test_a_hopeless_run_stops_and_can_be_made_to_go_on(
     bias: float, says: str, data: str, scratch: str, tmp_path: Path
@@ -300,6 +306,7 @@ def test_a_late_divergence_leaves_the_finite_checkpoints(
     assert told == [("resumed", 50), *[("diverged", 55), ("rolled_back", 50)] * 2, ("diverged", 55)]
 
 
+@pytest.mark.long
 def test_rolling_back_finds_a_rate_at_which_nothing_overflows(
     data: str, scratch: str, tmp_path: Path
 ) -> None:
@@ -316,6 +323,7 @@ def test_rolling_back_finds_a_rate_at_which_nothing_overflows(
     assert rows[0]["learning_rate"] == 1e9 * 0.5 ** result["rollbacks"]
 
 
+@pytest.mark.long
 def test_failures_without_progress_end_the_run(data: str, scratch: str, tmp_path: Path) -> None:
     config = tiny(tmp_path, max_failures=0)
     wait = killing("worker", spec_of(config, data), at=2)

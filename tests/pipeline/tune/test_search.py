@@ -102,7 +102,7 @@ def _states(folder: Path) -> dict[int, dict[str, Any]]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_six_trials_killed_once_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "tiny.yaml"
@@ -158,7 +158,7 @@ def test_six_trials_killed_once_and_resumed(tmp_path: Path, monkeypatch: pytest.
     assert differences(read_checkpoint(alone.checkpoint), read_checkpoint(there)) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_mask_that_collapses_in_training_ends_its_trial_also_on_s3(
     data: str, tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
@@ -462,7 +462,6 @@ def test_only_those_that_came_as_far_are_compared(data: str, tmp_path: Path) -> 
     assert configs.parse(yaml.safe_load(text)) == search.config_of(2)
 
 
-@pytest.mark.slow
 def test_the_report_opens_in_a_browser_with_all_its_charts(
     data: str, tmp_path: Path, browser: Browser, screenshots: Path
 ) -> None:

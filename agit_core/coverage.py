@@ -1,0 +1,79 @@
+"""A controller that holds the mean attention of each domain in a band.
+
+Early in the training the cycle loss pulls every mask down, evenly and hardest of all losses, because a smaller mask
+always reconstructs better; a fixed penalty on the area, as in GANimation (Pumarola et al. 2018) and AttentionGAN
+(Tang et al. 2019), ends at masks of 0 with one weight and of 1 with the next. So the weight is controlled, by the
+coverage c, the mean of the masks of a global batch, of each step and domain::
+
+    cov    <- 0.9 cov + 0.1 c
+    e       = max(cov - high, 0) - max(low - cov, 0)
+    lambda <- clip((0.99 lambda if e = 0 else lambda) + 0.05 e, -5, 5)
+    loss   += lambda c + 5 (max(c - high, 0)^2 + max(low - c, 0)^2)
+
+A negative lambda is a reward for coverage. The controller says how much is covered; where, the other losses decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from agit_core.config import CoverageConfig
+from agit_core.world import World
+
+_MEMORY = 0.9
+_LEAK = 0.99
+_RATE = 0.05
+_LIMIT = 5.0
+_SPRING = 5.0
+
+
+class CoverageController:
+    """State of both domains' controllers, [a, b], on the training device: a step never waits for it."""
+
+    def __init__(self, config: CoverageConfig, device: torch.device) -> None:
+        bands = (config.band_a, config.band_b)
+        self.active = any(band is not None for band in bands)
+        # a domain without a band is given [0, 1], which no mean of a mask leaves
+        low, high = zip(*(band or (0.0, 1.0) for band in bands), strict=True)
+        self.low = torch.tensor(low, dtype=torch.float64, device=device)
+        self.high = torch.tensor(high, dtype=torch.float64, device=device)
+        self.coverage = (self.low + self.high) / 2
+        self.weight = torch.zeros_like(self.coverage)
+
+    def __call__(self, mask_a: Tensor, mask_b: Tensor, batch_size: int, world: World) -> Tensor:
+        """Advances the controllers by one step and gives their loss on this rank's items, scalar.
+
+        The loss is linear in this rank's masks and has the gradient of the formula at the coverage of the global
+        batch: the weight of c is lambda + 10 (max(c - high, 0) - max(low - c, 0)). Collective.
+
+        Args:
+            mask_a, mask_b: attention of this rank's images of each domain, (n, 1, H, W) in [0, 1].
+            batch_size: images per domain of the global batch.
+        """
+        here = torch.stack([mask_a.float().mean(), mask_b.float().mean()])
+        covered = here.detach().double() * (len(mask_a) / batch_size)
+        if world.size > 1:
+            dist.all_reduce(covered)
+        self.coverage = _MEMORY * self.coverage + (1 - _MEMORY) * covered
+        error = self._outside(self.coverage)
+        kept = torch.where(error == 0, _LEAK * self.weight, self.weight)
+        self.weight = (kept + _RATE * error).clamp(-_LIMIT, _LIMIT)
+        slope = self.weight + 2 * _SPRING * self._outside(covered)
+        return (slope.to(here.dtype) * here).sum()
+
+    def _outside(self, coverage: Tensor) -> Tensor:
+        """How far above (positive) or below (negative) its band each coverage lies; 0 inside."""
+        return (coverage - self.high).clamp(min=0) - (self.low - coverage).clamp(min=0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Empty for a controller that is off, as in checkpoints of earlier versions."""
+        return {"coverage": self.coverage, "lambda": self.weight} if self.active else {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        if self.active:
+            self.coverage = state["coverage"].to(self.coverage.device)
+            self.weight = state["lambda"].to(self.weight.device)
