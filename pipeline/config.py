@@ -63,13 +63,6 @@ class DataConfig(Section):
     test_fraction: float = Field(
         0.1, gt=0, lt=1, description="share held out when the source has no test split (stable by content)"
     )
-    validation_fraction: float = Field(
-        0.0,
-        ge=0,
-        le=0.5,
-        description="share of the training images held out to score checkpoints with (stable by content); see "
-        "train.score_every",
-    )
     resize: Literal["squash", "crop"] = Field(
         "squash", description="images that are no squares: squash them, as the paper does, or crop the middle"
     )
@@ -105,10 +98,6 @@ class DataConfig(Section):
         return self
 
 
-LOSSES = ("cycle", "generator", "discriminator", "identity")
-"""What ``train.best_by`` may name besides scores."""
-
-
 class TrainConfig(Section):
     """The training job (stage ``train``)."""
 
@@ -138,23 +127,9 @@ class TrainConfig(Section):
         1000, ge=1, description="the most steps that a kill can cost; checkpoints are stored twice as often"
     )
     keep_checkpoints: int = Field(3, ge=1, description="how many of the newest checkpoints stay")
-    best_by: str | None = Field(
-        "auto",
-        description="what keeps one more checkpoint, the best: a score such as kid_target or attention_iou where "
-        "checkpoints are scored (train.score_every), or cycle, generator, discriminator or identity, the loss of both "
-        "directions since the last checkpoint; auto: kid_target where they are scored, else cycle",
-    )
-    score_every: int | None = Field(
-        None,
-        ge=1,
-        description="steps between scores of checkpoints on the validation images (data.validation_fraction), in a "
-        "process beside the training; the best by train.best_by is the model that is evaluated and registered",
-    )
-    score_images: int = Field(
-        100, ge=2, description="validation images per domain that a checkpoint is scored on, at most"
-    )
-    early_stopping: int | None = Field(
-        None, ge=1, description="end the training after this many scores in a row without a better one"
+    best_by: Literal["cycle", "generator", "discriminator", "identity"] | None = Field(
+        "cycle",
+        description="loss (both directions, mean since the last checkpoint) whose lowest value keeps one more",
     )
     storage_patience_s: float = Field(
         180.0, ge=0, description="seconds that the storage may be away before the run gives up"
@@ -176,27 +151,6 @@ class TrainConfig(Section):
     start_from: str | None = Field(
         None, description="model URI whose weights the run starts from; default: from scratch"
     )
-
-    @model_validator(mode="after")
-    def _scores_are_made(self) -> TrainConfig:
-        if self.score_every is None and self.early_stopping is not None:
-            raise ValueError("early_stopping watches scores; set train.score_every as well")
-        if self.score_every is None and self.best_by not in {"auto", None, *LOSSES}:
-            raise ValueError(
-                f"best_by '{self.best_by}' is no loss ({', '.join(LOSSES)}), and checkpoints are not scored; set "
-                "train.score_every as well"
-            )
-        return self
-
-    @property
-    def best_key(self) -> str | None:
-        """``best_by`` with ``auto`` resolved."""
-        return self.best_by if self.best_by != "auto" else "kid_target" if self.score_every else "cycle"
-
-    @property
-    def score_key(self) -> str | None:
-        """The score that chooses the model; None where checkpoints are not scored or a loss keeps the best."""
-        return None if self.score_every is None or self.best_key in {None, *LOSSES} else self.best_key
 
 
 class EvaluateConfig(Section):
@@ -325,15 +279,6 @@ class Config(Section):
         if _ONE_SLASH.match(storage):
             raise ValueError(f"'{storage}' has one slash after the colon; write s3://bucket/prefix")
         return storage
-
-    @model_validator(mode="after")
-    def _has_validation_images(self) -> Config:
-        if self.train.score_every is not None and not self.data.validation_fraction:
-            raise ValueError(
-                "train.score_every scores checkpoints on validation images, and there are none; hold some of the "
-                "training images out with data.validation_fraction=0.1"
-            )
-        return self
 
     @model_validator(mode="after")
     def _discriminator_fits(self) -> Config:

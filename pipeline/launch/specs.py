@@ -34,9 +34,6 @@ _EXECUTION_ONLY = {
     "storage_patience_s",
     "max_failures",
     "stop_on_collapse",
-    "score_every",
-    "score_images",
-    "early_stopping",
     # a run that never diverges is the same either way, and one that has can go on with another limit
     "rollbacks",
 }
@@ -55,10 +52,6 @@ def run_id(config: Config, data_manifest: dict[str, Any]) -> str:
     if config.data.shuffle == "windowed":
         # another order of the images, and so other weights
         identity["shuffle_bytes"] = config.data.shuffle_bytes
-    if config.train.early_stopping is not None:
-        # another end, and so other weights
-        names = ("early_stopping", "score_every", "score_images", "best_key")
-        identity["early_stopping"] = [getattr(config.train, name) for name in names]
     return f"{config.name}-{fingerprint(identity, 8)}"
 
 

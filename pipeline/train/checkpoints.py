@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,6 @@ from agit_core import checkpoint
 from agit_core.checkpoint import CheckpointDamaged, Snapshot
 from agit_core.errors import RunFailed
 from pipeline import storage
-from pipeline.config import LOSSES, TrainConfig
-from pipeline.train import scored
 
 log = logging.getLogger(__name__)
 
@@ -38,26 +36,15 @@ class CheckpointStore:
     Args:
         run_uri: the run's folder.
         keep: how many of the newest stay.
-        best_by: key of ``info["scores"]`` whose lowest value keeps one more, or a score on validation images; None
-            keeps none.
-        score_every: steps between checkpoints that are scored, which stay until they are.
+        best_by: key of ``info["scores"]`` whose lowest value keeps one more; None keeps none.
     """
 
-    def __init__(
-        self, run_uri: str, keep: int, best_by: str | None = None, score_every: int | None = None
-    ) -> None:
-        self.run_uri = run_uri
+    def __init__(self, run_uri: str, keep: int, best_by: str | None = None) -> None:
         self.uri = storage.join(run_uri, "checkpoints")
         self.keep = keep
         self.best_by = best_by
-        self.score_every = score_every
         self._info: dict[int, dict[str, Any]] = {}
         self._uploaded = b""
-
-    @classmethod
-    def of(cls, run_uri: str, train: TrainConfig) -> CheckpointStore:
-        """The store that a run's settings describe."""
-        return cls(run_uri, train.keep_checkpoints, train.best_key, train.score_every)
 
     def folder(self, step: int) -> str:
         """URI of the checkpoint of a step."""
@@ -78,7 +65,7 @@ class CheckpointStore:
         return self._info[step]
 
     def best(self) -> int | None:
-        """The step with the best score on validation images, or with the lowest loss of the newest one's stage.
+        """The step with the lowest score of the stage that the newest checkpoint is in.
 
         Losses of the two stages are not comparable: the discriminators see different pictures. Where all of the stage
         have diverged, it is the newest that has not.
@@ -86,20 +73,16 @@ class CheckpointStore:
         steps = self.steps()
         if self.best_by is None or not steps:
             return None
-        if self.best_by not in LOSSES:
-            return scored.best(
-                {s: one for s, one in scored.read(self.run_uri).items() if s in steps}, self.best_by
-            )
         stage = self.info(steps[0])["stage"]
-        losses = {
+        scored = {
             step: float(self.info(step)["scores"][self.best_by])
             for step in steps
             if self.best_by in self.info(step).get("scores", {})
         }
-        of_stage = {step: score for step, score in losses.items() if self.info(step)["stage"] == stage}
+        of_stage = {step: score for step, score in scored.items() if self.info(step)["stage"] == stage}
         finite = {step: score for step, score in of_stage.items() if math.isfinite(score)}
         if of_stage and not finite:
-            return max((step for step, score in losses.items() if math.isfinite(score)), default=None)
+            return max((step for step, score in scored.items() if math.isfinite(score)), default=None)
         return min(finite, key=lambda step: (finite[step], -step)) if finite else None
 
     # ------------------------------------------------------------------ reading
@@ -188,20 +171,13 @@ class CheckpointStore:
     def _prune(self) -> None:
         folders = self._folders()
         whole = sorted((s for s, names in folders.items() if _looks_whole(names)), reverse=True)
-        kept = {*whole[: self.keep], self.best(), *self.unscored(whole)}
+        kept = {*whole[: self.keep], self.best()}
         for step in folders:
             # newer leftovers may be an upload in progress
             if step not in kept and step < whole[0]:
                 storage.remove(storage.join(self.folder(step), checkpoint.MANIFEST))
                 storage.remove(self.folder(step))
                 self._info.pop(step, None)
-
-    def unscored(self, steps: Sequence[int]) -> list[int]:
-        """Those of these checkpoints that are due to be scored and have not been, oldest first."""
-        if self.score_every is None:
-            return []
-        waiting = {step for step in steps if step % self.score_every == 0}
-        return sorted(waiting - scored.steps(self.run_uri)) if waiting else []
 
     def _folders(self) -> dict[int, set[str]]:
         """Step -> names of the files in its folder."""

@@ -27,7 +27,7 @@ from pipeline.config import Config
 from pipeline.data.format import manifest
 from pipeline.data.read.sample_order import sample_plan
 from pipeline.handover import START
-from pipeline.train import events, lease, scored
+from pipeline.train import events, lease
 from pipeline.train.background_writer import Progress, Saver
 from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.failures import Preempted
@@ -38,8 +38,6 @@ from pipeline.train.reading import PatientImages, open_split, patiently, start_m
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_SCORES_SECONDS = 0.5
-"""Between looks for scores that the training waits for."""
 
 
 def train(loop: dict[str, Any]) -> dict[str, Any] | None:
@@ -72,7 +70,7 @@ class _Worker:
         torch.set_num_threads(train.threads_per_worker or max(1, cores // context.get_local_world_size()))
         self.device: torch.device = ray.train.torch.get_device()
         self.world = World.current()
-        self.store = CheckpointStore.of(self.run_uri, train)
+        self.store = CheckpointStore(self.run_uri, train.keep_checkpoints, train.best_by)
         data_uri = spec["data_uri"]
         self.plan = self._patiently(lambda: sample_plan(self.config, data_uri, manifest.read(data_uri)))
         sources: dict[Any, ImageSource] = {d: self._images(f"train{d.upper()}") for d in "ab"}
@@ -101,7 +99,7 @@ class _Worker:
         self.epochs: list[tuple[int, Figures]] = []
         self.mask_watch = MaskWatch()
         self.samples: Samples | None = None
-        self.seconds = {"data_wait": 0.0, "checkpoint": 0.0, "sample": 0.0, "score_wait": 0.0}
+        self.seconds = {"data_wait": 0.0, "checkpoint": 0.0, "sample": 0.0}
 
     def _new_trainer(self) -> Trainer:
         return Trainer(
@@ -140,8 +138,6 @@ class _Worker:
         done = False
         while not done:
             self.logged = (time.perf_counter(), self.trainer.step)
-            if self._stops_early(self.trainer.step, saver, progress):  # it was killed after it had decided so
-                break
             with contextlib.closing(
                 self.loader.batches(self.trainer.step, self.trainer.slots, self.end)
             ) as batches:
@@ -172,18 +168,14 @@ class _Worker:
                 if result.switched:
                     saver.put(events.as_file(self.run_uri, "switched", step=result.step - 1))
             last = result.step == self.end
-            scored_here = scored.due(result.step, train.score_every, self.end)
-            stores = result.step % self.checkpoint_every == 0 or last or scored_here
             # also before a checkpoint: a resumed run's rows then begin where an undisturbed one's do
-            if result.step % train.log_every == 0 or stores:
+            if result.step % train.log_every == 0 or result.step % self.checkpoint_every == 0 or last:
                 self._log(result, progress)
                 self._watch_masks(result.step, saver, progress)
             if train.samples and (result.step % train.sample_every == 0 or last):
                 self._sample(result.step, saver)
-            if stores:
+            if result.step % self.checkpoint_every == 0 or last:
                 self._checkpoint(saver)
-            if not last and self._stops_early(result.step, saver, progress):
-                break
             if result.step % train.log_every == 0 and not last:
                 self._leave_if_preempted(saver)
 
@@ -299,51 +291,10 @@ class _Worker:
         self._restore()
         self.trainer.rollbacks = count
         if saver is not None and progress is not None:
-            self._forget_later_steps()
+            self._patiently(lambda: remove_metrics_after(self.run_uri, self.trainer.step))
             told = f"went back at {0.5**count:.3g} times the learning rate ({count} of {allowed} times)"
             saver.put(events.as_file(self.run_uri, "rolled_back", told, step=self.trainer.step))
             progress.update(step=self.trainer.step, message=told)
-
-    def _stops_early(self, step: int, saver: Saver | None, progress: Progress | None) -> bool:
-        """Whether ``train.early_stopping`` ends the run after this step. Collective where the step is scored.
-
-        Decided from the scores of the steps before this one, for which it waits: how fast they come must not show in
-        the result. It also waits where more than one checkpoint besides this one has none yet, so that they do not
-        pile up on a machine that scores more slowly than it trains.
-        """
-        train = self.config.train
-        if train.score_every is None or step == 0 or step % train.score_every:
-            return False
-        began = time.perf_counter()
-        before = scored.steps_due(train.score_every, step - train.score_every)
-        needed = set(before if train.early_stopping else before[:-1])
-        while self._agreed(
-            saver is not None and not self._patiently(lambda: needed <= scored.steps(self.run_uri))
-        ):
-            if saver is not None and progress is not None:
-                saver.check()
-                progress.update(message="waiting for the scores of earlier checkpoints")
-            time.sleep(_SCORES_SECONDS)
-        self.seconds["score_wait"] += time.perf_counter() - began
-        if train.early_stopping is None:
-            return False
-        stop = False
-        if saver is not None and progress is not None:
-            known = {
-                s: one for s, one in self._patiently(lambda: scored.read(self.run_uri)).items() if s in needed
-            }
-            metric = train.score_key or "kid_target"
-            stop = scored.hopeless(known, metric, train.early_stopping)
-            if stop:
-                best = scored.best(known, metric)
-                reason = f"no better {metric} than at step {best} in {train.early_stopping} scores"
-                saver.put(events.as_file(self.run_uri, "stopped_early", reason, step=step))
-                progress.update(message=reason)
-        return self._agreed(stop)
-
-    def _agreed(self, told: bool) -> bool:
-        """Whether any rank says so. Collective."""
-        return bool(self.world.sum(torch.tensor([float(told)])))
 
     def _leave_if_preempted(self, saver: Saver | None) -> None:
         """A node that will be taken away is left with nothing lost. Collective."""
@@ -368,7 +319,7 @@ class _Worker:
         self._restore()
         nodes = self.world.gather(ray.get_runtime_context().get_node_id())
         if nodes is not None:
-            self._forget_later_steps()
+            self._patiently(lambda: remove_metrics_after(self.run_uri, self.trainer.step))
             self._tell_start(len(set(nodes)))
 
     def _restore(self) -> None:
@@ -391,11 +342,6 @@ class _Worker:
             if self.world.rank == 0:
                 self._keep_start(model.digest)
             self.trainer.start_from(model.weights)
-
-    def _forget_later_steps(self) -> None:
-        step = self.trainer.step
-        self._patiently(lambda: remove_metrics_after(self.run_uri, step))
-        self._patiently(lambda: scored.remove_after(self.run_uri, step))
 
     def _keep_start(self, digest: str) -> None:
         """For the lineage: the alias that the configuration may name will lead to another model one day."""
@@ -455,7 +401,6 @@ class _Worker:
             "device": self.device.type,
             "resumed_from": first,
             "rollbacks": self.trainer.rollbacks,
-            "stopped_early": step < self.end,
             "images_per_s": round((step - first) * self.plan.batch_size / seconds, 2),
             "seconds": {"loop": round(seconds, 3)} | {k: round(v, 3) for k, v in self.seconds.items()},
         }

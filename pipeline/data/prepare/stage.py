@@ -30,7 +30,7 @@ from pipeline.data.prepare.decode import VERSION, ImagePolicy
 from pipeline.data.prepare.plan import PARTS, Done, plan_shards
 from pipeline.data.prepare.previous import DamagedEarlier, Earlier
 from pipeline.data.sources.opening import open_source
-from pipeline.data.sources.source import Progress, Source
+from pipeline.data.sources.source import SPLITS, Progress, Source
 from pipeline.redact import redact
 
 _SHAPING = (
@@ -107,14 +107,14 @@ def shaping(config: DataConfig) -> dict[str, Any]:
 
 def _make(config: Config, key: str, uri: str, source: Source, report: Progress) -> dict[str, Any]:
     settings = shaping(config.data)
-    policies = {split: _policy(config.data, split) for split in source.split_names}
+    policies = {split: _policy(config.data, split) for split in SPLITS}
     plans = [
         plan
-        for split in source.split_names
+        for split in SPLITS
         for plan in plan_shards(split, source.splits[split], policies[split], config.data.shard_bytes)
     ]
     earlier = _earlier(config, settings, key)
-    meter = _Meter(report, sum(map(len, source.splits.values())))
+    meter = _Meter(report, sum(len(source.splits[split]) for split in SPLITS))
 
     def shards(earlier: Earlier | None) -> list[Done]:
         return build(
@@ -149,10 +149,7 @@ def _make(config: Config, key: str, uri: str, source: Source, report: Progress) 
         "image_size": config.data.image_size,
         "load_size": config.data.load_size,
         "domains": {domain: {"name": source.names[domain]} for domain in "ab"},
-        "splits": {
-            split: _split(uri, split, [d for d in done if d.plan.split == split])
-            for split in source.split_names
-        },
+        "splits": {split: _split(uri, split, [d for d in done if d.plan.split == split]) for split in SPLITS},
         **_described(names, copies, config.data.duplicates),
         "settings": settings,
         "kept": sum(item.kept for item in done),
@@ -173,10 +170,8 @@ def _check_usable(config: DataConfig, done: list[Done], uri: str) -> None:
     """Refuses a set that is broken rather than blemished, and leaves nothing of it behind."""
     rejected = [(item.plan.split, entry) for item in done for entry in item.rejected]
     total = sum(len(item.plan.entries) for item in done)
-    rows: dict[str, int] = {}
-    for item in done:
-        rows[item.plan.split] = rows.get(item.plan.split, 0) + item.shard["rows"]
-    empty = [split for split in rows if not rows[split]]
+    rows = {split: sum(d.shard["rows"] for d in done if d.plan.split == split) for split in SPLITS}
+    empty = [split for split in SPLITS if not rows[split]]
     if not empty and len(rejected) <= config.maximum_quarantined * total:
         return
     storage.remove(uri)
@@ -210,7 +205,7 @@ def _too_many(config: DataConfig, rejected: list[tuple[str, dict[str, str]]], to
 
 def _check_left(config: DataConfig, done: list[Done], uri: str) -> None:
     """Refuses a set of which a split consisted of other splits' images, and leaves nothing of it behind."""
-    for split in dict.fromkeys(item.plan.split for item in done):
+    for split in SPLITS:
         if not any(item.shard["rows"] for item in done if item.plan.split == split):
             storage.remove(uri)
             raise BadInput(
@@ -237,7 +232,7 @@ class _Names:
 
 
 def _described(names: _Names, copies: duplicates.Duplicates, policy: str) -> dict[str, Any]:
-    """The manifest's account of copies; leaks are pairs of a training image and one held out, equal or nearly so."""
+    """The manifest's account of copies; leaks are (training, test) pairs, equal or nearly so."""
 
     def shown(groups: list[list[int]]) -> list[list[str]]:
         return [["/".join(names[row]) for row in group] for group in groups[:_MOST_GROUPS]]
@@ -261,8 +256,8 @@ def _leaks(names: _Names, groups: list[list[int]]) -> list[list[str]]:
     leaks = []
     for group in groups:
         train = ["/".join(names[row]) for row in group if names[row][0].startswith("train")]
-        held_out = ["/".join(names[row]) for row in group if not names[row][0].startswith("train")]
-        leaks += [[one, other] for one in train for other in held_out]
+        test = ["/".join(names[row]) for row in group if names[row][0].startswith("test")]
+        leaks += [[one, other] for one in train for other in test]
     return leaks[:_MOST_GROUPS]
 
 
@@ -273,11 +268,10 @@ def _without_copies(
     copies: duplicates.Duplicates,
     rows_per_group: int,
 ) -> list[Done]:
-    """Keeps one picture of every group: a test, validation or training image, in this order, the first by name."""
-    ranks = {"test": 0, "val": 1, "train": 2}
+    """Keeps one picture of every group: a test image before a training image, then the first by name."""
     dropped: dict[str, dict[str, str]] = {}
     for group in [*copies.exact, *copies.near]:
-        first, *others = sorted(group, key=lambda row: (ranks[names[row][0][:-1]], names[row]))
+        first, *others = sorted(group, key=lambda row: (not names[row][0].startswith("test"), names[row]))
         for row in others:
             split, name = names[row]
             dropped.setdefault(split, {}).setdefault(name, f"{duplicates.COPY_OF} {'/'.join(names[first])}")

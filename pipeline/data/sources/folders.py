@@ -233,18 +233,13 @@ def _entries(files: list[File], masks: dict[str, File]) -> list[Entry]:
 
 
 def _rank(entry: Entry) -> int:
-    """A number below 2**64 from the contents of the image."""
-    return int(content_md5(entry)[:16], 16)
-
-
-def content_md5(entry: Entry) -> str:
-    """The MD5 of the image, the one digest that object storage knows without a download."""
+    """A number from the MD5 of the image, of which alone object storage says it without a download."""
     known = entry.image.md5 if isinstance(entry.image, StoredFile) else None
     try:
         known = known or hashlib.md5(entry.image.read(), usedforsecurity=False).hexdigest()
     except OSError:
         known = hashlib.md5(entry.digest.encode(), usedforsecurity=False).hexdigest()  # for the quarantine
-    return known
+    return int(known[:16], 16)
 
 
 def no_folder(text: str) -> BadInput:

@@ -18,7 +18,6 @@ from pipeline.data.sources.download import is_url
 from pipeline.data.sources.folders import no_folder, open_folder, open_two_folders
 from pipeline.data.sources.source import Entry, Progress, Source
 from pipeline.data.sources.tables import is_csv, is_parquet, open_csv, open_parquet
-from pipeline.data.sources.validation import with_validation
 
 _NO_FILE = "{} is not the address of a zip, tar, Parquet or CSV file; give one in data.source"
 
@@ -41,7 +40,7 @@ def open_source(config: DataConfig, downloads: Path, report: Progress = lambda e
     except BaseException:
         source.resources.close()
         raise
-    return with_validation(source.limited(config.limit, config.test_limit), config.validation_fraction)
+    return source.limited(config.limit, config.test_limit)
 
 
 def find(config: DataConfig) -> None:

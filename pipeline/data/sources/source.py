@@ -14,8 +14,6 @@ from pipeline import storage
 Progress = Callable[[dict[str, Any]], None]
 """Told how far something has come: ``done``, ``total``, ``message``; see :mod:`pipeline.progress`."""
 SPLITS = ("trainA", "trainB", "testA", "testB")
-VALIDATION_SPLITS = ("valA", "valB")
-"""Of training images that are held out (``data.validation_fraction``); most sources have none."""
 
 
 class Readable(Protocol):
@@ -101,7 +99,7 @@ class Source:
 
     Attributes:
         description: what was opened, for the manifest.
-        splits: entries by name, sorted, of :data:`SPLITS` and perhaps :data:`VALIDATION_SPLITS`.
+        splits: entries by name, sorted, of ``trainA``, ``trainB``, ``testA`` and ``testB``.
         names: of the two domains, as far as the source knows them.
         remote: reading one entry waits for a network.
         resources: temporary folders, gone when the source is closed.
@@ -134,12 +132,7 @@ class Source:
                 total.update(f"{entry.name}\0{entry.digest}\n".encode())
         return total.hexdigest()
 
-    @property
-    def split_names(self) -> list[str]:
-        """The splits that there are, in a fixed order."""
-        return [name for name in (*SPLITS, *VALIDATION_SPLITS) if name in self.splits]
-
     def __iter__(self) -> Iterator[tuple[str, Entry]]:
-        for split in self.split_names:
-            for entry in self.splits[split]:
+        for split in SPLITS:
+            for entry in self.splits.get(split, []):
                 yield split, entry
