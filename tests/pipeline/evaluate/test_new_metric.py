@@ -72,7 +72,7 @@ def test_a_metric_added_by_one_entry_is_found_everywhere(
     registered = register(settings, uri, evaluation)
     logged = tracking.client(tracking.tracking_uri(settings)).get_run(registered["mlflow"]["run_id"])
     assert logged.data.metrics["contrast_b2a"] == metrics["contrast_b2a"]
-    show.scores({"metrics": metrics})
+    show._scores(metrics)
     scores.show(evaluation)
     shown = " ".join(capsys.readouterr().out.split())
     pages = {
