@@ -17,7 +17,7 @@ import yaml
 from agit_core import model_folder, networks
 from agit_core.errors import BadInput, RunFailed
 from pipeline import config as configs
-from pipeline import run_status, storage, train_job
+from pipeline import ray_session, run_status, storage
 from pipeline.data.prepare.stage import prepare
 from pipeline.launch import follow, specs
 from pipeline.records import Data
@@ -175,7 +175,7 @@ def test_a_mask_that_collapses_in_training_ends_its_trial_also_on_s3(
     tree = {**TREE, "storage": f"{s3.uri}/x", "train": train, "tune": tune}
     search = Search.of(configs.parse(tree), data)
     spec = specs.spec_of(search.config, search.data_uri, search.search_id)
-    with train_job.connected_ray(search.config, cpus=2) as scratch:
+    with ray_session.connected(search.config, cpus=2) as scratch:
         trial = tune_trial.TuneTrial({"trial": 0, "spec": spec, "scratch": scratch, "own_ray": True})
         told = trial.step()
     assert (told["done"], told["score"]) == (True, tune_trial.WORST)
