@@ -12,9 +12,9 @@ import pytest
 from agit_core import model_folder
 from agit_core.errors import BadInput
 from agit_core.networks import build
-from pipeline import reproduce, storage, tasks
+from pipeline import records, reproduce, storage, tasks
 from pipeline.config import Config, parse
-from pipeline.handover import Data, Run
+from pipeline.records import Data, Run
 from pipeline.registry import lineage, models
 from pipeline.registry.registration import register
 from tests.pipeline import pictures
@@ -71,7 +71,7 @@ def test_the_same_weights_come_out_again(trained: Path) -> None:
     origin = reproduce.Origin.of("models:/tiny/1", config)
     name = next(name for name in origin.model.weights if name.startswith("generator_ab"))
     origin.model.weights[name].add_(0.5)
-    run = tasks.Run(told["run_id"], "", {"checkpoint": told["checkpoint"]})
+    run = tasks.Run(told["run_id"], "", records.Result(steps=0, checkpoint=told["checkpoint"]))
     other = reproduce.Origin(origin.uri, origin.model, {**origin.lineage, "weights_sha256": "x"})
     compared = reproduce.compare(other, run)
     assert compared["identical"] is False
@@ -123,7 +123,7 @@ def test_what_cannot_be_reproduced_is_told_in_one_sentence(root: Path, tmp_path:
         reproduce.settings(origin, config.storage)
     run = storage.join(config.storage, "runs", str(origin.lineage["run_id"]))
     with pytest.raises(BadInput, match="does not say where it comes from"):
-        reproduce.reproduce(tasks.finished(run)["checkpoint"], config)  # type: ignore[index]
+        reproduce.reproduce(records.RESULT.read(run).checkpoint, config)  # type: ignore[union-attr]
 
 
 @pytest.mark.long

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import retrain, storage, tasks
 from pipeline.config import Config, load
-from pipeline.handover import Data, Run
+from pipeline.records import Data, Run
 from pipeline.registry import models
 from pipeline.retrain import Decision
 from tests.pipeline.command import tiny_config

@@ -14,8 +14,8 @@ from agit_core.checkpoint import Snapshot
 from pipeline import storage, tasks
 from pipeline.config import Config, parse
 from pipeline.data.prepare.stage import prepare
-from pipeline.handover import Data, Run
 from pipeline.launch import specs
+from pipeline.records import RESULT, Data, Result, Run
 from pipeline.train import events as train_events
 
 TINY: dict[str, Any] = {
@@ -85,8 +85,8 @@ def untrained(config: Config, data: Data) -> Run:
     info["method"] = saved_method.to_dict(config.method)
     weights = networks.build(config.method.networks, seed=0).state_dict()
     checkpoint.write(folder, Snapshot(info, weights, {}, {}, {}))
-    result = {"run_id": name, "steps": step, "checkpoint": str(folder), "samples": []}
-    storage.write_json(storage.join(uri, "result.json"), result)
+    result = Result(run_id=name, steps=step, checkpoint=str(folder))
+    RESULT.write(uri, result)
     return Run(name, uri, result)
 
 
