@@ -22,7 +22,7 @@ from agit_core.checkpoint import Snapshot
 from agit_core.config import OptimizerConfig
 from agit_core.errors import BadInput, RunFailed
 from agit_core.networks import build
-from pipeline import storage, train_job
+from pipeline import ray_session, storage, train_job
 from pipeline.config import Config
 from pipeline.train import events as train_events
 from pipeline.train.checkpoints import CheckpointStore
@@ -46,7 +46,7 @@ def scratch() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         without_token(patch)
         terminate = signal.getsignal(signal.SIGTERM)
-        with train_job.connected_ray(tiny("unused")) as folder:
+        with ray_session.connected(tiny("unused")) as folder:
             yield folder
         signal.signal(signal.SIGTERM, terminate)
 
