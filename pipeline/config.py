@@ -142,6 +142,12 @@ class TrainConfig(Section):
     stop_on_collapse: bool = Field(
         False, description="end the run when a mask has collapsed (all zeros or all ones)"
     )
+    rollbacks: int = Field(
+        0,
+        ge=0,
+        description="how often a training whose losses or weights are not finite goes back to its last checkpoint, at "
+        "half the learning rate each time; 0: it ends at once",
+    )
     start_from: str | None = Field(
         None, description="model URI whose weights the run starts from; default: from scratch"
     )
