@@ -40,6 +40,10 @@ def prepare(config: Config) -> Data:
         stage.message = f"{counts} images"
         stage.message += f", {len(aside)} quarantined (such as {aside[0]}; see the manifest)" if aside else ""
         stage.message += f", {len(remarks)} used with a remark (such as {remarks[0]})" if remarks else ""
+        left = prepared.manifest.get("left_out", [])
+        stage.message += (
+            f", {len(left)} left out (such as {left[0]['name']}: {left[0]['reason']})" if left else ""
+        )
         stage.message += f", {copies} groups of equal files" if copies else ""
         stage.message += f", {leaks} of a test and a training image" if leaks else ""
         stage.message += (
