@@ -94,8 +94,12 @@ class KnownParameters:
             messages.append(await receive())
         body = b"".join(message.get("body", b"") for message in messages)
         unknown: list[str] = []
-        with contextlib.suppress(ValueError, AttributeError, TypeError):  # MLflow says what is wrong with these
-            unknown = sorted(set(json.loads(body)["params"]) - set(self._names)) if b'"params"' in body else []
+        with contextlib.suppress(
+            ValueError, AttributeError, TypeError
+        ):  # MLflow says what is wrong with these
+            unknown = (
+                sorted(set(json.loads(body)["params"]) - set(self._names)) if b'"params"' in body else []
+            )
         if unknown:
             sentence = f"unknown parameter '{unknown[0]}' in params; known: {', '.join(self._names)}"
             await JSONResponse({"error": sentence}, 400)(scope, receive, send)

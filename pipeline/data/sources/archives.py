@@ -33,6 +33,7 @@ _ABOUT_THE_NEXT = {
     tarfile.SOLARIS_XHDTYPE,
 }
 _LONGEST_HEADER = 1 << 20
+_LINK = "a symbolic link, which is not followed out of an archive"
 _LONGEST_NAME = 255
 _MAX_EXPANSION = 100
 _MAX_EXPANSION_FROM = 1 << 30
@@ -60,19 +61,20 @@ def open_archive(uri: str, masks: str | None, test_fraction: float, downloads: P
                 raise BadInput(f"there is no file {uri}; correct data.source") from None
         else:
             archive = storage.local_path(uri)
-        unpack(archive, folder / "images", called=uri)
+        left_out = unpack(archive, folder / "images", called=uri)
         inner = str(_inner(folder / "images"))
         try:
             source = open_folder(inner, masks, test_fraction)
         except BadInput as error:  # the temporary folder says nothing to anybody
             raise BadInput(str(error).replace(inner, uri)) from None
         source.description = uri
+        source.left_out += left_out
         source.resources = stack.pop_all()
         return source
 
 
-def unpack(archive: Path, folder: Path, called: str) -> None:
-    """Extracts the files of a zip or tar; what a link in it points to is extracted in its place.
+def unpack(archive: Path, folder: Path, called: str) -> list[tuple[str, str]]:
+    """Extracts the files of a zip or tar, and a file for each hard link to one; returns what it leaves out, and why.
 
     Raises:
         BadInput: missing, damaged, absurdly large, or a member's path leaves the folder.
@@ -82,9 +84,8 @@ def unpack(archive: Path, folder: Path, called: str) -> None:
     folder.mkdir(parents=True)
     try:
         if zipfile.is_zipfile(archive):
-            _unpack_zip(archive, folder, called)
-        else:
-            _unpack_tar(archive, folder, called)
+            return _unpack_zip(archive, folder, called)
+        return _unpack_tar(archive, folder, called)
     except (
         zipfile.BadZipFile,
         tarfile.TarError,
@@ -101,20 +102,23 @@ def unpack(archive: Path, folder: Path, called: str) -> None:
         ) from None
 
 
-def _unpack_zip(archive: Path, folder: Path, called: str) -> None:
+def _unpack_zip(archive: Path, folder: Path, called: str) -> list[tuple[str, str]]:
+    left_out: list[tuple[str, str]] = []
     with zipfile.ZipFile(archive) as file:
         members = [member for member in file.infolist() if not member.is_dir()]
         _check_size(sum(member.file_size for member in members), archive, called)
         targets = [_target(folder, member.filename, called) for member in members]
         for member, target in zip(members, targets, strict=True):
             if stat.S_ISLNK(member.external_attr >> 16):
-                _missing(target)
+                left_out.append((member.filename, _LINK))
                 continue
             with file.open(member) as source:
                 _copy(source, target, member.file_size, called)
+    return left_out
 
 
-def _unpack_tar(archive: Path, folder: Path, called: str) -> None:
+def _unpack_tar(archive: Path, folder: Path, called: str) -> list[tuple[str, str]]:
+    left_out: list[tuple[str, str]] = []
     budget = max(_MAX_EXPANSION_FROM, archive.stat().st_size * _MAX_EXPANSION)
     with tarfile.open(archive, tarinfo=_Member) as file:
         for member in _regular(file):
@@ -122,17 +126,22 @@ def _unpack_tar(archive: Path, folder: Path, called: str) -> None:
             if budget < 0:
                 raise BadInput(f"{called} would unpack to more than {_MAX_EXPANSION} times its size; refused")
             target = _target(folder, member.name, called)
+            if not (member.isreg() or member.islnk()):
+                left_out.append((member.name, _LINK if member.issym() else "a device or pipe"))
+                continue
             try:
-                source = file.extractfile(member)
-            except (KeyError, tarfile.StreamError):  # a link to what the archive does not hold
+                source = file.extractfile(member) if _reaches_file(file, member) else None
+            except KeyError:
                 source = None
-            if source is None or ((member.islnk() or member.issym()) and not _reaches_file(file, member)):
-                _missing(target)
+            if source is None:
+                left_out.append((member.name, "a link to what the archive does not hold"))
             else:
-                _copy(source, target, None if member.islnk() or member.issym() else member.size, called)
+                _copy(source, target, member.size if member.isreg() else None, called)
+                budget -= 0 if member.isreg() else target.stat().st_size
         # what is compressed has its checksum at the very end
         while file.fileobj is not None and file.fileobj.read(1 << 20):
             pass
+    return left_out
 
 
 class _Member(tarfile.TarInfo):
@@ -168,13 +177,6 @@ def _reaches_file(file: tarfile.TarFile, link: tarfile.TarInfo) -> bool:
         except KeyError:
             return False
     return False
-
-
-def _missing(target: Path) -> None:
-    """A link that leads nowhere: the listing names it, and it is quarantined."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.is_symlink() and not target.exists():
-        target.symlink_to("not-in-the-archive")
 
 
 def _target(folder: Path, name: str, called: str) -> Path:
