@@ -24,7 +24,7 @@ _NAMES = {
 
 def is_litter(name: str) -> bool:
     """Whether a file or folder of this name is hidden, or none of the user's own: thumbnails, waste, indexes."""
-    return name.startswith(".") or name.lower() in _NAMES
+    return (name.startswith(".") and name != "..") or name.lower() in _NAMES
 
 
 def in_litter(relative: str) -> bool:

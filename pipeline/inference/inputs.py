@@ -44,10 +44,11 @@ READ_VIDEOS = (
 )
 LARGEST_FILE = 2 * 2**30
 """A zip member that claims to be larger than this is not unpacked."""
-_NO_IMAGES = {
+_BESIDE_IMAGES = {
     *(
         ".txt",
         ".md",
+        ".rst",
         ".json",
         ".csv",
         ".tsv",
@@ -55,28 +56,13 @@ _NO_IMAGES = {
         ".yaml",
         ".yml",
         ".html",
-        ".pdf",
         ".log",
         ".ini",
-        ".parquet",
-    ),
-    *(
-        ".py",
-        ".zip",
-        ".tar",
-        ".gz",
         ".aae",
         ".xmp",
-        ".mp3",
-        ".wav",
-        ".npy",
-        ".npz",
-        ".pt",
-        ".mat",
-        ".doc",
-        ".docx",
     ),
 }
+"""Notes that people and programs keep beside photographs; whatever else has no known suffix is tried by its contents."""
 _lock = threading.Lock()
 
 
@@ -186,13 +172,11 @@ def _files(uris: list[str], start: int) -> Inputs:
     refused: list[dict[str, str]] = []
     for uri in uris:
         name = storage.as_text(uri[start:])
-        if in_litter(name):
-            continue
         suffix = suffix_of(uri)
+        if in_litter(name) or suffix in _BESIDE_IMAGES:
+            continue
         if suffix in READ_VIDEOS:
             refused.append({"name": name, "reason": "is a video; translate it by itself"})
-        elif suffix in _NO_IMAGES:
-            refused.append({"name": name, "reason": f"is no image, by its name ({suffix})"})
         else:  # the contents tell what it is
             items.append(Item(name, uri))
     return Inputs("folder", items, refused)
@@ -206,13 +190,11 @@ def _zip_members(uri: str) -> Inputs:
         raise BadInput(f"{uri} is not a zip file or a damaged one ({error}); pack it again") from None
     for member in members:
         path = PurePosixPath(member.filename)
-        if member.is_dir() or in_litter(path.as_posix()):
-            continue
         suffix = path.suffix.lower()
+        if member.is_dir() or in_litter(path.as_posix()) or suffix in _BESIDE_IMAGES:
+            continue
         if suffix in READ_VIDEOS:
             refused.append({"name": member.filename, "reason": "is a video; translate it by itself"})
-        elif suffix in _NO_IMAGES:
-            refused.append({"name": member.filename, "reason": f"is no image, by its name ({suffix})"})
         elif reason := _unsafe(member):
             refused.append({"name": member.filename, "reason": reason})
         else:
