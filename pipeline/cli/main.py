@@ -97,7 +97,7 @@ def train(
             "run_id": done.run_id,
             "storage": settings.storage,
             **tasks.known(settings, done.uri),
-            "checkpoint": done.result["checkpoint"],
+            "checkpoint": done.result.checkpoint,
             "run": done.uri,
             "reused": done.reused,
         },
@@ -173,7 +173,7 @@ def report(
             raise BadInput(
                 f"run {name} is not in {settings.storage}; run `agit train` with the same settings"
             )
-        report_uri = tasks.report(settings, data, tasks.Run(name, uri, {}))
+        report_uri = tasks.report(settings, data, uri)
     told = {"run_id": name, "storage": settings.storage, **tasks.known(settings, uri), "report": report_uri}
     return Answer(told, show.built)
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 TILE_PIXELS = 1024 * 1024  # agit_core.translator.TILE_PIXELS, whose import takes seconds
 
 
+PRETRAINED = "pretrained:h2z128"
+
+
 class Direction(StrEnum):
     a2b = "a2b"
     b2a = "b2a"
@@ -34,7 +37,8 @@ ModelUri = Annotated[
     typer.Option(
         "--model",
         metavar="URI",
-        help="models:/NAME@champion, a model or checkpoint folder, a finished run's, or s3:// of one.",
+        help="pretrained:h2z128, models:/NAME@champion, a model or checkpoint folder, a finished run's, "
+        "or s3:// of one.",
     ),
 ]
 

@@ -56,8 +56,8 @@ def _storage(overrides: list[str] | None) -> str:
 
 
 def _find(run: str | None, overrides: list[str] | None) -> str:
+    from pipeline import records
     from pipeline import run_status as stored
-    from pipeline import storage
 
     if run and "/" in run:
         return run
@@ -67,7 +67,7 @@ def _find(run: str | None, overrides: list[str] | None) -> str:
     if not fitting:
         what = f"no run '{run}'" if run else "no run"
         raise BadInput(f"{what} in {root}; `agit runs` lists those in a storage (--set storage=URI)")
-    return storage.join(root, "runs", fitting[0])
+    return records.run_uri(root, fitting[0])
 
 
 def models(

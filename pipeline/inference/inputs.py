@@ -62,7 +62,7 @@ _BESIDE_IMAGES = {
         ".xmp",
     ),
 }
-"""Notes that people and programs keep beside photographs; whatever else has no known suffix is tried by its contents."""
+"""Notes that people and programs keep beside photographs; everything else is tried."""
 _lock = threading.Lock()
 
 

@@ -21,8 +21,8 @@ from typing import Any
 
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
+from pipeline.records import ALIVE, PROGRESS, SPEC, Alive, Progress
 
-_ALIVE = "alive.json"
 TOKEN = "AGIT_RUN_TOKEN"
 """Environment variable with the owner's token, in every process that a job starts, however deep."""
 UNDER_WAY = frozenset({"starting", "running"})
@@ -59,9 +59,8 @@ def refuse_second(run_uri: str, unless: dict[str, Any] | None = None) -> dict[st
     Raises:
         RunFailed: somebody else trains it.
     """
-    try:
-        before: dict[str, Any] = storage.read_json(storage.join(run_uri, "spec.json"))
-    except (FileNotFoundError, ValueError):
+    before = SPEC.peek(run_uri)
+    if before is None:
         return None
     owner, trained = before.get("owner") or {}, f"run {storage.name(run_uri)} is being trained"
     if unless is not None and unless.items() <= owner.items():
@@ -99,11 +98,8 @@ def check(spec: dict[str, Any]) -> None:
         TakenOver: it is not.
     """
     token = (spec.get("owner") or {}).get("token")
-    try:
-        now: dict[str, Any] = storage.read_json(storage.join(spec["run_uri"], "spec.json"))
-    except (FileNotFoundError, ValueError):
-        return
-    if token is not None and (now.get("owner") or {}).get("token") != token:
+    now = SPEC.peek(spec["run_uri"])
+    if now is not None and token is not None and (now.get("owner") or {}).get("token") != token:
         raise _taken_over(now)
 
 
@@ -122,7 +118,7 @@ def alive(run_uri: str) -> Iterator[None]:
     def beat() -> None:
         while True:
             with contextlib.suppress(BadInput, RunFailed, OSError):  # the storage is away; the next one tells
-                storage.write_json(storage.join(run_uri, _ALIVE), {"time": time.time()})
+                ALIVE.write(run_uri, Alive(time=time.time()))
             if ended.wait(_BEAT_SECONDS):
                 return
 
@@ -135,13 +131,10 @@ def alive(run_uri: str) -> Iterator[None]:
         thread.join(timeout=2)  # no longer: whoever ends the job does not wait for a storage that is away
 
 
-def last_sign(run_uri: str, progress: dict[str, Any]) -> float:
+def last_sign(run_uri: str, progress: Progress) -> float:
     """When, by its own clock, a run's job last told anything; its last word is the end, where it came to one."""
-    told = float(progress["time"])
-    if progress["state"] in UNDER_WAY:
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            told = max(told, float(storage.read_json(storage.join(run_uri, _ALIVE))["time"]))
-    return told
+    beat = ALIVE.peek(run_uri) if progress.state in UNDER_WAY else None
+    return progress.time if beat is None else max(progress.time, beat.time)
 
 
 def _tells(run_uri: str) -> bool:
@@ -155,11 +148,8 @@ def _tells(run_uri: str) -> bool:
 
 def _told(run_uri: str) -> float | None:
     """When a job last told anything; None when the last of it was an end."""
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        progress = storage.read_json(storage.join(run_uri, "progress.json"))
-        if progress["state"] in UNDER_WAY:
-            return last_sign(run_uri, progress)
-    return None
+    progress = PROGRESS.peek(run_uri)
+    return last_sign(run_uri, progress) if progress and progress.state in UNDER_WAY else None
 
 
 def _machine() -> dict[str, str]:

@@ -68,6 +68,11 @@ def start_model(config: Config) -> Model:
     """The model named by ``train.start_from``: a model or checkpoint folder of the same architecture."""
     uri = str(config.train.start_from)
     model = model_folder.read(uri)
+    if not model.judges:
+        raise BadInput(
+            f"train.start_from: the model at {uri} has no discriminators, as it is for inference only; "
+            "give a checkpoint or a registered model"
+        )
     changed = saved_method.differences(model.method, config.method)
     if networks := [setting for setting in changed if setting.startswith("networks.")]:
         raise BadInput(

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from agit_core.errors import BadInput
-from pipeline import storage
+from pipeline import records, storage
 from pipeline.config import Config, DataConfig, fingerprint
 from pipeline.data.format import manifest
 from pipeline.data.prepare import duplicates
@@ -157,7 +157,7 @@ def _make(config: Config, key: str, uri: str, source: Source, report: Progress) 
     }
     made["totals"] = _totals(made["splits"])
     storage.sweep(uri)
-    storage.write_json(storage.join(uri, manifest.NAME), made)
+    records.MANIFEST.write(uri, made)
     storage.remove(storage.join(uri, PARTS))
     return made
 

@@ -488,6 +488,6 @@ def test_the_command(photos: Path, tmp_path: Path, model: str) -> None:
     (run / "spec.json").write_text("{}")
     early = agit("translate", photos, "of-run", "--model", run, cwd=tmp_path)
     assert (early.status, "is not finished" in early.last_line) == (2, True)
-    (run / "result.json").write_text(json.dumps({"checkpoint": model}))
+    (run / "result.json").write_text(json.dumps({"checkpoint": model, "steps": 4}))
     done = agit("translate", photos, "of-run", "--model", run, "--json", cwd=tmp_path)
     assert (done.status, done.answer["translated"]) == (0, 4)

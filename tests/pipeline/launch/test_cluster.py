@@ -127,7 +127,7 @@ def test_finishes_and_streams_the_output(
     config = on_cluster(address, tmp_path, max_steps=40)
     with caplog.at_level(logging.INFO, "pipeline"):
         result = follow.train(config, data)
-    assert (result.steps, result.reused) == (40, False)
+    assert (result.result.steps, result.reused) == (40, False)
     lines = [record.getMessage() for record in caplog.records if record.name == "pipeline.train.output"]
     assert any("stage masked" in line for line in lines)
     # the training's own lines: what Ray says about other clusters of this machine may come again and again
@@ -151,7 +151,7 @@ def test_a_head_that_is_away_for_a_while(address: str, data: str, tmp_path: Path
             threading.Timer(5, lambda: again.append(DelayedConnection(port, 0, line.port))).start()
 
     try:
-        assert follow.train(config, data, watch).steps == 300
+        assert follow.train(config, data, watch).result.steps == 300
         assert cut.is_set()
         assert again
     finally:
@@ -183,7 +183,7 @@ def test_a_head_without_an_agent_takes_jobs_as_soon_as_it_has_one(
             wait_for(lambda: "takes no jobs yet" in caplog.text or trained.done(), "the refusal")
             assert not trained.done()
             gcs.internal_kv_put(key, agent, True, b"dashboard")
-            assert trained.result(600).steps == 4
+            assert trained.result(600).result.steps == 4
 
 
 @pytest.mark.long
@@ -328,6 +328,6 @@ def test_of_two_submissions_at_the_same_instant_one_is_joined_by_the_other(
     monkeypatch.setattr(cluster._Client, "session", wait_for_the_other)
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(lambda _: follow.train(config, data), range(2)))
-    assert [result.steps for result in results] == [4, 4]
+    assert [run.result.steps for run in results] == [4, 4]
     submitted = [job.submission_id for job in cluster._Client(address).list_jobs()]
     assert [name for name in submitted if name.startswith(spec["run_id"])] == [f"{spec['run_id']}-1"]

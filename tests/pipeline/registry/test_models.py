@@ -23,8 +23,8 @@ from infra.stack_state import free_port
 from pipeline import config as configs
 from pipeline import storage, tasks
 from pipeline.config import Config, GateConfig
-from pipeline.handover import Run
 from pipeline.launch import specs
+from pipeline.records import Result, Run
 from pipeline.registry import gate, models, registration, tracking, versions
 from tests.pipeline.killed import write_and_die
 from tests.pipeline.s3 import S3Server
@@ -389,7 +389,7 @@ def test_the_champions_weights_trained_again_are_told_as_such_and_not_scored_aga
         "it has the weights of the champion, version 1: nothing to promote"
     ]
     assert registration.register(config, twin, told) == second
-    run = Run("h2z-twin", twin, {})
+    run = Run("h2z-twin", twin, Result(steps=1, checkpoint=""))
     assert tasks._compared(config, run, told)
     assert not tasks._compared(config, run, evaluation() | {"model": {"weights_sha256": "another"}})
 
