@@ -45,7 +45,8 @@ class DataConfig(Section):
 
     source: str = Field(
         "builtin",
-        description="folder, zip/tar, URL, s3:// prefix, Parquet, CSV, a public set's name, or 'builtin'",
+        description="folder (trainA, trainB or train/<class>), zip/tar, URL, s3:// prefix, Parquet "
+        "(one file, two or a folder of them), CSV, a public set's name, or 'builtin'",
     )
     masks: str | None = Field(
         None, description="folder with masks/<split><domain>; default: 'masks' beside the images"

@@ -57,6 +57,7 @@ class Result(Record):
     workers: int | None = None
     device: str | None = None
     resumed_from: int | None = None
+    rollbacks: int = 0
     images_per_s: float | None = None
     seconds: dict[str, float | None] = Field(default_factory=dict)
 

@@ -42,6 +42,8 @@ def prepare(config: Config) -> Data:
             parts.append(f"{len(aside)} quarantined (such as {aside[0]}; see the manifest)")
         if remarks:
             parts.append(f"{len(remarks)} used with a remark (such as {remarks[0]})")
+        if left := prepared.manifest.get("left_out", []):
+            parts.append(f"{len(left)} left out (such as {left[0]['name']}: {left[0]['reason']})")
         if copies:
             parts.append(f"{copies} groups of equal files")
         if leaks:
