@@ -268,7 +268,3 @@ class MethodConfig:
         for holds, message in checks:
             if not holds:
                 raise BadInput(message)
-
-    def with_stages(self, **changes: Any) -> MethodConfig:
-        """A copy with some of its stage settings changed."""
-        return replace(self, stages=replace(self.stages, **changes))

@@ -38,14 +38,20 @@ def prepare(config: Config) -> Data:
         leaks = len(prepared.manifest.get("leaks", []))
         kept = prepared.manifest.get("kept", 0)
         remarks = _named(splits, "notes")
-        stage.message = f"{counts} images"
-        stage.message += f", {len(aside)} quarantined (such as {aside[0]}; see the manifest)" if aside else ""
-        stage.message += f", {len(remarks)} used with a remark (such as {remarks[0]})" if remarks else ""
-        stage.message += f", {copies} groups of equal files" if copies else ""
-        stage.message += f", {leaks} of a test and a training image" if leaks else ""
-        stage.message += (
-            f", {kept} taken over from the data set before" if kept and not prepared.reused else ""
-        )
+        parts = [f"{counts} images"]
+        if aside:
+            parts.append(f"{len(aside)} quarantined (such as {aside[0]}; see the manifest)")
+        if remarks:
+            parts.append(f"{len(remarks)} used with a remark (such as {remarks[0]})")
+        if left := prepared.manifest.get("left_out", []):
+            parts.append(f"{len(left)} left out (such as {left[0]['name']}: {left[0]['reason']})")
+        if copies:
+            parts.append(f"{copies} groups of equal files")
+        if leaks:
+            parts.append(f"{leaks} of a test and a training image")
+        if kept and not prepared.reused:
+            parts.append(f"{kept} taken over from the data set before")
+        stage.message = ", ".join(parts)
         if prepared.reused:
             stage.reuse(f"prepared data {storage.name(prepared.uri)} ({stage.message})")
     return Data(prepared.uri, prepared.manifest, prepared.reused)

@@ -53,10 +53,6 @@ def trained(value: dict[str, Any]) -> None:
     _pairs({"run": f"{value['run_id']}, {value['steps']} steps", "checkpoint": value["checkpoint"]})
 
 
-def scores(value: dict[str, Any]) -> None:
-    _scores(value["metrics"])
-
-
 def built(value: dict[str, Any]) -> None:
     _pairs({"report": value["report"]})
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
-from pipeline.records import ALIVE, PROGRESS, SPEC
+from pipeline.records import ALIVE, PROGRESS, SPEC, Alive, Progress
 
 TOKEN = "AGIT_RUN_TOKEN"
 """Environment variable with the owner's token, in every process that a job starts, however deep."""
@@ -118,7 +118,7 @@ def alive(run_uri: str) -> Iterator[None]:
     def beat() -> None:
         while True:
             with contextlib.suppress(BadInput, RunFailed, OSError):  # the storage is away; the next one tells
-                ALIVE.write(run_uri, {"time": time.time()})
+                ALIVE.write(run_uri, Alive(time=time.time()))
             if ended.wait(_BEAT_SECONDS):
                 return
 
@@ -131,12 +131,10 @@ def alive(run_uri: str) -> Iterator[None]:
         thread.join(timeout=2)  # no longer: whoever ends the job does not wait for a storage that is away
 
 
-def last_sign(run_uri: str, progress: dict[str, Any]) -> float:
+def last_sign(run_uri: str, progress: Progress) -> float:
     """When, by its own clock, a run's job last told anything; its last word is the end, where it came to one."""
-    told = float(progress["time"])
-    if progress["state"] in UNDER_WAY:
-        told = max(told, float((ALIVE.peek(run_uri) or {}).get("time") or 0.0))
-    return told
+    beat = ALIVE.peek(run_uri) if progress.state in UNDER_WAY else None
+    return progress.time if beat is None else max(progress.time, beat.time)
 
 
 def _tells(run_uri: str) -> bool:
@@ -151,7 +149,7 @@ def _tells(run_uri: str) -> bool:
 def _told(run_uri: str) -> float | None:
     """When a job last told anything; None when the last of it was an end."""
     progress = PROGRESS.peek(run_uri)
-    return last_sign(run_uri, progress) if progress and progress["state"] in UNDER_WAY else None
+    return last_sign(run_uri, progress) if progress and progress.state in UNDER_WAY else None
 
 
 def _machine() -> dict[str, str]:

@@ -151,6 +151,7 @@ def _make(config: Config, key: str, uri: str, source: Source, report: Progress) 
         "domains": {domain: {"name": source.names[domain]} for domain in "ab"},
         "splits": {split: _split(uri, split, [d for d in done if d.plan.split == split]) for split in SPLITS},
         **_described(names, copies, config.data.duplicates),
+        "left_out": [{"name": name, "reason": reason} for name, reason in source.left_out],
         "settings": settings,
         "kept": sum(item.kept for item in done),
     }

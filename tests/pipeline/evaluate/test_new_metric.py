@@ -22,6 +22,8 @@ from pipeline.registry.registration import register
 from pipeline.report.build import build
 from tests.pipeline.evaluate import test_scoring as scoring
 
+pytestmark = pytest.mark.usefixtures("small_inception")
+
 CONTRAST = PerImage(
     name="contrast",
     label="Contrast of the translation",
@@ -72,7 +74,7 @@ def test_a_metric_added_by_one_entry_is_found_everywhere(
     registered = register(settings, uri, evaluation)
     logged = tracking.client(tracking.tracking_uri(settings)).get_run(registered["mlflow"]["run_id"])
     assert logged.data.metrics["contrast_b2a"] == metrics["contrast_b2a"]
-    show.scores({"metrics": metrics})
+    show._scores(metrics)
     scores.show(evaluation)
     shown = " ".join(capsys.readouterr().out.split())
     pages = {
