@@ -143,6 +143,11 @@ def _answer(outcome: Any) -> int:
 
 def _usage(error: Any) -> str:
     """One line out of typer's usage error."""
+    if (
+        type(error).__name__ == "NoArgsIsHelpError"
+    ):  # its message is the help, which belongs on standard output
+        print(error.format_message())
+        error.message = ""
     context = getattr(error, "ctx", None)
     hint = f" (see `{context.command_path} --help`)" if context is not None else ""
     # without a command there is help on standard output, and no message

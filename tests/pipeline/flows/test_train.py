@@ -101,7 +101,8 @@ def test_a_run_passes_all_stages_and_the_same_command_reuses_them(
     for stage in ("prepare", "train", "evaluate", "register"):
         assert f"{stage}: reused" in second.err
     assert _flow_runs(tmp_path) == flows, "nothing is left to do for a flow"
-    _only_what_is_unchanged_is_done(tmp_path, config, monkeypatch)
+    with monkeypatch.context() as inside:
+        _only_what_is_unchanged_is_done(tmp_path, config, inside)
     for stage in ("train", "evaluate", "report"):
         third = agit(stage, config, "--json", cwd=tmp_path)
         same = set(third.answer) & CONTRACT

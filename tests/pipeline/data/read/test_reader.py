@@ -216,7 +216,7 @@ def _read_all(uri: str, cache: Path, results: Any) -> None:
 def test_reading_the_index_leaves_no_thread_that_aborts_an_ending_process(local: Prepared) -> None:
     """Arrow's threads take Python's lock when they let go of its bytes, also while the process is ending."""
     code = (
-        "import sys; from pathlib import Path; from pipeline.data import manifest; uri = sys.argv[1];"
+        "import sys; from pathlib import Path; from pipeline.data.format import manifest; uri = sys.argv[1];"
         "known = manifest.read(uri); before = len(list(Path('/proc/self/task').iterdir()));"
         "manifest.read_index(uri, known, 'trainA', ['name', 'shard']);"
         "print(len(list(Path('/proc/self/task').iterdir())) - before)"
