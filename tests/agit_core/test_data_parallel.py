@@ -19,7 +19,8 @@ from tests.agit_core.ranks import Scenario, difference
 GRADIENTS = 1e-5
 WEIGHTS = 1e-3
 """After six steps, which move the weights by some 1e-2. Mostly it is 1e-7; one sign that rounding flips (of an L1
-difference, of a ReLU's input) shows as a few 1e-4, and the port's networks have more ReLUs and norms to flip (5.4e-4)."""
+difference, of a ReLU's input) shows as a few 1e-4,
+and the port's networks have more ReLUs and norms to flip (5.4e-4)."""
 
 
 def method(preset: str = "agit", switch_at: int = 1) -> MethodConfig:
