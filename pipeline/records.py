@@ -179,7 +179,7 @@ REGISTRATION = File("registration.json", Tree, f"{_AGAIN}, which finds the regis
 SUMMARY = File("summary.json", Tree, f"{_AGAIN}, which writes it again")
 """What ``--json`` printed last."""
 DONE = File("done.json", Tree, "delete it: the next run of the same settings writes it")
-"""Written last: the hash of what the summary was made from (:func:`pipeline.tasks.already_done`)."""
+"""Written last: the hash of the settings that all stages ran with (:func:`pipeline.tasks.already_done`)."""
 SAMPLE_STEP = File("samples.json", Tree, "delete the folder: its pictures may be incomplete")
 """Of the samples of one step: ``step``, ``tile``, ``columns``, ``strips``; written last."""
 MANIFEST = File("manifest.json", Tree, "delete the folder and prepare the data again")

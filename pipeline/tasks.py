@@ -267,7 +267,7 @@ def summarize(
         "report": report_uri,
     }
     SUMMARY.write(run.uri, summary)
-    DONE.write(run.uri, {"key": _done_key(config, evaluation["key"])})
+    DONE.write(run.uri, {"settings": _settings_key(config)})
     return summary
 
 
@@ -284,29 +284,29 @@ def already_done(config: Config) -> dict[str, Any] | None:
     database = tracking.database(tracking.tracking_uri(config))
     if storage.is_remote(config.storage) or database is None or not database.is_file():
         return None
-    if not any(storage.local_path(config.storage).glob(f"runs/*/{DONE.name}")):
-        return None  # before a long list of images is read
-    found = find(config)
+    settings, registered = _settings_key(config), database.stat().st_mtime
+    # the source, which may be large, is listed only where a run of just these settings is done
+    done = {
+        file.parent
+        for file in storage.local_path(config.storage).glob(f"runs/*/{DONE.name}")
+        if file.stat().st_mtime >= registered
+        and (DONE.peek(str(file.parent)) or {}).get("settings") == settings
+    }
+    found = find(config) if done else None
     if found is None:
         return None
     name, uri = locate(config, Data(found.uri, found.manifest, True))
-    files = (
-        RESULT.peek(uri),
-        EVALUATION.peek(uri),
-        REGISTRATION.peek(uri),
-        SUMMARY.peek(uri),
-        DONE.peek(uri),
-    )
-    result, evaluation, registration, summary, done = files
-    if result is None or evaluation is None or registration is None or summary is None or done is None:
+    result, evaluation = RESULT.peek(uri), EVALUATION.peek(uri)
+    registration, summary = REGISTRATION.peek(uri), SUMMARY.peek(uri)
+    if result is None or evaluation is None or registration is None or summary is None:
         return None
     key = _evaluation_key(config, found.manifest, result)
-    if evaluation.get("key") != key or done.get("key") != _done_key(config, key):
-        return None
-    whole = [summary["report"], result.checkpoint, registration["source"]]
-    if not all(storage.exists(each) for each in whole):
-        return None
-    if database.stat().st_mtime > storage.local_path(DONE.uri(uri)).stat().st_mtime:
+    files = (summary["report"], result.checkpoint, registration["source"])
+    if (
+        storage.local_path(uri) not in done
+        or evaluation.get("key") != key
+        or not all(map(storage.exists, files))
+    ):
         return None
     for stage_name in progress.STAGES:
         with progress.stage(stage_name) as stage:
@@ -314,16 +314,9 @@ def already_done(config: Config) -> dict[str, Any] | None:
     return summary
 
 
-def _done_key(config: Config, evaluation_key: str) -> str:
-    """Hash of what the stages behind the training depend on."""
-    settings = config.plain()
-    return fingerprint(
-        {
-            "evaluation": evaluation_key,
-            "version": metadata.version("agit"),
-            **{section: settings[section] for section in ("name", "register", "report")},
-        }
-    )
+def _settings_key(config: Config) -> str:
+    """Hash of a whole configuration and of the version that ran it."""
+    return fingerprint({"config": config.plain(), "version": metadata.version("agit")})
 
 
 def known(config: Config, run_uri: str) -> dict[str, Any]:

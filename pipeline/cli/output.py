@@ -143,9 +143,8 @@ def _answer(outcome: Any) -> int:
 
 def _usage(error: Any) -> str:
     """One line out of typer's usage error."""
-    if (
-        type(error).__name__ == "NoArgsIsHelpError"
-    ):  # its message is the help, which belongs on standard output
+    # a command without arguments: the message is the help, which belongs on standard output
+    if type(error).__name__ == "NoArgsIsHelpError":
         print(error.format_message())
         error.message = ""
     context = getattr(error, "ctx", None)
