@@ -45,6 +45,23 @@ def _servers(folder: Path) -> list[int]:
     return found
 
 
+def _training(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The command, started and read until its training has made a step."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", *arguments],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("train: step") and not line.startswith("train: step 0/"):
+            return process
+    raise AssertionError(f"it ended before its first step: {process.wait()}")
+
+
 def _flow_runs(folder: Path) -> int:
     with sqlite3.connect(folder / ".agit/prefect/prefect.db") as database:
         return int(database.execute("select count(*) from flow_run").fetchone()[0])
@@ -156,19 +173,8 @@ def test_everything_on_s3_and_a_server_that_dies_on_the_way(tmp_path: Path, s3_p
         "train.max_steps=300",
     )
     arguments = (*arguments, "--set", "train.checkpoint_every=20", "--set", "train.storage_patience_s=2")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", *map(str, arguments)],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("train: step") and not line.startswith("train: step 0/"):
-            s3_private.stop()
-            break
+    process = _training(tmp_path, *map(str, arguments))
+    s3_private.stop()
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1, err
     assert "Traceback" not in err
@@ -222,20 +228,9 @@ def test_a_killed_run_leaves_no_process_and_is_resumed(tmp_path: Path) -> None:
         "--set",
         "train.checkpoint_every=10",
     )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", *arguments],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("train: step") and not line.startswith("train: step 0/"):
-            _expect_closed_doors(tmp_path, process.pid)
-            os.kill(process.pid, signal.SIGKILL)
-            break
+    process = _training(tmp_path, *arguments)
+    _expect_closed_doors(tmp_path, process.pid)
+    os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     until = time.monotonic() + 60
     while _servers(tmp_path) and time.monotonic() < until:
