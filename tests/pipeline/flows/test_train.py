@@ -143,7 +143,7 @@ def test_a_run_passes_all_stages_and_the_same_command_reuses_them(
 
     assert _servers(tmp_path) == []
     assert {state for (state,) in _prefect(tmp_path, "select state_name from flow_run")} == {"Completed"}
-    assert len(_prefect(tmp_path, "select name from task_run where state_name = 'Completed'")) == 10
+    assert len(_prefect(tmp_path, "select name from task_run where state_name = 'Completed'")) == 5
     kinds = {kind for (kind,) in _prefect(tmp_path, "select type from artifact")}
     assert {"markdown", "image"} <= kinds
 
