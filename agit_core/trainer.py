@@ -161,7 +161,7 @@ class Trainer:
         return float(self.training_step.optimizer_g.param_groups[0]["lr"])
 
     def _set_learning_rates(self) -> None:
-        factor = learning_rate_factor(self.step, self.total_steps, self.config.optimizer.constant_fraction)
+        factor = learning_rate_factor(self.step, self.total_steps, self.config.optimizer)
         factor *= 0.5**self.rollbacks
         set_learning_rate(self.training_step.optimizer_g, factor)
         set_learning_rate(self.training_step.optimizer_d, factor)

@@ -28,6 +28,23 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib import metadata
+
+        print(f"agit {metadata.version('agit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
 @app.command()
 def run(config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False) -> Answer:
     """Everything: prepare, train, evaluate, register, report, as the Prefect flow `agit`.
@@ -224,13 +241,25 @@ def list_presets(json: Json = False, debug: Debug = False) -> Answer:
 
 @app.command(name="config")
 def show_config(
-    config: ConfigName,
+    config: Annotated[
+        str | None,
+        typer.Argument(metavar="CONFIG", help="A preset's name (see `agit presets`) or a YAML file."),
+    ] = None,
     overrides: Overrides = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a YAML file instead.")] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Show the JSON Schema of configuration files, for editors.")
+    ] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
     """The resolved configuration, every default included, as YAML that `agit run` takes."""
+    if schema:
+        from pipeline.cli import schema as of_files
+
+        return Answer(of_files.schema(), show.as_json)
+    if config is None:
+        raise BadInput("give a CONFIG, a preset's name or a YAML file, or --schema")
     plain: dict[str, Any] = read_config(config, overrides).plain()
     if output is not None:
         from pipeline import storage

@@ -14,6 +14,8 @@ from pipeline.records import MANIFEST
 
 FORMAT = 1
 NAME = MANIFEST.name
+CARD = "README.md"
+"""The dataset card (:mod:`pipeline.data.prepare.dataset_card`)."""
 _WHOLE = 16 << 20
 """An index of so many bytes is fetched as it is."""
 

@@ -26,6 +26,7 @@ from pipeline.config import Config, DataConfig, fingerprint
 from pipeline.data.format import manifest
 from pipeline.data.prepare import duplicates
 from pipeline.data.prepare.build import build, without
+from pipeline.data.prepare.dataset_card import dataset_card
 from pipeline.data.prepare.decode import VERSION, ImagePolicy
 from pipeline.data.prepare.plan import PARTS, Done, plan_shards
 from pipeline.data.prepare.previous import DamagedEarlier, Earlier
@@ -156,6 +157,7 @@ def _make(config: Config, key: str, uri: str, source: Source, report: Progress) 
         "kept": sum(item.kept for item in done),
     }
     made["totals"] = _totals(made["splits"])
+    storage.write_text(storage.join(uri, manifest.CARD), dataset_card(made))
     storage.sweep(uri)
     records.MANIFEST.write(uri, made)
     storage.remove(storage.join(uri, PARTS))
