@@ -27,7 +27,8 @@ from agit_core.networks import DISCRIMINATOR_NAMES, Networks
 FORMAT = 1
 MANIFEST = "model.json"
 DIRECTIONS = ("a2b", "b2a")
-_WEIGHTS = ("networks.safetensors", "networks.pt")
+# the third is the name that the Hugging Face Hub looks for
+_WEIGHTS = ("networks.safetensors", "networks.pt", "model.safetensors")
 _AVERAGED = ("averaged.safetensors", "averaged.pt")
 
 
@@ -90,10 +91,12 @@ def write(
     weights: dict[str, Tensor],
     lineage: dict[str, Any] | None = None,
     extra: dict[str, bytes] | None = None,
+    weights_file: str = _WEIGHTS[0],
 ) -> Path:
     """Writes a model folder; ``model.json`` last.
 
     Args:
+        weights_file: the name of the safetensors file, one of those that :func:`read` knows.
         weights: a state of :class:`~agit_core.networks.Networks`, averaged generators already in place.
         extra: further files by relative path (a model card, code), listed with their checksums.
     """
@@ -102,7 +105,7 @@ def write(
     weights = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
     safetensors = _safetensors()
     if safetensors is not None:
-        file = folder / _WEIGHTS[0]
+        file = folder / weights_file
         safetensors.save_file(weights, file, metadata={"format": "pt"})
     else:
         file = folder / _WEIGHTS[1]

@@ -104,7 +104,8 @@ class Translator:
 
         Args:
             uri: a local path, ``s3://...`` or anything else fsspec opens, ``pretrained:h2z128`` for the model
-                that comes with the package, or ``models:/h2z@champion`` where the pipeline is installed.
+                that comes with the package, or, where the pipeline is installed, ``models:/h2z@champion`` and
+                ``hf://USER/REPO`` (the Hugging Face Hub).
                 Checksums are verified and no code from the folder is run.
 
         Raises:

@@ -19,6 +19,7 @@ class Format(StrEnum):
     onnx = "onnx"
     torch_export = "torch-export"
     safetensors = "safetensors"
+    hub = "hub"
 
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
@@ -61,14 +62,24 @@ def export(
     ] = 1e-3,
     threshold: Threshold = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="USER/REPO",
+            help="With --format hub: also publish it there, on the Hugging Face Hub (HF_TOKEN).",
+        ),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="With --push: a new repository is private.")
+    ] = False,
     overrides: Overrides = None,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Write a model as ONNX, torch.export or safetensors, compared with the PyTorch model on real images.
+    """Write a model as ONNX, torch.export, safetensors or a repository of the Hugging Face Hub.
 
-    Batch, height and width stay free. A file that differs by more than the tolerance is not handed out
-    (exit status 1).
+    It is compared with the PyTorch model on real images. Batch, height and width stay free. A file that differs by
+    more than the tolerance is not handed out (exit status 1).
     """
     subject, settings = chosen(model, overrides)
     from pipeline import progress
@@ -86,6 +97,8 @@ def export(
             tolerance=tolerance,
             threshold=threshold,
             overwrite=overwrite,
+            push=push,
+            private=private,
             progress=stage,
         )
         stage.message = _worst(done)
@@ -119,7 +132,8 @@ def _show(done: dict[str, Any]) -> None:
         for direction, check in done["checks"].items()
     ]
     show.table_of(rows, list(rows[0]))
-    show.mapping({"difference": _worst(done), "files": "\n".join(done["files"]) or "none"})
+    files = "\n".join(done["files"]) or "none"
+    show.mapping({"difference": _worst(done), "files": files, "pushed": done.get("pushed")})
 
 
 def _digits(value: float | None) -> str:

@@ -37,8 +37,8 @@ ModelUri = Annotated[
     typer.Option(
         "--model",
         metavar="URI",
-        help="pretrained:h2z128, models:/NAME@champion, a model or checkpoint folder, a finished run's, "
-        "or s3:// of one.",
+        help="pretrained:h2z128, models:/NAME@champion, hf://USER/REPO, a model or checkpoint folder, a finished "
+        "run's, or s3:// of one.",
     ),
 ]
 

@@ -10,7 +10,7 @@ from agit_core import checkpoint, model_folder, pretrained
 from agit_core.errors import BadInput, RunFailed
 from pipeline import records, run_status, storage
 from pipeline.config import Config
-from pipeline.inference import model_card
+from pipeline.inference import hub, model_card
 from pipeline.registry import models
 
 
@@ -25,8 +25,8 @@ class Chosen:
 
 
 def choose(uri: str, config: Config) -> Chosen:
-    """The folder behind ``models:/NAME@ALIAS``, ``models:/NAME/3`` or ``pretrained:NAME``; of a finished run its
-    last checkpoint.
+    """The folder behind ``models:/NAME@ALIAS``, ``models:/NAME/3``, ``hf://USER/REPO`` or ``pretrained:NAME``; of a
+    finished run its last checkpoint.
 
     Raises:
         BadInput: there is no such version, or the run is not finished.
@@ -36,6 +36,8 @@ def choose(uri: str, config: Config) -> Chosen:
         return Chosen(uri, str(version.source), version)
     if uri.startswith(f"{pretrained.SCHEME}:"):
         return Chosen(uri, str(pretrained.folder(uri)))
+    if uri.startswith(f"{hub.SCHEME}:"):
+        return Chosen(uri, hub.resolve(uri))
     return Chosen(uri, run_status.last_checkpoint(uri) or uri)
 
 
