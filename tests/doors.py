@@ -6,7 +6,6 @@ import contextlib
 import os
 import stat
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,14 +49,16 @@ def enterable(folder: Path) -> bool:
     """Whether another user could list the folder: asked as one where possible, otherwise judged by its modes."""
     if os.getuid() == 0:
         asked = subprocess.run(
-            [sys.executable, "-c", f"import os; os.listdir({str(folder)!r})"],
+            ["/bin/ls", str(folder)],
+            cwd="/",
+            env={"LC_ALL": "C"},
             user=NOBODY,
             group=NOBODY,
             extra_groups=[],
             capture_output=True,
             text=True,
         )
-        assert asked.returncode == 0 or "PermissionError" in asked.stderr, asked.stderr
+        assert asked.returncode == 0 or "Permission denied" in asked.stderr, asked.stderr
         return asked.returncode == 0
     modes = [path.stat().st_mode for path in (folder, *folder.absolute().parents)]
     return all(mode & stat.S_IXOTH for mode in modes) and bool(modes[0] & stat.S_IROTH)

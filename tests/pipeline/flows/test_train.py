@@ -160,7 +160,7 @@ def test_everything_on_s3_and_a_server_that_dies_on_the_way(tmp_path: Path, s3_p
 
 
 def _expect_closed_doors(folder: Path, root: int) -> None:
-    """Nothing of a running training, its private Ray and its Prefect server serves anybody else."""
+    """The ports of a run are on loopback, and its Prefect server serves nobody without the key."""
     ports = doors.listening(processes.descendants(root))
     assert [port for port in ports if port.address not in doors.LOOPBACK] == []
     (prefect,) = (port.number for port in ports if "pipeline.flows.embedded_server" in port.command)
@@ -174,10 +174,6 @@ def _expect_closed_doors(folder: Path, root: int) -> None:
     renamed = httpx.get(f"{api}/health", headers={"Host": "page.example"}, timeout=60)
     assert renamed.status_code == httpx.codes.BAD_REQUEST
     assert stat.S_IMODE((folder / ".agit/prefect").stat().st_mode) == 0o700
-    (spec,) = (folder / ".agit/runs").glob("*/spec.json")
-    sessions = list(Path(json.loads(spec.read_text())["owner"]["folder"]).glob("ray/session_2*"))
-    assert sessions
-    assert [path for path in sessions if doors.enterable(path)] == []
 
 
 @pytest.mark.slow

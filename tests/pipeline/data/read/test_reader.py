@@ -25,6 +25,7 @@ from pipeline.config import Config
 from pipeline.data.format import manifest
 from pipeline.data.prepare.stage import Prepared, prepare
 from pipeline.data.read import reader, shard_cache
+from pipeline.data.read.inspect import verify
 from pipeline.data.read.reader import ShardImages
 from pipeline.data.read.shard_cache import ShardCache
 from tests.pipeline.data.prepare.test_stage import config
@@ -216,7 +217,7 @@ def _read_all(uri: str, cache: Path, results: Any) -> None:
 def test_reading_the_index_leaves_no_thread_that_aborts_an_ending_process(local: Prepared) -> None:
     """Arrow's threads take Python's lock when they let go of its bytes, also while the process is ending."""
     code = (
-        "import sys; from pathlib import Path; from pipeline.data import manifest; uri = sys.argv[1];"
+        "import sys; from pathlib import Path; from pipeline.data.format import manifest; uri = sys.argv[1];"
         "known = manifest.read(uri); before = len(list(Path('/proc/self/task').iterdir()));"
         "manifest.read_index(uri, known, 'trainA', ['name', 'shard']);"
         "print(len(list(Path('/proc/self/task').iterdir())) - before)"
@@ -261,13 +262,24 @@ def test_a_reader_of_the_wrong_thing_says_so(local: Prepared, tmp_path: Path) ->
     with pytest.raises(BadInput, match="index"):
         ShardImages(str(copy), "trainA", tmp_path, 0)
     shard = copy / "trainB" / "part-00000.parquet"
-    shard.write_bytes(b"\0" * 64 + shard.read_bytes())
-    with pytest.raises(BadInput, match="does not match its index"):
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1  # may well be an image still
+    shard.write_bytes(data)
+    with pytest.raises(
+        BadInput, match=f"shard {shard} is not what its manifest says; remove {copy} and prepare"
+    ):
         ShardImages(str(copy), "trainB", tmp_path, 0).read(0)
     shard.unlink()
     with pytest.raises(BadInput, match="missing"):
         ShardImages(str(copy), "trainB", tmp_path, 0).read(0)
     described = manifest.read(local.uri)
+    storage.write_json(str(copy / "manifest.json"), {**described, "image_size": 4096})
+    with pytest.raises(BadInput, match="manifest was changed"):
+        ShardImages(str(copy), "trainB", tmp_path, 0)
+    assert {
+        "path": "manifest.json",
+        "reason": "the manifest was changed after it had been written",
+    } in verify(str(copy))["damaged"]
     storage.write_json(str(copy / "manifest.json"), {**described, "format": 99})
     with pytest.raises(BadInput, match="format 99"):
         ShardImages(str(copy), "trainB", tmp_path, 0)
