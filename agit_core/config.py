@@ -28,7 +28,7 @@ show; so are pool, stage switch, tau, betas and weights of the losses.
                                                                 a constant factor out
 
 A setting added later carries in its metadata what saved configurations without it stand for (``before``): see
-``agit_core.checkpoint.method_from_dict`` and ``identity``.
+``agit_core.saved_method.from_dict`` and ``identity``.
 """
 
 from __future__ import annotations
@@ -268,7 +268,3 @@ class MethodConfig:
         for holds, message in checks:
             if not holds:
                 raise BadInput(message)
-
-    def with_stages(self, **changes: Any) -> MethodConfig:
-        """A copy with some of its stage settings changed."""
-        return replace(self, stages=replace(self.stages, **changes))

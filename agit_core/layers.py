@@ -80,7 +80,7 @@ class ToImage(nn.Conv2d):
         moved = [F.pad(self.weight, (j, 1 - j, i, 1 - i)) for i in (0, 1) for j in (0, 1)]
         split = torch.stack(moved, 1).view(outputs, 4, inputs, half, 2, half, 2)
         weight = split.permute(0, 1, 4, 6, 2, 3, 5).reshape(4 * outputs, 4 * inputs, half, half)
-        y = F.pixel_shuffle(F.conv2d(_blocks(_padded(self, x)), weight), 2)
+        y = _in_layout_of(x, F.pixel_shuffle(F.conv2d(_blocks(_padded(self, x)), weight), 2))
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
 
 
@@ -98,12 +98,17 @@ class FromImage(nn.Conv2d):
         half = (size + 1) // 2
         split = F.pad(self.weight, (0, 1, 0, 1)).view(outputs, inputs, half, 2, half, 2)
         weight = split.permute(0, 3, 5, 1, 2, 4).reshape(outputs, 4 * inputs, half, half)
-        return F.conv2d(_blocks(_padded(self, x)), weight, self.bias)
+        return _in_layout_of(x, F.conv2d(_blocks(_padded(self, x)), weight, self.bias))
 
 
 def _padded(convolution: nn.Conv2d, x: Tensor) -> Tensor:
     mode = "constant" if convolution.padding_mode == "zeros" else convolution.padding_mode
     return F.pad(x, convolution._reversed_padding_repeated_twice, mode)  # type: ignore[arg-type]
+
+
+def _in_layout_of(x: Tensor, y: Tensor) -> Tensor:
+    """``y``, contiguous where ``x`` is: behind blocks it is channels_last, which slows fp32 layers that follow."""
+    return y.contiguous() if x.is_contiguous() else y
 
 
 def _blocks(x: Tensor) -> Tensor:

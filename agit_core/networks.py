@@ -235,6 +235,9 @@ def _discriminator(preset: str, w: int, port: bool) -> Discriminator:
     return Discriminator([w, 2 * w, 4 * w, 8 * w], [2, 2, 2, 1, 1], 1, normed, affine=False, bias=True)
 
 
+DISCRIMINATOR_NAMES = ("discriminator_a", "discriminator_b")
+
+
 class Networks(nn.Module):
     """The six networks; ``attention_a`` and ``attention_b`` are None when the configuration has no attention."""
 

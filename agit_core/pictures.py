@@ -5,18 +5,16 @@ PIL images, numpy arrays and torch tensors are accepted; the answer is of the sa
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from agit_core import pixels
 from agit_core.errors import BadInput
-from agit_core.grey import grey_of_wide
 
 
 class Opened(NamedTuple):
@@ -33,9 +31,8 @@ class Opened(NamedTuple):
 def open_picture(picture: Any) -> Opened:
     """Reads a picture of any accepted type.
 
-    - ``PIL.Image`` of any mode: turned upright by its EXIF orientation; an alpha channel (or a palette's
-      transparent colour) goes into the answer as it is; grey becomes RGB; 16 bits become 8; CMYK is converted
-      by its colour profile, RGB keeps its own. Mask: mode L.
+    - ``PIL.Image`` of any mode, read as :func:`agit_core.pixels.read` says: upright, in sRGB, 8 bits; an alpha
+      channel (or a palette's transparent colour) goes into the answer as it is. Mask: mode L.
     - numpy uint8 (H, W), (H, W, 3) or (H, W, 4), the fourth channel being alpha. Mask: (H, W).
     - torch (3, H, W) or (N, 3, H, W), uint8 or floating in [0, 1]. Mask: (1, H, W) or (N, 1, H, W).
 
@@ -55,11 +52,7 @@ def open_picture(picture: Any) -> Opened:
 
 def _open_pil(picture: Image.Image) -> Opened:
     try:
-        upright = ImageOps.exif_transpose(picture)
-        # a 16-bit grey image can name a transparent value, which Pillow cannot make a channel of
-        transparent = upright.has_transparency_data and not upright.mode.startswith("I")
-        alpha = upright.convert("RGBA").getchannel("A") if transparent else None
-        colour = _colour(upright, picture.info.get("icc_profile"))
+        colour, alpha, _ = pixels.read(picture)
     except Exception as error:  # files are read only now, some modes never, and decoders raise what they like
         raise BadInput(f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from None
 
@@ -67,29 +60,9 @@ def _open_pil(picture: Image.Image) -> Opened:
         translated = Image.fromarray(_to_array(output))
         if alpha is not None:
             translated.putalpha(alpha)
-        if (profile := picture.info.get("icc_profile")) and picture.mode in {"RGB", "RGBA", "P"}:
-            translated.info["icc_profile"] = profile
         return translated
 
     return Opened(_from_array(np.asarray(colour)), image, lambda m: Image.fromarray(_to_array(m)))
-
-
-def _colour(upright: Image.Image, profile: bytes | None) -> Image.Image:
-    """8-bit RGB."""
-    if upright.mode.startswith("I;16"):
-        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-    elif upright.mode in {"I", "F"}:
-        upright = Image.fromarray(grey_of_wide(np.asarray(upright, dtype=np.float64)))
-    elif upright.mode == "CMYK" and profile:
-        # a broken profile says nothing about the inks: then they are taken for ideal ones
-        with contextlib.suppress(ImageCms.PyCMSError, OSError, ValueError):
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            target = ImageCms.createProfile("sRGB")
-            return ImageCms.profileToProfile(upright, source, target, outputMode="RGB") or upright
-    elif upright.mode == "LAB":
-        lab, target = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(upright, lab, target, outputMode="RGB") or upright
-    return upright.convert("RGB")
 
 
 def _open_array(picture: np.ndarray[Any, Any]) -> Opened:

@@ -16,11 +16,11 @@ from agit_core.config import MethodConfig
 from agit_core.coverage import CoverageController
 from agit_core.history import History
 from agit_core.loader import Batch
-from agit_core.networks import Networks, cancelled_biases
+from agit_core.networks import DISCRIMINATOR_NAMES, Networks, cancelled_biases
 from agit_core.optimizers import build_optimizers
 from agit_core.precision import Numerics
 from agit_core.stages import HEALTH_KEYS, Rules, mask_health, shown_to_discriminator
-from agit_core.translation import translate
+from agit_core.translation import Translation, translate
 from agit_core.world import World
 
 LOSS_KEYS = (
@@ -38,7 +38,6 @@ FIGURES = (*LOSS_KEYS, *(f"{key}_{domain}" for domain in "ab" for key in HEALTH_
 
 GENERATOR_NAMES = ("generator_ab", "generator_ba")
 ATTENTION_NAMES = ("attention_a", "attention_b")
-DISCRIMINATOR_NAMES = ("discriminator_a", "discriminator_b")
 _RECOMPILE_LIMIT = 64
 
 
@@ -125,7 +124,10 @@ class TrainingStep:
         kind, tau = config.losses.adversarial, config.stages.tau
         # the raw image would give the attention no gradient but the cycle loss's, so only where that is not trained
         masked = rules.discriminator_sees_masked and not rules.attention_trains
-        source = 2 if config.stages.fake_source == "raw" and masked else 0
+        raw = config.stages.fake_source == "raw" and masked
+
+        def painted(there: Translation) -> Tensor:
+            return there.raw if raw else there.output
 
         # generators and attention (Eq 1, 3 and 5); D judges but does not learn
         with self._autocast():
@@ -133,8 +135,8 @@ class TrainingStep:
             to_a = translate(b, g_ba, att_b)
             back_a = translate(to_b.output, g_ba, att_b)
             back_b = translate(to_a.output, g_ab, att_a)
-            fake_b = shown_to_discriminator(to_b[source], to_b.mask, rules, tau)
-            fake_a = shown_to_discriminator(to_a[source], to_a.mask, rules, tau)
+            fake_b = shown_to_discriminator(painted(to_b), to_b.mask, rules, tau)
+            fake_a = shown_to_discriminator(painted(to_a), to_a.mask, rules, tau)
             with frozen(self.networks.discriminator_a, self.networks.discriminator_b):
                 norm = rules.discriminator_normalises
                 judged_b = self.networks.discriminator_b(fake_b, normalise=norm)
@@ -155,8 +157,8 @@ class TrainingStep:
 
         # discriminators: real and (perhaps older) fake in one batch; instance norm keeps images apart
         with torch.no_grad():
-            old_b, mask_b = self.history_b.exchange(batch.step, to_b[source].detach(), to_b.mask.detach())
-            old_a, mask_a = self.history_a.exchange(batch.step, to_a[source].detach(), to_a.mask.detach())
+            old_b, mask_b = self.history_b.exchange(batch.step, painted(to_b).detach(), to_b.mask.detach())
+            old_a, mask_a = self.history_a.exchange(batch.step, painted(to_a).detach(), to_a.mask.detach())
             pair_a = torch.cat([a, old_a.to(a.dtype)]), torch.cat([to_b.mask, mask_a.to(to_b.mask.dtype)])
             pair_b = torch.cat([b, old_b.to(b.dtype)]), torch.cat([to_a.mask, mask_b.to(to_a.mask.dtype)])
             seen_a, seen_b = (shown_to_discriminator(x, m, rules, tau) for x, m in (pair_a, pair_b))

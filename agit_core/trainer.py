@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from agit_core import checkpoint, networks
-from agit_core.checkpoint import Snapshot, method_from_dict, method_to_dict
+from agit_core import checkpoint, networks, saved_method
+from agit_core.checkpoint import Snapshot
 from agit_core.config import MethodConfig
 from agit_core.errors import BadInput
 from agit_core.history import History
@@ -214,7 +214,7 @@ class Trainer:
                 "stage": self.stages.stage.value,
                 "switched_at_step": self.stages.switched_at_step,
                 **self._fixed(),
-                "method": method_to_dict(self.config),
+                "method": saved_method.to_dict(self.config),
             },
             networks=_to_cpu(self.networks.state_dict()),
             averaged=_to_cpu(self.averaged),
@@ -294,7 +294,7 @@ class Trainer:
                     f"the checkpoint was made with {key} {info[key]}, this run has {value}; "
                     "start a new run or use the settings it was made with"
                 )
-        if changed := checkpoint.differences(method_from_dict(info["method"]), self.config):
+        if changed := saved_method.differences(saved_method.from_dict(info["method"]), self.config):
             raise BadInput(
                 "the checkpoint was made with another method configuration than this run's: "
                 f"{', '.join(changed)}; start a new run or use the settings it was made with"

@@ -103,8 +103,9 @@ class Translator:
         """Loads a model folder or a checkpoint folder.
 
         Args:
-            uri: a local path, ``s3://...`` or anything else fsspec opens, or ``models:/h2z@champion`` where
-                the pipeline is installed. Checksums are verified and no code from the folder is run.
+            uri: a local path, ``s3://...`` or anything else fsspec opens, ``pretrained:h2z128`` for the model
+                that comes with the package, or ``models:/h2z@champion`` where the pipeline is installed.
+                Checksums are verified and no code from the folder is run.
 
         Raises:
             BadInput: no model there, a damaged one, or one of another version.

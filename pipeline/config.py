@@ -19,7 +19,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from agit_core import checkpoint
+from agit_core import saved_method
 from agit_core.config import MethodConfig
 from agit_core.errors import BadInput
 
@@ -329,8 +329,8 @@ def parse_recorded(tree: dict[str, Any], where: str = "config") -> Config:
 
     Method settings that version did not have take the value that stands for what it did.
     """
-    method = checkpoint.method_from_dict(tree.get("method", {}))
-    return parse({**tree, "method": checkpoint.method_to_dict(method)}, where)
+    method = saved_method.from_dict(tree.get("method", {}))
+    return parse({**tree, "method": saved_method.to_dict(method)}, where)
 
 
 def fingerprint(value: Any, length: int = 12) -> str:
@@ -357,12 +357,57 @@ def _read(config: str) -> dict[str, Any]:
         hint = f"did you mean '{near[0]}'?" if near else f"the presets are {', '.join(presets())}"
         raise BadInput(f"unknown config '{config}'; {hint}")
     try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+        tree = _yaml(text) or {}
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadInput(f"{config} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise BadInput(f"{config} must be a mapping of sections, not a {type(tree).__name__}")
     return tree
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe types; a key that stands twice in a mapping, of which YAML takes the last, is refused."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if isinstance(parent, yaml.Node) and self.check_event(yaml.AliasEvent):
+            anchor = self.peek_event().anchor  # type: ignore[no-untyped-call]
+            if anchor in self._open:
+                raise yaml.YAMLError(f"the anchor '&{anchor}' refers to itself")
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        anchor = None if isinstance(event, yaml.AliasEvent) else getattr(event, "anchor", None)
+        self._open.append(anchor)
+        node = super().compose_node(parent, index)
+        self._open.pop()
+        return node
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._open: list[str | None] = []
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for key, _ in node.value:
+            if key.value == "<<":
+                continue
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and seen.setdefault(key.value, line) != line:
+                raise yaml.YAMLError(
+                    f"'{key.value}' stands in line {seen[key.value]} and again in line {line}; merge the two"
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _yaml(text: str) -> Any:
+    """What YAML makes of a text.
+
+    Raises:
+        yaml.YAMLError, ValueError: it cannot be read, or a value cannot be built, such as a date that does not exist.
+        RecursionError: it is nested too deeply.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise RecursionError("it is nested too deeply") from None
 
 
 def _texts_wanted(tree: dict[str, Any]) -> set[str]:
@@ -384,7 +429,12 @@ def _key_and_text(override: str) -> tuple[str, str]:
 def _value(text: str) -> Any:
     """What YAML takes a text for, and a little more."""
     try:
-        value = yaml.safe_load(text)
+        value = _yaml(text)
+    except (ValueError, RecursionError) as error:
+        shown = text if len(text) <= 40 else f"{text[:40]}..."
+        raise BadInput(
+            f"--set: '{shown}' is no value that YAML can build ({error}); put a text into quotes: '\"...\"'"
+        ) from None
     except yaml.YAMLError:
         value = text
     if "#" in text and not isinstance(value, dict | list):

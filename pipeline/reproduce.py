@@ -17,8 +17,8 @@ from agit_core.model_folder import Model
 from pipeline import progress, retrain, storage, tasks
 from pipeline.config import Config, parse_recorded
 from pipeline.data.format import manifest
-from pipeline.handover import Data, Run
 from pipeline.launch import specs
+from pipeline.records import Data, Run
 from pipeline.registry import lineage, models
 from pipeline.registry.identity import weights_digest
 
@@ -160,7 +160,7 @@ def compare(origin: Origin, run: Run) -> dict[str, Any]:
     Returns:
         ``identical``, ``weights_sha256`` (of both) and ``largest_difference`` by network, 0 where equal.
     """
-    again = model_folder.read(run.result["checkpoint"])
+    again = model_folder.read(run.result.checkpoint)
     digest = weights_digest(again)
     apart: dict[str, float] = {}
     for name, tensor in origin.model.weights.items():
@@ -209,8 +209,8 @@ def reproduce(
         "model": origin.uri,
         "run_id": run.run_id,
         "storage": config.storage,
-        "steps": run.result["steps"],
-        "checkpoint": run.result["checkpoint"],
+        "steps": run.result.steps,
+        "checkpoint": run.result.checkpoint,
         "differences": changed,
         **compared,
     }

@@ -14,8 +14,8 @@ from agit_core.errors import BadInput
 from pipeline import progress, storage
 from pipeline.config import Config, parse_recorded
 from pipeline.data.format import manifest
-from pipeline.handover import Data
 from pipeline.launch.specs import run_id
+from pipeline.records import Data
 from pipeline.registry import models
 
 Start = Literal["config", "scratch", "champion"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from agit_core.errors import BadInput
-from pipeline import storage
+from pipeline import records, storage
 from pipeline.progress import clock
 from pipeline.train import events as train_events
 from pipeline.train import lease
@@ -29,7 +28,7 @@ def list_runs(storage_uri: str) -> list[dict[str, Any]]:
         ``eta_s``, ``workers``, ``last_checkpoint_step``, ``last_checkpoint_time``, ``message``, ``updated``
         (Unix times).
     """
-    folders = storage.list_(storage.join(storage_uri, "runs"))
+    folders = storage.list_(records.run_uri(storage_uri, ""))
     with ThreadPoolExecutor(_READERS) as pool:
         found = [run for run in pool.map(_overview, folders) if run is not None]
     return sorted(found, key=lambda run: float(run["updated"] or 0), reverse=True)
@@ -41,10 +40,9 @@ def last_checkpoint(uri: str) -> str | None:
     Raises:
         BadInput: the run is not finished.
     """
-    result = storage.join(uri, "result.json")
-    if storage.exists(result):
-        return str(storage.read_json(result)["checkpoint"])
-    if storage.exists(storage.join(uri, "spec.json")):
+    if (result := records.RESULT.read(uri)) is not None:
+        return result.checkpoint
+    if records.SPEC.exists(uri):
         raise BadInput(f"the run at {uri} is not finished; finish it, or give one of its checkpoint folders")
     return None
 
@@ -65,7 +63,7 @@ def status(run_uri: str) -> dict[str, Any]:
         raise BadInput(f"there is no run at {run_uri}; `agit runs` lists those in a storage")
     from pipeline.train.checkpoints import CheckpointStore
 
-    spec, events = _json(run_uri, "spec.json") or {}, train_events.read(run_uri)
+    spec, events = records.SPEC.peek(run_uri) or {}, train_events.read(run_uri)
     train = spec.get("config", {}).get("train", {})
     store = CheckpointStore(run_uri, keep=1, best_by=train.get("best_by"))
     owner = spec.get("owner") or {}
@@ -200,9 +198,9 @@ def _ago(seconds: float) -> str:
 
 
 def _overview(run_uri: str) -> dict[str, Any] | None:
-    progress = _json(run_uri, "progress.json")
-    result = _json(run_uri, "result.json")
-    if progress is None and result is None and _json(run_uri, "spec.json") is None:
+    progress = records.PROGRESS.peek(run_uri)
+    result = records.RESULT.peek(run_uri)
+    if progress is None and result is None and records.SPEC.peek(run_uri) is None:
         return None
     seen = progress or {}
     updated = lease.last_sign(run_uri, progress) if progress else None
@@ -228,14 +226,14 @@ def _overview(run_uri: str) -> dict[str, Any] | None:
     run |= {name: seen.get(name) for name in names}
     if result is not None:
         run |= {
-            "step": result["steps"],
-            "total_steps": result["steps"],
-            "last_checkpoint_step": result["steps"],
+            "step": result.steps,
+            "total_steps": result.steps,
+            "last_checkpoint_step": result.steps,
         }
     return run
 
 
-def _state(progress: dict[str, Any] | None, result: dict[str, Any] | None, updated: float | None) -> str:
+def _state(progress: dict[str, Any] | None, result: records.Result | None, updated: float | None) -> str:
     if result is not None:
         return "finished"
     if progress is None or updated is None:
@@ -243,10 +241,3 @@ def _state(progress: dict[str, Any] | None, result: dict[str, Any] | None, updat
     state = str(progress["state"])
     silent = state in lease.UNDER_WAY and time.time() - updated > lease.SILENT_SECONDS
     return "interrupted" if silent else state
-
-
-def _json(run_uri: str, name: str) -> dict[str, Any] | None:
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
-        tree: dict[str, Any] = storage.read_json(storage.join(run_uri, name))
-        return tree
-    return None

@@ -17,10 +17,10 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec import AbstractFileSystem
@@ -35,6 +35,7 @@ os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
 _TRANSFERS = 8
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 60
+T = TypeVar("T")
 
 
 def is_remote(uri: str) -> bool:
@@ -343,6 +344,12 @@ def private_folder(name: str) -> Path:
     if found.st_mode & 0o077:
         folder.chmod(0o700)
     return folder
+
+
+def each(function: Callable[[str], T], uris: list[str]) -> list[T]:
+    """Applies a reading function to many URIs, several at a time, in order."""
+    with ThreadPoolExecutor(_TRANSFERS) as pool:
+        return list(pool.map(function, uris))
 
 
 def _all(transfer: Any, pairs: Iterable[tuple[Any, Any]]) -> None:

@@ -11,11 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 from agit_core.errors import BadInput, RunFailed
-from pipeline import logs, progress, storage
+from pipeline import logs, progress, records, storage
 from pipeline.config import Config, fingerprint
-from pipeline.handover import Data, Run
 from pipeline.metrics import catalog
 from pipeline.metrics.catalog import DIRECTIONS, KID_TARGET
+from pipeline.records import EVALUATION, REGISTRATION, REPORT, RESULT, SUMMARY, Data, Run
 from pipeline.registry import lineage
 
 
@@ -32,26 +32,35 @@ def prepare(config: Config) -> Data:
         prepared = run_stage(config, stage)
         splits = prepared.manifest["splits"]
         counts = ", ".join(f"{name} {split['rows']}" for name, split in splits.items())
-        aside = sum(len(split.get("quarantined", [])) for split in splits.values())
+        aside = _named(splits, "quarantined")
         copies = prepared.manifest.get("duplicates", {}).get("exact_groups", 0)
         leaks = len(prepared.manifest.get("leaks", []))
         kept = prepared.manifest.get("kept", 0)
-        masks = [
-            f"{name}/{note['name']}: {note['reason']}"
-            for name in splits
-            for note in splits[name].get("notes", [])
-        ]
-        stage.message = f"{counts} images"
-        stage.message += f", {aside} quarantined (see the manifest)" if aside else ""
-        stage.message += f", {len(masks)} without their masks (such as {masks[0]})" if masks else ""
-        stage.message += f", {copies} groups of equal files" if copies else ""
-        stage.message += f", {leaks} of a test and a training image" if leaks else ""
-        stage.message += (
-            f", {kept} taken over from the data set before" if kept and not prepared.reused else ""
-        )
+        remarks = _named(splits, "notes")
+        parts = [f"{counts} images"]
+        if aside:
+            parts.append(f"{len(aside)} quarantined (such as {aside[0]}; see the manifest)")
+        if remarks:
+            parts.append(f"{len(remarks)} used with a remark (such as {remarks[0]})")
+        if copies:
+            parts.append(f"{copies} groups of equal files")
+        if leaks:
+            parts.append(f"{leaks} of a test and a training image")
+        if kept and not prepared.reused:
+            parts.append(f"{kept} taken over from the data set before")
+        stage.message = ", ".join(parts)
         if prepared.reused:
             stage.reuse(f"prepared data {storage.name(prepared.uri)} ({stage.message})")
     return Data(prepared.uri, prepared.manifest, prepared.reused)
+
+
+def _named(splits: dict[str, Any], kind: str) -> list[str]:
+    """Every ``quarantined`` file or every one with ``notes`` of a manifest, and why."""
+    return [
+        f"{name}/{entry['name']}: {entry['reason']}"
+        for name, split in splits.items()
+        for entry in split.get(kind, [])
+    ]
 
 
 def find_prepared(config: Config) -> Data:
@@ -104,7 +113,7 @@ def locate(config: Config, data: Data) -> tuple[str, str]:
 
     name = run_id(config, data.manifest)
     logs.bind(run_id=name)
-    return name, storage.join(absolute(config.storage), "runs", name)
+    return name, records.run_uri(absolute(config.storage), name)
 
 
 def train(config: Config, data: Data, start: str | None = None) -> Run:
@@ -120,12 +129,12 @@ def train(config: Config, data: Data, start: str | None = None) -> Run:
 
     name, uri = locate(config, data)
     with progress.stage("train") as stage:
-        done = finished(uri)
+        done = RESULT.read(uri)
         if done is None:
-            done = run_stage(config, data.uri, stage, start).details
-            stage.message = f"{done['steps']} steps, run {name}"
+            done = run_stage(config, data.uri, stage, start).result
+            stage.message = f"{done.steps} steps, run {name}"
         else:
-            stage.reuse(f"finished training {name} ({done['steps']} steps)")
+            stage.reuse(f"finished training {name} ({done.steps} steps)")
     return Run(name, uri, done, stage.reused)
 
 
@@ -136,7 +145,7 @@ def trained(config: Config, data: Data) -> Run:
         BadInput: there is none.
     """
     name, uri = locate(config, data)
-    done = finished(uri)
+    done = RESULT.read(uri)
     if done is None:
         raise BadInput(
             f"run {name} is not trained in {config.storage}; run `agit train` with the same settings"
@@ -157,7 +166,7 @@ def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
 
     key = fingerprint(
         {
-            "checkpoint": run.result["checkpoint"],
+            "checkpoint": run.result.checkpoint,
             "data": data.manifest["fingerprint"],
             "evaluate": config.evaluate.model_dump(mode="json", exclude={"device", "batch_size"}),
             "threshold": config.method.threshold_at_test,
@@ -165,12 +174,12 @@ def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
         }
     )
     with progress.stage("evaluate") as stage:
-        evaluation = read(run.uri, "evaluation.json")
+        evaluation = EVALUATION.read(run.uri)
         if evaluation is not None and evaluation.get("key") == key and _compared(config, run, evaluation):
             stage.reuse("scores of this checkpoint")
         else:
             evaluation = {**run_stage(config, run.uri, data.uri, stage), "key": key}
-            storage.write_json(storage.join(run.uri, "evaluation.json"), evaluation)
+            EVALUATION.write(run.uri, evaluation)
         shown = scores_line(evaluation)
         stage.message = f"{stage.message}: {shown}" if stage.reused else shown
     return evaluation
@@ -186,7 +195,7 @@ def _compared(config: Config, run: Run, evaluation: dict[str, Any]) -> bool:
     weights = (evaluation.get("model") or {}).get("weights_sha256")
     if weights is not None and weights == champion["weights_sha256"]:
         return True
-    own = read(run.uri, "registration.json") or {}
+    own = REGISTRATION.peek(run.uri) or {}
     with_version = (evaluation.get("champion") or {}).get("version")
     return champion["version"] in {own.get("version"), with_version}
 
@@ -217,7 +226,7 @@ def register(config: Config, data: Data, run: Run, evaluation: dict[str, Any]) -
     from pipeline.registry.registration import register as run_stage
 
     with progress.stage("register") as stage:
-        before = read(run.uri, "registration.json")
+        before = REGISTRATION.peek(run.uri)
         registration = run_stage(config, run.uri, evaluation, lineage.of(config, data, run))
         aliases = ", ".join(registration.get("aliases") or []) or "no alias"
         stage.message = f"{registration['name']} version {registration['version']} ({aliases})"
@@ -227,12 +236,12 @@ def register(config: Config, data: Data, run: Run, evaluation: dict[str, Any]) -
     return registration
 
 
-def report(config: Config, data: Data, run: Run) -> str:
-    """Builds the report and returns its URI."""
+def report(config: Config, data: Data, run_uri: str) -> str:
+    """Builds the report of a run as far as it has come, and returns its URI."""
     from pipeline.report.build import build
 
     with progress.stage("report") as stage:
-        uri = build(config, run.uri, data.uri)
+        uri = build(config, run_uri, data.uri)
         stage.message = uri
     return uri
 
@@ -244,21 +253,21 @@ def summarize(
     summary = {
         "run_id": run.run_id,
         "storage": config.storage,
-        "steps": run.result["steps"],
+        "steps": run.result.steps,
         "metrics": evaluation["metrics"],
         "model": {key: registration[key] for key in ("name", "version", "aliases")},
         "report": report_uri,
     }
-    storage.write_json(storage.join(run.uri, "summary.json"), summary)
+    SUMMARY.write(run.uri, summary)
     return summary
 
 
 def known(config: Config, run_uri: str) -> dict[str, Any]:
     """``steps``, ``metrics``, ``model`` and ``report`` of a run as far as it has come; None for what is not there."""
-    result, scores = read(run_uri, "result.json"), read(run_uri, "evaluation.json")
-    registration, report_uri = read(run_uri, "registration.json"), storage.join(run_uri, "report.html")
+    result, scores = RESULT.read(run_uri), EVALUATION.read(run_uri)
+    registration, report_uri = REGISTRATION.read(run_uri), storage.join(run_uri, REPORT)
     return {
-        "steps": result["steps"] if result else None,
+        "steps": result.steps if result else None,
         "metrics": scores["metrics"] if scores else None,
         "model": _model(config, registration) if registration else None,
         "report": report_uri if storage.exists(report_uri) else None,
@@ -275,20 +284,6 @@ def _model(config: Config, registration: dict[str, Any]) -> dict[str, Any]:
     except (BadInput, RunFailed, LookupError):  # what is asked for is something else
         aliases = registration["aliases"]
     return {"name": name, "version": version, "aliases": aliases}
-
-
-def finished(run_uri: str) -> dict[str, Any] | None:
-    """The ``result.json`` of a finished training, else None."""
-    return read(run_uri, "result.json")
-
-
-def read(run_uri: str, name: str) -> dict[str, Any] | None:
-    """A JSON object of the run's folder, None when it is not there."""
-    try:
-        value = storage.read_json(storage.join(run_uri, name))
-    except FileNotFoundError:
-        return None
-    return dict(value)
 
 
 def scores_line(evaluation: dict[str, Any]) -> str:

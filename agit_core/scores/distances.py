@@ -16,8 +16,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 
 from agit_core.errors import BadInput
 
@@ -66,6 +64,8 @@ def kid(x: Tensor, y: Tensor, subsets: int = 10, subset_size: int = 50, seed: in
             f"KID subsets hold {size} images instead of {subset_size}: the smaller set has no more than that; "
             "its deviation between subsets says little"
         )
+    from torchmetrics.image.kid import KernelInceptionDistance  # takes seconds to import
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*will save all extracted features in buffer.*")
         metric = KernelInceptionDistance(_Identity(x.shape[1]), subsets=subsets, subset_size=size)
@@ -87,6 +87,8 @@ def fid(x: Tensor, y: Tensor) -> float:
         BadInput: as :func:`kid`.
     """
     _check(x, y, "FID")
+    from torchmetrics.image.fid import FrechetInceptionDistance  # takes seconds to import
+
     x, y = rotated(x, y)
     metric = FrechetInceptionDistance(_Identity(x.shape[1]))
     metric.update(y, real=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 PSNR_CAP = 100.0
 """Decibels reported for a background without any change, where PSNR is infinite."""
@@ -23,6 +22,9 @@ def background(image: Tensor, translated: Tensor, outside: Tensor) -> dict[str, 
         image, translated: float (N, 3, H, W) in [-1, 1].
         outside: bool (N, 1, H, W), True on the background.
     """
+    # takes seconds to import
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     x, y = image.float() / 2 + 0.5, translated.float() / 2 + 0.5
     weight = outside.to(x.dtype)
     count = weight.flatten(1).sum(dim=1).double()

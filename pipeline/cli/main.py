@@ -1,6 +1,6 @@
 """The command ``agit``. Every command is thin: it reads the configuration and calls one plain function.
 
-Stages are imported inside the commands, so that ``agit --help`` answers at once.
+Stages, and the configuration's schema, are imported inside the commands, so that ``agit --help`` answers at once.
 """
 
 from __future__ import annotations
@@ -15,21 +15,17 @@ from pipeline.cli import data as cli_data
 from pipeline.cli import export, runs, scores, show, tune
 from pipeline.cli import model as cli_model
 from pipeline.cli import output as cli_output
-from pipeline.cli.options import ConfigName, Overrides
+from pipeline.cli.options import ConfigName, Overrides, read_config
 from pipeline.cli.output import Answer, Debug, Json
-from pipeline.config import Config, load, presets
 
 app = typer.Typer(
     name="agit",
     help="Attention-guided image-to-image translation: from two folders of images to a scored, registered model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # with rich, help takes twice as long to appear
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
-
-
-def _load(config: str, overrides: list[str] | None) -> Config:
-    return load(config, overrides or [])
 
 
 @app.command()
@@ -38,7 +34,7 @@ def run(config: ConfigName, overrides: Overrides = None, json: Json = False, deb
 
     The same command again reuses what is done and resumes what is not.
     """
-    _load(config, overrides)
+    read_config(config, overrides)
     from pipeline import progress
     from pipeline.flows import embedded
 
@@ -52,7 +48,7 @@ def prepare(
     config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False
 ) -> Answer:
     """Read the source, validate and resize the images, write Parquet shards and a manifest."""
-    settings = _load(config, overrides)
+    settings = read_config(config, overrides)
     from pipeline import progress, tasks
 
     with progress.shown_on(progress.for_terminal()):
@@ -90,7 +86,7 @@ def train(
     config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False
 ) -> Answer:
     """Train (after preparing, where that is not done yet), or resume an unfinished training."""
-    settings = _load(config, overrides)
+    settings = read_config(config, overrides)
     from pipeline import progress, tasks
 
     with progress.shown_on(progress.for_terminal()):
@@ -101,7 +97,7 @@ def train(
             "run_id": done.run_id,
             "storage": settings.storage,
             **tasks.known(settings, done.uri),
-            "checkpoint": done.result["checkpoint"],
+            "checkpoint": done.result.checkpoint,
             "run": done.uri,
             "reused": done.reused,
         },
@@ -112,7 +108,7 @@ def train(
 @app.command()
 def spec(config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False) -> Answer:
     """Prepare the data and write what a training job is told, for a RayJob (infra/kubernetes/ray-job) to run."""
-    settings = _load(config, overrides)
+    settings = read_config(config, overrides)
     from pipeline import progress, tasks
     from pipeline.launch import specs
 
@@ -142,7 +138,7 @@ def evaluate(
 
     Doing nothing and the present champion are scored beside it, and a difference within noise is called noise.
     """
-    settings = _load(config, overrides)
+    settings = read_config(config, overrides)
     from pipeline import progress, tasks
     from pipeline.registry import model_reference
 
@@ -167,7 +163,7 @@ def report(
     config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False
 ) -> Answer:
     """Build the HTML report of a run from what the storage holds, also while it trains."""
-    settings = _load(config, overrides)
+    settings = read_config(config, overrides)
     from pipeline import progress, storage, tasks
 
     with progress.shown_on(progress.for_terminal()):
@@ -177,7 +173,7 @@ def report(
             raise BadInput(
                 f"run {name} is not in {settings.storage}; run `agit train` with the same settings"
             )
-        report_uri = tasks.report(settings, data, tasks.Run(name, uri, {}))
+        report_uri = tasks.report(settings, data, uri)
     told = {"run_id": name, "storage": settings.storage, **tasks.known(settings, uri), "report": report_uri}
     return Answer(told, show.built)
 
@@ -192,7 +188,7 @@ def doctor(
     debug: Debug = False,
 ) -> Answer:
     """What is installed, reachable and missing, each with its remedy; status 0 when a local run can work."""
-    settings = _load(config, overrides)
+    settings = read_config(config, overrides)
     from pipeline.cli.doctor import examine
     from pipeline.flows.embedded import configured_url
     from pipeline.registry.tracking import tracking_uri
@@ -213,6 +209,8 @@ def list_presets(json: Json = False, debug: Debug = False) -> Answer:
     """The configurations that come with the package."""
     from importlib import resources
 
+    from pipeline.config import presets
+
     folder = resources.files("pipeline.configs")
     texts = {
         name: folder.joinpath(f"{name}.yaml").read_text().splitlines()[0].lstrip("# ") for name in presets()
@@ -229,7 +227,7 @@ def show_config(
     debug: Debug = False,
 ) -> Answer:
     """The resolved configuration, every default included, as YAML that `agit run` takes."""
-    plain: dict[str, Any] = _load(config, overrides).plain()
+    plain: dict[str, Any] = read_config(config, overrides).plain()
     if output is not None:
         from pipeline import storage
 

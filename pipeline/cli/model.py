@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli import show
-from pipeline.cli.options import Overrides
+from pipeline.cli.options import Overrides, read_config
 from pipeline.cli.output import Answer, Debug, Json
-from pipeline.config import Config, load
 
 if TYPE_CHECKING:
+    from pipeline.config import Config
     from pipeline.registry.model_reference import Chosen
 
 TILE_PIXELS = 1024 * 1024  # agit_core.translator.TILE_PIXELS, whose import takes seconds
+
+
+PRETRAINED = "pretrained:h2z128"
 
 
 class Direction(StrEnum):
@@ -34,7 +37,8 @@ ModelUri = Annotated[
     typer.Option(
         "--model",
         metavar="URI",
-        help="models:/NAME@champion, a model or checkpoint folder, a finished run's, or s3:// of one.",
+        help="pretrained:h2z128, models:/NAME@champion, a model or checkpoint folder, a finished run's, "
+        "or s3:// of one.",
     ),
 ]
 
@@ -57,7 +61,7 @@ def add_to(app: typer.Typer) -> None:
 
 def chosen(uri: str, overrides: list[str] | None) -> tuple[Chosen, Config]:
     """The model of ``--model``, and the settings whose registry was asked."""
-    settings = load("demo", overrides or [])
+    settings = read_config("demo", overrides)
     from pipeline.registry.model_reference import choose
 
     return choose(uri, settings), settings

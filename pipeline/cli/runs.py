@@ -8,9 +8,8 @@ import typer
 
 from agit_core.errors import BadInput
 from pipeline.cli import show as cli_show
-from pipeline.cli.options import ConfigName, Overrides
+from pipeline.cli.options import ConfigName, Overrides, read_config
 from pipeline.cli.output import Answer, Debug, Json
-from pipeline.config import load
 
 Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the model's audit trail.")]
 
@@ -53,12 +52,12 @@ def runs(overrides: Overrides = None, json: Json = False, debug: Debug = False) 
 
 
 def _storage(overrides: list[str] | None) -> str:
-    return load("demo", overrides or []).storage
+    return read_config("demo", overrides).storage
 
 
 def _find(run: str | None, overrides: list[str] | None) -> str:
+    from pipeline import records
     from pipeline import run_status as stored
-    from pipeline import storage
 
     if run and "/" in run:
         return run
@@ -68,14 +67,14 @@ def _find(run: str | None, overrides: list[str] | None) -> str:
     if not fitting:
         what = f"no run '{run}'" if run else "no run"
         raise BadInput(f"{what} in {root}; `agit runs` lists those in a storage (--set storage=URI)")
-    return storage.join(root, "runs", fitting[0])
+    return records.run_uri(root, fitting[0])
 
 
 def models(
     config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False
 ) -> Answer:
     """The versions of a model with aliases and scores, and who changed what, when and why."""
-    settings = load(config, overrides or [])
+    settings = read_config(config, overrides)
     from pipeline.registry import models as registry
 
     return Answer(registry.history(settings), cli_show.versions)
@@ -90,7 +89,7 @@ def promote(
     debug: Debug = False,
 ) -> Answer:
     """Make a version the champion, whatever the gate said."""
-    settings = load(config, overrides or [])
+    settings = read_config(config, overrides)
     from pipeline.registry import models as registry
 
     return Answer(registry.promote(settings, version, reason), cli_show.changed)
@@ -100,7 +99,7 @@ def rollback(
     config: ConfigName, reason: Reason, overrides: Overrides = None, json: Json = False, debug: Debug = False
 ) -> Answer:
     """Make the champion before the present one champion again."""
-    settings = load(config, overrides or [])
+    settings = read_config(config, overrides)
     from pipeline.registry import models as registry
 
     return Answer(registry.rollback(settings, reason), cli_show.changed)

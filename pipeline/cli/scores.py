@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from pipeline.cli import console
 from pipeline.logs import printable
 from pipeline.metrics import catalog
 from pipeline.metrics.catalog import Metric
 from pipeline.metrics.format import Opponent, network
 
-_out = Console(highlight=False)
 _VERDICT = {"better": "[green]better[/green]", "worse": "[red]worse[/red]", "noise": "noise"}
 
 
 def show(evaluation: Mapping[str, Any]) -> None:
     """Prints the table of an ``evaluation.json``'s content."""
     champion = evaluation.get("champion")
-    table = Table(box=None, pad_edge=False)
+    table = console.plain_table()
     table.add_column("score", min_width=20)
     for column in [
         "value",
@@ -31,20 +28,20 @@ def show(evaluation: Mapping[str, Any]) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows(evaluation):
         table.add_row(*row)
-    _out.print(table)
+    console.write(table)
     counts = evaluation.get("counts") or {}
     images = ", ".join(f"{name} {counts[name]}" for name in ("test_a", "test_b") if name in counts)
     if images:
-        _out.print(f"images: {images}", soft_wrap=True)
+        console.write(f"images: {images}", soft_wrap=True)
     if evaluation.get("inception"):
-        _out.print(
+        console.write(
             f"FID and KID: features of {network(evaluation['inception'])}", markup=False, soft_wrap=True
         )
-    _out.print(
+    console.write(
         "better, worse: than that one, by more than the 95 % interval of the difference; noise: by less"
     )
     for warning in (evaluation.get("protocol") or {}).get("warnings", []):
-        _out.print(printable(f"note: {warning}"), markup=False, soft_wrap=True)
+        console.write(printable(f"note: {warning}"), markup=False, soft_wrap=True)
 
 
 def rows(evaluation: Mapping[str, Any]) -> list[list[str]]:

@@ -5,15 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-import yaml
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
+from pipeline.cli import console
 from pipeline.logs import printable
 from pipeline.metrics import table as score_table
 
-_out = Console(highlight=False)
 _MOST_LEAKS = 20
 _MARKS = {"ok": "[green]ok[/green]", "missing": "[red]missing[/red]", "optional": "[yellow]optional[/yellow]"}
 
@@ -35,10 +30,10 @@ def prepared(value: dict[str, Any]) -> None:
     for split, entries in value["quarantined"].items():
         for entry in entries:
             told = f"quarantined {split}/{entry['name']}: {entry['reason']}"
-            _out.print(printable(told), markup=False)
+            console.write(printable(told), markup=False)
     for kind, pairs in (("is", value["leaks"]), ("looks like", value["near_leaks"])):
         for train, test in pairs[:_MOST_LEAKS]:
-            _out.print(printable(f"leak: {test} {kind} {train}"), markup=False)
+            console.write(printable(f"leak: {test} {kind} {train}"), markup=False)
     drop = value["duplicates"] == "drop"
     kept = "one of each kept" if drop else "all kept: data.duplicates=drop keeps one"
     _pairs(
@@ -56,10 +51,6 @@ def prepared(value: dict[str, Any]) -> None:
 
 def trained(value: dict[str, Any]) -> None:
     _pairs({"run": f"{value['run_id']}, {value['steps']} steps", "checkpoint": value["checkpoint"]})
-
-
-def scores(value: dict[str, Any]) -> None:
-    _scores(value["metrics"])
 
 
 def built(value: dict[str, Any]) -> None:
@@ -94,21 +85,21 @@ def reproduced(value: dict[str, Any]) -> None:
 
 
 def findings(value: dict[str, Any]) -> None:
-    table = Table(box=None, pad_edge=False)
+    table = console.plain_table()
     for column in ("", "what", "found", "remedy"):
         table.add_column(column, overflow="fold")
     for check in value["checks"]:
         told = (check["name"], check["found"], check.get("remedy") or "")
-        table.add_row(_MARKS[check["state"]], *(Text(printable(text)) for text in told))
-    _out.print(table)
-    _out.print(
+        table.add_row(_MARKS[check["state"]], *(console.literal(printable(text)) for text in told))
+    console.write(table)
+    console.write(
         "A local run can work." if value["ok"] else "A local run cannot work yet: see what is missing."
     )
 
 
 def lines(value: list[str]) -> None:
     for line in value:
-        _out.print(printable(line), markup=False, soft_wrap=True)
+        console.write(printable(line), markup=False, soft_wrap=True)
 
 
 def versions(value: dict[str, Any]) -> None:
@@ -153,38 +144,40 @@ def as_yaml(value: Any) -> None:
 
 
 def yaml_text(value: Any) -> str:
+    import yaml
+
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=110)
 
 
 def table_of(rows: list[dict[str, Any]], columns: list[str], nothing: str = "nothing there") -> None:
     """A plain table of dicts; nested values are written out."""
     if not rows:
-        _out.print(printable(nothing), markup=False)
+        console.write(printable(nothing), markup=False)
         return
-    table = Table(box=None, pad_edge=False)
+    table = console.plain_table()
     for column in columns:
         table.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
         # texts, as square brackets in somebody's file names are no markup
-        table.add_row(*(Text(_cell(row.get(column))) for column in columns))
-    _out.print(table)
+        table.add_row(*(console.literal(_cell(row.get(column))) for column in columns))
+    console.write(table)
 
 
 def _scores(metrics: dict[str, Any]) -> None:
-    table = Table(box=None, pad_edge=False)
+    table = console.plain_table()
     table.add_column("score")
     for column in ("a2b", "b2a", "doing nothing, a2b", "b2a"):
         table.add_column(column, justify="right")
     for row in score_table.rows(metrics):
         table.add_row(*row.cells)
-    _out.print(table)
+    console.write(table)
 
 
 def _pairs(values: dict[str, Any]) -> None:
     width = max((len(key) for key in values), default=0)
     for key, value in values.items():
         if value is not None:
-            _out.print(f"{printable(key):<{width}}  {_cell(value)}", markup=False, soft_wrap=True)
+            console.write(f"{printable(key):<{width}}  {_cell(value)}", markup=False, soft_wrap=True)
 
 
 def _cell(value: Any) -> str:

@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 
 from pipeline.cli import output, show
-from pipeline.cli.options import ConfigName, Overrides
+from pipeline.cli.options import ConfigName, Overrides, read_config
 from pipeline.cli.output import Answer, Debug, Json
-from pipeline.config import load
 
 
 def add_to(app: typer.Typer) -> None:
@@ -34,7 +33,7 @@ def tune(
     Trials are ordinary runs. The same command again goes on with a search that was interrupted; a larger
     `tune.trials` adds trials to it. The best configuration is written as a preset for `agit run`.
     """
-    settings = load(config, overrides or [])
+    settings = read_config(config, overrides)
     from pipeline import progress
     from pipeline.flows import embedded
     from pipeline.tune import stages
@@ -82,7 +81,7 @@ def reproduce(
     Checks that the source still gives the same images and tells what else differs. Exit status 1 when the
     weights differ.
     """
-    settings = load(config, overrides or [])
+    settings = read_config(config, overrides)
     from pipeline import progress
     from pipeline import reproduce as stages
     from pipeline.registry import models

@@ -20,7 +20,7 @@ from agit_core.errors import BadInput
 from agit_core.model_folder import Model
 from agit_core.scores import attention, distances
 from agit_core.scores.inception import Inception
-from pipeline import run_status, storage
+from pipeline import records, run_status, storage
 from pipeline.config import Config
 from pipeline.data.format import manifest
 from pipeline.evaluate import compare, feature_cache
@@ -88,7 +88,7 @@ def evaluate(config: Config, uri: str, data_uri: str, progress: Progress | None 
             others["champion"] = judge.model(scorer.outcome(champion_model, "the champion"))
             champion |= {"metrics": others["champion"].metrics, "intervals": _own(others["champion"])}
         rows = _per_image(outcome, domains, real)
-        pictures = storage.join(subject.folder, "evaluation")
+        pictures = storage.join(subject.folder, records.PICTURES)
         scorer.message = "pictures of the best and the worst"
         networks = scorer.networks(subject.model)
         keep_extremes(pictures, rows, networks, domains, device, scorer)
@@ -110,7 +110,7 @@ def evaluate(config: Config, uri: str, data_uri: str, progress: Progress | None 
         "protocol": _protocol(config, domains, judge, subject.model),
         "per_image": rows,
     }
-    storage.write_json(storage.join(subject.folder, "evaluation.json"), evaluation)
+    records.EVALUATION.write(subject.folder, evaluation)
     return evaluation
 
 

@@ -22,12 +22,11 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from pipeline import progress, storage
+from pipeline import progress, records, storage
 from pipeline.config import Config
-from pipeline.handover import Run
 from pipeline.metrics import table
-from pipeline.metrics.catalog import DIRECTIONS
 from pipeline.progress import Status
+from pipeline.records import Run
 from pipeline.retrain import Decision
 
 UPDATE_SECONDS = 10.0
@@ -140,13 +139,7 @@ def samples(run: Run) -> None:
 def _newest_samples(run_uri: str, strips: int = 4) -> bytes | None:
     from PIL import Image
 
-    steps = storage.list_(storage.join(run_uri, "samples"))
-    if not steps:
-        return None
-    names = [uri for uri in storage.list_(steps[-1]) if uri.endswith(".png")]
-    chosen = [
-        n for d in DIRECTIONS for n in [u for u in names if storage.name(u).startswith(d)][: strips // 2]
-    ]
+    chosen = records.newest_samples(run_uri, strips // 2)
     images = [Image.open(io.BytesIO(storage.read_bytes(uri))).convert("RGB") for uri in chosen]
     if not images:
         return None

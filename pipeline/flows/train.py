@@ -19,7 +19,7 @@ from agit_core.errors import RunFailed
 from pipeline import retrain, tasks
 from pipeline.config import Config, load, presets
 from pipeline.flows import artifacts, limits, log
-from pipeline.handover import Data, Run
+from pipeline.records import Data, Run
 
 RETRY_SECONDS = [2, 10]
 # What storage and tracking clients raise when the other side does not answer; nothing else gets better by waiting.
@@ -97,7 +97,7 @@ def register(config: Config, data: Data, run: Run, evaluation: dict[str, Any]) -
 
 @task(name="report", task_run_name="report {run.run_id}", **task_options)
 def report(config: Config, data: Data, run: Run) -> str:
-    uri = tasks.report(config, data, run)
+    uri = tasks.report(config, data, run.uri)
     artifacts.report_link(run, uri)
     artifacts.samples(run)
     return uri

@@ -14,7 +14,7 @@ from pydantic import Field
 from pipeline.config import Config
 from pipeline.flows import artifacts, limits, log, train
 from pipeline.flows.train import Cluster, ConfigName, Overrides, StorageUri
-from pipeline.handover import Data
+from pipeline.records import Data
 from pipeline.tune import stages
 from pipeline.tune.search import Search
 

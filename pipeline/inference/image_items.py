@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +15,7 @@ from PIL import Image
 from agit_core import Result, Translator
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
-from pipeline.data.prepare.decode import FORMATS
+from pipeline.data.images import Unusable, open_image
 from pipeline.inference.inputs import VIDEOS, Item, suffix_of
 
 _WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
@@ -62,22 +61,18 @@ def decode(data: bytes) -> Image.Image:
     Raises:
         BadInput: not an image, a truncated one, or one of absurd size.
     """
-    if not data:
-        raise BadInput("cannot be read: the file is empty")
     try:
-        with warnings.catch_warnings():
-            # Pillow warns at 90 million pixels and refuses twice as many: refusing is enough
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            image.load()
-            return image
+        image = open_image(data)
+        image.load()
+        return image
+    except Unusable as error:
+        raise BadInput(f"cannot be read: {error}") from None
     except Exception as error:  # decoders raise anything on damaged files
-        reason = str(error) if "BytesIO" not in str(error) else "not an image"
-        raise BadInput(f"cannot be read: {' '.join(reason.split()) or type(error).__name__}") from None
+        raise BadInput(f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
 def encode(image: Image.Image, name: str) -> bytes:
-    """The image in the format that the name's suffix says; the colour profile is kept.
+    """The image in the format that the name's suffix says.
 
     Raises:
         BadInput: a suffix that cannot be written, transparency or a size that the format does not have.
@@ -87,8 +82,6 @@ def encode(image: Image.Image, name: str) -> bytes:
     if kind == "JPEG" and image.mode == "RGBA":
         raise BadInput(f"{name} would lose the image's transparency; name the output .png or .webp")
     buffer = io.BytesIO()
-    if profile := image.info.get("icc_profile"):
-        options = options | {"icc_profile": profile}
     try:
         image.save(buffer, kind, **options)
     except (OSError, ValueError) as error:  # WebP ends at 16383 pixels a side, JPEG at 65535

@@ -22,24 +22,18 @@ from pipeline import storage
 from pipeline.metrics import catalog
 from pipeline.metrics.catalog import IOU, KID_MEAN, KID_TARGET, Metric
 from pipeline.metrics.format import Estimate, Opponent
+from pipeline.records import EVALUATION, MANIFEST
 from pipeline.redact import redact
 
 FILE = "README.md"
-SCORES = "evaluation.json"
+SCORES = EVALUATION.name
 """Written beside the weights at registration: what the card says about quality."""
 _FEW_STEPS = 10_000
 
 
 def evaluation_of(folder_uri: str) -> dict[str, Any]:
     """The scores in a model folder; empty for a checkpoint, which has none."""
-    try:
-        return dict(storage.read_json(storage.join(folder_uri, SCORES)))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except ValueError as error:
-        raise BadInput(
-            f"{folder_uri}/{SCORES} is not valid JSON ({error}); register the model again"
-        ) from None
+    return EVALUATION.read(folder_uri) or {}
 
 
 def render(
@@ -97,8 +91,8 @@ def manifest_of(model: Model) -> dict[str, Any] | None:
     if not data:
         return None
     try:
-        return dict(storage.read_json(storage.join(str(data), "manifest.json")))
-    except (FileNotFoundError, NotADirectoryError, ValueError, BadInput, RunFailed):
+        return MANIFEST.read(str(data))
+    except (BadInput, RunFailed):
         return None  # moved, or on another machine: the card then has no counts of the training images
 
 

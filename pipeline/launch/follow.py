@@ -12,13 +12,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from agit_core.errors import BadInput, RunFailed
-from pipeline import storage
+from pipeline import records
 from pipeline.config import Config
+from pipeline.data.format import manifest
 from pipeline.launch.specs import absolute, run_id, spec_of
+from pipeline.records import Run
 from pipeline.train import events, lease
 from pipeline.train.failures import Allowance
 
@@ -26,40 +27,6 @@ log = logging.getLogger(__name__)
 _POLL_SECONDS = 1.0
 
 ProgressCallback = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """A finished training, as ``result.json`` tells it."""
-
-    run_id: str
-    run_uri: str
-    steps: int
-    epoch: int
-    stage: str
-    checkpoint: str
-    """URI of the last checkpoint."""
-    best_checkpoint: str | None
-    switched_at_step: int | None
-    samples: list[str] = field(default_factory=list)
-    reused: bool = False
-    """It had been finished before this call."""
-    details: dict[str, Any] = field(default_factory=dict)
-    """The whole of ``result.json``."""
-
-    @classmethod
-    def of(cls, run_uri: str, tree: dict[str, Any], reused: bool) -> TrainResult:
-        names = (
-            "run_id",
-            "steps",
-            "epoch",
-            "stage",
-            "checkpoint",
-            "best_checkpoint",
-            "switched_at_step",
-            "samples",
-        )
-        return cls(run_uri=run_uri, reused=reused, details=tree, **{name: tree[name] for name in names})
 
 
 class Job(Protocol):
@@ -84,7 +51,7 @@ class Job(Protocol):
 
 def train(
     config: Config, prepared_uri: str, progress: ProgressCallback | None = None, start: str | None = None
-) -> TrainResult:
+) -> Run:
     """Trains, goes on with, attaches to or finds a run.
 
     Args:
@@ -98,15 +65,16 @@ def train(
         RunFailed: the job failed for good; the same call goes on from the last checkpoint.
     """
     data_uri = absolute(prepared_uri)
-    name = run_id(config, storage.read_json(storage.join(data_uri, "manifest.json")))
-    run_uri = storage.join(absolute(config.storage), "runs", name)
-    done = _result(run_uri)
+    name = run_id(config, manifest.read(data_uri))
+    run_uri = records.run_uri(absolute(config.storage), name)
+    done = records.RESULT.read(run_uri)
     if done is not None:
         log.info("run %s is finished already; its result is used again", name)
-        return TrainResult.of(run_uri, done, reused=True)
+        return Run(name, run_uri, done, reused=True)
     spec = spec_of(config, data_uri, name, start)
     allowance = Allowance(lambda: _newest_checkpoint(run_uri), config.train.max_failures)
-    return TrainResult.of(run_uri, run_job(config, spec, allowance, progress), reused=False)
+    result = run_job(config, spec, allowance, progress)
+    return Run(name, run_uri, records.Result.model_validate(result))
 
 
 def run_job(
@@ -123,7 +91,7 @@ def run_job(
             job = _start(config, spec)
             _follow(job, run_uri, progress or (lambda state: None), config.cluster.job_timeout_s)
             ended = job.ended()
-            done = _result(run_uri)
+            done = records.JOB_RESULT.read(run_uri)
             if ended is None and done is not None:
                 return done
             verdict = job.verdict()
@@ -172,9 +140,9 @@ def _follow(job: Job, run_uri: str, progress: ProgressCallback, limit_s: int | N
         ended = False
         while not ended:
             ended = job.wait(_POLL_SECONDS)
-            with contextlib.suppress(FileNotFoundError, ValueError, RunFailed):
-                state = storage.read_json(storage.join(run_uri, "progress.json"))
-                if state["time"] > max(seen, since):
+            with contextlib.suppress(RunFailed):
+                state = records.PROGRESS.peek(run_uri)
+                if state is not None and state["time"] > max(seen, since):
                     seen = state["time"]
                     progress(state)
             if limit_s is not None and time.monotonic() - began > limit_s and not ended:
@@ -182,14 +150,6 @@ def _follow(job: Job, run_uri: str, progress: ProgressCallback, limit_s: int | N
     except BaseException:
         job.stop()
         raise
-
-
-def _result(run_uri: str) -> dict[str, Any] | None:
-    try:
-        tree: dict[str, Any] = storage.read_json(storage.join(run_uri, "result.json"))
-    except FileNotFoundError:
-        return None
-    return tree
 
 
 def _newest_checkpoint(run_uri: str) -> int:

@@ -57,8 +57,8 @@ class LocalJob:
         owner = this_process() | {"folder": str(folder)}
         token = owner["token"]
         spec_uri = write_spec(spec, attempt, owner)
-        # a Ray that happens to run here, and its settings, are none of this job's business
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        # the user's settings of Ray are handed on, but not the address and the keys of another Ray that runs here
+        environment = {k: v for k, v in os.environ.items() if k not in ray_session.OTHER_CLUSTER}
         environment |= {
             TOKEN: token,
             "AGIT_LAUNCHER_PID": str(owner["pid"]),
@@ -66,7 +66,6 @@ class LocalJob:
             "PYTHONUNBUFFERED": "1",
             "PYTHONPATH": _python_path(),
             **ray_session.environment(),
-            **{k: v for k, v in os.environ.items() if k.startswith("RAY_TRAIN_")},
         }
         process = subprocess.Popen(
             [sys.executable, "-m", spec.get("job", "pipeline.train_job"), spec_uri],

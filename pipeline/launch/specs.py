@@ -11,10 +11,11 @@ import secrets
 import socket
 from typing import Any
 
-from agit_core import checkpoint
+from agit_core import saved_method
 from agit_core.errors import BadInput
-from pipeline import storage
+from pipeline import records, storage
 from pipeline.config import Config, fingerprint
+from pipeline.data.format import manifest
 from pipeline.train import lease
 
 # What only says where and how the same training runs.
@@ -42,7 +43,7 @@ VERDICT = "AGIT-VERDICT "
 def run_id(config: Config, data_manifest: dict[str, Any]) -> str:
     """The name of a training: the same method, schedule, seed and data give the same name."""
     identity = {
-        "method": checkpoint.identity(config.method),
+        "method": saved_method.identity(config.method),
         "train": config.train.model_dump(mode="json", exclude=_EXECUTION_ONLY),
         "seed": config.seed,
         "data": data_manifest["fingerprint"],
@@ -59,7 +60,7 @@ def spec_of(config: Config, data_uri: str, name: str, start: str | None = None) 
     Args:
         start: the folder of the weights to start from, when ``train.start_from`` no longer leads there.
     """
-    run_uri = storage.join(absolute(config.storage), "runs", name)
+    run_uri = records.run_uri(absolute(config.storage), name)
     return {
         "run_id": name,
         "run_uri": run_uri,
@@ -75,7 +76,7 @@ def specify(config: Config, prepared_uri: str) -> str:
         RunFailed: somebody trains this run.
     """
     data_uri = absolute(prepared_uri)
-    name = run_id(config, storage.read_json(storage.join(data_uri, "manifest.json")))
+    name = run_id(config, manifest.read(data_uri))
     spec = spec_of(config, data_uri, name)
     before = lease.refuse_second(spec["run_uri"])
     attempt = 1 if before is None else int(before["attempt"]) + 1
@@ -89,9 +90,8 @@ def absolute(uri: str) -> str:
 
 def write_spec(spec: dict[str, Any], attempt: int, owner: dict[str, Any]) -> str:
     """Stores what the job is to do and who asked for it; returns its URI."""
-    uri = storage.join(spec["run_uri"], "spec.json")
-    storage.write_json(uri, {**spec, "attempt": attempt, "owner": owner})
-    return uri
+    records.SPEC.write(spec["run_uri"], {**spec, "attempt": attempt, "owner": owner})
+    return records.SPEC.uri(spec["run_uri"])
 
 
 def read_spec(spec_uri: str) -> dict[str, Any]:
@@ -101,13 +101,12 @@ def read_spec(spec_uri: str) -> dict[str, Any]:
         BadInput: it is not there: who started the job wrote it to a storage that this node does not share.
         TakenOver: another launcher has written its own since.
     """
-    try:
-        spec: dict[str, Any] = storage.read_json(spec_uri)
-    except FileNotFoundError:
+    spec = records.SPEC.at(spec_uri)
+    if spec is None:
         raise BadInput(
             f"there is no {spec_uri} on {socket.gethostname()}; give storage that every node of the cluster "
             "reaches under the same name, such as s3://bucket/prefix or a shared folder"
-        ) from None
+        )
     lease.confirm(spec)
     return spec
 

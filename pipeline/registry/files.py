@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from pipeline import storage
+from pipeline import records, storage
 from pipeline.redact import redact
 
 PICTURES = 8
@@ -23,10 +23,10 @@ def of_run(
     scores = {key: evaluation[key] for key in _KEPT if key in evaluation}
     files = {
         "config.yaml": yaml.safe_dump(redact(dict(config)), sort_keys=False, allow_unicode=True).encode(),
-        "evaluation.json": json.dumps(scores, indent=1).encode(),
+        records.EVALUATION.name: json.dumps(scores, indent=1).encode(),
         "lineage.json": json.dumps(redact(dict(lineage)), indent=1, default=str).encode(),
     }
-    for uri in _newest_pictures(run_uri):
+    for uri in records.newest_samples(run_uri, PICTURES // 2):
         with contextlib.suppress(FileNotFoundError):
             files[f"samples/{storage.name(uri)}"] = storage.read_bytes(uri)
     return files
@@ -48,10 +48,3 @@ def note(tags: Mapping[str, str]) -> str:
 
 def _linked(value: str) -> str:
     return f"[{value}]({value})" if value.startswith(("http://", "https://")) else f"`{value}`"
-
-
-def _newest_pictures(run_uri: str) -> list[str]:
-    steps = storage.list_(storage.join(run_uri, "samples"))
-    pictures = [uri for uri in storage.list_(steps[-1]) if uri.endswith(".png")] if steps else []
-    by_direction = [[uri for uri in pictures if storage.name(uri).startswith(d)] for d in ("a2b", "b2a")]
-    return [uri for some in by_direction for uri in some[: PICTURES // 2]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
-from agit_core import checkpoint
+from agit_core import saved_method
 from agit_core.model_folder import Model
 from pipeline.config import fingerprint
 
@@ -13,7 +13,7 @@ from pipeline.config import fingerprint
 def weights_digest(model: Model) -> str:
     """SHA-256 of what a model does: its weights (but the discriminators'), architecture and threshold."""
     digest = hashlib.sha256()
-    method = checkpoint.identity(replace(model.method, networks=model.method.networks.architecture))
+    method = saved_method.identity(replace(model.method, networks=model.method.networks.architecture))
     digest.update(fingerprint([method["networks"], method["threshold_at_test"]]).encode())
     for name in sorted(model.weights):
         if not name.startswith("discriminator"):

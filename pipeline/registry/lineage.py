@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.handover import START, Data, Run
+from pipeline.records import START, Data, Run
 
 _PACKAGES = ("agit", "torch", "torchvision", "ray", "prefect", "mlflow-skinny", "pyarrow", "numpy")
 
@@ -29,8 +29,8 @@ def of(config: Config, data: Data, run: Run) -> dict[str, Any]:
     return {
         "run_id": run.run_id,
         "run_uri": run.uri,
-        "checkpoint": run.result.get("checkpoint"),
-        "steps": run.result.get("steps"),
+        "checkpoint": run.result.checkpoint,
+        "steps": run.result.steps,
         "data_uri": _absolute(data.uri),
         "data_fingerprint": data.manifest["fingerprint"],
         "config": config.plain(),
@@ -39,8 +39,8 @@ def of(config: Config, data: Data, run: Run) -> dict[str, Any]:
         "code": code_version(),
         "packages": packages(),
         "machine": machine(),
-        "device": run.result.get("device"),
-        "workers": run.result.get("workers"),
+        "device": run.result.device,
+        "workers": run.result.workers,
     }
 
 
@@ -62,10 +62,8 @@ def _sources(config: Config) -> dict[str, str]:
 
 
 def _start(run_uri: str) -> dict[str, str] | None:
-    try:
-        return dict(storage.read_json(storage.join(run_uri, START)))
-    except FileNotFoundError:  # trained by an earlier release
-        return None
+    start = START.read(run_uri)
+    return start.plain() if start else None  # None also where an earlier release trained it
 
 
 @cache

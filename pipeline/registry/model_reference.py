@@ -6,9 +6,9 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
-from agit_core import checkpoint, model_folder
+from agit_core import checkpoint, model_folder, pretrained
 from agit_core.errors import BadInput, RunFailed
-from pipeline import run_status, storage
+from pipeline import records, run_status, storage
 from pipeline.config import Config
 from pipeline.inference import model_card
 from pipeline.registry import models
@@ -25,7 +25,8 @@ class Chosen:
 
 
 def choose(uri: str, config: Config) -> Chosen:
-    """The folder behind ``models:/NAME@ALIAS`` or ``models:/NAME/3``; of a finished run its last checkpoint.
+    """The folder behind ``models:/NAME@ALIAS``, ``models:/NAME/3`` or ``pretrained:NAME``; of a finished run its
+    last checkpoint.
 
     Raises:
         BadInput: there is no such version, or the run is not finished.
@@ -33,6 +34,8 @@ def choose(uri: str, config: Config) -> Chosen:
     if uri.startswith("models:"):
         version = models.find(uri, config)
         return Chosen(uri, str(version.source), version)
+    if uri.startswith(f"{pretrained.SCHEME}:"):
+        return Chosen(uri, str(pretrained.folder(uri)))
     return Chosen(uri, run_status.last_checkpoint(uri) or uri)
 
 
@@ -64,12 +67,12 @@ def known(chosen: Chosen, config: Config) -> dict[str, Any]:
 def _run_of(folder: str) -> str | None:
     """The run whose checkpoint this is."""
     run_uri, found, _ = folder.rpartition("/checkpoints/")
-    return run_uri if found and _json(run_uri, "spec.json") else None
+    return run_uri if found and records.SPEC.peek(run_uri) else None
 
 
 def _scores(folder: str, run_uri: str | None) -> dict[str, Any]:
     """What was measured of these very weights."""
-    of_run = _json(run_uri, "evaluation.json") if run_uri else {}
+    of_run = _json(run_uri, records.EVALUATION.name) if run_uri else {}
     if (of_run.get("model") or {}).get("uri") == folder:
         return of_run
     return _json(folder, model_card.SCORES)
@@ -77,7 +80,7 @@ def _scores(folder: str, run_uri: str | None) -> dict[str, Any]:
 
 def _report(run_uri: str | None) -> str | None:
     with contextlib.suppress(BadInput, RunFailed):  # the run's storage may be another's, or gone
-        if run_uri and storage.exists(uri := storage.join(run_uri, "report.html")):
+        if run_uri and storage.exists(uri := storage.join(run_uri, records.REPORT)):
             return uri
     return None
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from agit_core import model_folder
 from agit_core.errors import BadInput, RunFailed
-from pipeline import storage
+from pipeline import records, storage
 from pipeline.config import Config, fingerprint
 from pipeline.inference import model_card
 from pipeline.redact import redact
@@ -65,7 +65,7 @@ def register(
         "mlflow": {"tracking_uri": redact(uri), "run_id": version.run_id},
         "lineage": run.lineage,
     }
-    storage.write_json(storage.join(run_uri, "registration.json"), registration)
+    records.REGISTRATION.write(run_uri, registration)
     return registration
 
 
@@ -90,11 +90,10 @@ class _Finished:
     def read(
         config: Config, uri: str, evaluation: Mapping[str, Any], lineage: Mapping[str, Any] | None
     ) -> _Finished:
-        try:
-            result = storage.read_json(storage.join(uri, "result.json"))
-        except FileNotFoundError:
-            raise BadInput(f"the run at {uri} is not finished, so there is nothing to register") from None
-        run_id, checkpoint = str(result.get("run_id") or storage.name(uri)), str(result["checkpoint"])
+        result = records.RESULT.read(uri)
+        if result is None:
+            raise BadInput(f"the run at {uri} is not finished, so there is nothing to register")
+        run_id, checkpoint = result.run_id or storage.name(uri), result.checkpoint
         model = model_folder.read(checkpoint)
         origin = redact(dict(lineage or {"run_id": run_id, "run_uri": uri}))
         origin.setdefault("code", code_lineage.code_version())
@@ -170,7 +169,7 @@ def _create(uri: str, run: _Finished, source: str) -> Any:
         "agit.run_uri": run.uri,
         "agit.checkpoint": run.checkpoint,
         "agit.model_uri": source,
-        "agit.report_uri": storage.join(run.uri, "report.html"),
+        "agit.report_uri": storage.join(run.uri, records.REPORT),
         "agit.data_uri": str(run.lineage.get("data_uri") or data.get("uri") or ""),
         "agit.data_fingerprint": str(run.lineage.get("data_fingerprint") or data.get("fingerprint") or ""),
         "agit.code": str(code.get("git_commit") or code.get("version") or "unknown"),

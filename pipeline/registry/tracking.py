@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agit_core.errors import BadInput, RunFailed
-from pipeline import storage
+from pipeline import records, storage
 from pipeline.config import Config
 from pipeline.redact import redact
 
@@ -129,16 +129,10 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 def curves(run_uri: str) -> list[dict[str, Any]]:
     """Rows of ``metrics/*.jsonl`` by step, thinned to :data:`CURVE_POINTS`; nested figures as ``losses.x``."""
-    rows: dict[int, dict[str, Any]] = {}
-    for uri in storage.list_(storage.join(run_uri, "metrics")):
-        for line in storage.read_text(uri).splitlines() if uri.endswith(".jsonl") else ():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                row = json.loads(line)
-                rows[int(row["step"])] = row
-    steps = sorted(rows)
-    if len(steps) > CURVE_POINTS:
-        steps = [steps[round(i * (len(steps) - 1) / (CURVE_POINTS - 1))] for i in range(CURVE_POINTS)]
-    return [rows[step] for step in steps]
+    rows, _ = records.metric_rows(run_uri)
+    if len(rows) <= CURVE_POINTS:
+        return rows
+    return [rows[round(i * (len(rows) - 1) / (CURVE_POINTS - 1))] for i in range(CURVE_POINTS)]
 
 
 def _numbers(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -15,7 +15,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline import storage
+from pipeline import records, storage
 from pipeline.config import Config
 from pipeline.data.read.card import card as data_card
 from pipeline.metrics.format import Scores
@@ -50,7 +50,7 @@ def build(config: Config, run_uri: str, data_uri: str) -> str:
         RunFailed: the storage does not answer.
     """
     run = read_run(run_uri, data_uri)
-    uri = storage.join(run_uri, "report.html")
+    uri = storage.join(run_uri, records.REPORT)
     storage.write_text(uri, render(config, run))
     return uri
 

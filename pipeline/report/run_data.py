@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from agit_core.errors import BadInput
-from pipeline import storage
+from pipeline import records, storage
 from pipeline.redact import redact
 from pipeline.train import events as train_events
 
-_READERS = 8
 COLUMNS = ("real", "attention", "translated", "reconstructed")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -71,22 +66,27 @@ def read_run(run_uri: str, data_uri: str | None) -> Run:
         raise BadInput(f"there is no run at {run_uri}; give the URI of a folder below runs/")
     run = Run(run_uri, data_uri)
 
-    def part(name: str, lacking: str | None) -> dict[str, Any] | None:
-        uri = storage.join(run_uri, name)
-        value, reason = _json(uri) if uri in present else (None, "it was not written")
-        if value is None and lacking:
-            run.missing.append(f"{lacking} ({name}: {reason}).")
-        return value
+    def part(file: records.File[Any], folder: str, lacking: str | None) -> dict[str, Any] | None:
+        reason = "it was not written"
+        try:
+            # what a report may not show is gone before anything can show it
+            if (value := file.at(file.uri(folder))) is not None:
+                return dict(redact(value))
+        except records.Damaged as error:
+            reason = error.reason
+        if lacking:
+            run.missing.append(f"{lacking} ({file.name}: {reason}).")
+        return None
 
-    run.spec = part("spec.json", None)
-    run.result = part("result.json", "The training has not finished")
-    run.progress = part("progress.json", None)
-    run.evaluation = part("evaluation.json", "The model has not been evaluated, so there are no scores")
-    run.registration = part("registration.json", "The model has not been registered")
+    run.spec = part(records.SPEC, run_uri, None)
+    run.result = part(records.RESULT, run_uri, "The training has not finished")
+    run.progress = part(records.PROGRESS, run_uri, None)
+    run.evaluation = part(
+        records.EVALUATION, run_uri, "The model has not been evaluated, so there are no scores"
+    )
+    run.registration = part(records.REGISTRATION, run_uri, "The model has not been registered")
     if data_uri:
-        run.manifest, reason = _json(storage.join(data_uri, "manifest.json"))
-        if run.manifest is None:
-            run.missing.append(f"The data card cannot be shown (manifest.json: {reason}).")
+        run.manifest = part(records.MANIFEST, data_uri, "The data card cannot be shown")
     else:
         run.missing.append(
             "The data card cannot be shown (the run does not say what data it was trained on)."
@@ -96,61 +96,35 @@ def read_run(run_uri: str, data_uri: str | None) -> Run:
     run.events = [redact(event) for event in train_events.read(run_uri)]
     run.pictures = {
         storage.name(uri): uri
-        for uri in storage.list_(storage.join(run_uri, "evaluation"))
+        for uri in storage.list_(storage.join(run_uri, records.PICTURES))
         if uri.endswith(".png")
     }
     return run
 
 
-def _json(uri: str) -> tuple[dict[str, Any] | None, str]:
-    try:
-        value = storage.read_json(uri)
-    except FileNotFoundError:
-        return None, "it is not there"
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        return None, "it is not valid JSON"
-    # what a report may not tell is gone before anything can show it
-    return (redact(value), "") if isinstance(value, dict) else (None, "it does not hold an object")
-
-
-def each(function: Callable[[str], T], uris: list[str]) -> list[T]:
-    """Applies a reading function to many URIs, several at a time, in order."""
-    with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(function, uris))
-
-
 def _metrics(run: Run) -> list[dict[str, Any]]:
-    files = [uri for uri in storage.list_(storage.join(run.uri, "metrics")) if uri.endswith(".jsonl")]
-    rows: dict[int, dict[str, Any]] = {}
-    unreadable = 0
-    for data in each(storage.read_bytes, files):
-        for line in data.decode(errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-                rows[int(row["step"])] = row
-            except (ValueError, TypeError, KeyError):
-                unreadable += bool(line.strip())
+    rows, unreadable = records.metric_rows(run.uri)
     if not rows:
         run.missing.append("There are no curves (metrics/ holds no rows).")
     if unreadable:
         run.missing.append(f"{unreadable} rows of the metrics could not be read and are left out.")
-    return [rows[step] for step in sorted(rows)]
+    return rows
 
 
 def _samples(run: Run) -> list[SampleStep]:
     folders = [
         uri
-        for uri in storage.list_(storage.join(run.uri, "samples"))
+        for uri in storage.list_(storage.join(run.uri, records.SAMPLES))
         if storage.name(uri).startswith("step-") and storage.name(uri)[5:].isdigit()
     ]
-    steps = [step for step in each(_sample_step, folders) if step is not None]
+    steps = [step for step in storage.each(_sample_step, folders) if step is not None]
     if not steps:
         run.missing.append("There are no sample pictures (samples/ holds none).")
     return sorted(steps, key=lambda s: s.step)
 
 
 def _sample_step(folder: str) -> SampleStep | None:
-    described, _ = _json(storage.join(folder, "samples.json"))
+    described = records.SAMPLE_STEP.peek(folder)
     if described is None:  # written last: the pictures beside it may be incomplete
         return None
     strips = [str(name) for name in described.get("strips", [])]

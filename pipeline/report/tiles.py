@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from pipeline import storage
-from pipeline.report.run_data import COLUMNS, Run, SampleStep, each
+from pipeline.report.run_data import COLUMNS, Run, SampleStep
 
 LARGEST_TILE = 256
 """Tiles are shown at most this large: bigger ones are reduced."""
@@ -146,7 +146,7 @@ def strip_tiles(run: Run, name: str | None) -> Tiles | None:
 
 def _cut_step(sample: SampleStep) -> dict[str, Tiles]:
     names = list(sample.strips)
-    tiles = each(lambda name: _cut_uri(sample.strips[name], sample.columns), names)
+    tiles = storage.each(lambda name: _cut_uri(sample.strips[name], sample.columns), names)
     return {name: cut_ for name, cut_ in zip(names, tiles, strict=True) if cut_}
 
 

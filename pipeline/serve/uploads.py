@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import warnings
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from agit_core import pixels
 from agit_core.errors import BadInput
+from pipeline.data.images import Unusable, open_image
 
 LARGEST_BYTES = 20 * 2**20
 LARGEST_PIXELS = 50_000_000
@@ -29,25 +30,23 @@ def decode(data: bytes) -> Image.Image:
             f"the image is a file of {len(data) / 2**20:.0f} MiB; the limit is {LARGEST_BYTES // 2**20} MiB"
         )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is stricter
-            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        picture = open_image(data, FORMATS)
         if picture.width * picture.height > LARGEST_PIXELS:
             raise BadInput(
                 f"the image is of {picture.width} x {picture.height} pixels; "
                 f"the limit is {LARGEST_PIXELS // 1_000_000} million"
             )
-        picture.load()
-        ImageOps.exif_transpose(picture, in_place=True)
+        return pixels.turned(picture)
     except BadInput:
         raise
-    except UnidentifiedImageError:
-        raise BadInput("this is not an image that can be read; send PNG, JPEG, WebP, TIFF or BMP") from None
-    except Image.DecompressionBombError:
-        raise BadInput(f"the image has more than {LARGEST_PIXELS // 1_000_000} million pixels") from None
+    except Unusable as error:
+        if str(error) == "not an image":
+            raise BadInput(
+                "this is not an image that can be read; send PNG, JPEG, WebP, TIFF or BMP"
+            ) from None
+        raise BadInput(f"the image is damaged ({error}); save it again") from None
     except Exception as error:  # decoders raise what they like
         raise BadInput(f"the image is damaged ({error}); save it again") from None
-    return picture
 
 
 def decode_base64(text: object) -> Image.Image:

@@ -10,7 +10,7 @@ from typing import Any
 
 from agit_core.checkpoint import Snapshot
 from agit_core.errors import RunFailed
-from pipeline import storage
+from pipeline import records, storage
 from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.lease import TakenOver
 
@@ -147,7 +147,7 @@ class Progress:
     """Writes ``progress.json`` about every two seconds, whatever the step is doing."""
 
     def __init__(self, run_uri: str, saver: Saver, batch_size: int, **state: Any) -> None:
-        self._uri = storage.join(run_uri, "progress.json")
+        self._run_uri = run_uri
         self._saver = saver
         self._batch_size = batch_size
         self._state: dict[str, Any] = {"images_per_s": None, "eta_s": None, "losses": {}, **state}
@@ -172,7 +172,7 @@ class Progress:
         while True:
             last = self._stop.wait(_PROGRESS_SECONDS if self._marks else 0.2)
             try:
-                storage.write_bytes(self._uri, storage.json_line(self._now()).encode())
+                records.PROGRESS.write(self._run_uri, self._now())
             except (RunFailed, OSError) as error:
                 log.debug("progress could not be written: %s", error)
             if last:

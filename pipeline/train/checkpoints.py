@@ -23,6 +23,7 @@ from agit_core import checkpoint
 from agit_core.checkpoint import CheckpointDamaged, Snapshot
 from agit_core.errors import RunFailed
 from pipeline import storage
+from pipeline.records import CHECKPOINTS
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class CheckpointStore:
     """
 
     def __init__(self, run_uri: str, keep: int, best_by: str | None = None) -> None:
-        self.uri = storage.join(run_uri, "checkpoints")
+        self.uri = storage.join(run_uri, CHECKPOINTS)
         self.keep = keep
         self.best_by = best_by
         self._info: dict[int, dict[str, Any]] = {}

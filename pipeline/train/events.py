@@ -16,6 +16,7 @@ from typing import Any
 from agit_core.errors import RunFailed
 from pipeline import storage
 from pipeline.config import fingerprint
+from pipeline.records import EVENTS
 
 FAILURES = (
     "worker_failed",
@@ -41,7 +42,7 @@ def as_file(run_uri: str, kind: str, message: str = "", **details: Any) -> dict[
         **details,
     }
     name = f"{int(now * 1000):013d}-{kind}-{uuid.uuid4().hex[:6]}.json"
-    return {storage.join(run_uri, "events", name): storage.json_bytes(event)}
+    return {storage.join(run_uri, EVENTS, name): storage.json_bytes(event)}
 
 
 def record(run_uri: str, kind: str, message: str = "", **details: Any) -> None:
@@ -54,7 +55,7 @@ def record(run_uri: str, kind: str, message: str = "", **details: Any) -> None:
 def read(run_uri: str) -> list[dict[str, Any]]:
     """All events of a run in the order of time."""
     events = []
-    for uri in storage.list_(storage.join(run_uri, "events")):
+    for uri in storage.list_(storage.join(run_uri, EVENTS)):
         with contextlib.suppress(FileNotFoundError, ValueError):
             events.append(storage.read_json(uri))
     return sorted(events, key=lambda event: float(event["time"]))

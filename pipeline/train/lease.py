@@ -19,10 +19,10 @@ from typing import Any
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
 from pipeline.process_identity import is_here, process_started, this_process
+from pipeline.records import ALIVE, PROGRESS, SPEC
 
 __all__ = ["is_here", "process_started", "this_process"]
 
-_ALIVE = "alive.json"
 TOKEN = "AGIT_RUN_TOKEN"
 """Environment variable with the owner's token, in every process that a job starts, however deep."""
 UNDER_WAY = frozenset({"starting", "running"})
@@ -47,9 +47,8 @@ def refuse_second(run_uri: str, unless: dict[str, Any] | None = None) -> dict[st
     Raises:
         RunFailed: somebody else trains it.
     """
-    try:
-        before: dict[str, Any] = storage.read_json(storage.join(run_uri, "spec.json"))
-    except (FileNotFoundError, ValueError):
+    before = SPEC.peek(run_uri)
+    if before is None:
         return None
     owner, trained = before.get("owner") or {}, f"run {storage.name(run_uri)} is being trained"
     if unless is not None and unless.items() <= owner.items():
@@ -87,11 +86,8 @@ def check(spec: dict[str, Any]) -> None:
         TakenOver: it is not.
     """
     token = (spec.get("owner") or {}).get("token")
-    try:
-        now: dict[str, Any] = storage.read_json(storage.join(spec["run_uri"], "spec.json"))
-    except (FileNotFoundError, ValueError):
-        return
-    if token is not None and (now.get("owner") or {}).get("token") != token:
+    now = SPEC.peek(spec["run_uri"])
+    if now is not None and token is not None and (now.get("owner") or {}).get("token") != token:
         raise _taken_over(now)
 
 
@@ -103,7 +99,7 @@ def alive(run_uri: str) -> Iterator[None]:
     def beat() -> None:
         while True:
             with contextlib.suppress(BadInput, RunFailed, OSError):  # the storage is away; the next one tells
-                storage.write_json(storage.join(run_uri, _ALIVE), {"time": time.time()})
+                ALIVE.write(run_uri, {"time": time.time()})
             if ended.wait(_BEAT_SECONDS):
                 return
 
@@ -120,8 +116,7 @@ def last_sign(run_uri: str, progress: dict[str, Any]) -> float:
     """When, by its own clock, a run's job last told anything; its last word is the end, where it came to one."""
     told = float(progress["time"])
     if progress["state"] in UNDER_WAY:
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            told = max(told, float(storage.read_json(storage.join(run_uri, _ALIVE))["time"]))
+        told = max(told, float((ALIVE.peek(run_uri) or {}).get("time") or 0.0))
     return told
 
 
@@ -136,11 +131,8 @@ def _tells(run_uri: str) -> bool:
 
 def _told(run_uri: str) -> float | None:
     """When a job last told anything; None when the last of it was an end."""
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        progress = storage.read_json(storage.join(run_uri, "progress.json"))
-        if progress["state"] in UNDER_WAY:
-            return last_sign(run_uri, progress)
-    return None
+    progress = PROGRESS.peek(run_uri)
+    return last_sign(run_uri, progress) if progress and progress["state"] in UNDER_WAY else None
 
 
 def _taken_over(now: dict[str, Any]) -> TakenOver:

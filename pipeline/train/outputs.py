@@ -16,7 +16,7 @@ from agit_core.errors import RunFailed
 from agit_core.loader import ImageSource
 from agit_core.stages import HEALTH_KEYS, collapse, faint
 from agit_core.trainer import Figures
-from pipeline import storage
+from pipeline import records, storage
 
 _COLLAPSED_WINDOWS = 3
 
@@ -111,13 +111,13 @@ class Samples:
         return strips
 
 
-def sample_files(strips: dict[str, Tensor], samples_uri: str, step: int) -> dict[str, bytes]:
+def sample_files(strips: dict[str, Tensor], run_uri: str, step: int) -> dict[str, bytes]:
     """Sample strips as PNG files; their description comes last."""
-    folder = storage.join(samples_uri, f"step-{step:08d}")
+    folder = records.sample_folder(run_uri, step)
     files = {storage.join(folder, name): preview.png(strip) for name, strip in strips.items()}
     tile = next(iter(strips.values())).shape[-2] if strips else 0
     description = {"step": step, "tile": tile, "columns": list(preview.COLUMNS), "strips": list(strips)}
-    return files | {storage.join(folder, "samples.json"): json.dumps(description).encode()}
+    return files | {records.SAMPLE_STEP.uri(folder): json.dumps(description).encode()}
 
 
 def scores(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from agit_core import checkpoint, model_folder
+from agit_core import model_folder, saved_method
 from agit_core.errors import BadInput, RunFailed
 from agit_core.model_folder import Model
 from pipeline.config import Config
@@ -68,7 +68,12 @@ def start_model(config: Config) -> Model:
     """The model named by ``train.start_from``: a model or checkpoint folder of the same architecture."""
     uri = str(config.train.start_from)
     model = model_folder.read(uri)
-    changed = checkpoint.differences(model.method, config.method)
+    if not model.judges:
+        raise BadInput(
+            f"train.start_from: the model at {uri} has no discriminators, as it is for inference only; "
+            "give a checkpoint or a registered model"
+        )
+    changed = saved_method.differences(model.method, config.method)
     if networks := [setting for setting in changed if setting.startswith("networks.")]:
         raise BadInput(
             f"train.start_from: the model at {uri} has other networks than method.networks: "

@@ -22,11 +22,10 @@ from agit_core.loader import ImageSource, Loader
 from agit_core.sampling import SamplePlan
 from agit_core.trainer import Figures, StepResult, Trainer
 from agit_core.world import World
-from pipeline import logs, storage
+from pipeline import logs, records, storage
 from pipeline.config import Config
 from pipeline.data.format import manifest
 from pipeline.data.read.sample_order import sample_plan
-from pipeline.handover import START
 from pipeline.train import events, lease
 from pipeline.train.background_writer import Progress, Saver
 from pipeline.train.checkpoints import CheckpointStore
@@ -221,7 +220,7 @@ class _Worker:
                 self.device,
             )
         strips = self.samples.draw(self.trainer.networks.state_dict() | self.trainer.averaged)
-        saver.put(sample_files(strips, storage.join(self.run_uri, "samples"), step))
+        saver.put(sample_files(strips, self.run_uri, step))
         self.seconds["sample"] += time.perf_counter() - began
 
     def _checkpoint(self, saver: Saver | None) -> None:
@@ -287,8 +286,8 @@ class _Worker:
 
     def _keep_start(self, digest: str) -> None:
         """For the lineage: the alias that the configuration may name will lead to another model one day."""
-        start = {"uri": self.config.train.start_from, "digest": digest}
-        self._patiently(lambda: storage.write_json(storage.join(self.run_uri, START), start))
+        start = records.Start(uri=str(self.config.train.start_from), digest=digest)
+        self._patiently(lambda: records.START.write(self.run_uri, start))
 
     def _tell_start(self, nodes: int) -> None:
         step = self.trainer.step
@@ -297,8 +296,8 @@ class _Worker:
             if not events.read(self.run_uri):
                 self.furthest.step = 0  # left by an earlier run in a folder that was removed
         before = self.furthest.step
-        with contextlib.suppress(FileNotFoundError, ValueError, RunFailed):
-            before = max(before, int(storage.read_json(storage.join(self.run_uri, "progress.json"))["step"]))
+        with contextlib.suppress(RunFailed):
+            before = max(before, int((records.PROGRESS.peek(self.run_uri) or {}).get("step") or 0))
         kind = "resumed" if step or before else "started"
         redone = max(0, before - step)
         events.record(self.run_uri, kind, step=step, redone=redone, workers=self.world.size, nodes=nodes)
@@ -325,7 +324,7 @@ class _Worker:
 
     def _result(self, first: int) -> dict[str, Any]:
         step, best = self.trainer.step, self.store.best()
-        pictures = storage.list_(storage.join(self.run_uri, "samples", f"step-{step:08d}"))
+        pictures = storage.list_(records.sample_folder(self.run_uri, step))
         seconds = max(getattr(self, "loop_seconds", 0.0), 1e-9)
         return {
             "run_id": self.spec["run_id"],
@@ -362,7 +361,7 @@ def total_steps(config: Config, plan: SamplePlan) -> int:
 
 def remove_metrics_after(run_uri: str, step: int) -> None:
     """Forgets rows of steps that will be done again."""
-    for uri in storage.list_(storage.join(run_uri, "metrics")):
+    for uri in storage.list_(storage.join(run_uri, records.METRICS)):
         stem = storage.name(uri).removesuffix(".jsonl")
         if stem.isdigit() and int(stem) > step:
             storage.remove(uri)

@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from agit_core.errors import RunFailed
-from pipeline import storage, train_job
+from pipeline import ray_session, records, train_job
 from pipeline.launch import specs
 from pipeline.train import lease
 from pipeline.train.failures import PERMANENT, root_cause, sentence
@@ -44,10 +44,10 @@ def run(spec_uri: str) -> dict[str, Any]:
     train, side_by_side = search.config.train, search.config.tune.concurrent
     with lease.alive(spec["run_uri"]), train_job.failure_told(spec):
         # a trial's driver needs a slot, too
-        with train_job.connected_ray(search.config, cpus=side_by_side * (train.workers + 1)) as scratch:
+        with ray_session.connected(search.config, cpus=side_by_side * (train.workers + 1)) as scratch:
             _search(spec, search, scratch)
         result = _result(search)
-        storage.write_json(storage.join(spec["run_uri"], "result.json"), result)
+        records.JOB_RESULT.write(spec["run_uri"], result)
     train_job.tell(spec, "finished", **_progress(search.trials(), search))
     return result
 
@@ -134,9 +134,9 @@ def _progress(trials: list[Trial], search: Search) -> dict[str, Any]:
     doing = []
     for trial in trials:
         if trial.state == "running":
-            with contextlib.suppress(FileNotFoundError, ValueError, RunFailed):
-                state = storage.read_json(storage.join(trial.run_uri, "progress.json"))
-                doing.append(f"trial {trial.number} at step {state['step']}")
+            with contextlib.suppress(RunFailed):
+                if state := records.PROGRESS.peek(trial.run_uri):
+                    doing.append(f"trial {trial.number} at step {state['step']}")
     metric, best = search.config.tune.metric, search.best(trials)
     if best is not None:
         doing.append(f"best {metric} {best.value(metric):.4g} (trial {best.number}, step {best.step})")

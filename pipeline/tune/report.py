@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from pipeline import storage
+from pipeline import records, storage
 from pipeline.metrics.format import network
 from pipeline.redact import redact
 from pipeline.report import build as report
@@ -23,7 +23,7 @@ _PICTURES = 4
 
 def build(search: Search) -> str:
     """Writes ``report.html`` of the search from what its trials have scored so far; returns its URI."""
-    uri = storage.join(search.uri, "report.html")
+    uri = storage.join(search.uri, records.REPORT)
     storage.write_text(uri, render(search, search.trials()))
     return uri
 

@@ -16,8 +16,9 @@ import yaml
 
 from agit_core.errors import BadInput
 from agit_core.sampling import SamplePlan
-from pipeline import storage, train_job
+from pipeline import records, storage, train_job
 from pipeline.config import Config, fingerprint, parse
+from pipeline.data.format import manifest as manifests
 from pipeline.launch import specs
 from pipeline.metrics import catalog
 from pipeline.tune import space
@@ -78,7 +79,7 @@ class Search:
             BadInput: the space or the settings of the search do not fit.
         """
         config, uri = _with_absolute_start(config), specs.absolute(data_uri)
-        manifest = storage.read_json(storage.join(uri, "manifest.json"))
+        manifest = manifests.read(uri)
         search = Search(config, uri, manifest, space.ranges(config))
         catalog.check_deciding("tune.metric", config.tune.metric)
         if config.tune.grace_steps > search.total:
@@ -149,7 +150,7 @@ class Search:
         with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
             return Trial(**storage.read_json(self.record_uri(number)))
         run_id = specs.run_id(self.config_of(number), self.manifest)
-        uri = storage.join(specs.absolute(self.config.storage), "runs", run_id)
+        uri = records.run_uri(specs.absolute(self.config.storage), run_id)
         return Trial(number, self.values(number), run_id, uri)
 
     def store(self, trial: Trial) -> None:
@@ -187,9 +188,9 @@ def preset(search: Search, trial: Trial) -> str:
 def from_spec(spec: Mapping[str, Any]) -> Search:
     """The search that a job is told about."""
     return Search(
-        config := parse(spec["config"], where="spec.json"),
+        config := parse(spec["config"], where=records.SPEC.name),
         spec["data_uri"],
-        storage.read_json(storage.join(spec["data_uri"], "manifest.json")),
+        manifests.read(spec["data_uri"]),
         space.ranges(config),
     )
 

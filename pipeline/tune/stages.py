@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline import progress, storage, tasks
+from pipeline import progress, records, storage
 from pipeline.config import Config
-from pipeline.handover import Data
 from pipeline.launch import follow, specs
+from pipeline.records import Data
 from pipeline.train.failures import Allowance
 from pipeline.tune.search import Search, Trial
 from pipeline.tune.search import preset as preset_of
@@ -43,7 +43,7 @@ def search(config: Config, data: Data) -> Search:
             spec = specs.spec_of(config, found.data_uri, found.search_id)
             spec |= {"run_uri": found.uri, "job": "pipeline.tune.job"}
             # one with fewer trials, or with some that failed
-            storage.remove(storage.join(found.uri, "result.json"))
+            storage.remove(records.JOB_RESULT.uri(found.uri))
             follow.run_job(config, spec, Allowance(lambda: _scores(found), config.train.max_failures), stage)
             stage.message = f"{config.tune.trials} trials, search {found.search_id}"
     return found
@@ -51,7 +51,7 @@ def search(config: Config, data: Data) -> Search:
 
 def done(found: Search) -> bool:
     """Whether all the trials that are asked for have ended, none of them with a failure."""
-    result = tasks.read(found.uri, "result.json")
+    result = records.JOB_RESULT.peek(found.uri)
     if result is None or result["trials"] != found.config.tune.trials:
         return False
     return all(trial.state != "failed" for trial in found.trials())
@@ -78,7 +78,7 @@ def summarize(found: Search, report_uri: str, preset_to: Path | None = None) -> 
     best = found.best(trials)
     preset = None
     if best is not None:
-        text, uri = preset_of(found, best), storage.join(found.uri, "best.yaml")
+        text, uri = preset_of(found, best), storage.join(found.uri, records.BEST_PRESET)
         storage.write_text(uri, text)
         local = preset_to or (PRESETS / f"{found.search_id}.yaml" if storage.is_remote(uri) else None)
         if local is not None:
@@ -97,7 +97,7 @@ def summarize(found: Search, report_uri: str, preset_to: Path | None = None) -> 
         "preset": preset,
         "report": report_uri,
     }
-    storage.write_json(storage.join(found.uri, "summary.json"), summary)
+    records.SUMMARY.write(found.uri, summary)
     return summary
 
 

@@ -17,7 +17,7 @@ from ray import tune
 
 from agit_core.errors import BadInput, RunFailed
 from agit_core.stages import collapse
-from pipeline import logs, storage, train_job
+from pipeline import logs, records, storage, train_job
 from pipeline.config import Config
 from pipeline.launch import specs
 from pipeline.metrics.catalog import COVERAGE
@@ -156,10 +156,8 @@ def _train(
     """Trains to ``spec["until"]``, or finds the training finished."""
     from pipeline.train.driver import drive
 
-    result_uri = storage.join(spec["run_uri"], "result.json")
-    if storage.exists(result_uri):
-        done: dict[str, Any] = storage.read_json(result_uri)
-        return done
+    if (done := records.RESULT.read(spec["run_uri"])) is not None:
+        return done.plain()
     # what an earlier attempt of this search left is its own
     lease.refuse_second(spec["run_uri"], unless={"search": search_uri})
     owner = lease.this_process() | {"search": search_uri}

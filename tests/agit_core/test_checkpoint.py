@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from agit_core import checkpoint
+from agit_core import checkpoint, saved_method
 from agit_core.checkpoint import CheckpointDamaged
 from agit_core.config import MethodConfig
 from agit_core.errors import BadInput
@@ -148,9 +148,9 @@ def test_the_average_follows_its_formula() -> None:
 
 def test_the_method_survives_json() -> None:
     config = tiny.method(tau=0.25)
-    assert checkpoint.method_from_dict(json.loads(json.dumps(checkpoint.method_to_dict(config)))) == config
+    assert saved_method.from_dict(json.loads(json.dumps(saved_method.to_dict(config)))) == config
     with pytest.raises(BadInput):
-        checkpoint.method_from_dict({"networks": {"widht": 3}})
+        saved_method.from_dict({"networks": {"widht": 3}})
 
 
 def of_the_first_version(config: MethodConfig) -> dict[str, Any]:
@@ -177,20 +177,22 @@ def with_preset(preset: str, **networks: Any) -> MethodConfig:
 def test_what_the_first_version_saved_means_what_it_did(preset: str) -> None:
     tree = of_the_first_version(with_preset(preset))
     assert not {"revision", "initialisation"} & tree["networks"].keys()
-    old = checkpoint.method_from_dict(tree)
+    old = saved_method.from_dict(tree)
     assert (old.networks.revision, old.networks.initialisation) == (1, "normal")
-    assert checkpoint.identity(old) == tree, "runs would lose their names"
-    same = checkpoint.identity(with_preset(preset)) == tree
+    assert saved_method.identity(old) == tree, "runs would lose their names"
+    same = saved_method.identity(with_preset(preset)) == tree
     assert same == (preset == "cyclegan"), "the others begin with other weights now, or have other layers"
 
 
 def test_an_identity_does_not_depend_on_how_a_preset_is_written() -> None:
     for preset, kind in zip(PRESETS, ("truncated", "pytorch", "normal"), strict=True):
-        spelt = checkpoint.identity(with_preset(preset, initialisation=kind))
-        assert spelt == checkpoint.identity(with_preset(preset))
-        assert spelt != checkpoint.identity(with_preset(preset, generator_blocks=2))
-    assert checkpoint.identity(with_preset("agit", revision=1)) == checkpoint.identity(with_preset("agit"))
-    assert checkpoint.identity(with_preset("uaggan", revision=1)) != checkpoint.identity(
+        spelt = saved_method.identity(with_preset(preset, initialisation=kind))
+        assert spelt == saved_method.identity(with_preset(preset))
+        assert spelt != saved_method.identity(with_preset(preset, generator_blocks=2))
+    assert saved_method.identity(with_preset("agit", revision=1)) == saved_method.identity(
+        with_preset("agit")
+    )
+    assert saved_method.identity(with_preset("uaggan", revision=1)) != saved_method.identity(
         with_preset("uaggan")
     )
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from agit_core.checkpoint import method_from_dict, method_to_dict
 from agit_core.config import CoverageConfig, MethodConfig
 from agit_core.coverage import CoverageController
 from agit_core.errors import BadInput
+from agit_core.saved_method import from_dict, to_dict
 from agit_core.world import World
 from tests.agit_core import ranks, tiny
 from tests.agit_core.ranks import Scenario, difference
@@ -82,10 +82,10 @@ def test_a_band_that_is_none_is_refused(band: tuple[float, float]) -> None:
 
 
 def test_configuration_survives_json_and_may_lack_the_section() -> None:
-    stored = json.loads(json.dumps(method_to_dict(method())))
-    assert method_from_dict(stored) == method()
+    stored = json.loads(json.dumps(to_dict(method())))
+    assert from_dict(stored) == method()
     del stored["coverage"]
-    assert method_from_dict(stored).coverage == CoverageConfig()
+    assert from_dict(stored).coverage == CoverageConfig()
 
 
 def test_training_resumes_exactly_and_the_controller_counts() -> None:
@@ -134,7 +134,6 @@ def test_a_frozen_attention_leaves_the_controller_alone() -> None:
     assert torch.equal(before, run.training_step.coverage.weight)
 
 
-@pytest.mark.slow
 def test_two_ranks_are_one(tmp_path: Path) -> None:
     """Also with 2 and 1 of 3 items, where each rank's own mean would be wrong."""
     scenarios = [Scenario(f"batch-{batch}", method(), batch, 3) for batch in (2, 3)]

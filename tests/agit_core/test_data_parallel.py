@@ -16,8 +16,6 @@ from agit_core.config import MethodConfig
 from tests.agit_core import ranks, tiny
 from tests.agit_core.ranks import Scenario, difference
 
-pytestmark = pytest.mark.slow
-
 GRADIENTS = 1e-5
 WEIGHTS = 5e-4
 """After six steps, which move the weights by some 1e-2. Mostly it is 1e-7; one sign that rounding flips (of an L1
@@ -37,11 +35,12 @@ FIRST_STEPS = [
     for batch in (2, 3)
 ]
 ACROSS = [Scenario(f"across-{p}-{b}", method(p), b, 6) for p in ("agit", "uaggan") for b in (2, 3)]
+MISTAKE_9 = [Scenario(f"until-{n}", tiny.calm(tiny.method(switch_at=1)), 2, n) for n in (1, 2, 5)]
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    return ranks.run(tmp_path_factory.mktemp("ranks") / "all", 2, [*FIRST_STEPS, *ACROSS])
+    return ranks.run(tmp_path_factory.mktemp("ranks") / "all", 2, [*FIRST_STEPS, *ACROSS, *MISTAKE_9])
 
 
 @pytest.mark.parametrize("scenario", FIRST_STEPS, ids=lambda s: s.name)
@@ -68,6 +67,18 @@ def test_weights_after_several_steps_and_the_switch(
     assert tiny.same(first["weights"], second["weights"]), "ranks must agree bit for bit"
 
 
+@pytest.mark.parametrize("scenario", MISTAKE_9, ids=lambda s: s.name)
+def test_9_ddp_with_several_forwards_per_backward(
+    scenario: Scenario, together: dict[str, list[dict[str, Any]]]
+) -> None:
+    """The seed's ninth mistake: DDP around nets that run twice per backward and are frozen in between gave wrong
+    gradients, silently."""
+    alone = ranks.play(scenario)
+    for rank in together[scenario.name]:
+        assert difference(alone["weights"], rank["weights"]) < 1e-4
+        assert difference(alone["gradients"], rank["gradients"]) < 1e-2
+
+
 def test_a_resumed_run_of_three_workers_is_the_same_to_the_bit(tmp_path: Path) -> None:
     """Of two, the order of the sum does not matter; of three it does, and DDP may change it after a first step."""
     straight = Scenario("straight", method(switch_at=9), 3, 4)
@@ -78,6 +89,7 @@ def test_a_resumed_run_of_three_workers_is_the_same_to_the_bit(tmp_path: Path) -
         assert tiny.same(one["weights"], other["weights"])
 
 
+@pytest.mark.long
 def test_two_killed_workers_go_on_exactly_and_one_can_take_over(
     tmp_path: Path, together: dict[str, list[dict[str, Any]]]
 ) -> None:

@@ -213,6 +213,7 @@ def test_convolutions_of_images_are_pytorchs_own(
     gradients = [torch.autograd.grad((y * weight).sum(), [x, *ours.parameters()]) for y in results]
     for got, expected in zip((results[0], *gradients[0]), (results[1], *gradients[1]), strict=True):
         assert torch.allclose(got, expected, atol=1e-10)
+    assert results[0].is_contiguous(memory_format=layout), "another layout slows what follows"
 
 
 @pytest.mark.parametrize(

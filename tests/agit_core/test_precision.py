@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
             1e-5,
             1e-4,
             marks=[
-                pytest.mark.slow,
+                pytest.mark.long,
                 pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler"),
             ],
         ),
@@ -90,7 +90,7 @@ def test_auto_is_decided_by_the_machine() -> None:
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_code_knows_every_state_of_the_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Frozen and trained, two batch sizes, both stages: each is traced once, whole, and computes the same bits.
 

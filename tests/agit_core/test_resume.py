@@ -76,7 +76,7 @@ def test_resume_is_exact_in_channels_last(autocast: Literal["off", "bf16"]) -> N
     assert tiny.same(tiny.everything(one), tiny.everything(other))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_process_killed_twice_goes_on_exactly(tmp_path: Path) -> None:
     """``kill -9`` in mid-epoch before the switch and after it; the work since the checkpoint is done again."""
     command = [sys.executable, "-m", "tests.agit_core.dying", str(tmp_path)]

@@ -41,7 +41,6 @@ def python(code: str, refused: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
 def test_training_needs_torch_and_nothing_else() -> None:
     """Not even numpy: a whole training step, checkpoint and resume."""
     python(
@@ -63,7 +62,6 @@ assert "numpy" not in sys.modules
     )
 
 
-@pytest.mark.slow
 def test_every_module_imports_with_torch_and_torchvision() -> None:
     """numpy and pillow are torchvision's own; the scores' distances are torchmetrics' and say so."""
     python(

@@ -1,7 +1,8 @@
 """``make bench``: runs the benchmarks, prints their tables and writes ``.agit/bench.json``.
 
 ``python -m tests.benchmarks`` runs all of them, each in a process of its own; ``python -m tests.benchmarks step``
-one, in this process. See :mod:`tests.benchmarks.result` for how to add one.
+one, in this process. ``python -m tests.benchmarks gpu --help`` is for a machine with a GPU. See
+:mod:`tests.benchmarks.result` for how to add one.
 """
 
 from __future__ import annotations
@@ -46,6 +47,10 @@ def run_one(name: str, file: Path) -> None:
 
 def main() -> int:
     """Exit status 1 when a benchmark failed; the others ran all the same."""
+    if sys.argv[1:2] == ["gpu"]:
+        from tests.benchmarks import gpu  # needs a folder of images, so that it is none of "all"
+
+        return gpu.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names())}; default: all")
     parser.add_argument("--out", type=Path, default=FILE)

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from agit_core import checkpoint, model_folder
+from agit_core import checkpoint, model_folder, saved_method
 from agit_core.augment import to_float
 from agit_core.config import MethodConfig
 from agit_core.errors import BadInput
@@ -88,14 +88,14 @@ def method_with(changes: Mapping[str, Any]) -> MethodConfig:
         nested = {k: merged(tree[k], v) if isinstance(tree.get(k), dict) else v for k, v in over.items()}
         return {**tree, **nested}
 
-    return checkpoint.method_from_dict(merged(asdict(MethodConfig()), changes))
+    return saved_method.from_dict(merged(asdict(MethodConfig()), changes))
 
 
 class Training:
     """A resumable training of ``steps`` steps into the folder ``out``.
 
     It holds ``rows.jsonl`` (means since the row before, and scores), ``samples/STEP-DIRECTION-N.png``
-    (:data:`agit_core.preview.COLUMNS`), ``checkpoints/STEP`` (the newest two) and, from :meth:`export`, a model.
+    (:data:`agit_core.preview.COLUMNS`), ``checkpoints/STEP`` (the newest two).
     """
 
     def __init__(
@@ -111,6 +111,7 @@ class Training:
         device: torch.device | None = None,
     ) -> None:
         self.out, self.size = out, size
+        self.seconds = 0.0
         load_size = size * 9 // 8
         train = {d: read_images(data, d, load_size, slice(None, -held_out or None)) for d in DOMAINS}
         self.held = (
@@ -129,20 +130,21 @@ class Training:
                 checkpoint.Snapshot(**{**vars(snapshot), "info": {**snapshot.info, "total_steps": steps}})
             )
 
-    def run(self, every: int, deadline: float = float("inf")) -> Iterator[int]:
-        """Trains to the end or the deadline (``time.monotonic``); checkpoints, samples and scores ``every`` steps."""
-        begun, at = time.monotonic(), self.trainer.step
-        for result in self.trainer.run(self.loader):
-            last = result.step == self.trainer.total_steps or time.monotonic() >= deadline
-            if result.step % every == 0 or last:
-                seconds = (time.monotonic() - begun) / (result.step - at)
-                self._report(seconds)
-                begun, at = time.monotonic(), result.step
-            yield result.step
-            if last:
-                return
+    def run(self, every: int) -> Iterator[int]:
+        """Trains to the end, yielding each step; checkpoints, samples and scores ``every`` steps."""
+        while self.trainer.step < self.trainer.total_steps:
+            yield from self.some(every)
+            self.report()
 
-    def _report(self, seconds: float) -> None:
+    def some(self, steps: int) -> Iterator[int]:
+        """Trains some steps, at most to the end."""
+        begun, start = time.monotonic(), self.trainer.step
+        for result in self.trainer.run(self.loader, start + steps):
+            self.seconds = (time.monotonic() - begun) / (result.step - start)
+            yield result.step
+
+    def report(self) -> None:
+        """Writes a checkpoint, a row and sample pictures of the present state."""
         trainer = self.trainer
         trainer.save(self.out / "checkpoints" / f"{trainer.step:08d}")
         for old in self._checkpoints()[:-2]:
@@ -151,7 +153,7 @@ class Training:
         controller = trainer.training_step.coverage.weight.tolist()
         row = {
             "step": trainer.step,
-            "seconds_per_step": round(seconds, 3),
+            "seconds_per_step": round(self.seconds, 3),
             "rate": trainer.learning_rate,
             **figures.losses,
             **figures.mask_health,
@@ -200,6 +202,13 @@ class Training:
         }
         return model_folder.Model(name, trainer.config, self.size, weights, "", {"step": trainer.step})
 
+    def export(self, folder: Path, name: str) -> None:
+        """Writes the present weights as a model folder for inference: half precision, no discriminators."""
+        model = self.model(name)
+        lineage = {"steps": self.trainer.step}
+        weights = model_folder.slimmed(model.weights)
+        model_folder.write(folder, name, model.method, model.image_size, weights, lineage)
+
     def _checkpoints(self) -> list[Path]:
         return sorted((self.out / "checkpoints").glob("[0-9]*"))
 
@@ -222,6 +231,7 @@ def main() -> int:
     parser.add_argument("--held-out", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start-from", type=Path, help="checkpoint whose weights a new run begins with")
+    parser.add_argument("--model", type=Path, help="model folder for inference to write at the end")
     chosen = parser.parse_args()
     try:
         training = Training(
@@ -239,6 +249,8 @@ def main() -> int:
         for step in training.run(chosen.every):
             if step % 50 == 0:
                 print(step, flush=True)
+        if chosen.model:
+            training.export(chosen.model, chosen.model.name)
     except BadInput as error:
         print(error, file=sys.stderr)
         return 2

@@ -93,9 +93,9 @@ def _config(folder: Path, workers: int) -> Config:
 
 def _train(config: Config, data_uri: str) -> dict[str, Any]:
     result = follow.train(config, data_uri)
-    files = storage.list_(storage.join(result.run_uri, "metrics"))
+    files = storage.list_(storage.join(result.uri, "metrics"))
     rows = [json.loads(line) for uri in sorted(files) for line in storage.read_text(uri).splitlines()]
-    seconds = result.details["seconds"]
+    seconds = result.result.seconds
     return {
         "images_per_s": statistics.median(row["images_per_s"] for row in rows[WARM_UP:]),
         "data_wait_share": seconds["data_wait"] / seconds["loop"],

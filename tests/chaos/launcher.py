@@ -14,4 +14,4 @@ if __name__ == "__main__":
     with open(sys.argv[1]) as file:
         config = parse(json.load(file))
     result = follow.train(config, sys.argv[2])
-    print(json.dumps(result.details))
+    print(json.dumps(result.result.plain()))

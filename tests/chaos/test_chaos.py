@@ -12,7 +12,7 @@ from tests.chaos import run
 from tests.chaos.__main__ import main
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_nothing_but_time_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -34,7 +34,7 @@ def test_nothing_but_time_is_lost(
     assert "identical after" in line
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_a_run_that_does_not_get_over_a_kill_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -20,7 +20,7 @@ from pipeline.train import events as train_events
 from tests.pipeline.training import TINY, prepared, spec_of, wait_for
 from tests.ray_environment import head_node
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 HOOK = Path("infra/docker/leave-node.sh").absolute()
 ENDLESS = 10**6
 

@@ -23,7 +23,7 @@ from tests.pipeline.command import environment, tiny_config
 from tests.pipeline.prefect_api import ask
 from tests.pipeline.training import wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[2]
 DEPLOYMENTS = {"agit/train-h2z", "agit/retrain-h2z", "agit/train-demo", "agit-tune/tune-h2z"}
 

@@ -179,3 +179,36 @@ def test_fingerprint_follows_the_value_and_not_the_order() -> None:
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
     assert parse({"name": "x"}).plain() == parse({"name": "x"}).plain()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("seed: 1\ndata:\n  limit: 3\ndata:\n  workers: 1\n", "'data' stands in line 2 and again in line 4"),
+        ("train:\n  epochs: 1\n  epochs: 2\n", "'epochs' stands in line 2"),
+        ("data:\n  source: 2023-11-31\n", "not valid YAML: day"),
+        ("seed: !!int three\n", "not valid YAML"),
+        ("tune: &all\n  space: {x: *all}\n", "'&all' refers to itself"),
+        ("report: " + "{a: " * 3000, "nested too deeply"),
+    ],
+    ids=["section twice", "key twice", "no date", "no number", "circle", "deep"],
+)
+def test_yaml_that_cannot_be_meant_is_refused_in_a_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(BadInput, match=sentence):
+        load(str(path))
+
+
+def test_an_anchor_may_be_used_again_and_a_merged_key_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("data: &d {limit: 3, workers: 2}\nname: x\ntrain: {workers: 1}\n")
+    assert load(str(path)).data.limit == 3
+    path.write_text("report: &r {hero_images: 2}\ntune: {space: {a: &z [1, 2], b: *z}}\n")
+    assert load(str(path)).tune.space == {"a": [1, 2], "b": [1, 2]}
+
+
+@pytest.mark.parametrize("value", ["2023-13-01", "!!int three", "9" * 5000, "[" * 4000])
+def test_a_value_that_yaml_cannot_build_is_refused_in_a_sentence(value: str) -> None:
+    with pytest.raises(BadInput, match="is no value that YAML can build"):
+        load("demo", [f"data.source={value}"])

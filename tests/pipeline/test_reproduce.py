@@ -11,7 +11,7 @@ import pytest
 from agit_core import model_folder
 from agit_core.errors import BadInput
 from agit_core.networks import build
-from pipeline import reproduce, storage, tasks
+from pipeline import records, reproduce, storage, tasks
 from pipeline.config import Config, parse
 from pipeline.registry import lineage, models
 from pipeline.registry.registration import register
@@ -46,7 +46,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_same_weights_come_out_again(root: Path) -> None:
     config = _config(root)
     told = reproduce.reproduce("models:/tiny@champion", config, str(root / "again"))
@@ -59,7 +59,7 @@ def test_the_same_weights_come_out_again(root: Path) -> None:
     origin = reproduce.Origin.of("models:/tiny/1", config)
     name = next(name for name in origin.model.weights if name.startswith("generator_ab"))
     origin.model.weights[name].add_(0.5)
-    run = tasks.Run(told["run_id"], "", {"checkpoint": told["checkpoint"]})
+    run = tasks.Run(told["run_id"], "", records.Result(steps=0, checkpoint=told["checkpoint"]))
     other = reproduce.Origin(origin.uri, origin.model, {**origin.lineage, "weights_sha256": "x"})
     compared = reproduce.compare(other, run)
     assert compared["identical"] is False
@@ -67,7 +67,6 @@ def test_the_same_weights_come_out_again(root: Path) -> None:
     assert compared["largest_difference"]["generator_ba"] == 0
 
 
-@pytest.mark.slow
 def test_a_source_that_changed_is_refused_with_what_changed(root: Path, tmp_path: Path) -> None:
     config = _config(root)
     photos = root / "photos"
@@ -92,7 +91,6 @@ def test_a_source_that_changed_is_refused_with_what_changed(root: Path, tmp_path
         shutil.move(photos / "trainA" / moved.name, moved)
 
 
-@pytest.mark.slow
 def test_other_code_and_libraries_are_told(root: Path) -> None:
     origin = reproduce.Origin.of("models:/tiny/1", _config(root))
     assert reproduce.differences(origin) == []
@@ -104,7 +102,6 @@ def test_other_code_and_libraries_are_told(root: Path) -> None:
     assert "cpu cores was 512" in said
 
 
-@pytest.mark.slow
 def test_what_cannot_be_reproduced_is_told_in_one_sentence(root: Path, tmp_path: Path) -> None:
     config = _config(root)
     with pytest.raises(BadInput, match="no version 7"):
@@ -114,10 +111,10 @@ def test_what_cannot_be_reproduced_is_told_in_one_sentence(root: Path, tmp_path:
         reproduce.settings(origin, config.storage)
     run = storage.join(config.storage, "runs", str(origin.lineage["run_id"]))
     with pytest.raises(BadInput, match="does not say where it comes from"):
-        reproduce.reproduce(tasks.finished(run)["checkpoint"], config)  # type: ignore[index]
+        reproduce.reproduce(records.RESULT.read(run).checkpoint, config)  # type: ignore[union-attr]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_that_started_from_an_alias_starts_from_the_same_weights_again(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import retrain, storage, tasks
 from pipeline.config import Config, load
-from pipeline.handover import Data
+from pipeline.records import Data
 from pipeline.registry import models
 from pipeline.retrain import Decision
 from tests.pipeline.command import tiny_config
@@ -94,7 +94,6 @@ def test_settings_of_another_release_train(tmp_path: Path, monkeypatch: pytest.M
     assert not retrain.decide(config, Data("data/x", {"fingerprint": "f"}, True)).train
 
 
-@pytest.mark.slow
 def test_nothing_changed_trains_nothing(first: Trained, source: Path) -> None:
     data, decision = night(config_of(first.root, source))
     assert data.reused
@@ -107,14 +106,12 @@ def test_nothing_changed_trains_nothing(first: Trained, source: Path) -> None:
     assert not night(config_of(first.root, source), "scratch")[1].train
 
 
-@pytest.mark.slow
 def test_other_settings_train(first: Trained, source: Path) -> None:
     _, decision = night(config_of(first.root, source, "train.max_steps=5"))
     assert decision.train
     assert decision.reason == f"the settings differ from those of version {first.version}: trains"
 
 
-@pytest.mark.slow
 def test_a_removed_image(first: Trained, source: Path) -> None:
     (source / "trainB/trainB-002.jpg").unlink()
     config = config_of(first.root, source)
@@ -128,7 +125,6 @@ def test_a_removed_image(first: Trained, source: Path) -> None:
     assert decision.config.train.start_from is None
 
 
-@pytest.mark.slow
 def test_a_changed_label_of_domain(first: Trained, source: Path) -> None:
     (source / "trainA/trainA-001.jpg").rename(source / "trainB/was-a.jpg")
     data, decision = night(config_of(first.root, source))
@@ -141,14 +137,12 @@ def test_a_changed_label_of_domain(first: Trained, source: Path) -> None:
     assert data.manifest["kept"] >= sum(COUNTS.values()) - 2, "only what moved is prepared"
 
 
-@pytest.mark.slow
 def test_a_changed_picture_under_the_same_name(first: Trained, source: Path) -> None:
     (source / "testA/testA-000.jpg").write_bytes(encoded(picture(99), "JPEG"))
     _, decision = night(config_of(first.root, source))
     assert decision.reason == f"since version {first.version}: 1 changed: trains"
 
 
-@pytest.mark.slow
 def test_data_that_is_gone_trains(first: Trained, source: Path) -> None:
     before = Path(tasks.prepare(config_of(first.root, source)).uri)
     (source / "trainB/trainB-003.jpg").unlink()
@@ -162,7 +156,7 @@ def test_data_that_is_gone_trains(first: Trained, source: Path) -> None:
     assert decision.reason == f"the images of version {first.version} are gone: trains"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ten_new_images_train_from_the_champion_and_a_model_that_is_not_better_is_not_promoted(
     first: Trained, source: Path
 ) -> None:

@@ -138,7 +138,7 @@ def test_a_long_story_is_cut(tmp_path: Path) -> None:
 
 def test_result_is_the_last_word(tmp_path: Path) -> None:
     uri = write_run(tmp_path, "r", "running", 300)
-    storage.write_json(storage.join(uri, "result.json"), {"steps": 100})
+    storage.write_json(storage.join(uri, "result.json"), {"steps": 100, "checkpoint": ""})
     status = run_status.status(uri)
     assert (status["state"], status["step"], status["last_checkpoint_step"]) == ("finished", 100, 100)
 

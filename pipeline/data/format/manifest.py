@@ -12,9 +12,10 @@ import pyarrow as pa
 from agit_core.errors import BadInput
 from pipeline import storage
 from pipeline.data.format import shards
+from pipeline.records import MANIFEST
 
 FORMAT = 1
-NAME = "manifest.json"
+NAME = MANIFEST.name
 _WHOLE = 16 << 20
 """An index of so many bytes is fetched as it is."""
 
@@ -23,21 +24,16 @@ def read(uri: str) -> dict[str, Any]:
     """The manifest of a data set.
 
     Raises:
-        BadInput: there is none, or it is of another format.
+        BadInput: there is none, or it is damaged or of another format.
     """
-    try:
-        manifest = storage.read_json(storage.join(uri, NAME))
-    except FileNotFoundError:
-        raise BadInput(f"there is no prepared data at {uri} (no {NAME}); prepare it first") from None
-    except ValueError:
-        raise BadInput(
-            f"{storage.join(uri, NAME)} is not JSON; remove the folder and prepare again"
-        ) from None
+    manifest = MANIFEST.read(uri)
+    if manifest is None:
+        raise BadInput(f"there is no prepared data at {uri} (no {NAME}); prepare it first")
     if manifest.get("format") != FORMAT:
         raise BadInput(
             f"{uri} has format {manifest.get('format')}, this version reads {FORMAT}; prepare the data again"
         )
-    return dict(manifest)
+    return manifest
 
 
 def checksum(manifest: dict[str, Any]) -> str:
@@ -68,7 +64,7 @@ def check(uri: str, manifest: dict[str, Any]) -> None:
 
 def find(uri: str) -> dict[str, Any] | None:
     """The manifest, or None where there is none (yet)."""
-    return read(uri) if storage.exists(storage.join(uri, NAME)) else None
+    return read(uri) if MANIFEST.exists(uri) else None
 
 
 def split_of(uri: str, manifest: dict[str, Any], split: str) -> dict[str, Any]:

@@ -4,35 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import io
-import warnings
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from agit_core.grey import grey_of_wide
+from agit_core import pixels
+from pipeline.data.images import Unusable, frames_note, open_image, reason
 from pipeline.data.prepare.masks import foreground
 
-VERSION = 2
+VERSION = 3
 """Raised when the same files would be stored differently: an older set is then neither found nor built upon."""
 
-Image.init()
-FORMATS = tuple(
-    name
-    for name in ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "ICO", "TGA")
-    if name in Image.OPEN
-)
-"""What is read. Not EPS and its like, which would start another program."""
-
-_HEIF = {b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"mif1", b"msf1")}
 _TRANSPOSED_BY_EXIF = {5, 6, 7, 8}
 _LOSSY = {"JPEG", "WEBP", "AVIF", "JPEG2000"}
-_SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-
-ImageFile.LOAD_TRUNCATED_IMAGES = False
-# Pillow warns at 90 million pixels and refuses twice as many (a few bytes can claim any size): refusing is enough.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True)
@@ -77,13 +62,15 @@ class StoredImage:
         data: JPEG or PNG, RGB, ``size`` x ``size``.
         mask: PNG, greyscale, 0 or 255, the same geometry, or None.
         mask_refused: why a mask that was there is not carried along, or None.
-        width, height: of the upright original.
+        notes: what was assumed or left out, such as the further frames of an animation.
+    width, height: of the upright original.
         look: 16 bytes that change little when the picture changes little (two difference hashes).
     """
 
     data: bytes
     mask: bytes | None
     mask_refused: str | None
+    notes: tuple[str, ...]
     width: int
     height: int
     look: bytes
@@ -94,21 +81,20 @@ class StoredImage:
         return hashlib.sha256(self.data).hexdigest()
 
 
-class Unusable(ValueError):
-    """Why an image is quarantined, in a few words."""
-
-
 def store(data: bytes, mask: bytes | None, policy: ImagePolicy) -> StoredImage:
     """Reads, turns, converts and resizes one image and its mask.
 
-    Greyscale, CMYK, 16 bit, palette and alpha (over white) all become 8-bit sRGB; of an animation the first
-    frame is taken; the EXIF orientation is applied. Resizing is bicubic with antialiasing.
+    The pixels are read as :func:`agit_core.pixels.read` says, and laid over white; of an animation the first frame
+    is taken. Resizing is bicubic with antialiasing.
 
     Raises:
         Unusable: not an image, truncated, broken, too small or too large.
     """
-    image, orientation = _open(data)
-    width, height = (image.height, image.width) if orientation in _TRANSPOSED_BY_EXIF else image.size
+    image = open_image(data)
+    orientation = _orientation(image)
+    # Pillow gives the size of a TIFF as it is looked at
+    sideways = orientation in _TRANSPOSED_BY_EXIF and image.format != "TIFF"
+    width, height = image.size[::-1] if sideways else image.size
     if min(width, height) < policy.minimum_size:
         raise Unusable(f"{width} x {height} pixels is smaller than minimum_size {policy.minimum_size}")
     plain = _fits_as_it_is(image, policy)
@@ -116,17 +102,19 @@ def store(data: bytes, mask: bytes | None, policy: ImagePolicy) -> StoredImage:
         if image.format == "JPEG" and min(image.size) >= 3 * policy.size:
             # libjpeg scales by powers of two while decoding; what it leaves is still resized below
             image.draft("RGB", (2 * policy.size, 2 * policy.size))
-        pixels = policy.fit(_upright_rgb(image), Image.Resampling.BICUBIC)
+        found = pixels.read(image)
+        square = policy.fit(pixels.over_white(found), Image.Resampling.BICUBIC)
     except Exception as error:  # Pillow's decoders let through whatever a broken file makes of them
-        raise Unusable(_reason(error)) from None
+        raise Unusable(reason(error)) from None
     stored_mask, refused = _store_mask(mask, (width, height), orientation, policy) if mask else (None, None)
     return StoredImage(
-        data=data if plain else _encode(pixels, policy),
+        data=data if plain else _encode(square, policy),
         mask=stored_mask,
         mask_refused=refused,
+        notes=tuple(note for note in (frames_note(image), found.note) if note),
         width=width,
         height=height,
-        look=look(pixels),
+        look=look(square),
     )
 
 
@@ -139,34 +127,12 @@ def look(image: Image.Image) -> bytes:
     return np.packbits(bits).tobytes()
 
 
-def _open(data: bytes) -> tuple[Image.Image, int]:
-    """The first frame, not decoded yet, and its EXIF orientation."""
-    if not data:
-        raise Unusable("the file is empty")
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        return image, _orientation(image)
-    except UnidentifiedImageError:
-        if data[4:12] in _HEIF:
-            raise Unusable("HEIC is not read; convert it to JPEG or PNG") from None
-        raise Unusable("not an image") from None
-    except Image.DecompressionBombError:
-        raise Unusable("more than 178 million pixels") from None
-    except Exception as error:  # Pillow's plugins let through whatever a broken file makes of them
-        raise Unusable(_reason(error)) from None
-
-
 def _orientation(image: Image.Image) -> int:
     try:
         value = int(image.getexif().get(0x0112, 1))
         return value if 1 <= value <= 8 else 1
     except (OSError, ValueError, SyntaxError, TypeError):
         return 1  # unreadable EXIF says nothing about the pixels
-
-
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"cannot be decoded: {text}" if text else f"cannot be decoded: {type(error).__name__}"
 
 
 def _fits_as_it_is(image: Image.Image, policy: ImagePolicy) -> bool:
@@ -181,47 +147,6 @@ def _fits_as_it_is(image: Image.Image, policy: ImagePolicy) -> bool:
         and image.size == (policy.size, policy.size)
         and not {"exif", "icc_profile", "xmp", "photoshop", "comment"} & set(image.info)
     )
-
-
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    profile = image.info.get("icc_profile")
-    oriented = ImageOps.exif_transpose(image) or image
-    oriented.load()
-    if oriented.mode in {"I;16", "I;16B", "I;16L", "I;16N"}:
-        return Image.fromarray((np.asarray(oriented) >> 8).astype(np.uint8)).convert("RGB")
-    if oriented.mode in {"I", "F"}:
-        return Image.fromarray(grey_of_wide(np.asarray(oriented, dtype=np.float64))).convert("RGB")
-    if profile and oriented.mode in {"RGB", "L", "CMYK"}:
-        converted = _to_srgb(oriented, profile)
-        if converted is not None:
-            return converted
-    if "A" in oriented.getbands() or "transparency" in oriented.info:
-        layered = oriented.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
-    return oriented if oriented.mode == "RGB" else oriented.convert("RGB")
-
-
-def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image | None:
-    """The image in sRGB, or None when its profile says nothing new."""
-    transform = _transform(profile, image.mode)
-    if transform is None:
-        return None
-    try:
-        return ImageCms.applyTransform(image, transform)
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return None
-
-
-@lru_cache(maxsize=64)  # building a transform takes longer than decoding, and a set has few profiles
-def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From a profile to sRGB; None when the profile is broken or is sRGB itself."""
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if mode == "RGB" and "srgb" in ImageCms.getProfileDescription(source).lower():
-            return None
-        return ImageCms.buildTransform(source, _SRGB, mode, "RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return None
 
 
 def _encode(image: Image.Image, policy: ImagePolicy) -> bytes:
@@ -239,8 +164,9 @@ def _store_mask(
 ) -> tuple[bytes | None, str | None]:
     """The mask as PNG or why it is refused; ``image_size``, ``orientation``: of the upright image, of its file."""
     try:
-        mask, own_orientation = _open(data)
-        grey = foreground(ImageOps.exif_transpose(mask), lossless=mask.format not in _LOSSY)
+        mask = open_image(data)
+        own_orientation = _orientation(mask)
+        grey = foreground(pixels.turned(mask), lossless=mask.format not in _LOSSY)
     except Exception as error:
         return None, f"the mask cannot be read: {error}"
     upright = own_orientation != 1 or (orientation in _TRANSPOSED_BY_EXIF and grey.size != image_size[::-1])

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipeline.data.format.shards import Row
-from pipeline.data.prepare.decode import ImagePolicy, Unusable, store
+from pipeline.data.images import Unusable
+from pipeline.data.prepare.decode import ImagePolicy, store
 from pipeline.data.sources.source import Entry
 
 _READS_IN_FLIGHT = 16
@@ -16,7 +17,7 @@ _READS_IN_FLIGHT = 16
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """An entry that has no row (or, as a note, no mask), and why."""
+    """An entry that has no row (or, as a note, not all that its file holds), and why."""
 
     name: str
     reason: str
@@ -33,7 +34,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Encoded:
-    """``rows`` in the order of the task's entries, without the ``rejected``; ``notes``: masks left behind."""
+    """``rows`` in the order of the task's entries, without the ``rejected``; ``notes``: what was left behind."""
 
     rows: list[Row]
     rejected: list[Rejected]
@@ -59,8 +60,9 @@ def encode(task: Task) -> Encoded:
         except Unusable as reason:
             result.rejected.append(Rejected(entry.name, str(reason)))
             continue
-        if stored.mask_refused:
-            result.notes.append(Rejected(entry.name, stored.mask_refused))
+        reasons = [reason for reason in (stored.mask_refused, *stored.notes) if reason]
+        if reasons:
+            result.notes.append(Rejected(entry.name, "; ".join(reasons)))
         result.rows.append(
             Row(
                 name=entry.name,

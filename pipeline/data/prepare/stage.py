@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from agit_core.errors import BadInput
-from pipeline import storage
+from pipeline import records, storage
 from pipeline.config import Config, DataConfig, fingerprint
 from pipeline.data.format import manifest
 from pipeline.data.prepare import duplicates
@@ -175,7 +175,7 @@ def _make(
     made["checksum"] = manifest.checksum(made)
     storage.sweep(uri)
     with claim.putting():
-        storage.write_json(storage.join(uri, manifest.NAME), made)
+        records.MANIFEST.write(uri, made)
     return made
 
 

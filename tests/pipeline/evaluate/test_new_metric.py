@@ -13,10 +13,10 @@ from pipeline import config as configs
 from pipeline import storage, tasks
 from pipeline.cli import scores, show
 from pipeline.data.prepare.stage import prepare
-from pipeline.handover import Data, Run
 from pipeline.metrics import catalog, table
 from pipeline.metrics.catalog import Distance, PerImage
 from pipeline.metrics.measure import Estimate
+from pipeline.records import RESULT, Data, Run
 from pipeline.registry import gate, tracking
 from pipeline.registry.registration import register
 from pipeline.report.build import build
@@ -42,7 +42,6 @@ MEANS = Distance(
 )
 
 
-@pytest.mark.slow
 def test_a_metric_added_by_one_entry_is_found_everywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -52,7 +51,7 @@ def test_a_metric_added_by_one_entry_is_found_everywhere(
     prepared = prepare(settings)
     data = Data(prepared.uri, prepared.manifest, reused=True)
     uri = scoring._run(settings, "tiny-new", networks.build(scoring.METHOD.networks, seed=1))
-    run = Run("tiny-new", uri, storage.read_json(storage.join(uri, "result.json")))
+    run = Run("tiny-new", uri, RESULT.read(uri))  # type: ignore[arg-type]
     before = tasks.evaluate(settings, data, run)
     assert tasks.evaluate(settings, data, run) == before
     monkeypatch.setattr(catalog, "METRICS", (*catalog.METRICS, CONTRAST, MEANS))
@@ -73,7 +72,7 @@ def test_a_metric_added_by_one_entry_is_found_everywhere(
     registered = register(settings, uri, evaluation)
     logged = tracking.client(tracking.tracking_uri(settings)).get_run(registered["mlflow"]["run_id"])
     assert logged.data.metrics["contrast_b2a"] == metrics["contrast_b2a"]
-    show.scores({"metrics": metrics})
+    show._scores(metrics)
     scores.show(evaluation)
     shown = " ".join(capsys.readouterr().out.split())
     pages = {

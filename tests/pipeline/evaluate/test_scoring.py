@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from agit_core import checkpoint, model_folder, networks
+from agit_core import checkpoint, model_folder, networks, saved_method
 from agit_core.checkpoint import Snapshot
 from agit_core.config import MethodConfig, NetworkConfig
 from agit_core.errors import BadInput
@@ -83,7 +83,7 @@ def _run(config: Config, run_id: str, net: nn.Module, method: MethodConfig = MET
     uri = storage.join(config.storage, "runs", run_id)
     folder = storage.local_path(storage.join(uri, "checkpoint"))
     info = {"step": 1, "epoch": 0, "stage": "full", "image_size": SIDE}
-    info["method"] = checkpoint.method_to_dict(method)
+    info["method"] = saved_method.to_dict(method)
     checkpoint.write(folder, Snapshot(info, net.state_dict(), {}, {}, {}))
     result = {"run_id": run_id, "steps": 1, "checkpoint": str(folder)}
     storage.write_json(storage.join(uri, "result.json"), result)
@@ -249,7 +249,6 @@ def test_any_model_folder_can_be_evaluated(
     assert storage.exists(storage.join(told["uri"], "evaluation.json"))
 
 
-@pytest.mark.slow
 def test_the_champion_stands_beside_the_next_model(
     config: Config, first: tuple[dict[str, Any], Any], run_uri: str, data_uri: str, root: Path
 ) -> None:

@@ -43,7 +43,6 @@ def _servers(folder: Path) -> list[int]:
     return found
 
 
-@pytest.mark.slow
 def test_a_run_passes_all_stages_and_the_same_command_reuses_them(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     first = agit("run", config, "--json", cwd=tmp_path)
@@ -96,7 +95,6 @@ def test_a_run_passes_all_stages_and_the_same_command_reuses_them(tmp_path: Path
     assert {"markdown", "image"} <= kinds
 
 
-@pytest.mark.slow
 def test_bad_input_fails_the_flow_at_once_with_status_2(tmp_path: Path) -> None:
     (tmp_path / "photos/trainA").mkdir(parents=True)
     called = agit("run", tiny_config(tmp_path), "--set", "data.source=./photos", cwd=tmp_path)
@@ -108,7 +106,7 @@ def test_bad_input_fails_the_flow_at_once_with_status_2(tmp_path: Path) -> None:
     assert tries == [(1,)], "a wrong call is not tried again"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_everything_on_s3_and_a_server_that_dies_on_the_way(tmp_path: Path, s3_private: S3Server) -> None:
     config = tiny_config(tmp_path)
     # the storage's patience is for short gaps; here the server stays away
@@ -176,7 +174,7 @@ def _expect_closed_doors(folder: Path, root: int) -> None:
     assert stat.S_IMODE((folder / ".agit/prefect").stat().st_mode) == 0o700
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_leaves_no_process_and_is_resumed(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     arguments = (

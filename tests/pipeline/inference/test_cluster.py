@@ -19,7 +19,7 @@ def test_a_workers_share_fits_on_one_machine(machines: list[int], workers: int, 
     assert _share(machines, workers) == each
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_workers_give_what_one_process_gives(tmp_path: Path) -> None:
     models.write_model(tmp_path / "model")
     for i in range(20):

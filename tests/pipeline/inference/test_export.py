@@ -48,7 +48,6 @@ def as_pixels(output: np.ndarray[Any, Any], height: int, width: int) -> np.ndarr
     return np.round((output[0, :, :height, :width] + 1) * 127.5).transpose(1, 2, 0)
 
 
-@pytest.mark.slow
 def test_onnx_from_the_command_line_answers_as_the_translator_does(
     folder: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -91,7 +90,6 @@ def test_onnx_from_the_command_line_answers_as_the_translator_does(
         np.testing.assert_allclose(together[2:], alone, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_torch_export_of_one_direction_as_one_file(folder: Path, photos: Path, tmp_path: Path) -> None:
     target = tmp_path / "plain.pt2"
     done = exporting.run(str(folder), str(target), "torch-export", direction="b2a", check=str(photos))
@@ -108,7 +106,6 @@ def test_torch_export_of_one_direction_as_one_file(folder: Path, photos: Path, t
     assert np.abs(as_pixels(output.numpy(), 36, 52) - expected).max() <= 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "networks",
     [

@@ -327,8 +327,7 @@ def test_colours_and_channels_that_photographs_come_in(
     colour.convert("P", palette=Image.Palette.ADAPTIVE).save(folder / "palette.png")
     colour.convert("CMYK").save(folder / "print.tif")
     colour.convert("1").save(folder / "fax.png")
-    profile = _profile()
-    colour.save(folder / "profile.png", icc_profile=profile)
+    colour.save(folder / "profile.png", icc_profile=_profile())
     done = translate(str(folder), str(tmp_path / "out"), model)
     assert done["failed"] == []
     out = tmp_path / "out"
@@ -345,7 +344,8 @@ def test_colours_and_channels_that_photographs_come_in(
         assert np.array_equal(pixels(out / name), from_grey), name
     assert np.abs(pixels(out / "print.tif").astype(int) - expected).mean() < 12
     with Image.open(out / "profile.png") as image:
-        assert image.info["icc_profile"] == profile
+        assert "icc_profile" not in image.info
+        assert np.array_equal(np.asarray(image), expected)
     with pytest.raises(BadInput, match="transparency"):
         translate(str(folder / "alpha.png"), str(tmp_path / "x.jpg"), model)
     with pytest.raises(BadInput, match="cannot write"):
@@ -416,7 +416,7 @@ def test_object_storage_in_and_out(photos: Path, tmp_path: Path, model: str, s3:
     assert (again["translated"], again["skipped"]) == (0, 4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_call_goes_on_where_it_was(tmp_path: Path, model: str) -> None:
     for i in range(60):
         models.save(tmp_path / "in" / f"{i:02d}.png", 160, 160, seed=i)
@@ -488,6 +488,6 @@ def test_the_command(photos: Path, tmp_path: Path, model: str) -> None:
     (run / "spec.json").write_text("{}")
     early = agit("translate", photos, "of-run", "--model", run, cwd=tmp_path)
     assert (early.status, "is not finished" in early.last_line) == (2, True)
-    (run / "result.json").write_text(json.dumps({"checkpoint": model}))
+    (run / "result.json").write_text(json.dumps({"checkpoint": model, "steps": 4}))
     done = agit("translate", photos, "of-run", "--model", run, "--json", cwd=tmp_path)
     assert (done.status, done.answer["translated"]) == (0, 4)

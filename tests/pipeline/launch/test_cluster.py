@@ -33,7 +33,7 @@ from tests.pipeline.s3 import DelayedConnection
 from tests.pipeline.training import TINY, prepared, spec_of, wait_for
 from tests.ray_environment import head_node
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,7 @@ def on_cluster(address: str, root: Path, **train: Any) -> Config:
     )
 
 
+@pytest.mark.long
 def test_one_job_through_killed_and_cancelled_flows(
     address: str, data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -119,13 +120,14 @@ def test_one_job_through_killed_and_cancelled_flows(
     assert resumed[-1]["step"] >= 20
 
 
+@pytest.mark.long
 def test_finishes_and_streams_the_output(
     address: str, data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = on_cluster(address, tmp_path, max_steps=40)
     with caplog.at_level(logging.INFO, "pipeline"):
         result = follow.train(config, data)
-    assert (result.steps, result.reused) == (40, False)
+    assert (result.result.steps, result.reused) == (40, False)
     lines = [record.getMessage() for record in caplog.records if record.name == "pipeline.train.output"]
     assert any("stage masked" in line for line in lines)
     # the training's own lines: what Ray says about other clusters of this machine may come again and again
@@ -134,6 +136,7 @@ def test_finishes_and_streams_the_output(
     assert follow.train(config, data).reused
 
 
+@pytest.mark.long
 def test_a_head_that_is_away_for_a_while(address: str, data: str, tmp_path: Path) -> None:
     port = int(address.rpartition(":")[2])
     line = DelayedConnection(port, 0)
@@ -148,7 +151,7 @@ def test_a_head_that_is_away_for_a_while(address: str, data: str, tmp_path: Path
             threading.Timer(5, lambda: again.append(DelayedConnection(port, 0, line.port))).start()
 
     try:
-        assert follow.train(config, data, watch).steps == 300
+        assert follow.train(config, data, watch).result.steps == 300
         assert cut.is_set()
         assert again
     finally:
@@ -159,6 +162,7 @@ def test_a_head_that_is_away_for_a_while(address: str, data: str, tmp_path: Path
         follow.train(asked.model_copy(update={"name": "other"}), data)
 
 
+@pytest.mark.long
 def test_a_head_without_an_agent_takes_jobs_as_soon_as_it_has_one(
     data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -179,9 +183,10 @@ def test_a_head_without_an_agent_takes_jobs_as_soon_as_it_has_one(
             wait_for(lambda: "takes no jobs yet" in caplog.text or trained.done(), "the refusal")
             assert not trained.done()
             gcs.internal_kv_put(key, agent, True, b"dashboard")
-            assert trained.result(600).steps == 4
+            assert trained.result(600).result.steps == 4
 
 
+@pytest.mark.long
 def test_a_refused_job_is_told_as_such(address: str, data: str, tmp_path: Path) -> None:
     config = on_cluster(address, tmp_path)
     elsewhere = config.cluster.model_copy(update={"working_dir": str(tmp_path / "nowhere")})
@@ -199,6 +204,7 @@ def test_a_head_that_never_answers_is_told_as_such(
             follow.train(on_cluster(address, tmp_path), data)
 
 
+@pytest.mark.long
 def test_a_wrong_setting_is_told_as_such(address: str, data: str, tmp_path: Path) -> None:
     config = on_cluster(address, tmp_path, workers=3)
     with pytest.raises(BadInput, match="batch of 2 cannot be split over 3 workers"):
@@ -261,6 +267,7 @@ def served(tmp_path: Path) -> Iterator[Served]:
     served.stop()
 
 
+@pytest.mark.long
 def test_a_cancelled_prefect_run_takes_its_job_with_it(
     address: str, data: str, tmp_path: Path, served: Served
 ) -> None:
@@ -304,6 +311,7 @@ def test_a_cancelled_prefect_run_takes_its_job_with_it(
     assert storage.read_json(uri)["step"] < 100_000
 
 
+@pytest.mark.long
 def test_of_two_submissions_at_the_same_instant_one_is_joined_by_the_other(
     address: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,6 +328,6 @@ def test_of_two_submissions_at_the_same_instant_one_is_joined_by_the_other(
     monkeypatch.setattr(cluster._Client, "session", wait_for_the_other)
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(lambda _: follow.train(config, data), range(2)))
-    assert [result.steps for result in results] == [4, 4]
+    assert [run.result.steps for run in results] == [4, 4]
     submitted = [job.submission_id for job in cluster._Client(address).list_jobs()]
     assert [name for name in submitted if name.startswith(spec["run_id"])] == [f"{spec['run_id']}-1"]

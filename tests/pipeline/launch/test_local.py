@@ -167,7 +167,7 @@ def token_of(run_uri: str) -> str:
     return str(storage.read_json(storage.join(run_uri, "spec.json"))["owner"]["token"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_trains_shows_progress_and_leaves_nothing_but_the_run(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,28 +179,28 @@ def test_trains_shows_progress_and_leaves_nothing_but_the_run(
     seen: list[dict[str, Any]] = []
     result = follow.train(tiny("./here", workers=1), data, seen.append)
 
-    assert (result.steps, result.reused) == (60, False)
-    assert Path(result.checkpoint).is_dir()
-    assert Path(result.run_uri).is_relative_to(tmp_path / "here" / "runs")
+    assert (result.result.steps, result.reused) == (60, False)
+    assert Path(result.result.checkpoint).is_dir()
+    assert Path(result.uri).is_relative_to(tmp_path / "here" / "runs")
     states = [state["state"] for state in seen]
     assert states[0] == "starting"
     assert states[-1] == "finished"
     steps = [state["step"] for state in seen]
     assert steps == sorted(steps)
     assert all(0 <= state["step"] <= 60 for state in seen)
-    assert storage.read_text(storage.join(result.run_uri, "logs", "attempt-0001.log"))
+    assert storage.read_text(storage.join(result.uri, "logs", "attempt-0001.log"))
 
-    spec = storage.read_json(storage.join(result.run_uri, "spec.json"))
+    spec = storage.read_json(storage.join(result.uri, "spec.json"))
     assert local.carriers(spec["owner"]["token"]) == []
     assert not Path(spec["owner"]["folder"]).exists()
     assert list(home.rglob("*")) == []
 
     again = follow.train(tiny("./here", workers=2), data)
     assert again.reused
-    assert again.checkpoint == result.checkpoint
+    assert again.result.checkpoint == result.result.checkpoint
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_ended_launcher_takes_the_job_with_it(data: str, tmp_path: Path) -> None:
     """By SIGTERM at once, after SIGKILL because the job notices; the next launcher goes on."""
     config = tiny(tmp_path, workers=1, max_steps=100_000)
@@ -229,7 +229,7 @@ def test_an_ended_launcher_takes_the_job_with_it(data: str, tmp_path: Path) -> N
     assert storage.read_json(storage.join(run_uri, "spec.json"))["attempt"] == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_another_machine_took_over_is_left_to_it(data: str, tmp_path: Path) -> None:
     """This one had been silent, say suspended, for so long that it seemed dead."""
     config = tiny(tmp_path, workers=1, max_steps=100_000, checkpoint_every=2)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from agit_core import checkpoint, model_folder, networks
+from agit_core import checkpoint, model_folder, networks, saved_method
 from agit_core.checkpoint import Snapshot
 from agit_core.config import MethodConfig, NetworkConfig
 from agit_core.errors import BadInput, RunFailed
@@ -23,8 +23,8 @@ from infra.stack_state import free_port
 from pipeline import config as configs
 from pipeline import storage, tasks
 from pipeline.config import Config, GateConfig
-from pipeline.handover import Run
 from pipeline.launch import specs
+from pipeline.records import Result, Run
 from pipeline.registry import gate, models, registration, tracking, versions
 from tests.pipeline.killed import write_and_die
 from tests.pipeline.s3 import S3Server
@@ -67,7 +67,7 @@ def make_run(storage_uri: str, run_id: str, seed: int) -> str:
     local = Path(os.environ["PYTEST_CHECKPOINTS"]) / run_id
     net = networks.build(METHOD.networks, seed)
     info = {"step": 20, "epoch": 2, "stage": "full", "image_size": 32}
-    info["method"] = checkpoint.method_to_dict(METHOD)
+    info["method"] = saved_method.to_dict(METHOD)
     checkpoint.write(local, Snapshot(info, net.state_dict(), {}, {}, {}))
     target = storage.join(uri, "checkpoints", "step-00000020")
     storage.upload_folder(local, target)
@@ -389,7 +389,7 @@ def test_the_champions_weights_trained_again_are_told_as_such_and_not_scored_aga
         "it has the weights of the champion, version 1: nothing to promote"
     ]
     assert registration.register(config, twin, told) == second
-    run = Run("h2z-twin", twin, {})
+    run = Run("h2z-twin", twin, Result(steps=1, checkpoint=""))
     assert tasks._compared(config, run, told)
     assert not tasks._compared(config, run, evaluation() | {"model": {"weights_sha256": "another"}})
 
@@ -606,7 +606,6 @@ def test_no_password_reaches_the_registry(config: Config, register: Register) ->
     assert told["version"] == 1
 
 
-@pytest.mark.slow
 def test_storage_in_s3_keeps_models_and_audit_there(config: Config, register: Register, s3: S3Server) -> None:
     remote = configs.parse({**config.plain(), "storage": f"{s3.uri}/prefix"})
     shutil.copytree(config.storage, ".agit")
@@ -617,7 +616,6 @@ def test_storage_in_s3_keeps_models_and_audit_there(config: Config, register: Re
     assert Path(".agit/mlflow.db").is_file()
 
 
-@pytest.mark.slow
 def test_mlflow_is_quiet(tmp_path: Path) -> None:
     """A fresh process creates the database: nothing on standard output or standard error, or in the home directory."""
     home = tmp_path / "home"

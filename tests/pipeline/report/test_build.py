@@ -441,7 +441,6 @@ def moved(before: np.ndarray, after: np.ndarray) -> float:
     return float(np.abs(before - after).mean())
 
 
-@pytest.mark.slow
 def test_the_sliders_move_the_pictures(browser: Browser, built: Path, screenshots: Path) -> None:
     page = opened(browser, built)
     page.screenshot(path=screenshots / "report-desktop.png", full_page=True)
@@ -511,7 +510,6 @@ def test_the_sliders_move_the_pictures(browser: Browser, built: Path, screenshot
     assert page.locator("#play").inner_text() == "Play"
 
 
-@pytest.mark.slow
 def test_charts_are_drawn_and_the_switch_is_marked(browser: Browser, built: Path) -> None:
     page = opened(browser, built)
     keys = page.evaluate(
@@ -526,7 +524,6 @@ def test_charts_are_drawn_and_the_switch_is_marked(browser: Browser, built: Path
     assert page.locator("#chart-cycle").get_attribute("aria-label") is not None
 
 
-@pytest.mark.slow
 def test_a_hostile_name_is_shown_and_does_nothing(browser: Browser, built: Path) -> None:
     page = opened(browser, built)
     assert page.locator("figcaption .name", has_text="onerror").first.inner_text() == HOSTILE
@@ -539,7 +536,6 @@ def test_a_hostile_name_is_shown_and_does_nothing(browser: Browser, built: Path)
     browser.errors.clear()
 
 
-@pytest.mark.slow
 def test_nothing_overflows_on_a_phone(browser: Browser, built: Path, screenshots: Path) -> None:
     page = opened(browser, built, 390, 844)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -571,7 +567,6 @@ CONTRAST = """() => {
 }"""
 
 
-@pytest.mark.slow
 def test_dark_and_light_are_readable_and_follow_the_system(
     browser: Browser, built: Path, screenshots: Path
 ) -> None:

@@ -40,7 +40,6 @@ def shown(page: Page, selector: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
 
 
-@pytest.mark.slow
 def test_an_image_is_dropped_and_its_mask_and_result_are_seen(
     browser: Browser, url: str, tmp_path: Path, screenshots: Path, folder: Path
 ) -> None:
@@ -83,7 +82,6 @@ def test_an_image_is_dropped_and_its_mask_and_result_are_seen(
     assert np.abs(saved - np.asarray(other)).max() <= 1
 
 
-@pytest.mark.slow
 def test_a_bad_image_is_said_and_the_next_one_works(browser: Browser, url: str, tmp_path: Path) -> None:
     bad = tmp_path / "notes.png"
     bad.write_text("no picture")
@@ -100,7 +98,6 @@ def test_a_bad_image_is_said_and_the_next_one_works(browser: Browser, url: str, 
     assert not alert.is_visible()
 
 
-@pytest.mark.slow
 def test_a_phone_shows_all_of_it(browser: Browser, url: str, screenshots: Path, tmp_path: Path) -> None:
     page = browser.open(url, 390, 844)
     page.set_input_files("#file", models.save(tmp_path / "tall.png", 150, 100))
@@ -109,7 +106,6 @@ def test_a_phone_shows_all_of_it(browser: Browser, url: str, screenshots: Path, 
     page.screenshot(path=screenshots / "demo-ui-phone.png", full_page=True)
 
 
-@pytest.mark.slow
 def test_the_server_refuses_what_it_should(url: str) -> None:
     too_large = httpx.post(f"{url}/translate", content=b"x" * (21 * 2**20), timeout=120)
     assert too_large.status_code == 413

@@ -79,7 +79,6 @@ def call(url: str, images: list[Any], timeout: float = 120, **params: Any) -> ht
     return httpx.post(f"{url}/invocations", json=body, timeout=timeout)
 
 
-@pytest.mark.slow
 def test_images_in_images_out(url: str, folder: Path) -> None:
     assert httpx.get(f"{url}/ping").status_code == 200
     photos = [models.photograph(30, 41), models.photograph(52, 24, seed=1)]
@@ -100,7 +99,6 @@ def test_images_in_images_out(url: str, folder: Path) -> None:
     )
 
 
-@pytest.mark.slow
 def test_wrong_calls_are_answered_in_a_sentence(url: str) -> None:
     good = encoded(models.photograph(20, 20))
     text = base64.b64encode(b"hello").decode()
@@ -115,7 +113,6 @@ def test_wrong_calls_are_answered_in_a_sentence(url: str) -> None:
         assert said in answer.json()["message"]
 
 
-@pytest.mark.slow
 def test_limits(url: str) -> None:
     def chunks() -> Iterator[bytes]:
         for _ in range(50):

@@ -20,7 +20,7 @@ from agit_core import model_folder
 from agit_core.checkpoint import Snapshot
 from agit_core.errors import BadInput, RunFailed
 from agit_core.networks import build
-from pipeline import storage, train_job
+from pipeline import ray_session, storage, train_job
 from pipeline.config import Config
 from pipeline.train import events as train_events
 from pipeline.train.checkpoints import CheckpointStore
@@ -30,7 +30,7 @@ from tests.pipeline.disk import fill, small_disk
 from tests.pipeline.training import differences, prepared, read_checkpoint, spec_of, tiny, wait_for
 from tests.ray_environment import without_token
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def scratch() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         without_token(patch)
         terminate = signal.getsignal(signal.SIGTERM)
-        with train_job.connected_ray(tiny("unused")) as folder:
+        with ray_session.connected(tiny("unused")) as folder:
             yield folder
         signal.signal(signal.SIGTERM, terminate)
 
@@ -115,6 +115,7 @@ def killing(kind: str, spec: dict[str, Any], at: int) -> Callable[[], None]:
     return killed.result
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "told"), [("worker", "worker_failed"), ("controller", "controller_lost")])
 def test_a_killed_process_costs_less_than_an_interval(
     kind: str, told: str, data: str, scratch: str, final: Snapshot, tmp_path: Path
@@ -138,6 +139,7 @@ def test_a_killed_process_costs_less_than_an_interval(
     assert len(rows) == len(set(rows))
 
 
+@pytest.mark.long
 def test_a_damaged_checkpoint_sends_it_one_back(
     data: str,
     scratch: str,
@@ -159,6 +161,7 @@ def test_a_damaged_checkpoint_sends_it_one_back(
     assert "step 50 is damaged" in told[0]["message"]
 
 
+@pytest.mark.long
 def test_a_full_disk_holds_the_checkpoints_up_and_nothing_else(
     data: str, scratch: str, final: Snapshot, tmp_path: Path
 ) -> None:
@@ -190,6 +193,7 @@ def test_a_full_disk_holds_the_checkpoints_up_and_nothing_else(
         assert [event["kind"] for event in train_events.read(run)] == ["started", "switched"]
 
 
+@pytest.mark.long
 def test_bad_input_in_a_worker_is_not_tried_again(data: str, scratch: str, tmp_path: Path) -> None:
     config = tiny(tmp_path, start_from=str(tmp_path / "nowhere"), max_failures=5)
     with pytest.raises(BadInput, match=r"no model at .*nowhere"):
@@ -209,6 +213,7 @@ def stuck(folder: Path, bias: float) -> str:
     return str(folder / "stuck")
 
 
+@pytest.mark.long
 def test_a_switch_that_comes_too_early_is_told(data: str, scratch: str, tmp_path: Path) -> None:
     """The masked stage begins while the masks of domain a are at 0.2, and that is said once."""
     config = tiny(tmp_path, start_from=stuck(tmp_path, -1.4), max_steps=30)
@@ -221,6 +226,7 @@ def test_a_switch_that_comes_too_early_is_told(data: str, scratch: str, tmp_path
     assert json.loads((Path(spec["run_uri"]) / "progress.json").read_text())["message"] == ""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("bias", "says"), [(-20.0, "all zeros"), (20.0, "all ones")])
 def test_a_hopeless_run_stops_and_can_be_made_to_go_on(
     bias: float, says: str, data: str, scratch: str, tmp_path: Path
@@ -245,6 +251,7 @@ def test_a_hopeless_run_stops_and_can_be_made_to_go_on(
     assert (result["resumed_from"], result["steps"]) == (10, 30)
 
 
+@pytest.mark.long
 def test_failures_without_progress_end_the_run(data: str, scratch: str, tmp_path: Path) -> None:
     config = tiny(tmp_path, max_failures=0)
     wait = killing("worker", spec_of(config, data), at=2)

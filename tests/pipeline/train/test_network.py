@@ -23,7 +23,7 @@ from tests.pipeline.s3 import S3Server
 from tests.pipeline.training import prepared, spec_of, starts, tiny, wait_for
 from tests.ray_environment import without_token
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 RAY = str(Path(sys.executable).parent / "ray")
 
 

@@ -28,7 +28,7 @@ from pipeline.train.worker import total_steps
 from tests.pipeline.training import prepared, spec_of, starts, tiny, wait_for
 from tests.ray_environment import without_token
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 COMPARED = 60
 """Steps whose figures are compared with those of a plain loop."""
 

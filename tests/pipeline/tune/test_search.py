@@ -17,10 +17,10 @@ import yaml
 from agit_core import model_folder, networks
 from agit_core.errors import BadInput, RunFailed
 from pipeline import config as configs
-from pipeline import run_status, storage, train_job
+from pipeline import ray_session, run_status, storage
 from pipeline.data.prepare.stage import prepare
-from pipeline.handover import Data
 from pipeline.launch import follow, specs
+from pipeline.records import Data
 from pipeline.train import events as train_events
 from pipeline.tune import job as tune_job
 from pipeline.tune import report, stages
@@ -102,7 +102,7 @@ def _states(folder: Path) -> dict[int, dict[str, Any]]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_six_trials_killed_once_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "tiny.yaml"
@@ -155,10 +155,10 @@ def test_six_trials_killed_once_and_resumed(tmp_path: Path, monkeypatch: pytest.
     alone = follow.train(preset.model_copy(update={"storage": str(tmp_path / "alone")}), data)
     ours = after[told["best"]["trial"]]["run_uri"]
     there = storage.read_json(storage.join(ours, "result.json"))["checkpoint"]
-    assert differences(read_checkpoint(alone.checkpoint), read_checkpoint(there)) == []
+    assert differences(read_checkpoint(alone.result.checkpoint), read_checkpoint(there)) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_mask_that_collapses_in_training_ends_its_trial_also_on_s3(
     data: str, tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
@@ -175,7 +175,7 @@ def test_a_mask_that_collapses_in_training_ends_its_trial_also_on_s3(
     tree = {**TREE, "storage": f"{s3.uri}/x", "train": train, "tune": tune}
     search = Search.of(configs.parse(tree), data)
     spec = specs.spec_of(search.config, search.data_uri, search.search_id)
-    with train_job.connected_ray(search.config, cpus=2) as scratch:
+    with ray_session.connected(search.config, cpus=2) as scratch:
         trial = tune_trial.TuneTrial({"trial": 0, "spec": spec, "scratch": scratch, "own_ray": True})
         told = trial.step()
     assert (told["done"], told["score"]) == (True, tune_trial.WORST)
@@ -455,7 +455,6 @@ def test_only_those_that_came_as_far_are_compared(data: str, tmp_path: Path) -> 
     assert configs.parse(yaml.safe_load(text)) == search.config_of(2)
 
 
-@pytest.mark.slow
 def test_the_report_opens_in_a_browser_with_all_its_charts(
     data: str, tmp_path: Path, browser: Browser, screenshots: Path
 ) -> None:

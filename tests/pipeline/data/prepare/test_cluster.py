@@ -55,7 +55,7 @@ def refuse(number: int) -> int:
     return number
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cluster_prepares_the_same_bytes(
     cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

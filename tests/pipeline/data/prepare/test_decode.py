@@ -327,3 +327,50 @@ def test_looks_of_copies_are_close_and_others_far() -> None:
     again = Image.open(io.BytesIO(encoded(original.resize((100, 75)), "JPEG", quality=70)))
     assert bits(look(original), look(again)) <= 3
     assert min(bits(look(original), look(picture(seed, (120, 90)))) for seed in range(8, 40)) > 20
+
+
+def _noisy() -> bytes:
+    noise = np.random.default_rng(2).integers(0, 256, (120, 160, 3), np.uint8)
+    return encoded(Image.fromarray(noise), "JPEG", quality=85, progressive=False)
+
+
+@pytest.mark.parametrize("mend", ["end put back", "filled with zeros", "PNG with a wrong checksum"])
+def test_what_decodes_with_warnings_only_is_damaged(mend: str) -> None:
+    data = _noisy()
+    third = len(data) // 3
+    store(data, None, PNG)
+    if mend == "end put back":
+        data = data[:third] + b"\xff\xd9"
+    elif mend == "filled with zeros":
+        data = data[:third] + bytes(len(data) - third - 2) + b"\xff\xd9"
+    else:
+        broken = bytearray(encoded(picture(1)))
+        broken[-14] ^= 1
+        data = bytes(broken)
+    with pytest.raises(Unusable, match="cannot be decoded"):
+        store(data, None, PNG)
+
+
+def test_padding_that_cameras_write_is_no_damage() -> None:
+    data = _noisy()
+    store(data[:-2] + bytes(16) + data[-2:], None, PNG)
+
+
+def test_further_frames_and_assumed_ranges_are_noted() -> None:
+    assert store(animated(), None, PNG).notes == ("only the first of its 3 frames is used",)
+    deep = Image.fromarray(np.linspace(0, 4095, 1600).reshape(40, 40).astype(np.uint16))
+    assert "read as 12 bits" in store(encoded(deep), None, PNG).notes[0]
+    assert store(encoded(picture(1)), None, PNG).notes == ()
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_a_tiff_and_its_mask_are_turned_alike(orientation: int) -> None:
+    shape = Image.new("L", (80, 60))
+    shape.paste(255, (0, 0, 30, 20))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = store(encoded(shape.convert("RGB"), "TIFF", exif=exif), encoded(shape, "TIFF", exif=exif), PNG)
+    assert (stored.width, stored.height) == ((80, 60) if orientation == 3 else (60, 80))
+    assert stored.mask is not None
+    mask = np.asarray(Image.open(io.BytesIO(stored.mask))) > 127
+    assert ((pixels(stored)[..., 0] > 127) == mask).mean() > 0.97

@@ -382,7 +382,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
 def test_a_kill_in_the_middle_ends_the_same(tmp_path: Path) -> None:
     source = folder(tmp_path / "in", {**FOUR, "trainA": 300, "trainB": 300})
     script = tmp_path / "killed.py"

@@ -76,7 +76,7 @@ def test_a_mask_that_is_left_behind_is_told(tmp_path: Path) -> None:
     )
     assert called.status == 0, called.err
     reason = "the mask cannot be read: not an image"
-    assert f"1 without their masks (such as trainA/trainA-003.jpg: {reason})" in called.err
+    assert f"1 used with a remark (such as trainA/trainA-003.jpg: {reason})" in called.err
     assert inspect(str(tmp_path / called.answer["data"]))["masks_refused"] == {reason: 1}
 
 

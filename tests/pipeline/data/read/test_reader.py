@@ -226,7 +226,6 @@ def test_reading_the_index_leaves_no_thread_that_aborts_an_ending_process(local:
     assert done.stdout.split() == ["0"]
 
 
-@pytest.mark.slow
 def test_processes_share_a_cache(s3: S3Server, source: Path, tmp_path: Path) -> None:
     made = prepare(settings(source, s3.uri))
     context = multiprocessing.get_context("spawn")
@@ -309,7 +308,6 @@ def test_other_tools_open_the_shards_unchanged(local: Prepared, tmp_path: Path) 
     assert same == 40
 
 
-@pytest.mark.slow
 def test_hugging_face_datasets_sees_images(local: Prepared, tmp_path: Path) -> None:
     import datasets
 
@@ -325,7 +323,6 @@ def test_hugging_face_datasets_sees_images(local: Prepared, tmp_path: Path) -> N
     assert next(iter(without))["mask"] is None
 
 
-@pytest.mark.slow
 def test_ray_data_reads_the_shards(local: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     without_token(monkeypatch)
     import ray

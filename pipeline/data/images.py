@@ -1,0 +1,92 @@
+"""Files of images as bytes, opened the same way wherever the pipeline reads them: prepare, translate, serve."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+
+import simplejpeg
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+Image.init()
+FORMATS = tuple(
+    name
+    for name in ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "ICO", "TGA")
+    if name in Image.OPEN
+)
+"""What is read, recognised by its contents. Not EPS and its like, which would start another program."""
+
+_HEIF = {
+    b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+}
+_PADDING = 64
+"""Bytes between a JPEG's scan and its next marker that some cameras leave there; more are pixels that were lost."""
+_EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker")
+
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+# Pillow warns at 90 million pixels and refuses twice as many (a few bytes can claim any size): refusing is enough.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class Unusable(ValueError):
+    """Why an image cannot be used, in a few words."""
+
+
+def open_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """The first frame, checked but not decoded yet.
+
+    Raises:
+        Unusable: not an image, damaged, or of absurd size.
+    """
+    if not data:
+        raise Unusable("the file is empty")
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats)
+    except UnidentifiedImageError:
+        if data[4:12] in _HEIF:
+            raise Unusable("HEIC is not read; convert it to JPEG or PNG") from None
+        raise Unusable("not an image") from None
+    except Image.DecompressionBombError:
+        raise Unusable("more than 178 million pixels") from None
+    except Exception as error:  # Pillow's plugins let through whatever a broken file makes of them
+        raise Unusable(reason(error)) from None
+    _refuse_damaged(data, image)
+    return image
+
+
+def frames_note(image: Image.Image) -> str | None:
+    """What is left out where only the first frame of an animation, or page of a document, is used."""
+    try:
+        count = int(getattr(image, "n_frames", 1))
+    except Exception:  # counting reads the whole file, of which only the beginning is needed
+        return None
+    return f"only the first of its {count} frames is used" if count > 1 else None
+
+
+def reason(error: BaseException) -> str:
+    """What a decoder says is wrong, on one line."""
+    text = " ".join(str(error).split())
+    return f"cannot be decoded: {text or type(error).__name__}"
+
+
+def _refuse_damaged(data: bytes, image: Image.Image) -> None:
+    """Finds what Pillow decodes without a word: half-lost JPEGs, whose decoder only warns, and PNG's checksums."""
+    if image.format in {"JPEG", "MPO"}:
+        colours = {"L": "GRAY", "CMYK": "CMYK"}.get(image.mode, "RGB")
+        try:
+            # an eighth of the size: the whole file is read, and little is computed
+            simplejpeg.decode_jpeg(data, colours, min_height=1, min_width=1, min_factor=8, strict=True)
+        except ValueError as error:
+            text = " ".join(str(error).split())
+            if not text.startswith(("Corrupt", "Premature", "Inconsistent")):
+                return
+            padding = _EXTRANEOUS.search(text)
+            if padding is None or int(padding[1]) > _PADDING:
+                raise Unusable(f"cannot be decoded: {text}") from None
+    elif image.format == "PNG":
+        try:
+            with Image.open(io.BytesIO(data), formats=("PNG",)) as again:
+                again.verify()
+        except Exception as error:
+            raise Unusable(reason(error)) from None

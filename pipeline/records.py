@@ -1,0 +1,217 @@
+"""The files of a run's folder: each has its name, its type, its reader and its writer here, and nowhere else.
+
+A file that is not there is None. One that is damaged (cut off, edited by hand) is one sentence that says what to do.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from agit_core.errors import BadInput
+from pipeline import storage
+
+T = TypeVar("T")
+Tree = dict[str, Any]
+
+
+class Damaged(BadInput):
+    """A file that is there and cannot be understood."""
+
+    def __init__(self, uri: str, reason: str, remedy: str) -> None:
+        super().__init__(f"{uri} is damaged ({reason}); {remedy}")
+        self.reason = reason
+
+
+class Record(BaseModel):
+    """A frozen record. What other versions write besides is kept, and what they leave out has a default."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    def plain(self) -> Tree:
+        """As it stands in the file."""
+        return self.model_dump(mode="json")
+
+
+class Result(Record):
+    """A finished training, of which only the file's presence says that it is finished.
+
+    ``steps`` and ``checkpoint`` are always there; the rest is what its last attempt measured.
+    """
+
+    steps: int
+    checkpoint: str
+    run_id: str | None = None
+    total_steps: int | None = None
+    epoch: int | None = None
+    stage: str | None = None
+    switched_at_step: int | None = None
+    best_checkpoint: str | None = None
+    samples: list[str] = Field(default_factory=list)
+    losses: dict[str, float | None] = Field(default_factory=dict)
+    mask_health: dict[str, float | None] = Field(default_factory=dict)
+    workers: int | None = None
+    device: str | None = None
+    resumed_from: int | None = None
+    images_per_s: float | None = None
+    seconds: dict[str, float | None] = Field(default_factory=dict)
+
+
+class Start(Record):
+    """The model whose weights a run started from."""
+
+    uri: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class File(Generic[T]):
+    """A JSON file of a folder.
+
+    Attributes:
+        kind: what it holds.
+        remedy: what to do when it is damaged.
+    """
+
+    name: str
+    kind: type[T]
+    remedy: str
+
+    def uri(self, folder: str) -> str:
+        return storage.join(folder, self.name)
+
+    def exists(self, folder: str) -> bool:
+        return storage.exists(self.uri(folder))
+
+    def at(self, uri: str) -> Tree | None:
+        """The JSON object as it stands in a file, None where that is not there.
+
+        Raises:
+            Damaged: it is no JSON object.
+            RunFailed: the storage does not answer.
+        """
+        try:
+            tree = storage.read_json(uri)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except BadInput:  # a storage that cannot be used is not a damaged file
+            raise
+        except ValueError:
+            raise Damaged(uri, "it is not valid JSON", self.remedy) from None
+        if not isinstance(tree, dict):
+            raise Damaged(uri, "it does not hold an object", self.remedy)
+        return tree
+
+    def read(self, folder: str) -> T | None:
+        """The content, None where the file is not there.
+
+        Raises:
+            Damaged: it is no JSON object, or not one of this kind.
+            RunFailed: the storage does not answer.
+        """
+        tree = self.at(self.uri(folder))
+        try:
+            return None if tree is None else self._adapter.validate_python(tree)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise Damaged(self.uri(folder), f"{where}: {first['msg'].lower()}", self.remedy) from None
+
+    def peek(self, folder: str) -> T | None:
+        """The same for those who can do without: None also where it is damaged."""
+        try:
+            return self.read(folder)
+        except Damaged:
+            return None
+
+    def write(self, folder: str, value: T) -> None:
+        tree = value.plain() if isinstance(value, Record) else value
+        storage.write_json(self.uri(folder), tree)
+
+    @cached_property
+    def _adapter(self) -> TypeAdapter[T]:
+        return TypeAdapter(self.kind)
+
+
+_AGAIN = "delete it and run the same command again"
+SPEC = File("spec.json", Tree, f"{_AGAIN}, which goes on from the last checkpoint")
+"""What the run's job is to do (:mod:`pipeline.launch.specs`), ``attempt``, and its ``owner``."""
+PROGRESS = File("progress.json", Tree, "delete it: a job that trains writes it every two seconds")
+"""How far the run is, about every two seconds, and when that was."""
+ALIVE = File("alive.json", Tree, "delete it: a job that trains writes it every five seconds")
+"""The job's heartbeat."""
+START = File("start.json", Start, f"{_AGAIN} in a new storage")
+RESULT = File("result.json", Result, f"{_AGAIN}, which takes the last checkpoint for its result")
+JOB_RESULT = File("result.json", Tree, RESULT.remedy)
+"""What any job leaves: a training its :data:`RESULT`, a search its ``trials``."""
+EVALUATION = File("evaluation.json", Tree, f"{_AGAIN}, which scores the model again")
+REGISTRATION = File("registration.json", Tree, f"{_AGAIN}, which finds the registered version again")
+SUMMARY = File("summary.json", Tree, f"{_AGAIN}, which writes it again")
+"""What ``--json`` printed last."""
+SAMPLE_STEP = File("samples.json", Tree, "delete the folder: its pictures may be incomplete")
+"""Of the samples of one step: ``step``, ``tile``, ``columns``, ``strips``; written last."""
+MANIFEST = File("manifest.json", Tree, "delete the folder and prepare the data again")
+"""Of a prepared data set; :mod:`pipeline.data.format.manifest` checks it."""
+REPORT = "report.html"
+BEST_PRESET = "best.yaml"
+"""Of a search: the best trial's configuration."""
+METRICS, SAMPLES, PICTURES, EVENTS, CHECKPOINTS = "metrics", "samples", "evaluation", "events", "checkpoints"
+"""Folders: rows of figures by step, sample strips by step, strips of the evaluation, what happened, states."""
+
+
+def run_uri(storage_uri: str, run_id: str) -> str:
+    """The folder of a run."""
+    return storage.join(storage_uri, "runs", run_id)
+
+
+def sample_folder(run_uri: str, step: int) -> str:
+    return storage.join(run_uri, SAMPLES, f"step-{step:08d}")
+
+
+def newest_samples(run_uri: str, each: int) -> list[str]:
+    """URIs of the newest sample strips, ``each`` of them per direction at most."""
+    steps = storage.list_(storage.join(run_uri, SAMPLES))
+    strips = [uri for uri in storage.list_(steps[-1]) if uri.endswith(".png")] if steps else []
+    by_direction = ([uri for uri in strips if storage.name(uri).startswith(d)] for d in ("a2b", "b2a"))
+    return [uri for some in by_direction for uri in some[:each]]
+
+
+def metric_rows(run_uri: str) -> tuple[list[Tree], int]:
+    """The rows of ``metrics/*.jsonl`` in the order of their steps, one per step, and how many are unreadable.
+
+    A run that was resumed has written some steps twice: the last row counts.
+    """
+    files = [uri for uri in storage.list_(storage.join(run_uri, METRICS)) if uri.endswith(".jsonl")]
+    rows: dict[int, Tree] = {}
+    unreadable = 0
+    for data in storage.each(storage.read_bytes, files):
+        for line in data.decode(errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+                rows[int(row["step"])] = row
+            except (ValueError, TypeError, KeyError):
+                unreadable += bool(line.strip())
+    return [rows[step] for step in sorted(rows)], unreadable
+
+
+@dataclass(frozen=True)
+class Data:
+    """Prepared images: where they are and what their manifest says."""
+
+    uri: str
+    manifest: Tree
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training run."""
+
+    run_id: str
+    uri: str
+    result: Result
+    reused: bool = False
