@@ -103,7 +103,7 @@ def find(config: Config, progress: Progress | None = None) -> Prepared | None:
 @contextlib.contextmanager
 def _opened(config: Config, report: Progress) -> Iterator[tuple[Source, str, str]]:
     """The source, the fingerprint of its contents and settings, and the folder that bears it."""
-    report({"message": f"looking at {config.data.source}"})
+    report({"message": f"looking at {redact(config.data.source)}"})
     with open_source(config.data, storage.downloads(config.storage), report) as source:
         key = fingerprint({"settings": shaping(config.data), "contents": source.digest()})
         yield source, key, storage.join(config.storage, "data", f"{config.name}-{key}")
