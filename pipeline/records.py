@@ -33,8 +33,8 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     def plain(self) -> Tree:
-        """As it stands in the file."""
-        return self.model_dump(mode="json")
+        """As it stands in the file: what was never set stays out of it."""
+        return self.model_dump(exclude_unset=True)
 
 
 class Result(Record):
@@ -59,6 +59,33 @@ class Result(Record):
     resumed_from: int | None = None
     images_per_s: float | None = None
     seconds: dict[str, float | None] = Field(default_factory=dict)
+
+
+class Progress(Record):
+    """How far a run is, about every two seconds. A search counts its trials instead of steps."""
+
+    state: str
+    """starting, running, finished, failed, interrupted, paused, ..."""
+    time: float
+    """When this was, by the clock of the machine that wrote it (Unix time)."""
+    step: int | None = None
+    total_steps: int | None = None
+    epoch: int | None = None
+    stage: str | None = None
+    images_per_s: float | None = None
+    eta_s: float | None = None
+    workers: int | None = None
+    attempt: int | None = None
+    message: str = ""
+    losses: dict[str, float | None] = Field(default_factory=dict)
+    last_checkpoint_step: int | None = None
+    last_checkpoint_time: float | None = None
+
+
+class Alive(Record):
+    """The heartbeat of a job."""
+
+    time: float
 
 
 class Start(Record):
@@ -140,10 +167,8 @@ class File(Generic[T]):
 _AGAIN = "delete it and run the same command again"
 SPEC = File("spec.json", Tree, f"{_AGAIN}, which goes on from the last checkpoint")
 """What the run's job is to do (:mod:`pipeline.launch.specs`), ``attempt``, and its ``owner``."""
-PROGRESS = File("progress.json", Tree, "delete it: a job that trains writes it every two seconds")
-"""How far the run is, about every two seconds, and when that was."""
-ALIVE = File("alive.json", Tree, "delete it: a job that trains writes it every five seconds")
-"""The job's heartbeat."""
+PROGRESS = File("progress.json", Progress, "delete it: a job that trains writes it every two seconds")
+ALIVE = File("alive.json", Alive, "delete it: a job that trains writes it every five seconds")
 START = File("start.json", Start, f"{_AGAIN} in a new storage")
 RESULT = File("result.json", Result, f"{_AGAIN}, which takes the last checkpoint for its result")
 JOB_RESULT = File("result.json", Tree, RESULT.remedy)

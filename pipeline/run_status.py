@@ -202,7 +202,7 @@ def _overview(run_uri: str) -> dict[str, Any] | None:
     result = records.RESULT.peek(run_uri)
     if progress is None and result is None and records.SPEC.peek(run_uri) is None:
         return None
-    seen = progress or {}
+    seen = progress.plain() if progress else {}
     updated = lease.last_sign(run_uri, progress) if progress else None
     run = {
         "run_id": storage.name(run_uri),
@@ -233,11 +233,11 @@ def _overview(run_uri: str) -> dict[str, Any] | None:
     return run
 
 
-def _state(progress: dict[str, Any] | None, result: records.Result | None, updated: float | None) -> str:
+def _state(progress: records.Progress | None, result: records.Result | None, updated: float | None) -> str:
     if result is not None:
         return "finished"
     if progress is None or updated is None:
         return "not started"
-    state = str(progress["state"])
+    state = progress.state
     silent = state in lease.UNDER_WAY and time.time() - updated > lease.SILENT_SECONDS
     return "interrupted" if silent else state

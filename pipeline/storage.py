@@ -338,8 +338,9 @@ def check_reachable(uri: str) -> None:
     try:
         try:
             write_bytes(probe, b"")
-        except Exception:
-            if is_remote(uri):
+        except Exception as error:
+            silent = any("Timeout" in type(link).__name__ for link in _chain(error))
+            if is_remote(uri) and not silent:
                 fs.ls(path.split("/", 1)[0])  # tells a missing bucket from a missing permission
             raise
         remove(probe)

@@ -135,10 +135,11 @@ def tell(spec: dict[str, Any], state: str, **changes: Any) -> None:
     """Rewrites ``progress.json`` where no worker does: before the first step and after the last."""
     before: dict[str, Any] = {"step": 0, "total_steps": None, "epoch": 0, "stage": None, "losses": {}}
     with contextlib.suppress(RunFailed):
-        before |= records.PROGRESS.peek(spec["run_uri"]) or {}
+        if (last := records.PROGRESS.peek(spec["run_uri"])) is not None:
+            before |= last.plain()
     now = {"state": state, "time": time.time(), "attempt": spec["attempt"], "message": ""}
     with contextlib.suppress(RunFailed):
-        records.PROGRESS.write(spec["run_uri"], before | now | changes)
+        records.PROGRESS.write(spec["run_uri"], records.Progress(**before | now | changes))
 
 
 def _verdict(error: BadInput | RunFailed) -> int:

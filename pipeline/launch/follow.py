@@ -142,9 +142,9 @@ def _follow(job: Job, run_uri: str, progress: ProgressCallback, limit_s: int | N
             ended = job.wait(_POLL_SECONDS)
             with contextlib.suppress(RunFailed):
                 state = records.PROGRESS.peek(run_uri)
-                if state is not None and state["time"] > max(seen, since):
-                    seen = state["time"]
-                    progress(state)
+                if state is not None and state.time > max(seen, since):
+                    seen = state.time
+                    progress(state.plain())
             if limit_s is not None and time.monotonic() - began > limit_s and not ended:
                 raise RunFailed(f"the training job took longer than cluster.job_timeout_s ({limit_s} s)")
     except BaseException:

@@ -179,7 +179,7 @@ class Progress:
             if last:
                 return
 
-    def _now(self) -> dict[str, Any]:
+    def _now(self) -> records.Progress:
         now = time.time()
         with self._lock:
             state = dict(self._state)
@@ -192,8 +192,9 @@ class Progress:
             rate = steps / (now - then)
             state["images_per_s"] = round(rate * self._batch_size, 2)
             state["eta_s"] = round((int(state["total_steps"]) - step) / rate, 1)
-        return state | {
-            "time": now,
-            "last_checkpoint_step": max(self._saver.last_stored, state["resumed_from"]),
-            "last_checkpoint_time": self._saver.last_stored_at,
-        }
+        return records.Progress(
+            **state,
+            time=now,
+            last_checkpoint_step=max(self._saver.last_stored, state["resumed_from"]),
+            last_checkpoint_time=self._saver.last_stored_at,
+        )

@@ -19,7 +19,7 @@ from typing import Any
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
 from pipeline.process_identity import is_here, process_started, this_process
-from pipeline.records import ALIVE, PROGRESS, SPEC
+from pipeline.records import ALIVE, PROGRESS, SPEC, Alive, Progress
 
 __all__ = ["is_here", "process_started", "this_process"]
 
@@ -99,7 +99,7 @@ def alive(run_uri: str) -> Iterator[None]:
     def beat() -> None:
         while True:
             with contextlib.suppress(BadInput, RunFailed, OSError):  # the storage is away; the next one tells
-                ALIVE.write(run_uri, {"time": time.time()})
+                ALIVE.write(run_uri, Alive(time=time.time()))
             if ended.wait(_BEAT_SECONDS):
                 return
 
@@ -112,12 +112,10 @@ def alive(run_uri: str) -> Iterator[None]:
         thread.join(timeout=2)  # no longer: whoever ends the job does not wait for a storage that is away
 
 
-def last_sign(run_uri: str, progress: dict[str, Any]) -> float:
+def last_sign(run_uri: str, progress: Progress) -> float:
     """When, by its own clock, a run's job last told anything; its last word is the end, where it came to one."""
-    told = float(progress["time"])
-    if progress["state"] in UNDER_WAY:
-        told = max(told, float((ALIVE.peek(run_uri) or {}).get("time") or 0.0))
-    return told
+    beat = ALIVE.peek(run_uri) if progress.state in UNDER_WAY else None
+    return progress.time if beat is None else max(progress.time, beat.time)
 
 
 def _tells(run_uri: str) -> bool:
@@ -132,7 +130,7 @@ def _tells(run_uri: str) -> bool:
 def _told(run_uri: str) -> float | None:
     """When a job last told anything; None when the last of it was an end."""
     progress = PROGRESS.peek(run_uri)
-    return last_sign(run_uri, progress) if progress and progress["state"] in UNDER_WAY else None
+    return last_sign(run_uri, progress) if progress and progress.state in UNDER_WAY else None
 
 
 def _taken_over(now: dict[str, Any]) -> TakenOver:

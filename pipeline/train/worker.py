@@ -297,7 +297,8 @@ class _Worker:
                 self.furthest.step = 0  # left by an earlier run in a folder that was removed
         before = self.furthest.step
         with contextlib.suppress(RunFailed):
-            before = max(before, int((records.PROGRESS.peek(self.run_uri) or {}).get("step") or 0))
+            if (last := records.PROGRESS.peek(self.run_uri)) is not None:
+                before = max(before, last.step or 0)
         kind = "resumed" if step or before else "started"
         redone = max(0, before - step)
         events.record(self.run_uri, kind, step=step, redone=redone, workers=self.world.size, nodes=nodes)

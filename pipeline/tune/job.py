@@ -136,7 +136,7 @@ def _progress(trials: list[Trial], search: Search) -> dict[str, Any]:
         if trial.state == "running":
             with contextlib.suppress(RunFailed):
                 if state := records.PROGRESS.peek(trial.run_uri):
-                    doing.append(f"trial {trial.number} at step {state['step']}")
+                    doing.append(f"trial {trial.number} at step {state.step}")
     metric, best = search.config.tune.metric, search.best(trials)
     if best is not None:
         doing.append(f"best {metric} {best.value(metric):.4g} (trial {best.number}, step {best.step})")

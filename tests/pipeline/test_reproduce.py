@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from agit_core.errors import BadInput
 from agit_core.networks import build
 from pipeline import records, reproduce, storage, tasks
 from pipeline.config import Config, parse
+from pipeline.records import Data, Run
 from pipeline.registry import lineage, models
 from pipeline.registry.registration import register
 from tests.pipeline import pictures
-from tests.pipeline.training import TINY
+from tests.pipeline.training import TINY, untrained
 
 EVALUATION: dict[str, Any] = {
     "metrics": {"kid_target_a2b": 0.1, "kid_target_b2a": 0.1, "kid_mean": 0.1, "attention_coverage_a": 0.3},
@@ -34,20 +36,30 @@ def _config(root: Path) -> Config:
     )
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of images and a model that was trained on them and registered."""
-    root = tmp_path_factory.mktemp("reproduce")
+def _registered(root: Path, run_of: Callable[[Config, Data], Run]) -> Path:
+    """The folder, with images, a run and the model that was registered from it."""
     pictures.folder(root / "photos", pictures.FOUR)
     config = _config(root)
     data = tasks.prepare(config)
-    run = tasks.train(config, data)
+    run = run_of(config, data)
     register(config, run.uri, EVALUATION, lineage.of(config, data, run))
     return root
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _registered(tmp_path_factory.mktemp("trained"), tasks.train)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where nothing depends on what was trained."""
+    return _registered(tmp_path_factory.mktemp("untrained"), untrained)
+
+
 @pytest.mark.long
-def test_the_same_weights_come_out_again(root: Path) -> None:
+def test_the_same_weights_come_out_again(trained: Path) -> None:
+    root = trained
     config = _config(root)
     told = reproduce.reproduce("models:/tiny@champion", config, str(root / "again"))
     assert told["identical"] is True
@@ -116,9 +128,10 @@ def test_what_cannot_be_reproduced_is_told_in_one_sentence(root: Path, tmp_path:
 
 @pytest.mark.long
 def test_a_training_that_started_from_an_alias_starts_from_the_same_weights_again(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The alias leads to the model itself by then; and the source was typed as a relative path, in another folder."""
+    root = trained
     tree = _config(root).plain()
     tree["train"] |= {"start_from": "models:/tiny@challenger", "max_steps": 4}
     tree["data"]["source"] = "photos"

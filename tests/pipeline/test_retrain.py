@@ -1,4 +1,4 @@
-"""Scheduled retraining on a source that stays, grows, shrinks and is relabelled: one model, really trained."""
+"""Scheduled retraining on a source that stays, grows, shrinks and is relabelled; only the second model is trained."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import pytest
 
 from pipeline import retrain, storage, tasks
 from pipeline.config import Config, load
-from pipeline.records import Data
+from pipeline.records import Data, Run
 from pipeline.registry import models
 from pipeline.retrain import Decision
 from tests.pipeline.command import tiny_config
 from tests.pipeline.pictures import encoded, folder, picture
+from tests.pipeline.training import untrained
 
 # Rows are taken over from the set that was prepared last, which another test may have left without one of them.
 COUNTS = {"trainA": 8, "trainB": 7, "testA": 4, "testB": 3}
@@ -39,9 +40,8 @@ def config_of(root: Path, source: Path, *more: str) -> Config:
     return load(str(root / "tiny.yaml"), [*settings, "register.gate.minimum_coverage=0", *more])
 
 
-def train(config: Config, data: Data) -> dict[str, object]:
-    """What follows a decision to train, and the registration that comes of it."""
-    run = tasks.train(config, data)
+def registered_as(config: Config, data: Data, run: Run) -> dict[str, object]:
+    """What follows a training."""
     return tasks.register(config, data, run, tasks.evaluate(config, data, run))
 
 
@@ -52,7 +52,7 @@ def night(config: Config, start: retrain.Start = "champion") -> tuple[Data, Deci
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def first(small_inception: None, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     root = tmp_path_factory.mktemp("retrain")
     tiny_config(root)
     source = folder(root / "photos", COUNTS)
@@ -60,7 +60,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     assert decision.train
     assert "no version" in decision.reason
     assert decision.config.train.start_from is None, "there is no champion to start from"
-    registered = train(decision.config, data)
+    registered = registered_as(decision.config, data, untrained(decision.config, data))
     assert registered["aliases"] == ["challenger", "champion"]
     return Trained(root, source, int(str(registered["version"])))
 
@@ -172,7 +172,7 @@ def test_ten_new_images_train_from_the_champion_and_a_model_that_is_not_better_i
     assert decision.config.train.start_from == champion
     assert night(config, "scratch")[1].config.train.start_from is None
 
-    registered = train(decision.config, data)
+    registered = registered_as(decision.config, data, tasks.train(decision.config, data))
     assert registered["aliases"] == ["challenger"]
     assert champion_of(config) == champion
     reasons = registered["decision"]["reasons"]  # type: ignore[index]

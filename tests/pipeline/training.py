@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from agit_core import checkpoint
+from agit_core import checkpoint, networks, saved_method
 from agit_core.checkpoint import Snapshot
-from pipeline import storage
+from pipeline import storage, tasks
 from pipeline.config import Config, parse
 from pipeline.data.prepare.stage import prepare
 from pipeline.launch import specs
+from pipeline.records import RESULT, Data, Result, Run
 from pipeline.train import events as train_events
 
 TINY: dict[str, Any] = {
@@ -73,6 +74,20 @@ def spec_of(config: Config, data_uri: str) -> dict[str, Any]:
         "attempt": 1,
         "owner": {},
     }
+
+
+def untrained(config: Config, data: Data) -> Run:
+    """A run as its training leaves it, with the weights that it begins with: for tests of what comes after."""
+    name, uri = tasks.locate(config, data)
+    step = config.train.max_steps or 0
+    folder = storage.local_path(storage.join(uri, "checkpoints", f"step-{step:08d}"))
+    info = {"step": step, "epoch": 0, "stage": "full", "image_size": config.data.image_size}
+    info["method"] = saved_method.to_dict(config.method)
+    weights = networks.build(config.method.networks, seed=0).state_dict()
+    checkpoint.write(folder, Snapshot(info, weights, {}, {}, {}))
+    result = Result(run_id=name, steps=step, checkpoint=str(folder))
+    RESULT.write(uri, result)
+    return Run(name, uri, result)
 
 
 def read_checkpoint(uri: str) -> Snapshot:

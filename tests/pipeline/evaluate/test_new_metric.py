@@ -22,6 +22,8 @@ from pipeline.registry.registration import register
 from pipeline.report.build import build
 from tests.pipeline.evaluate import test_scoring as scoring
 
+pytestmark = pytest.mark.usefixtures("small_inception")
+
 CONTRAST = PerImage(
     name="contrast",
     label="Contrast of the translation",

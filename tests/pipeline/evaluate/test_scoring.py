@@ -1,4 +1,4 @@
-"""Evaluation with the real Inception, tiny networks and a few generated images."""
+"""Evaluation with tiny networks and a few generated images: its arithmetic on small features, once on Inception's."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ from pipeline.evaluate.compare import Judge
 from pipeline.evaluate.scoring import evaluate
 from pipeline.registry.identity import weights_digest
 from pipeline.registry.registration import register
+from tests.pipeline import features
+
+pytestmark = pytest.mark.usefixtures("small_inception")
 
 SIDE = 32
 IMAGES = 8
@@ -104,6 +107,20 @@ def _attending(value: float, seed: int = 1) -> nn.Module:
 
 def test_all_figures_of_the_contract_are_there_and_finite(first: tuple[dict[str, Any], Any]) -> None:
     evaluation, _ = first
+    _expect_all_figures(evaluation)
+    assert evaluation["inception"]["sha256"] == features.SmallInception.sha256
+
+
+def test_inception_scores_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inceptions, "load", features.REAL_LOAD)
+    config = configs.parse(_tree(tmp_path))
+    uri = _run(config, "tiny-real", networks.build(METHOD.networks, seed=1))
+    evaluation = evaluate(config, uri, prepare(config).uri)
+    _expect_all_figures(evaluation)
+    assert evaluation["inception"]["sha256"] == inceptions.SHA256
+
+
+def _expect_all_figures(evaluation: dict[str, Any]) -> None:
     metrics = evaluation["metrics"]
     for direction in ("a2b", "b2a"):
         for name in ("kid_target", "kid_source", "kid_mean"):
@@ -129,7 +146,6 @@ def test_all_figures_of_the_contract_are_there_and_finite(first: tuple[dict[str,
 def test_it_is_written_with_its_protocol_and_network(first: tuple[dict[str, Any], Any], run_uri: str) -> None:
     evaluation, _ = first
     assert storage.read_json(storage.join(run_uri, "evaluation.json")) == evaluation
-    assert evaluation["inception"]["sha256"] == inceptions.SHA256
     counts = evaluation["counts"]
     assert (counts["test_a"], counts["test_b"], counts["kid_subsets"]) == (IMAGES, IMAGES, 4)
     assert counts["kid_subset_size_target_a2b"] == 6
