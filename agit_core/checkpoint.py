@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,11 @@ def read_networks(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if "averaged.pt" in info["files"]:
         weights |= torch.load(directory / "averaged.pt", map_location="cpu", weights_only=True)
     return info, weights
+
+
+def not_finite(weights: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold a value that is not finite."""
+    return [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]
 
 
 def sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The two ways a run can end badly, told apart because people act on them differently."""
+"""The ways a run can end badly, told apart because people act on them differently."""
 
 
 class BadInput(ValueError):
@@ -10,3 +10,7 @@ class BadInput(ValueError):
 
 class RunFailed(RuntimeError):
     """A run that was asked for correctly and did not finish. The same command resumes it; exit status 1."""
+
+
+class Diverged(RunFailed):
+    """Losses or weights that are not finite. Another try from the same state and settings ends the same way."""

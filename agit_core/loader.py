@@ -7,7 +7,7 @@ memory. The loader holds no state: position is the step number, which the checkp
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -90,7 +90,9 @@ class Loader:
         self.ahead = ahead
         self.pin = pin
 
-    def batches(self, start_step: int, slots: range, stop_step: int | None = None) -> Iterator[Batch]:
+    def batches(
+        self, start_step: int, slots: range, stop_step: int | None = None
+    ) -> Generator[Batch, None, None]:
         """Batches from ``start_step`` on, of these slots of the global batch."""
         with ThreadPoolExecutor(self.threads, "decode") as pool:
             queue: deque[tuple[int, dict[Domain, _Pending]]] = deque()

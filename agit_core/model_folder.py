@@ -143,7 +143,8 @@ def read(uri: str | Path) -> Model:
             such as ``models:/h2z@champion``); any other URI that fsspec opens (``s3://...``).
 
     Raises:
-        BadInput: nothing there, neither a model nor a checkpoint, a damaged file, a scheme nobody knows.
+        BadInput: nothing there, neither a model nor a checkpoint, a damaged file, weights that are not finite,
+            a scheme nobody knows.
     """
     text = resolve(str(uri))
     if "://" not in text:
@@ -198,6 +199,12 @@ def _read_local(folder: Path, where: str) -> Model:
     weights = _load(folder, _WEIGHTS, files, where)
     if any(name in files for name in _AVERAGED):
         weights |= _load(folder, _AVERAGED, files, where)
+    broken = checkpoint.not_finite(weights)
+    if broken:
+        raise BadInput(
+            f"the weights of the model at {where} are not finite ({broken[0]} and {len(broken) - 1} more), so that "
+            "its training had diverged; use an earlier checkpoint or version"
+        )
     lineage = manifest.get("lineage") or {k: manifest[k] for k in ("step", "epoch", "stage") if k in manifest}
     return Model(
         name=str(manifest.get("name") or where.rstrip("/").rsplit("/", 1)[-1]),

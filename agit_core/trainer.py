@@ -7,6 +7,7 @@ checkpoint or stop. Nothing in it waits for the device unless asked to (``window
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from torch import Tensor
 from agit_core import checkpoint, networks, saved_method
 from agit_core.checkpoint import Snapshot
 from agit_core.config import MethodConfig
-from agit_core.errors import BadInput
+from agit_core.errors import BadInput, Diverged
 from agit_core.history import History
 from agit_core.loader import Batch, Loader
 from agit_core.optimizers import learning_rate_factor, load_state, set_learning_rate
@@ -57,6 +58,11 @@ class Figures(NamedTuple):
     losses: dict[str, float]
     mask_health: dict[str, float]
     steps: int
+
+    @property
+    def finite(self) -> bool:
+        """Whether all losses are; a mask that is not shows in the cycle loss."""
+        return all(map(math.isfinite, self.losses.values()))
 
 
 class Trainer:
@@ -110,6 +116,8 @@ class Trainer:
         )
         self.averaged = self._generator_weights() if config.optimizer.average_decay else {}
         self.step = 0
+        self.rollbacks = 0
+        """How often the run went back to an earlier state after diverging; each time halves the learning rates."""
         # sums, and below them the number of items in each
         self._window = torch.zeros(2, len(FIGURES), dtype=torch.float64, device=self.device)
         self._epoch = torch.zeros_like(self._window)
@@ -154,6 +162,7 @@ class Trainer:
 
     def _set_learning_rates(self) -> None:
         factor = learning_rate_factor(self.step, self.total_steps, self.config.optimizer.constant_fraction)
+        factor *= 0.5**self.rollbacks
         set_learning_rate(self.training_step.optimizer_g, factor)
         set_learning_rate(self.training_step.optimizer_d, factor)
 
@@ -181,6 +190,38 @@ class Trainer:
         self._window.zero_()
         return _means(total, self.plan.batch_size)
 
+    def check_losses(self, window: Figures) -> None:
+        """Refuses to go on from a window, the same on every rank, whose losses are not finite.
+
+        Raises:
+            Diverged: with the steps and the setting to lower.
+        """
+        if not window.finite:
+            raise self._diverged(f"the losses of steps {self.step - window.steps + 1} to {self.step}")
+
+    def check_weights(self) -> None:
+        """Looks for values that are not finite in the weights, their averages and Adam's moments.
+
+        Collective; waits for the device.
+
+        Raises:
+            Diverged: on every rank, when any rank has one.
+        """
+        step = self.training_step
+        tensors = [*self.networks.state_dict().values(), *self.averaged.values()]
+        for optimizer in (step.optimizer_g, step.optimizer_d):
+            for moments in optimizer.state.values():
+                tensors += [moments["exp_avg"], moments["exp_avg_sq"]]
+        broken = ~torch.stack([tensor.isfinite().all() for tensor in tensors]).all()
+        if float(self.world.sum(broken.reshape(1))):
+            raise self._diverged(f"the weights after step {self.step}")
+
+    def _diverged(self, what: str) -> Diverged:
+        rate = f"{self.learning_rate:.3g}"
+        return Diverged(
+            f"the training diverged: {what} are not finite; lower method.optimizer.learning_rate (now {rate})"
+        )
+
     def ended_epochs(self) -> list[tuple[int, Figures]]:
         """(epoch, its means over all ranks) of the epochs that ended since the last call."""
         ended, self._ended = self._ended, []
@@ -199,7 +240,11 @@ class Trainer:
         """The exact state, copied to the CPU, on rank 0; None elsewhere. Collective.
 
         The history's parts and the epoch's figures are brought together, so that any world size can go on.
+
+        Raises:
+            Diverged: there is nothing to go on from; see :meth:`check_weights`.
         """
+        self.check_weights()
         step = self.training_step
         histories = self.world.gather((step.history_a.state(), step.history_b.state()))
         # fold the live sums as a resumed run will see them, so that both go on bit for bit alike
@@ -225,6 +270,7 @@ class Trainer:
                 "coverage": _to_cpu(step.coverage.state_dict()),
                 "epoch_figures": dict(zip(FIGURES, total.T.tolist(), strict=True)),
                 "torch_random_state": torch.get_rng_state(),
+                "rollbacks": self.rollbacks,
             },
             history={
                 "a": {s: t for part in histories for s, t in part[0].items()},
@@ -268,6 +314,7 @@ class Trainer:
         self._window.zero_()
         torch.set_rng_state(training["torch_random_state"])
         self.step = int(snapshot.info["step"])
+        self.rollbacks = int(training.get("rollbacks", 0))  # earlier versions never went back
         step.enter(self.stages.rules)
 
     def start_from(self, weights: dict[str, Tensor]) -> None:

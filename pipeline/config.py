@@ -45,7 +45,8 @@ class DataConfig(Section):
 
     source: str = Field(
         "builtin",
-        description="folder, zip/tar, URL, s3:// prefix, Parquet, CSV, a public set's name, or 'builtin'",
+        description="folder (trainA, trainB or train/<class>), zip/tar, URL, s3:// prefix, Parquet "
+        "(one file, two or a folder of them), CSV, a public set's name, or 'builtin'",
     )
     masks: str | None = Field(
         None, description="folder with masks/<split><domain>; default: 'masks' beside the images"
@@ -141,6 +142,12 @@ class TrainConfig(Section):
     )
     stop_on_collapse: bool = Field(
         False, description="end the run when a mask has collapsed (all zeros or all ones)"
+    )
+    rollbacks: int = Field(
+        0,
+        ge=0,
+        description="how often a training whose losses or weights are not finite goes back to its last checkpoint, at "
+        "half the learning rate each time; 0: it ends at once",
     )
     start_from: str | None = Field(
         None, description="model URI whose weights the run starts from; default: from scratch"

@@ -23,7 +23,9 @@ def replacing(target: Path) -> Iterator[Path]:
     It is locked meanwhile, by which :func:`sweep_temporary` tells a writer that works from one that was killed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, text = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    # the longest name that a file system takes leaves no room for more
+    name = os.fsdecode(os.fsencode(target.name)[:200])
+    handle, text = tempfile.mkstemp(prefix=f".{name}.", suffix=".part", dir=target.parent)
     temporary = Path(text)
     try:
         with contextlib.suppress(OSError):  # a file system without locks: nothing is swept there either

@@ -57,6 +57,7 @@ class Result(Record):
     workers: int | None = None
     device: str | None = None
     resumed_from: int | None = None
+    rollbacks: int = 0
     images_per_s: float | None = None
     seconds: dict[str, float | None] = Field(default_factory=dict)
 
@@ -177,6 +178,8 @@ EVALUATION = File("evaluation.json", Tree, f"{_AGAIN}, which scores the model ag
 REGISTRATION = File("registration.json", Tree, f"{_AGAIN}, which finds the registered version again")
 SUMMARY = File("summary.json", Tree, f"{_AGAIN}, which writes it again")
 """What ``--json`` printed last."""
+DONE = File("done.json", Tree, "delete it: the next run of the same settings writes it")
+"""Written last: the hash of the settings that all stages ran with (:func:`pipeline.tasks.already_done`)."""
 SAMPLE_STEP = File("samples.json", Tree, "delete the folder: its pictures may be incomplete")
 """Of the samples of one step: ``step``, ``tile``, ``columns``, ``strips``; written last."""
 MANIFEST = File("manifest.json", Tree, "delete the folder and prepare the data again")

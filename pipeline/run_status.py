@@ -163,7 +163,7 @@ def _story(events: list[dict[str, Any]]) -> list[str]:
         lines.append(f"{when}  {_happened(event, failed_at)}")
         if event["kind"] in train_events.FAILURES:
             failed_at = failed_at or event["time"]
-        elif event["kind"] == "resumed":
+        elif event["kind"] in {"resumed", "rolled_back"}:
             failed_at = None
     return lines
 

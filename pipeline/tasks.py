@@ -8,6 +8,7 @@ evaluation by its checkpoint and settings, a registration by its source.
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import Any
 
 from agit_core.errors import BadInput, RunFailed
@@ -15,7 +16,7 @@ from pipeline import logs, progress, records, storage
 from pipeline.config import Config, fingerprint
 from pipeline.metrics import catalog
 from pipeline.metrics.catalog import DIRECTIONS, KID_TARGET
-from pipeline.records import EVALUATION, REGISTRATION, REPORT, RESULT, SUMMARY, Data, Run
+from pipeline.records import DONE, EVALUATION, REGISTRATION, REPORT, RESULT, SUMMARY, Data, Result, Run
 from pipeline.registry import lineage
 
 
@@ -42,6 +43,8 @@ def prepare(config: Config) -> Data:
             parts.append(f"{len(aside)} quarantined (such as {aside[0]}; see the manifest)")
         if remarks:
             parts.append(f"{len(remarks)} used with a remark (such as {remarks[0]})")
+        if left := prepared.manifest.get("left_out", []):
+            parts.append(f"{len(left)} left out (such as {left[0]['name']}: {left[0]['reason']})")
         if copies:
             parts.append(f"{copies} groups of equal files")
         if leaks:
@@ -164,15 +167,7 @@ def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
     """
     from pipeline.evaluate.scoring import evaluate as run_stage
 
-    key = fingerprint(
-        {
-            "checkpoint": run.result.checkpoint,
-            "data": data.manifest["fingerprint"],
-            "evaluate": config.evaluate.model_dump(mode="json", exclude={"device", "batch_size"}),
-            "threshold": config.method.threshold_at_test,
-            "metrics": catalog.digest(),
-        }
-    )
+    key = _evaluation_key(config, data.manifest, run.result)
     with progress.stage("evaluate") as stage:
         evaluation = EVALUATION.read(run.uri)
         if evaluation is not None and evaluation.get("key") == key and _compared(config, run, evaluation):
@@ -183,6 +178,19 @@ def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
         shown = scores_line(evaluation)
         stage.message = f"{stage.message}: {shown}" if stage.reused else shown
     return evaluation
+
+
+def _evaluation_key(config: Config, manifest: dict[str, Any], result: Result) -> str:
+    """Hash of everything that a run's own scores depend on, but for the champion beside them."""
+    return fingerprint(
+        {
+            "checkpoint": result.checkpoint,
+            "data": manifest["fingerprint"],
+            "evaluate": config.evaluate.model_dump(mode="json", exclude={"device", "batch_size"}),
+            "threshold": config.method.threshold_at_test,
+            "metrics": catalog.digest(),
+        }
+    )
 
 
 def _compared(config: Config, run: Run, evaluation: dict[str, Any]) -> bool:
@@ -259,7 +267,56 @@ def summarize(
         "report": report_uri,
     }
     SUMMARY.write(run.uri, summary)
+    DONE.write(run.uri, {"settings": _settings_key(config)})
     return summary
+
+
+def already_done(config: Config) -> dict[str, Any] | None:
+    """The summary of a run whose five stages are done and would change nothing, else None.
+
+    Only local files are read, so that neither torch nor Prefect, Ray or MLflow is imported: what stands in object
+    storage or on an MLflow server is left to the stages. The registry's SQLite file must be older than the
+    summary, since versions, aliases and the champion may have changed with it.
+    """
+    from pipeline.data.prepare.stage import find
+    from pipeline.registry import tracking
+
+    database = tracking.database(tracking.tracking_uri(config))
+    if storage.is_remote(config.storage) or database is None or not database.is_file():
+        return None
+    settings, registered = _settings_key(config), database.stat().st_mtime
+    # the source, which may be large, is listed only where a run of just these settings is done
+    done = {
+        file.parent
+        for file in storage.local_path(config.storage).glob(f"runs/*/{DONE.name}")
+        if file.stat().st_mtime >= registered
+        and (DONE.peek(str(file.parent)) or {}).get("settings") == settings
+    }
+    found = find(config) if done else None
+    if found is None:
+        return None
+    name, uri = locate(config, Data(found.uri, found.manifest, True))
+    result, evaluation = RESULT.peek(uri), EVALUATION.peek(uri)
+    registration, summary = REGISTRATION.peek(uri), SUMMARY.peek(uri)
+    if result is None or evaluation is None or registration is None or summary is None:
+        return None
+    key = _evaluation_key(config, found.manifest, result)
+    files = (summary["report"], result.checkpoint, registration["source"])
+    if (
+        storage.local_path(uri) not in done
+        or evaluation.get("key") != key
+        or not all(map(storage.exists, files))
+    ):
+        return None
+    for stage_name in progress.STAGES:
+        with progress.stage(stage_name) as stage:
+            stage.reuse(f"run {name} is done and nothing has changed")
+    return summary
+
+
+def _settings_key(config: Config) -> str:
+    """Hash of a whole configuration and of the version that ran it."""
+    return fingerprint({"config": config.plain(), "version": metadata.version("agit")})
 
 
 def known(config: Config, run_uri: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +15,7 @@ from PIL import Image
 from agit_core import Translator, model_folder
 from tests.agit_core import models
 from tests.benchmarks import alone, gpu
+from tests.threads import one_thread  # noqa: F401
 
 METHOD = {
     "networks": {
@@ -28,15 +28,6 @@ METHOD = {
     "coverage": {"band_a": [0.2, 0.4]},
     "optimizer": {"average_decay": 0.9},
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """So small networks are fastest on one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

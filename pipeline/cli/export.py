@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli import show
-from pipeline.cli.model import Direction, ModelUri, Threshold, chosen
+from pipeline.cli.model import PRETRAINED, Direction, ModelUri, Threshold, chosen
 from pipeline.cli.options import Overrides
 from pipeline.cli.output import Answer, Debug, Json
 
@@ -151,7 +151,7 @@ def serve(
 
 
 def demo_ui(
-    model: ModelUri,
+    model: ModelUri = PRETRAINED,
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
     device: Device = "auto",

@@ -34,11 +34,15 @@ def run(config: ConfigName, overrides: Overrides = None, json: Json = False, deb
 
     The same command again reuses what is done and resumes what is not.
     """
-    read_config(config, overrides)
-    from pipeline import progress
-    from pipeline.flows import embedded
+    settings = read_config(config, overrides)
+    from pipeline import progress, tasks
 
     with progress.shown_on(progress.for_terminal()):
+        summary = tasks.already_done(settings)
+        if summary is not None:
+            return Answer(summary, show.summary)
+        from pipeline.flows import embedded
+
         summary = embedded.run_flow("agit", cli_output.debugging(), config=config, overrides=overrides or [])
     return Answer(summary, show.summary)
 

@@ -144,6 +144,10 @@ def _answer(outcome: Any) -> int:
 
 def _usage(error: Any) -> str:
     """One line out of typer's usage error."""
+    # a command without arguments: the message is the help, which belongs on standard output
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message())
+        error.message = ""
     context = getattr(error, "ctx", None)
     hint = f" (see `{context.command_path} --help`)" if context is not None else ""
     # without a command there is help on standard output, and no message

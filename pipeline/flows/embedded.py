@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dotenv import dotenv_values
+
 from agit_core.errors import BadInput, RunFailed
 from pipeline import http_health
 from pipeline.flows import secret_overrides
@@ -122,7 +124,8 @@ class Server:
                     str(listening.fileno()),
                     str(os.getpid()),
                 ],
-                env=os.environ | {"PREFECT_SERVER_API_AUTH_STRING": key},
+                # the working folder may hold a package called as ours
+                env=os.environ | {"PREFECT_SERVER_API_AUTH_STRING": key, "PYTHONSAFEPATH": "1"},
                 umask=0o077,
                 pass_fds=[listening.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -175,12 +178,16 @@ class Server:
 
 
 def configured_url() -> str | None:
-    """The API address of the environment, of ``prefect.toml`` here or of the active Prefect profile."""
+    """The API address of the environment, of ``.env``, ``prefect.toml`` or ``pyproject.toml`` here, or of the active
+    Prefect profile: the places where Prefect looks, in its order."""
     if os.environ.get("PREFECT_API_URL"):
         return os.environ["PREFECT_API_URL"]
-    url = _toml(Path("prefect.toml")).get("api", {}).get("url")
-    if url:
-        return str(url)
+    if url := dotenv_values(".env").get("PREFECT_API_URL"):
+        return url
+    in_project = _toml(Path("pyproject.toml")).get("tool", {}).get("prefect", {})
+    for settings in (_toml(Path("prefect.toml")), in_project):
+        if url := settings.get("api", {}).get("url"):
+            return str(url)
     home = Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
     profiles = _toml(home / "profiles.toml")
     active = os.environ.get("PREFECT_PROFILE") or profiles.get("active")

@@ -7,6 +7,7 @@ import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ _WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
     ".tif": ("TIFF", {"compression": "tiff_deflate"}),
     ".tiff": ("TIFF", {"compression": "tiff_deflate"}),
 }
+_ANIMATED = {"PNG", "WEBP", "TIFF"}
+_PIXELS_OF_FRAMES = 2**28
 _READ_AHEAD = 8
 """Encoded images waiting for the networks: enough to hide an object store's latency."""
 _WRITE_BEHIND = 8
@@ -56,7 +59,7 @@ def check_writable(name: str) -> None:
 
 
 def decode(data: bytes) -> Image.Image:
-    """An image of any format that is safe to read, first frame.
+    """An image of any format that is safe to read, at its first frame.
 
     Raises:
         BadInput: not an image, a truncated one, or one of absurd size.
@@ -71,16 +74,31 @@ def decode(data: bytes) -> Image.Image:
         raise BadInput(f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
-def encode(image: Image.Image, name: str) -> bytes:
-    """The image in the format that the name's suffix says.
+@dataclass(frozen=True)
+class _Frames:
+    """The translations of every frame of a file, of which there is mostly one, and how long each is shown in ms."""
+
+    results: list[Result[Image.Image]]
+    durations: list[int]
+
+
+def encode(images: list[Image.Image], name: str, durations: list[int] | None = None) -> bytes:
+    """The image, or all frames of an animation, in the format that the name's suffix says.
 
     Raises:
-        BadInput: a suffix that cannot be written, transparency or a size that the format does not have.
+        BadInput: a suffix that cannot be written; transparency, frames or a size that the format does not have.
     """
     check_writable(name)
+    image, *more = images
     kind, options = _WRITTEN[suffix_of(name)]
     if kind == "JPEG" and image.mode == "RGBA":
         raise BadInput(f"{name} would lose the image's transparency; name the output .png or .webp")
+    if more:
+        if kind not in _ANIMATED:
+            raise BadInput(f"{name} would lose {len(more)} frames; name the output .png, .webp or .tif")
+        options = options | {"save_all": True, "append_images": more}
+        if kind != "TIFF":
+            options |= {"duration": durations, "loop": 0}
     buffer = io.BytesIO()
     try:
         image.save(buffer, kind, **options)
@@ -117,7 +135,7 @@ def translate_items(
                 except BadInput as error:
                     yield item, str(error)
                     continue
-                size = result.image.width * result.image.height
+                size = sum(one.image.width * one.image.height for one in result.results)
                 writing.append((item, size, pool.submit(_write, result, target, masks)))
                 del result
                 while len(writing) > _WRITE_BEHIND or _heavy(writing):
@@ -147,9 +165,22 @@ def _read(item: Item) -> bytes:
         raise BadInput(f"cannot be read: {reason}") from None
 
 
-def _translated(translator: Translator, data: bytes, item: Item, direction: str) -> Result[Image.Image]:
+def _translated(translator: Translator, data: bytes, item: Item, direction: str) -> _Frames:
+    image = decode(data)
+    # the further images of an MPO are previews and other views of the same moment
+    count = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+    if count > 1 and count * image.width * image.height > _PIXELS_OF_FRAMES:
+        raise BadInput(f"its {count} frames are too large to be held together; translate it as a video")
+    results, durations = [], []
     try:
-        return translator.translate(decode(data), direction)
+        for number in range(count):
+            if count > 1:
+                image.seek(number)
+            durations.append(int(image.info.get("duration") or 100))
+            results.append(translator.translate(image, direction))
+        return _Frames(results, durations)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BadInput(f"frame {len(results)} cannot be read: {error}") from None
     except torch.OutOfMemoryError:
         raise RunFailed(
             f"the memory of {translator.device} is not enough for {item.name}; use smaller tiles "
@@ -157,13 +188,14 @@ def _translated(translator: Translator, data: bytes, item: Item, direction: str)
         ) from None
 
 
-def _write(result: Result[Image.Image], target: str, masks: bool) -> str | None:
+def _write(frames: _Frames, target: str, masks: bool) -> str | None:
     """Writes the mask first, so that the image's presence means finished; or says why it cannot be."""
     try:
-        image = encode(result.image, target)
+        image = encode([result.image for result in frames.results], target, frames.durations)
+        if masks:
+            mask = encode([result.mask for result in frames.results], mask_name(target), frames.durations)
+            storage.write_bytes(mask_name(target), mask)
     except BadInput as error:
         return str(error)
-    if masks:
-        storage.write_bytes(mask_name(target), encode(result.mask, mask_name(target)))
     storage.write_bytes(target, image)
     return None

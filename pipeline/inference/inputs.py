@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import stat
 import threading
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -11,11 +14,55 @@ from typing import Any
 
 from agit_core.errors import BadInput
 from pipeline import storage
+from pipeline.data.litter import in_litter
+from pipeline.data.sources.folders import listing
+from pipeline.data.sources.source import LocalFile
+from pipeline.data.sources.tables import shards_of
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".ppm", ".jp2", ".tga")
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
+"""What is written; read is whatever the library finds a moving picture in."""
+READ_VIDEOS = (
+    *VIDEOS,
+    *(
+        ".mts",
+        ".m2ts",
+        ".ts",
+        ".3gp",
+        ".3g2",
+        ".mpg",
+        ".mpeg",
+        ".mpe",
+        ".m2v",
+        ".vob",
+        ".wmv",
+        ".asf",
+        ".flv",
+        ".f4v",
+    ),
+    *(".ogv", ".mxf", ".dv", ".divx", ".mod", ".tod", ".y4m", ".nut"),
+)
 LARGEST_FILE = 2 * 2**30
 """A zip member that claims to be larger than this is not unpacked."""
+_BESIDE_IMAGES = {
+    *(
+        ".txt",
+        ".md",
+        ".rst",
+        ".json",
+        ".csv",
+        ".tsv",
+        ".xml",
+        ".yaml",
+        ".yml",
+        ".html",
+        ".log",
+        ".ini",
+        ".aae",
+        ".xmp",
+    ),
+}
+"""Notes that people and programs keep beside photographs; everything else is tried."""
 _lock = threading.Lock()
 
 
@@ -36,7 +83,9 @@ class Item:
     def read(self) -> bytes:
         """The encoded image. Raises what the storage or the archive raises."""
         if self.member is None:
-            return storage.read_bytes(self.uri)
+            if storage.is_remote(self.uri):
+                return storage.read_bytes(self.uri)
+            return LocalFile(str(storage.local_path(self.uri))).read()
         with _lock:  # one file handle per archive, shared
             if isinstance(self.member, str):
                 return _zip(self.uri).read(self.member)
@@ -63,12 +112,14 @@ def find(uri: str) -> Inputs:
     """
     suffix = suffix_of(uri)
     # a folder may be called photos.zip; asking the storage once is cheaper than guessing
-    below = storage.list_(uri, recursive=True)
+    below, unread = _below(uri)
+    if not below and unread:
+        raise BadInput(f"{uri} holds nothing that can be read ({unread[0]['name']}: {unread[0]['reason']})")
     if not below and not storage.exists(uri):
         raise BadInput(f"there is nothing at {uri}; check the path")
     if not below and not storage.is_remote(uri) and storage.local_path(uri).is_dir():
         raise BadInput(f"{uri} holds no images: it is an empty folder")
-    if not below and suffix in VIDEOS:
+    if not below and suffix in READ_VIDEOS:
         return Inputs("video", [Item(storage.name(uri), uri)], [])
     if not below and suffix == ".zip":
         found = _zip_members(uri)
@@ -76,10 +127,11 @@ def find(uri: str) -> Inputs:
         found = _rows([uri])
     elif not below:
         return Inputs("image", [Item(storage.name(uri), uri)], [])
-    elif shards := [item for item in below if suffix_of(item) == ".parquet"]:
+    elif (shards := shards_of(below)) and not any(suffix_of(item) in IMAGES for item in below):
         found = _rows(shards)
     else:
         found = _files(below, len(storage.join(uri)) + 1)
+    found.refused.extend(unread)
     if not found.items and not found.refused:
         raise BadInput(
             f"{uri} holds no images; they are recognised by suffixes such as .jpg, .png, .webp, .tif"
@@ -91,12 +143,42 @@ def suffix_of(uri: str) -> str:
     return PurePosixPath(storage.name(uri)).suffix.lower()
 
 
+def _below(uri: str) -> tuple[list[str], list[dict[str, str]]]:
+    """The files below a folder, and why some of what lies there is none."""
+    if storage.is_remote(uri):
+        found = storage.list_(uri, recursive=True)
+        parents = {parent for item in found for parent in _parents(item)}
+        return [item for item in found if item not in parents], []  # an object that marks a folder
+    if not storage.local_path(uri).is_dir():
+        return [], []
+    files, unread = [], []
+    for file in listing(uri):
+        if isinstance(file.readable, LocalFile):
+            files.append(file.readable.path)
+        else:
+            unread.append({"name": file.relative, "reason": file.why()})
+    return files, unread
+
+
+def _parents(uri: str) -> Iterator[str]:
+    while "/" in uri:
+        uri = uri.rpartition("/")[0]
+        yield uri
+
+
 def _files(uris: list[str], start: int) -> Inputs:
-    """The images of a folder, not hidden ones; ``start`` is where their relative names begin."""
-    names = {storage.as_text(uri[start:]): uri for uri in uris if not storage.name(uri).startswith(".")}
-    items = [Item(name, uri) for name, uri in names.items() if suffix_of(uri) in IMAGES]
-    reason = "is a video; translate it by itself"
-    refused = [{"name": name, "reason": reason} for name, uri in names.items() if suffix_of(uri) in VIDEOS]
+    """The images of a folder; ``start`` is where their relative names begin."""
+    items: list[Item] = []
+    refused: list[dict[str, str]] = []
+    for uri in uris:
+        name = storage.as_text(uri[start:])
+        suffix = suffix_of(uri)
+        if in_litter(name) or suffix in _BESIDE_IMAGES:
+            continue
+        if suffix in READ_VIDEOS:
+            refused.append({"name": name, "reason": "is a video; translate it by itself"})
+        else:  # the contents tell what it is
+            items.append(Item(name, uri))
     return Inputs("folder", items, refused)
 
 
@@ -108,9 +190,12 @@ def _zip_members(uri: str) -> Inputs:
         raise BadInput(f"{uri} is not a zip file or a damaged one ({error}); pack it again") from None
     for member in members:
         path = PurePosixPath(member.filename)
-        if member.is_dir() or path.suffix.lower() not in IMAGES or path.parts[0] == "__MACOSX":
+        suffix = path.suffix.lower()
+        if member.is_dir() or in_litter(path.as_posix()) or suffix in _BESIDE_IMAGES:
             continue
-        if reason := _unsafe(member):
+        if suffix in READ_VIDEOS:
+            refused.append({"name": member.filename, "reason": "is a video; translate it by itself"})
+        elif reason := _unsafe(member):
             refused.append({"name": member.filename, "reason": reason})
         else:
             items.append(Item(path.as_posix(), uri, member.filename))
@@ -120,6 +205,8 @@ def _zip_members(uri: str) -> Inputs:
 def _unsafe(member: zipfile.ZipInfo) -> str | None:
     if not safe(member.filename):
         return "its name leaves the output folder"
+    if stat.S_ISLNK(member.external_attr >> 16):
+        return "it is a link"
     if member.flag_bits & 1:
         return "it is encrypted"
     if member.file_size > LARGEST_FILE:
@@ -131,7 +218,7 @@ def safe(name: str) -> bool:
     """Whether a name from an archive stays below the folder that it is put into."""
     path = PurePosixPath(name)
     inside = not path.is_absolute() and ".." not in path.parts and bool(path.parts)
-    return inside and "\\" not in name and ":" not in name and "\0" not in name
+    return inside and "\\" not in name and not re.match("[A-Za-z]:", name) and "\0" not in name
 
 
 @lru_cache(maxsize=4)
@@ -191,7 +278,7 @@ def _parquet(uri: str) -> Any:
     fs, path = storage.arrow(uri)
     try:
         return pq.ParquetFile(fs.open_input_file(path))
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
         raise BadInput(f"{uri} is not a Parquet file ({str(error).splitlines()[0]})") from None
 
 

@@ -14,6 +14,8 @@ from pipeline import storage
 from pipeline.inference.image_items import check_writable, mask_name, output_name
 from pipeline.inference.inputs import IMAGES, VIDEOS, Inputs, Item, suffix_of
 
+_LONGEST_NAME = 255
+"""Bytes that file systems take."""
 JOURNAL = ".agit-translate.json"
 """In the output folder: which model, direction and input its files belong to, and whether all are there."""
 
@@ -29,6 +31,8 @@ def single(source: str, output: str, suffixes: tuple[str, ...], masks: bool, ove
             f"end it with one of {', '.join(suffixes[:4])}, or with / to make it a folder"
         )
     name = storage.name(source)
+    if suffixes is VIDEOS and suffix_of(name) not in VIDEOS:
+        name = f"{name}.mp4"
     target = output if named else storage.join(output, name if suffixes is VIDEOS else output_name(name))
     if suffixes is IMAGES:
         check_writable(target)
@@ -76,7 +80,9 @@ def plan(
     refused, names = [], set[str]()
     for item in found.items:
         target = storage.join(folder, output_name(item.name))
-        if names.isdisjoint(files(target)):
+        if any(len(os.fsencode(part)) > _LONGEST_NAME for file in files(target) for part in file.split("/")):
+            refused.append({"name": item.name, "reason": "its name is too long for a file beside it"})
+        elif names.isdisjoint(files(target)):
             targets[target] = item
             names.update(files(target))
         else:

@@ -190,6 +190,13 @@ class _Reader:
         self.stream.thread_type = "AUTO"
         self.rate = self.stream.average_rate or self.stream.guessed_rate or Fraction(25)
         self.sound = self.container.streams.audio[:1]
+        kinds = (("video", "picture track"), ("audio", "sound track"), ("subtitles", "subtitle track"))
+        self.notes = [
+            f"{count} more {name}{'s' if count > 1 else ''} of {called} left out"
+            for kind, name in kinds
+            if (count := len(getattr(self.container.streams, kind)) - (kind != "subtitles")) > 0
+        ]
+        self.rotated = False
         self.failed: list[dict[str, str]] = []
         self.colours: _Colours | None = None
         """Those of the first frame; None before it."""
@@ -217,6 +224,7 @@ class _Reader:
                 if frame.pts is not None and frame.time_base:
                     moment = _Moment(frame.pts, frame.time_base)
                 self.colours = self.colours or _Colours.of(frame)
+                self.rotated = round(frame.rotation / 90) % 2 == 1
                 pixels = np.rot90(self.colours.rgb(frame), round(frame.rotation / 90) % 4)
                 yield torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), moment
                 number += 1
@@ -241,7 +249,7 @@ class _Writer:
     def __init__(self, path: Path, reader: _Reader) -> None:
         self.container = av.open(str(path), "w")
         self._reader = reader
-        self.notes: list[str] = []
+        self.notes: list[str] = list(reader.notes)
         codec, options = _CODECS.get(path.suffix, _USUAL_CODEC)
         # a video codec's stream, which its type does not say
         self._stream: Any = self.container.add_stream(codec, rate=reader.rate, options=options)
@@ -281,6 +289,9 @@ class _Writer:
         first = self._waiting is not None
         if first:
             self._stream.width, self._stream.height = width, height
+            if shape := self._reader.stream.sample_aspect_ratio:  # pixels that are not square
+                ratio = 1 / shape if self._reader.rotated else shape
+                self._stream.codec_context.sample_aspect_ratio = ratio
             # colour at half the resolution needs even sides, except for a codec that knows nothing else
             known = [kind.name for kind in self._stream.codec_context.codec.video_formats or []]
             even = height % 2 == 0 and width % 2 == 0

@@ -65,11 +65,15 @@ class LocalJob:
             "AGIT_RAY_FOLDER": str(folder),
             "PYTHONUNBUFFERED": "1",
             "PYTHONPATH": _python_path(),
+            # the command's folder may hold a package called as ours
+            "PYTHONSAFEPATH": "1",
             **ray_session.environment(),
         }
         process = subprocess.Popen(
             [sys.executable, "-m", spec.get("job", "pipeline.train_job"), spec_uri],
             env=environment,
+            # Ray puts its driver's folder before all others on the paths of its workers
+            cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -36,6 +36,8 @@ _EXECUTION_ONLY = {
     "storage_patience_s",
     "max_failures",
     "stop_on_collapse",
+    # a run that never diverges is the same either way, and one that has can go on with another limit
+    "rollbacks",
 }
 VERDICT = "AGIT-VERDICT "
 """The last line of a job that failed starts with it; JSON follows: ``{"kind": ..., "message": ...}``."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.data.sources import opening
 from pipeline.records import START, Data, Run
 
 _PACKAGES = ("agit", "torch", "torchvision", "ray", "prefect", "mlflow-skinny", "pyarrow", "numpy")
@@ -49,16 +50,12 @@ def _absolute(uri: str) -> str:
 
 
 def _sources(config: Config) -> dict[str, str]:
-    """``data.source`` and ``data.masks`` where they are local paths, and not the name of a public set."""
-    named = {"source": config.data.source, "masks": config.data.masks}
-    return {
-        key: _absolute(value)
-        for key, value in named.items()
-        if value
-        and value != "builtin"
-        and not storage.is_remote(value)
-        and storage.local_path(value).exists()
-    }
+    """``data.source`` and ``data.masks`` as they are found from any working directory."""
+    named = {"source": opening.absolute(config.data.source)}
+    if config.data.masks:
+        named["masks"] = _absolute(config.data.masks)
+    typed = {"source": config.data.source, "masks": config.data.masks}
+    return {key: value for key, value in named.items() if value != typed[key] or value.startswith("/")}
 
 
 def _start(run_uri: str) -> dict[str, str] | None:

@@ -174,6 +174,8 @@ def log_run(
             experiment_id = connection.create_experiment(experiment, artifact_location=artifacts)
         else:
             experiment_id = found.experiment_id
+            if found.lifecycle_stage == "deleted":  # by a person; the name stays taken until it is purged
+                connection.restore_experiment(experiment_id)
         query = f"tags.`agit.key` = '{tags['agit.key']}'"
         for old in connection.search_runs([experiment_id], query):
             connection.delete_run(old.info.run_id)

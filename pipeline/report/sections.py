@@ -29,6 +29,8 @@ _EVENTS = {
     "switched": "stage switched",
     "mask_collapsed": "mask collapsed",
     "mask_faint": "masks faint at the switch",
+    "diverged": "diverged",
+    "rolled_back": "went back",
 }
 
 

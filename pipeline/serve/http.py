@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import json
 import socket
 from collections.abc import Callable
 
@@ -76,6 +77,38 @@ class JsonOnly:
                 await refusal(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+class KnownParameters:
+    """Refuses requests whose ``params`` hold an unknown name, which MLflow would ignore, with status 400."""
+
+    def __init__(self, app: ASGIApp, names: tuple[str, ...]) -> None:
+        self._app, self._names = app, names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        messages: list[Message] = []
+        while not messages or messages[-1].get("more_body"):
+            messages.append(await receive())
+        body = b"".join(message.get("body", b"") for message in messages)
+        unknown: list[str] = []
+        with contextlib.suppress(
+            ValueError, AttributeError, TypeError
+        ):  # MLflow says what is wrong with these
+            unknown = (
+                sorted(set(json.loads(body)["params"]) - set(self._names)) if b'"params"' in body else []
+            )
+        if unknown:
+            sentence = f"unknown parameter '{unknown[0]}' in params; known: {', '.join(self._names)}"
+            await JSONResponse({"error": sentence}, 400)(scope, receive, send)
+            return
+
+        async def replay() -> Message:
+            return messages.pop(0) if messages else await receive()
+
+        await self._app(scope, replay, send)
 
 
 def run(build: Callable[[], ASGIApp], host: str, port: int, limit: int, ready: Callable[[str], None]) -> str:

@@ -36,4 +36,4 @@ def application(model_uri: str, device: str = "auto", threshold: float | None = 
     described = MlflowModel.from_dict(yaml.safe_load(pyfunc.mlmodel(translator.model)))
     model = PyFuncModel(described, pyfunc.Served(translator))
     # MLflow reads Parquet and CSV too; a small Parquet file unpacks to more than the machine's memory
-    return http.JsonOnly(scoring_server.init(model))
+    return http.JsonOnly(http.KnownParameters(scoring_server.init(model), ("direction",)))

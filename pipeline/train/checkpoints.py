@@ -89,14 +89,19 @@ class CheckpointStore:
     # ------------------------------------------------------------------ reading
 
     def load_newest(self) -> tuple[Snapshot | None, list[str]]:
-        """The newest checkpoint that is what its checksums say, and a sentence for each that is not.
+        """The newest checkpoint that is finite and what its checksums say, and a sentence for each that is not.
 
-        Damaged ones are marked and not looked at again.
+        Those are marked and not looked at again.
         """
         damaged: list[str] = []
         for step in self.steps():
             try:
-                return self.load(step), damaged
+                snapshot = self.load(step)
+                if broken := checkpoint.not_finite(snapshot.networks | snapshot.averaged):
+                    raise CheckpointDamaged(
+                        f"its weights are not finite: {broken[0]}"
+                    )  # an earlier version's
+                return snapshot, damaged
             except CheckpointDamaged as error:
                 damaged.append(f"the checkpoint of step {step} is damaged ({error}); using the one before")
                 log.warning(damaged[-1])

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import ray
@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 
 from agit_core.checkpoint import Snapshot
-from agit_core.errors import RunFailed
-from agit_core.loader import ImageSource, Loader
+from agit_core.errors import Diverged, RunFailed
+from agit_core.loader import Batch, ImageSource, Loader
 from agit_core.sampling import SamplePlan
 from agit_core.trainer import Figures, StepResult, Trainer
 from agit_core.world import World
@@ -84,7 +84,24 @@ class _Worker:
             train.prefetch_threads,
             pin=self.device.type == "cuda",
         )
-        self.trainer = Trainer(
+        self.trainer = self._new_trainer()
+        # twice as often as promised, and never two at once: a kill in the middle of an upload, however slow,
+        # still costs one interval at most
+        self.checkpoint_every = max(1, train.checkpoint_every // 2)
+        self.checkpointed = -1
+        self.rows: list[dict[str, Any]] = []
+        self.figures: Figures | None = None
+        self.logged = (0.0, 0)
+        """Time and step of the row before, for the speed."""
+        # a Ray of the run's own exports nothing
+        self.gauges = Gauges(spec["run_id"]) if watch_preemption and not self.world.rank else None
+        self.epochs: list[tuple[int, Figures]] = []
+        self.mask_watch = MaskWatch()
+        self.samples: Samples | None = None
+        self.seconds = {"data_wait": 0.0, "checkpoint": 0.0, "sample": 0.0}
+
+    def _new_trainer(self) -> Trainer:
+        return Trainer(
             self.config.method,
             self.plan,
             self.config.data.image_size,
@@ -93,18 +110,6 @@ class _Worker:
             self.config.seed,
             self.world,
         )
-        # twice as often as promised, and never two at once: a kill in the middle of an upload, however slow,
-        # still costs one interval at most
-        self.checkpoint_every = max(1, train.checkpoint_every // 2)
-        self.checkpointed = -1
-        self.rows: list[dict[str, Any]] = []
-        self.figures: Figures | None = None
-        # a Ray of the run's own exports nothing
-        self.gauges = Gauges(spec["run_id"]) if watch_preemption and not self.world.rank else None
-        self.epochs: list[tuple[int, Figures]] = []
-        self.mask_watch = MaskWatch()
-        self.samples: Samples | None = None
-        self.seconds = {"data_wait": 0.0, "checkpoint": 0.0, "sample": 0.0}
 
     # ------------------------------------------------------------------ the loop
 
@@ -112,13 +117,13 @@ class _Worker:
         self._resume()
         first = self.trainer.step
         if self.world.rank:
-            self._loop(None, None)
+            self._train(None, None)
             return None
         self.furthest.step = first
         saver = Saver(self.store, self.config.train.storage_patience_s, lambda: lease.check(self.spec))
         progress = Progress(self.run_uri, saver, self.plan.batch_size, **self._state(first))
         try:
-            self._loop(saver, progress)
+            self._train(saver, progress)
             saver.drain()
         finally:
             saver.close()
@@ -126,11 +131,27 @@ class _Worker:
         self.furthest.remove()
         return self._result(first)
 
-    def _loop(self, saver: Saver | None, progress: Progress | None) -> None:
+    def _train(self, saver: Saver | None, progress: Progress | None) -> None:
+        """The loop, from an earlier checkpoint again where it diverged and ``train.rollbacks`` allows that."""
+        began = time.perf_counter()
+        done = False
+        while not done:
+            self.logged = (time.perf_counter(), self.trainer.step)
+            with contextlib.closing(
+                self.loader.batches(self.trainer.step, self.trainer.slots, self.end)
+            ) as batches:
+                try:
+                    self._loop(batches, saver, progress)
+                    done = True
+                except Diverged as error:
+                    reason = str(error)
+            if not done:
+                self._roll_back(reason, saver, progress)
+        self.loop_seconds = time.perf_counter() - began
+
+    def _loop(self, batches: Iterator[Batch], saver: Saver | None, progress: Progress | None) -> None:
         """The same collectives on every rank: ``saver`` and ``progress`` are rank 0's and only listen."""
-        train, began = self.config.train, time.perf_counter()
-        self.loop_began = began
-        batches = self.loader.batches(self.trainer.step, self.trainer.slots, self.end)
+        train = self.config.train
         while True:
             asked = time.perf_counter()
             batch = next(batches, None)
@@ -156,16 +177,16 @@ class _Worker:
                 self._checkpoint(saver)
             if result.step % train.log_every == 0 and not last:
                 self._leave_if_preempted(saver)
-        self.loop_seconds = time.perf_counter() - began
 
     def _log(self, result: StepResult, progress: Progress | None) -> None:
         self.figures = self.trainer.window()
         losses, health = self.figures.losses, self.figures.mask_health
         self.epochs = self.trainer.ended_epochs()
         if progress is None:
+            self.trainer.check_losses(self.figures)
             return
         now = time.perf_counter()
-        then, before = getattr(self, "logged", (self.loop_began, self.trainer.step - self.figures.steps))
+        then, before = self.logged
         self.logged = (now, result.step)
         row: dict[str, Any] = {
             "step": result.step,
@@ -184,6 +205,7 @@ class _Worker:
         if self.gauges is not None:
             self.gauges(row)
         progress.update(losses=losses, mask_health=health)
+        self.trainer.check_losses(self.figures)
 
     def _watch_masks(self, step: int, saver: Saver | None, progress: Progress | None) -> None:
         if not self.config.method.networks.has_attention or self.figures is None:
@@ -229,17 +251,49 @@ class _Worker:
             saver.catch_up()
         snapshot = self.trainer.snapshot()
         if saver is not None and snapshot is not None:
-            rows, self.rows = self.rows, []
-            info = snapshot.info | {"run_id": self.spec["run_id"], "scores": scores(rows)}
-            name = storage.join(self.run_uri, "metrics", f"{self.trainer.step:08d}.jsonl")
-            text = "".join(map(storage.json_line, rows))
-            saver.put({name: text.encode()} if rows else {}, dataclasses.replace(snapshot, info=info))
+            info = snapshot.info | {"run_id": self.spec["run_id"], "scores": scores(self.rows)}
+            saver.put(self._rows_file(), dataclasses.replace(snapshot, info=info))
         ray.train.report(
             {"step": self.trainer.step, "epoch": self.plan.epoch_of(self.trainer.step)}
             | (self.figures.losses if self.figures else {})
         )
         self.checkpointed = self.trainer.step
         self.seconds["checkpoint"] += time.perf_counter() - began
+
+    def _rows_file(self) -> dict[str, bytes]:
+        """The rows since the last checkpoint, as the file to be written: URI -> content."""
+        rows, self.rows = self.rows, []
+        name = storage.join(self.run_uri, "metrics", f"{self.trainer.step:08d}.jsonl")
+        return {name: "".join(map(storage.json_line, rows)).encode()} if rows else {}
+
+    def _roll_back(self, reason: str, saver: Saver | None, progress: Progress | None) -> None:
+        """Goes back to the newest checkpoint, or to the start, at half the learning rate. Collective.
+
+        How often is part of a checkpoint, so that a run which is killed at any moment goes the same way again.
+
+        Raises:
+            Diverged: ``train.rollbacks`` allows no more.
+        """
+        allowed, count, step = self.config.train.rollbacks, self.trainer.rollbacks + 1, self.trainer.step
+        if saver is not None:
+            saver.put(self._rows_file() | events.as_file(self.run_uri, "diverged", reason, step=step))
+            saver.drain()
+        if self.world.size > 1:  # the first to leave takes all down
+            dist.barrier(group=self.world.group)
+        if count > allowed:
+            way_out = "or let train.rollbacks go back to the last checkpoint at half the rate"
+            raise Diverged(f"{reason}, {f'as {allowed} rollbacks did not help' if allowed else way_out}")
+        self.rows, self.epochs, self.figures, self.checkpointed = [], [], None, -1
+        self.mask_watch = MaskWatch()
+        del self.trainer  # before there is another one: a GPU may have no room for two
+        self.trainer = self._new_trainer()
+        self._restore()
+        self.trainer.rollbacks = count
+        if saver is not None and progress is not None:
+            self._patiently(lambda: remove_metrics_after(self.run_uri, self.trainer.step))
+            told = f"went back at {0.5**count:.3g} times the learning rate ({count} of {allowed} times)"
+            saver.put(events.as_file(self.run_uri, "rolled_back", told, step=self.trainer.step))
+            progress.update(step=self.trainer.step, message=told)
 
     def _leave_if_preempted(self, saver: Saver | None) -> None:
         """A node that will be taken away is left with nothing lost. Collective."""
@@ -260,7 +314,15 @@ class _Worker:
     # ------------------------------------------------------------------ state
 
     def _resume(self) -> None:
-        """Every rank goes on from the checkpoint that rank 0 found whole."""
+        """Goes on from where the run stands. Collective."""
+        self._restore()
+        nodes = self.world.gather(ray.get_runtime_context().get_node_id())
+        if nodes is not None:
+            self._patiently(lambda: remove_metrics_after(self.run_uri, self.trainer.step))
+            self._tell_start(len(set(nodes)))
+
+    def _restore(self) -> None:
+        """Every rank takes the checkpoint that rank 0 found whole, or else the weights to start from. Collective."""
         snapshot: Snapshot | None = None
         if self.world.rank == 0:
             # workers that Ray starts anew may be those of a run that somebody else has taken over meanwhile
@@ -279,10 +341,6 @@ class _Worker:
             if self.world.rank == 0:
                 self._keep_start(model.digest)
             self.trainer.start_from(model.weights)
-        nodes = self.world.gather(ray.get_runtime_context().get_node_id())
-        if nodes is not None:
-            self._patiently(lambda: remove_metrics_after(self.run_uri, self.trainer.step))
-            self._tell_start(len(set(nodes)))
 
     def _keep_start(self, digest: str) -> None:
         """For the lineage: the alias that the configuration may name will lead to another model one day."""
@@ -342,6 +400,7 @@ class _Worker:
             "workers": self.world.size,
             "device": self.device.type,
             "resumed_from": first,
+            "rollbacks": self.trainer.rollbacks,
             "images_per_s": round((step - first) * self.plan.batch_size / seconds, 2),
             "seconds": {"loop": round(seconds, 3)} | {k: round(v, 3) for k, v in self.seconds.items()},
         }

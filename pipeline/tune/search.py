@@ -34,7 +34,7 @@ class Trial:
 
     Attributes:
         state: ``waiting``, ``running`` or how it ended: ``finished``, ``stopped`` (by ASHA), ``collapsed``
-            (a mask of zeros or ones, or scores that are not finite), ``failed``.
+            (a mask of zeros or ones; losses, weights or scores that are not finite), ``failed``.
         scores: rows of ``resource`` (the step at which trials are compared), ``step`` (the trial's own, which
             differs with the batch size where epochs count) and ``metrics``.
     """

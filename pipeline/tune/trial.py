@@ -100,8 +100,9 @@ class TuneTrial(tune.Trainable):
         except (BadInput, RunFailed) as error:
             lease.check(self._told)
             # not those from which it recovered before it failed of something else
-            collapses = [e["message"] for e in events.read(trial.run_uri) if e["kind"] == "mask_collapsed"]
-            collapsed = any(told in str(error) for told in collapses)
+            ends = {"mask_collapsed", "diverged"}
+            messages = [e["message"] for e in events.read(trial.run_uri) if e["kind"] in ends]
+            collapsed = any(message in str(error) for message in messages)
             trial.state, trial.message = "collapsed" if collapsed else "failed", str(error)
             train_job.tell(spec, trial.state, message=trial.message)
             search.store(trial)

@@ -14,7 +14,13 @@ from agit_core import model_folder
 from agit_core.config import MethodConfig, NetworkConfig
 from agit_core.networks import build
 
-SMALL = NetworkConfig(generator_width=8, generator_blocks=2, attention_width=8, discriminator_width=8)
+SMALL = NetworkConfig(
+    initialisation="normal",
+    generator_width=8,
+    generator_blocks=2,
+    attention_width=8,
+    discriminator_width=8,
+)
 
 
 def write_model(folder: Path, networks: NetworkConfig = SMALL, seed: int = 1, **method: Any) -> Path:

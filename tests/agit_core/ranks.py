@@ -15,6 +15,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from agit_core.config import MethodConfig
+from agit_core.errors import Diverged
 from agit_core.trainer import Trainer
 from agit_core.world import World
 from tests.agit_core import tiny
@@ -30,6 +31,8 @@ class Scenario(NamedTuple):
     load: str | None = None
     save: str | None = None
     device: str = "cpu"
+    poisoned_rank: int | None = None
+    """Whose next batch holds a NaN; what every rank then says about losses and weights is all that is returned."""
 
 
 def play(scenario: Scenario, world: World | None = None) -> dict[str, Any]:
@@ -38,6 +41,8 @@ def play(scenario: Scenario, world: World | None = None) -> dict[str, Any]:
     if scenario.load:
         trainer.load(Path(scenario.load))
     tiny.train(trainer, scenario.until)
+    if scenario.poisoned_rank is not None:
+        return _divergence(trainer, trainer.world.rank == scenario.poisoned_rank)
     if scenario.save:
         trainer.save(Path(scenario.save))
     return {
@@ -47,6 +52,24 @@ def play(scenario: Scenario, world: World | None = None) -> dict[str, Any]:
         "window": trainer.window()._asdict(),
         "stage": trainer.stages.stage.value,
     }
+
+
+def _divergence(trainer: Trainer, poisoned: bool) -> dict[str, str]:
+    trainer.window()
+    batch = tiny.next_batch(trainer)
+    if poisoned:
+        batch.a[0, 0, 0, 0] = torch.nan
+    trainer.train_on(batch)
+    told = {}
+    try:
+        trainer.check_losses(trainer.window())
+    except Diverged as error:
+        told["losses"] = str(error)
+    try:
+        trainer.snapshot()
+    except Diverged as error:
+        told["weights"] = str(error)
+    return told
 
 
 def gradients(trainer: Trainer) -> dict[str, Tensor]:

@@ -168,6 +168,7 @@ def _make(
             split: _split(uri, claim, split, [d for d in done if d.plan.split == split]) for split in SPLITS
         },
         **_described(names, copies, config.data.duplicates),
+        "left_out": [{"name": name, "reason": reason} for name, reason in source.left_out],
         "settings": settings,
         "kept": sum(item.kept for item in done),
     }

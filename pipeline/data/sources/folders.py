@@ -9,14 +9,23 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from agit_core.errors import BadInput
 from pipeline import storage
+from pipeline.data.litter import in_litter, is_litter
 from pipeline.data.sources import public
-from pipeline.data.sources.source import Entry, LocalFile, Readable, Source, StoredFile
+from pipeline.data.sources.source import (
+    Entry,
+    LocalFile,
+    Readable,
+    Source,
+    StoredFile,
+    Unreachable,
+    check_regular,
+)
 
 _HASHING = 4
 _FEWEST = 2
@@ -24,28 +33,37 @@ _FEWEST = 2
 _PORTION = 4096
 _FEW = 8  # names to look up, at the price of a request each
 _BLOCK = 1 << 20
-_LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
+_TEST = ("test", "testing", "val", "valid", "validation", "eval", "dev")
+_TRAIN = ("train", "training")
 
 
 @dataclass(frozen=True, slots=True)
 class File:
     """One file of a folder. ``relative``: its path from there; ``stamp``: what object storage identifies its
-    contents by; a file of this machine is read for that."""
+    contents by; without one the file is read for that."""
 
     relative: str
-    readable: LocalFile | StoredFile
+    readable: Readable
     stamp: str | None = None
 
     def digest(self) -> str:
         """Identifies the contents."""
-        if isinstance(self.readable, LocalFile):
-            return file_digest(Path(self.readable.path))
-        return str(self.stamp)
+        return str(self.stamp) if self.stamp is not None else _digest(self.readable)
+
+    def why(self) -> str:
+        """Why it cannot be read."""
+        try:
+            self.readable.read()
+        except OSError as error:
+            return str(error.strerror or error)
+        return ""
 
 
 def open_folder(uri: str, masks: str | None, test_fraction: float) -> Source:
-    """``trainA``, ``trainB`` and optionally ``testA``, ``testB`` (or ``A`` and ``B``) below one folder; or two
-    folders of any names, of which the first in alphabetical order is A.
+    """``trainA``, ``trainB`` and optionally ``testA``, ``testB``, ``valA``, ``valB`` (or ``A`` and ``B``) below one
+    folder; two folders of any names, of which the first in alphabetical order is A; or ``train`` and optionally
+    ``test``, ``val`` with two classes below each, as of ImageFolder and Hugging Face. What is called validation is
+    test data here.
 
     Masks lie in ``masks/<split>/`` below it (or under the folder's own name), or below ``masks`` if that is given,
     under the image's name with any extension. Without test folders a share of the images is held out, chosen by
@@ -62,6 +80,9 @@ def open_folder(uri: str, masks: str | None, test_fraction: float) -> Source:
         )
         for d in "AB"
     }
+    classes = next((children[n] for n in _TRAIN if n in children), None)
+    if not any(train.values()) and classes is not None:
+        return _of_classes(uri, classes, children, masks or children.get("masks"), test_fraction)
     if not any(train.values()) and (pair := _pair(children)):
         source = open_two_folders(pair[0], pair[1], masks or children.get("masks"), test_fraction)
         source.description = uri
@@ -74,25 +95,65 @@ def open_folder(uri: str, masks: str | None, test_fraction: float) -> Source:
             "put the images of each domain into a folder of its own, such as trainA and trainB, "
             "or give two folders as 'path/to/A,path/to/B'"
         )
-    folders = {f"train{d}": str(train[d]) for d in "AB"}
+    folders = {f"train{d}": [str(train[d])] for d in "AB"}
     for d in "AB":
-        for name in (f"test{d}".lower(), f"test_{d}".lower()):
-            if name in children:
-                folders[f"test{d}"] = children[name]
+        names = [f"{kind}{joint}{d}".lower() for kind in _TEST for joint in ("", "_")]
+        if found_tests := [children[name] for name in names if name in children]:
+            folders[f"test{d}"] = found_tests
     mask_root = masks or children.get("masks")
     return from_folders(uri, folders, mask_root, test_fraction)
 
 
+def _of_classes(
+    uri: str, train: str, children: dict[str, str], masks: str | None, test_fraction: float
+) -> Source:
+    """``train/<class>`` and, if there are any, ``test/<class>``, ``val/<class>``: the two classes are the domains."""
+    roots = [train, *(children[name] for name in _TEST if name in children)]
+    below = {
+        root: {
+            storage.name(child): child
+            for child in storage.list_(root)
+            if not is_litter(storage.name(child)) and storage.is_folder(child)
+        }
+        for root in roots
+    }
+    classes = sorted(below[train], key=lambda name: (name.casefold(), name))
+    if len(classes) != 2:
+        found = ", ".join(classes[:8]) or "no folder"
+        raise BadInput(
+            f"{train} must hold one folder for each of two classes, which become the domains; it holds {found}; "
+            "or give two folders as 'path/to/A,path/to/B'"
+        )
+    for root in roots:
+        if others := sorted(below[root].keys() - classes):
+            raise BadInput(
+                f"{root} holds a class '{others[0]}' that {train} does not have; correct or remove it"
+            )
+    folders = {
+        f"{split}{letter}": places
+        for split, group in (("train", roots[:1]), ("test", roots[1:]))
+        for letter, name in zip("AB", classes, strict=True)
+        if (places := [below[root][name] for root in group if name in below[root]])
+    }
+    source = from_folders(uri, folders, masks, test_fraction)
+    source.names = dict(zip("ab", classes, strict=True))
+    return source
+
+
 def _pair(children: dict[str, str]) -> list[str]:
     """The two folders besides ``masks``; nothing when there are more or fewer."""
-    named = [child for name, child in children.items() if not _litter(name) and name != "masks"]
+    named = [
+        child
+        for name, child in children.items()
+        if not is_litter(name) and name not in {"masks", *_TRAIN, *_TEST}
+    ]
     found = [child for child in named if storage.is_folder(child)] if len(named) <= _FEW else []
     return sorted(found) if len(found) == 2 else []
 
 
 def open_two_folders(a: str, b: str, masks: str | None, test_fraction: float) -> Source:
     """Any two folders as domains A and B, with an automatic test split; masks below ``masks/A``, ``masks/B``."""
-    source = from_folders(f"{a},{b}", {"trainA": a, "trainB": b}, masks, test_fraction)
+    source = from_folders(f"{a},{b}", {"trainA": [a], "trainB": [b]}, masks, test_fraction)
     names = {"a": storage.name(a) or "A", "b": storage.name(b) or "B"}
     if names["a"] != names["b"]:
         source.names = names
@@ -100,25 +161,43 @@ def open_two_folders(a: str, b: str, masks: str | None, test_fraction: float) ->
 
 
 def from_folders(
-    description: str, folders: dict[str, str], mask_root: str | None, test_fraction: float
+    description: str, folders: dict[str, list[str]], mask_root: str | None, test_fraction: float
 ) -> Source:
-    """Entries of one folder per split."""
+    """Entries of each split, whose images lie in one folder or several."""
     splits: dict[str, list[Entry]] = {}
-    remote = any(storage.is_remote(folder) for folder in folders.values())
-    called = Counter(map(storage.name, folders.values()))
-    for split, folder in folders.items():
-        masks: dict[str, File] = {}
-        own = storage.name(folder)
-        for candidate in (split, split[-1], *([own] if called[own] == 1 else [])) if mask_root else ():
-            found = listing(storage.join(str(mask_root), candidate))
-            masks = {_stem(f.relative): f for f in found} | masks
-        splits[split] = _entries(listing(folder), masks)
+    every = [folder for places in folders.values() for folder in places]
+    remote = any(map(storage.is_remote, every))
+    called = Counter(map(storage.name, every))
+    fitting: dict[str, set[str]] = {}
+    for split, places in folders.items():
+        splits[split] = []
+        for folder in places:
+            masks: dict[str, File] = {}
+            own = storage.name(folder)
+            for candidate in (split, split[-1], *([own] if called[own] == 1 else [])) if mask_root else ():
+                found = listing(storage.join(str(mask_root), candidate))
+                masks = {_stem(f.relative): f for f in found} | masks
+                fitting.setdefault(candidate, {f.relative for f in found})
+            files = listing(folder)
+            for candidate, names in fitting.items():
+                stems = {_stem(f.relative) for f in files} if candidate in (split, split[-1], own) else set()
+                fitting[candidate] = {name for name in names if _stem(name) not in stems}
+            # of several folders the name says which
+            before = f"{own}/" if len(places) > 1 else ""
+            splits[split] += [
+                replace(entry, name=f"{before}{entry.name}") for entry in _entries(files, masks)
+            ]
     if mask_root and not any(e.mask for entries in splits.values() for e in entries) and listing(mask_root):
         raise BadInput(
             f"no mask in {mask_root} belongs to an image of {description}: masks lie in folders called as those of the "
             "images, such as trainA and trainB (or A and B), under the images' names; correct or remove them"
         )
-    return Source(description, with_test(splits, test_fraction), remote=remote)
+    left = [
+        (f"{storage.name(str(mask_root))}/{place}/{name}", "the mask belongs to no image")
+        for place, names in sorted(fitting.items())
+        for name in sorted(names)
+    ]
+    return Source(description, with_test(splits, test_fraction), remote=remote, left_out=left)
 
 
 def with_test(splits: dict[str, list[Entry]], fraction: float) -> dict[str, list[Entry]]:
@@ -151,33 +230,51 @@ def listing(uri: str) -> list[File]:
         return _listing_remote(uri)
     root = storage.local_path(uri)
     files = [
-        File(storage.as_text(Path(path).relative_to(root).as_posix()), LocalFile(path))
-        for path in _walk(str(root), ())
+        File(storage.as_text(Path(path).relative_to(root).as_posix()), _readable(path, reason))
+        for path, reason in _walk(str(root), ())
     ]
     return sorted(files, key=lambda file: file.relative)
 
 
-def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    """Files below a folder, through links, of which some lead back to a folder ``above``."""
+def _readable(path: str, reason: str | None) -> Readable:
+    return Unreachable(reason) if reason else LocalFile(path)
+
+
+def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, str | None]]:
+    """Files below a folder, through links, of which some lead back to a folder ``above``; and why one is none."""
     try:
         status = os.stat(folder)
         here = (status.st_dev, status.st_ino)
-        inside = [] if here in above else [entry for entry in os.scandir(folder) if not _litter(entry.name)]
-    except OSError:
+        inside = [] if here in above else [entry for entry in os.scandir(folder) if not is_litter(entry.name)]
+    except OSError as error:
+        if above:
+            yield folder, f"the folder cannot be read: {error.strerror}"
         return
     for entry in inside:
-        if entry.is_dir():
-            yield from _walk(entry.path, (*above, here))
-        else:
-            yield entry.path
+        try:
+            if entry.is_dir():
+                yield from _walk(entry.path, (*above, here))
+                continue
+            check_regular(entry.path)
+            yield entry.path, None
+        except OSError as error:
+            yield entry.path, f"cannot be read: {error.strerror or error}"
+
+
+def _digest(readable: Readable) -> str:
+    try:
+        return hashlib.sha256(readable.read()).hexdigest()
+    except OSError as error:
+        # It stays in the listing and is quarantined with this reason when it is read.
+        return f"unreadable:{error.errno}"
 
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's contents."""
     try:
+        check_regular(str(path))
         return storage.sha256(path)
     except OSError as error:
-        # It stays in the listing and is quarantined with this reason when it is read.
         return f"unreadable:{error.errno}"
 
 
@@ -188,12 +285,21 @@ def _listing_remote(uri: str) -> list[File]:
             found = fs.find(path, detail=True)
         except FileNotFoundError:
             return []
+    parents = {parent for name in found for parent in _parents(name)}
     files = []
     for name, info in found.items():
         relative = name[len(path) + 1 :]
-        if relative and not any(_litter(part) for part in relative.split("/")):
+        # consoles and file managers mark folders by empty objects
+        marker = name.endswith("/") or (not info.get("size") and name in parents)
+        if relative and not marker and not in_litter(relative):
             files.append(File(relative, StoredFile(storage.join(uri, relative), _md5(info)), _stamp(info)))
     return sorted(files, key=lambda file: file.relative)
+
+
+def _parents(name: str) -> Iterator[str]:
+    while "/" in name:
+        name = name.rpartition("/")[0]
+        yield name
 
 
 def remote_file(uri: str) -> tuple[Readable, str]:
@@ -234,7 +340,7 @@ def _entries(files: list[File], masks: dict[str, File]) -> list[Entry]:
 
 def _rank(entry: Entry) -> int:
     """A number from the MD5 of the image, of which alone object storage says it without a download."""
-    known = entry.image.md5 if isinstance(entry.image, StoredFile) else None
+    known = entry.image.known_md5()
     try:
         known = known or hashlib.md5(entry.image.read(), usedforsecurity=False).hexdigest()
     except OSError:
@@ -262,10 +368,6 @@ def _children(uri: str) -> Iterable[str]:
     if not found and storage.is_remote(uri):
         raise BadInput(f"there is nothing at {uri}; give the prefix of the images in data.source")
     return found
-
-
-def _litter(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _LITTER
 
 
 def _stem(relative: str) -> str:

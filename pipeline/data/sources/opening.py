@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from PIL import Image
 
@@ -16,8 +18,15 @@ from pipeline.data.sources import builtin, public
 from pipeline.data.sources.archives import is_archive, open_archive
 from pipeline.data.sources.download import is_url
 from pipeline.data.sources.folders import no_folder, open_folder, open_two_folders
-from pipeline.data.sources.source import Entry, Progress, Source
-from pipeline.data.sources.tables import is_csv, is_parquet, open_csv, open_parquet
+from pipeline.data.sources.source import Entry, Progress, Readable, Source
+from pipeline.data.sources.tables import (
+    is_csv,
+    is_parquet,
+    open_csv,
+    open_parquet,
+    open_shards,
+    shards_of,
+)
 
 _NO_FILE = "{} is not the address of a zip, tar, Parquet or CSV file; give one in data.source"
 
@@ -33,7 +42,7 @@ def open_source(config: DataConfig, downloads: Path, report: Progress = lambda e
         BadInput: there is nothing there, or it is not laid out as images of two domains.
         RunFailed: the storage that holds it does not answer.
     """
-    source = _open(config, downloads, report)
+    source = kind_of(config.source).open(config, downloads, report)
     try:
         _check(source, config.source)
         _check_masks(source, config)
@@ -50,12 +59,43 @@ def find(config: DataConfig) -> None:
         BadInput: there is nothing there.
         RunFailed: the storage that holds it does not answer.
     """
-    text = config.source
-    if text == "builtin" or _public_name(text):
-        return
+    kind_of(config.source).check(config.source)
+
+
+def absolute(text: str) -> str:
+    """``data.source`` as it is found from any working directory; what names no local file stays as it is."""
+    return kind_of(text).absolute(text)
+
+
+@dataclass(frozen=True)
+class SourceKind:
+    """One kind of source.
+
+    Attributes:
+        matches: whether a text of ``data.source`` is of this kind; the first kind that says so has it.
+        check: BadInput when there is nothing to open.
+        open: the source, from the configuration, the folder for downloads and who is told about progress.
+        absolute: the text as it is found from any working directory.
+    """
+
+    matches: Callable[[str], bool]
+    check: Callable[[str], None]
+    open: Callable[[DataConfig, Path, Progress], Source]
+    absolute: Callable[[str], str]
+
+
+def kind_of(text: str) -> SourceKind:
+    """The first kind of :data:`KINDS` that a text is of."""
+    return next(kind for kind in KINDS if kind.matches(text))
+
+
+def _two_of(text: str, files: bool) -> bool:
     parts = _two(text)
-    files = all(map(is_parquet, parts)) if parts else is_parquet(text) or is_csv(text) or is_archive(text)
-    for part in parts or [text]:
+    return bool(parts) and all(map(is_parquet, parts)) == files
+
+
+def _check_parts(text: str, files: bool) -> None:
+    for part in _two(text) or [text]:
         if is_url(part):
             if not files:
                 raise BadInput(_NO_FILE.format(part))
@@ -68,28 +108,100 @@ def find(config: DataConfig) -> None:
             raise no_folder(part)
 
 
-def _open(config: DataConfig, downloads: Path, report: Progress) -> Source:
-    text, fraction = config.source, config.test_fraction
-    if text == "builtin":
-        return _builtin(config.builtin)
-    parts = _two(text)
-    tables = parts or [text]
-    if all(is_parquet(part) for part in tables):
-        return open_parquet(tables, fraction, downloads)
-    if parts:
-        for part in parts:
-            if not storage.is_remote(part) and not storage.local_path(part).is_dir():
-                raise BadInput(f"there is no folder {part}; give two folders in data.source as 'A,B'")
-        return open_two_folders(parts[0], parts[1], config.masks, fraction)
-    if is_csv(text):
-        return open_csv(text, fraction, downloads, report)
-    if is_archive(text):
-        return open_archive(text, config.masks, fraction, downloads)
+def _check_files(text: str) -> None:
+    _check_parts(text, files=True)
+
+
+def _check_folders(text: str) -> None:
+    _check_parts(text, files=False)
+
+
+def _nothing_to_check(text: str) -> None:
+    """It is fetched from elsewhere, or made here."""
+
+
+def _open_two(config: DataConfig) -> Source:
+    parts = _two(config.source)
+    for part in parts:
+        if not storage.is_remote(part) and not storage.local_path(part).is_dir():
+            raise BadInput(f"there is no folder {part}; give two folders in data.source as 'A,B'")
+    return open_two_folders(parts[0], parts[1], config.masks, config.test_fraction)
+
+
+def _open_one(config: DataConfig, downloads: Path) -> Source:
+    """A folder of images, or of Parquet files when it holds no images of its own."""
+    text = config.source
     if is_url(text):
         raise BadInput(_NO_FILE.format(text))
-    if known := _public_name(text):
-        return _public(known, config.masks, fraction, downloads)
-    return open_folder(text, config.masks, fraction)
+    if storage.is_remote(text) or storage.local_path(text).is_dir():
+        places = [text, storage.join(text, "data")]
+        for place in places:
+            if shards := shards_of(storage.list_(place)):
+                return open_shards(text, shards, config.test_fraction, downloads)
+    return open_folder(text, config.masks, config.test_fraction)
+
+
+def _as_it_is(text: str) -> str:
+    return text
+
+
+def _absolute_parts(text: str) -> str:
+    return ",".join(
+        part if storage.is_remote(part) else str(storage.local_path(part)) for part in _two(text) or [text]
+    )
+
+
+KINDS = (
+    SourceKind(
+        lambda text: text == "builtin",
+        _nothing_to_check,
+        lambda config, downloads, report: _builtin(config.builtin),
+        _as_it_is,
+    ),
+    SourceKind(
+        lambda text: (is_parquet(text) and not _two(text)) or _two_of(text, files=True),
+        _check_files,
+        lambda config, downloads, report: open_parquet(
+            _two(config.source) or [config.source], config.test_fraction, downloads
+        ),
+        _absolute_parts,
+    ),
+    SourceKind(
+        lambda text: _two_of(text, files=False),
+        _check_folders,
+        lambda config, downloads, report: _open_two(config),
+        _absolute_parts,
+    ),
+    SourceKind(
+        is_csv,
+        _check_files,
+        lambda config, downloads, report: open_csv(config.source, config.test_fraction, downloads, report),
+        _absolute_parts,
+    ),
+    SourceKind(
+        is_archive,
+        _check_files,
+        lambda config, downloads, report: open_archive(
+            config.source, config.masks, config.test_fraction, downloads
+        ),
+        _absolute_parts,
+    ),
+    SourceKind(
+        lambda text: _public_name(text) is not None,
+        _nothing_to_check,
+        lambda config, downloads, report: _public(
+            str(_public_name(config.source)), config.masks, config.test_fraction, downloads
+        ),
+        _as_it_is,
+    ),
+    SourceKind(
+        lambda text: True,
+        _check_folders,
+        lambda config, downloads, report: _open_one(config, downloads),
+        _absolute_parts,
+    ),
+)
+"""Every kind of source, the first that matches decides; opening, the doctor and lineage all ask this list."""
 
 
 def _public_name(text: str) -> str | None:
@@ -145,6 +257,13 @@ class _Generated:
     index: int
     size: int
     mask: bool
+    remote: ClassVar[bool] = False
+
+    def known_md5(self) -> str | None:
+        return None
+
+    def carried(self) -> Readable:
+        return self
 
     def read(self) -> bytes:
         picture = builtin.draw(self.seed, self.split, self.domain, self.index, self.size)

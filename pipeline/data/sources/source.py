@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pipeline import storage
 
@@ -19,17 +21,39 @@ SPLITS = ("trainA", "trainB", "testA", "testB")
 class Readable(Protocol):
     """Where the bytes of one file come from; picklable, so that worker processes can read it."""
 
+    remote: ClassVar[bool]
+    """Whether reading waits for a network."""
+
     def read(self) -> bytes:
         """The whole file; FileNotFoundError or OSError when it cannot be read."""
+        ...
+
+    def known_md5(self) -> str | None:
+        """Of the contents, where it is known without reading them."""
+        ...
+
+    def carried(self) -> Readable:
+        """The same file, readable from any machine."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
     path: str
+    remote: ClassVar[bool] = False
 
     def read(self) -> bytes:
+        check_regular(self.path)
         return Path(self.path).read_bytes()
+
+    def known_md5(self) -> str | None:
+        return None
+
+    def carried(self) -> Readable:
+        try:
+            return Carried(self.read())
+        except OSError as error:
+            return Carried(b"", (error.errno, error.strerror or str(error)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +62,33 @@ class StoredFile:
 
     uri: str
     md5: str | None = None
+    remote: ClassVar[bool] = True
 
     def read(self) -> bytes:
         return storage.read_bytes(self.uri)
+
+    def known_md5(self) -> str | None:
+        return self.md5
+
+    def carried(self) -> Readable:
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """A file that cannot be read; it is quarantined with this reason."""
+
+    reason: str
+    remote: ClassVar[bool] = True
+
+    def read(self) -> bytes:
+        raise OSError(self.reason)
+
+    def known_md5(self) -> str | None:
+        return None
+
+    def carried(self) -> Readable:
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,26 +97,38 @@ class Carried:
 
     data: bytes
     failed: tuple[int | None, str | None] | None = None
+    remote: ClassVar[bool] = False
 
     def read(self) -> bytes:
         if self.failed is not None:
             raise OSError(*self.failed)
         return self.data
 
+    def known_md5(self) -> str | None:
+        return None
+
+    def carried(self) -> Readable:
+        return self
+
+
+def check_regular(path: str) -> None:
+    """Refuses what would be waited for or read for ever: pipes, sockets, devices.
+
+    Raises:
+        OSError: it is none of the files that images are kept in, or not there.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:  # a NUL in the name
+        raise OSError(str(error)) from None
+    if not stat.S_ISREG(mode):
+        raise OSError("is a folder" if stat.S_ISDIR(mode) else "is a pipe, socket or device, not a file")
+
 
 def carried(entry: Entry) -> Entry:
     """The entry with what lies on this machine's disk inside, so that any machine can read it."""
-    mask = _carried(entry.mask) if entry.mask is not None else None
-    return replace(entry, image=_carried(entry.image), mask=mask)
-
-
-def _carried(file: Readable) -> Readable:
-    if not isinstance(file, LocalFile):
-        return file
-    try:
-        return Carried(file.read())
-    except OSError as error:
-        return Carried(b"", (error.errno, error.strerror))
+    mask = entry.mask.carried() if entry.mask is not None else None
+    return replace(entry, image=entry.image.carried(), mask=mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +162,7 @@ class Source:
         splits: entries by name, sorted, of ``trainA``, ``trainB``, ``testA`` and ``testB``.
         names: of the two domains, as far as the source knows them.
         remote: reading one entry waits for a network.
+        left_out: names and reasons of files that are no images of a split, such as masks that fit no image.
         resources: temporary folders, gone when the source is closed.
     """
 
@@ -109,6 +170,7 @@ class Source:
     splits: dict[str, list[Entry]]
     names: dict[str, str] = field(default_factory=lambda: {"a": "A", "b": "B"})
     remote: bool = False
+    left_out: list[tuple[str, str]] = field(default_factory=list)
     resources: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Source:
@@ -121,7 +183,7 @@ class Source:
         """The same source with the first entries by name only."""
         limits = {"train": train, "test": test}
         splits = {name: entries[: limits[name[:-1]]] for name, entries in self.splits.items()}
-        return Source(self.description, splits, self.names, self.remote, self.resources)
+        return replace(self, splits=splits)
 
     def digest(self) -> str:
         """Changes when, and only when, an entry is added, removed, renamed or gets other contents."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import re
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
 from pipeline.data.sources import download
 from pipeline.data.sources.folders import file_digest, remote_file, with_test
-from pipeline.data.sources.source import Entry, LocalFile, Progress, Readable, Source
+from pipeline.data.sources.source import Entry, LocalFile, Progress, Readable, Source, Unreachable
 from pipeline.redact import redact
 
 _DOMAIN_COLUMNS = ("domain", "label")
@@ -28,16 +29,6 @@ _BATCH = 64
 _FETCHES = 16
 _ATTEMPTS = 2
 _TEST = {"test", "val", "validation", "valid"}
-
-
-@dataclass(frozen=True, slots=True)
-class Unreachable:
-    """A file that could not be fetched; it is quarantined with this reason."""
-
-    reason: str
-
-    def read(self) -> bytes:
-        raise OSError(self.reason)
 
 
 def is_parquet(text: str) -> bool:
@@ -65,6 +56,32 @@ def open_parquet(uris: list[str], test_fraction: float, downloads: Path) -> Sour
             domain = None if len(uris) == 1 else "AB"[number]
             rows += _parquet_rows(path, uri, domain, folder / str(number))
         source = _source(",".join(uris), rows, test_fraction)
+        source.resources = stack.pop_all()
+        return source
+
+
+def shards_of(uris: list[str]) -> list[str]:
+    """The Parquet files among the files of a folder that hold images; ``metadata.parquet`` describes them only."""
+    return [uri for uri in uris if is_parquet(uri) and not storage.name(uri).lower().startswith("metadata.")]
+
+
+def open_shards(folder: str, uris: list[str], test_fraction: float, downloads: Path) -> Source:
+    """A folder of Parquet files with a column ``domain`` or ``label``, such as ``train-00000-of-00002.parquet``.
+
+    A file whose name begins with test or val holds test images, unless a column ``split`` says otherwise.
+
+    Raises:
+        BadInput: not Parquet, without these columns, or of other than two domains.
+    """
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agit-unpack-")))
+        rows: list[_Row] = []
+        for number, uri in enumerate(uris):
+            path = _local(uri, scratch, downloads)
+            kind = re.split(r"[^a-z]", storage.name(uri).lower())[0]
+            split = kind if kind in _TEST else ""
+            rows += _parquet_rows(path, uri, None, scratch / str(number), split)
+        source = _source(folder, rows, test_fraction)
         source.resources = stack.pop_all()
         return source
 
@@ -102,7 +119,7 @@ def open_csv(
         for row in pool.map(lambda line: _csv_row(line, files), lines):
             rows.append(row)
             report({"message": f"looking up {uri}", "done": len(rows), "total": len(lines)})
-    remote = any(isinstance(row.image, Unreachable) or not isinstance(row.image, LocalFile) for row in rows)
+    remote = any(row.image.remote for row in rows)
     source = _source(uri, rows, test_fraction)
     source.remote = remote
     return source
@@ -139,7 +156,9 @@ def _source(description: str, rows: list[_Row], test_fraction: float) -> Source:
     return source
 
 
-def _parquet_rows(path: Path, called: str, domain: str | None, folder: Path) -> Iterator[_Row]:
+def _parquet_rows(
+    path: Path, called: str, domain: str | None, folder: Path, split: str = ""
+) -> Iterator[_Row]:
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
@@ -148,7 +167,8 @@ def _parquet_rows(path: Path, called: str, domain: str | None, folder: Path) -> 
     column = next((name for name in _DOMAIN_COLUMNS if name in schema.names), None)
     if "image" not in schema.names or not _is_image(schema.field("image").type):
         raise BadInput(
-            f"{called} has no column 'image' of struct<bytes, path>; it has {', '.join(schema.names)}"
+            f"{called} has no column 'image' of struct<bytes: binary, path: string>; it has "
+            + ", ".join(f"{field.name} ({field.type})" for field in schema)
         )
     if "mask" in schema.names and not _is_image(schema.field("mask").type):
         raise BadInput(
@@ -162,7 +182,7 @@ def _parquet_rows(path: Path, called: str, domain: str | None, folder: Path) -> 
     folder.mkdir(parents=True, exist_ok=True)
     number = 0
     for batch in _batches(file, wanted, called):
-        for item in batch.to_pylist():
+        for item in _items(batch, called):
             number += 1
             image, digest = _unpacked(item["image"], folder / f"{number:09d}", path.parent)
             mask, mask_digest = None, ""
@@ -170,12 +190,19 @@ def _parquet_rows(path: Path, called: str, domain: str | None, folder: Path) -> 
                 mask, mask_digest = _unpacked(item["mask"], folder / f"{number:09d}-mask", path.parent)
             yield _Row(
                 name=str((item["image"] or {}).get("path") or f"row-{number:09d}"),
-                domain=domain or str(item[column]),
-                split=str(item.get("split") or ""),
+                domain=domain or str(item[str(column)]),
+                split=str(item.get("split") or split),
                 image=image,
                 mask=mask,
                 digest=f"{digest}+{mask_digest}" if mask else digest,
             )
+
+
+def _items(batch: pa.RecordBatch, called: str) -> list[dict[str, Any]]:
+    try:
+        return batch.to_pylist()
+    except (pa.ArrowException, ValueError) as error:  # such as a text that is not UTF-8
+        raise BadInput(f"{called} holds a value that cannot be read ({error}); write it again") from None
 
 
 def _batches(file: pq.ParquetFile, columns: list[str], called: str) -> Iterator[pa.RecordBatch]:
@@ -186,7 +213,15 @@ def _batches(file: pq.ParquetFile, columns: list[str], called: str) -> Iterator[
 
 
 def _is_image(type_: pa.DataType) -> bool:
-    return pa.types.is_struct(type_) and type_.get_field_index("bytes") >= 0
+    if not pa.types.is_struct(type_) or type_.get_field_index("bytes") < 0:
+        return False
+    data = type_.field("bytes").type
+    path = type_.field("path").type if type_.get_field_index("path") >= 0 else pa.string()
+    blob = pa.types.is_binary(data) or pa.types.is_large_binary(data) or pa.types.is_fixed_size_binary(data)
+    # a column without any bytes has no type
+    return (blob or pa.types.is_null(data) or str(data) == "binary_view") and (
+        pa.types.is_string(path) or pa.types.is_large_string(path) or pa.types.is_null(path)
+    )
 
 
 def _unpacked(value: Any, target: Path, base: Path) -> tuple[Readable, str]:
@@ -198,6 +233,8 @@ def _unpacked(value: Any, target: Path, base: Path) -> tuple[Readable, str]:
     path = (value or {}).get("path")
     if not path:
         return Unreachable("the row holds neither bytes nor a path"), "empty"
+    if "\0" in path:
+        return Unreachable("the row's path holds a NUL character"), "empty"
     return LocalFile(str(base / path)), file_digest(base / path)
 
 
@@ -220,6 +257,10 @@ class _Files:
             return Unreachable("the line's path holds a NUL character"), "empty"
         if download.is_url(reference):
             return self._fetched(reference)
+        reference = reference.removeprefix("file://")
+        if "://" in reference and not reference.startswith("s3://"):
+            scheme = reference.partition("://")[0]
+            return Unreachable(f"'{scheme}://' is not read; give a path, s3:// or http(s)://"), "empty"
         absolute = storage.is_remote(reference) or PurePosixPath(reference).is_absolute()
         where = reference if absolute else storage.join(base, reference)
         if storage.is_remote(where):

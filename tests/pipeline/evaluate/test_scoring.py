@@ -307,10 +307,18 @@ def test_a_model_without_attention_has_no_attention_figures(config: Config, data
     assert "attention" not in evaluation["protocol"]
 
 
-def test_a_broken_model_has_no_figures_and_says_so(config: Config, data_uri: str) -> None:
+def test_a_model_that_is_not_finite_is_not_scored(config: Config, data_uri: str) -> None:
     net = networks.build(METHOD.networks, seed=3)
-    parameter = next(net.generator_ab.parameters())
-    nn.init.constant_(parameter, torch.nan)
+    nn.init.constant_(next(net.generator_ab.parameters()), torch.nan)
+    with pytest.raises(BadInput, match=r"are not finite \(generator_ab"):
+        evaluate(config, _run(config, "tiny-diverged", net), data_uri)
+
+
+def test_a_broken_model_has_no_figures_and_says_so(config: Config, data_uri: str) -> None:
+    """Its weights are numbers, but so large that its images are not."""
+    net = networks.build(METHOD.networks, seed=3)
+    for parameter in net.generator_ab.parameters():
+        nn.init.constant_(parameter, 3e38)
     evaluation = evaluate(config, _run(config, "tiny-broken", net), data_uri)
     assert evaluation["metrics"]["kid_target_a2b"] is None
     assert evaluation["metrics"]["background_l1_a2b"] is None

@@ -17,6 +17,8 @@ import httpx
 import pytest
 
 from agit_core.errors import BadInput, RunFailed
+from pipeline import tasks
+from pipeline.config import load
 from tests import doors
 from tests.agit_core.models import save
 from tests.chaos import processes
@@ -43,7 +45,54 @@ def _servers(folder: Path) -> list[int]:
     return found
 
 
-def test_a_run_passes_all_stages_and_the_same_command_reuses_them(tmp_path: Path) -> None:
+def _training(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The command, started and read until its training has made a step."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", *arguments],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("train: step") and not line.startswith("train: step 0/"):
+            return process
+    raise AssertionError(f"it ended before its first step: {process.wait()}")
+
+
+def _flow_runs(folder: Path) -> int:
+    with sqlite3.connect(folder / ".agit/prefect/prefect.db") as database:
+        return int(database.execute("select count(*) from flow_run").fetchone()[0])
+
+
+def _only_what_is_unchanged_is_done(folder: Path, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert tasks.already_done(load(str(config))) is not None
+    for setting in (
+        "evaluate.subsets=3",
+        "register.gate.margin=0.5",
+        "report.title=other",
+        "train.max_steps=5",
+    ):
+        assert tasks.already_done(load(str(config), [setting])) is None, setting
+    database = folder / ".agit/mlflow.db"
+    was = database.stat()
+    os.utime(database, (time.time() + 1, time.time() + 1))
+    assert tasks.already_done(load(str(config))) is None, "aliases may have changed"
+    os.utime(database, ns=(was.st_atime_ns, was.st_mtime_ns))
+    for name in ("evaluation.json", "registration.json", "result.json", "report.html"):
+        (file,) = folder.glob(f".agit/runs/*/{name}")
+        file.rename(file.with_suffix(".away"))
+        assert tasks.already_done(load(str(config))) is None, name
+        file.with_suffix(".away").rename(file)
+    assert tasks.already_done(load(str(config))) is not None
+
+
+def test_a_run_passes_all_stages_and_the_same_command_reuses_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny_config(tmp_path)
     first = agit("run", config, "--json", cwd=tmp_path)
     assert first.status == 0, first.err
@@ -62,11 +111,15 @@ def test_a_run_passes_all_stages_and_the_same_command_reuses_them(tmp_path: Path
         stage for stage in ("prepare", "train", "evaluate", "register", "report") if stage not in first.err
     ] == []
 
+    flows = _flow_runs(tmp_path)
     second = agit("run", config, "--json", cwd=tmp_path)
     assert second.status == 0, second.err
     assert second.answer == summary
     for stage in ("prepare", "train", "evaluate", "register"):
         assert f"{stage}: reused" in second.err
+    assert _flow_runs(tmp_path) == flows, "nothing is left to do for a flow"
+    with monkeypatch.context() as inside:
+        _only_what_is_unchanged_is_done(tmp_path, config, inside)
     for stage in ("train", "evaluate", "report"):
         third = agit(stage, config, "--json", cwd=tmp_path)
         same = set(third.answer) & CONTRACT
@@ -90,7 +143,7 @@ def test_a_run_passes_all_stages_and_the_same_command_reuses_them(tmp_path: Path
 
     assert _servers(tmp_path) == []
     assert {state for (state,) in _prefect(tmp_path, "select state_name from flow_run")} == {"Completed"}
-    assert len(_prefect(tmp_path, "select name from task_run where state_name = 'Completed'")) == 10
+    assert len(_prefect(tmp_path, "select name from task_run where state_name = 'Completed'")) == 5
     kinds = {kind for (kind,) in _prefect(tmp_path, "select type from artifact")}
     assert {"markdown", "image"} <= kinds
 
@@ -120,19 +173,8 @@ def test_everything_on_s3_and_a_server_that_dies_on_the_way(tmp_path: Path, s3_p
         "train.max_steps=300",
     )
     arguments = (*arguments, "--set", "train.checkpoint_every=20", "--set", "train.storage_patience_s=2")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", *map(str, arguments)],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("train: step") and not line.startswith("train: step 0/"):
-            s3_private.stop()
-            break
+    process = _training(tmp_path, *map(str, arguments))
+    s3_private.stop()
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1, err
     assert "Traceback" not in err
@@ -186,20 +228,9 @@ def test_a_killed_run_leaves_no_process_and_is_resumed(tmp_path: Path) -> None:
         "--set",
         "train.checkpoint_every=10",
     )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", *arguments],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("train: step") and not line.startswith("train: step 0/"):
-            _expect_closed_doors(tmp_path, process.pid)
-            os.kill(process.pid, signal.SIGKILL)
-            break
+    process = _training(tmp_path, *arguments)
+    _expect_closed_doors(tmp_path, process.pid)
+    os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     until = time.monotonic() + 60
     while _servers(tmp_path) and time.monotonic() < until:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
 
+from agit_core.errors import BadInput
 from pipeline import storage
 from pipeline.config import load
 from pipeline.registry.model_reference import choose, known
@@ -38,3 +40,19 @@ def test_what_cannot_be_read_is_not_known(tmp_path: Path, text: str) -> None:
         (folder / name).write_text(text)
         told = known(choose(str(folder), load("demo", [])), load("demo", []))
         assert (told["metrics"], told["report"]) == (None, None)
+
+
+def test_the_packaged_model_is_what_demo_ui_takes_by_itself_and_brings_its_scores() -> None:
+    from pipeline.cli import export
+
+    uri = inspect.signature(export.demo_ui).parameters["model"].default
+    config = load("demo", [])
+    told = known(choose(uri, config), config)
+    assert told["model"] == {"name": "h2z128", "version": None, "aliases": [], "uri": "pretrained:h2z128"}
+    assert told["steps"] > 0
+    assert 0 < told["metrics"]["kid_target_a2b"] < 1
+
+
+def test_an_unknown_packaged_model_is_refused() -> None:
+    with pytest.raises(BadInput, match="use pretrained:h2z128"):
+        choose("pretrained:zebra", load("demo", []))

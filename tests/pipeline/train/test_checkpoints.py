@@ -65,6 +65,21 @@ def test_the_best_outlives_a_divergence(root: str) -> None:
     assert store.best() == 20, "nothing of the present stage is worth keeping"
 
 
+def test_goes_on_from_the_last_that_is_finite(root: str) -> None:
+    """Earlier versions also stored what came after a divergence."""
+    store = CheckpointStore(root, keep=3)
+    store.write(snapshot(10))
+    broken = snapshot(20)
+    broken.networks["w"][3] = math.nan
+    store.write(broken)
+    newest, told = CheckpointStore(root, keep=3).load_newest()
+    assert newest is not None
+    assert newest.info["step"] == 10
+    assert len(told) == 1
+    assert "step 20 is damaged (its weights are not finite: w)" in told[0]
+    assert store.steps() == [10]
+
+
 def test_a_checkpoint_that_is_stored_is_not_stored_again(
     s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -16,8 +17,9 @@ from typing import Any
 import pytest
 import torch
 
-from agit_core import model_folder
+from agit_core import checkpoint, model_folder
 from agit_core.checkpoint import Snapshot
+from agit_core.config import OptimizerConfig
 from agit_core.errors import BadInput, RunFailed
 from agit_core.networks import build
 from pipeline import ray_session, storage, train_job
@@ -249,6 +251,76 @@ def test_a_hopeless_run_stops_and_can_be_made_to_go_on(
     going_on = tiny(tmp_path, start_from=config.train.start_from, max_steps=30)
     _, result = drive(going_on, data, scratch)
     assert (result["resumed_from"], result["steps"]) == (10, 30)
+
+
+def diverging(root: Path, **train: Any) -> Config:
+    """At a rate at which nothing is finite after a step or two."""
+    config = tiny(root, log_every=1, sample_every=100, **train)
+    method = dataclasses.replace(config.method, optimizer=OptimizerConfig(learning_rate=1e9))
+    return config.model_copy(update={"method": method})
+
+
+def test_a_divergence_from_the_start_ends_the_run_and_leaves_no_checkpoint(
+    data: str, scratch: str, tmp_path: Path
+) -> None:
+    config = diverging(tmp_path, max_failures=5)
+    says = r"^the training diverged: the (losses|weights) .* are not finite; lower .*learning_rate \(now 1e\+09\), or"
+    with pytest.raises(RunFailed, match=says):
+        drive(config, data, scratch)
+    run = spec_of(config, data)["run_uri"]
+    events = train_events.read(run)
+    assert [event["kind"] for event in events] == ["started", "diverged", "worker_failed"]
+    assert CheckpointStore(run, 3).steps() == []
+    assert not storage.exists(storage.join(run, "result.json"))
+    rows = storage.list_(storage.join(run, "metrics"))
+    assert len(rows) == 1, "the curve that led there is kept"
+    assert '"cycle_a": null' in storage.read_text(rows[0])
+
+
+def test_a_late_divergence_leaves_the_finite_checkpoints(
+    data: str, scratch: str, undisturbed: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path
+) -> None:
+    """From Adam's moments that are finite and yet move a weight beyond all numbers; going back does not help."""
+    config = tiny(tmp_path, rollbacks=2)
+    run = spec_of(config, data)["run_uri"]
+    shutil.copytree(undisturbed[0]["run_uri"], run)
+    shutil.rmtree(Path(run) / "checkpoints" / "step-00000060")
+    store = CheckpointStore(run, 3)
+    at = store.load(50)
+    at.training["optimizer_g"]["state"][0]["exp_avg"].fill_(3e38)
+    at.training["optimizer_g"]["state"][0]["exp_avg_sq"].fill_(1e-38)
+    store.write(
+        dataclasses.replace(
+            at, info={k: v for k, v in at.info.items() if k not in {"files", "format", "sha256"}}
+        )
+    )
+    before = time.time()
+    with pytest.raises(
+        RunFailed, match=r"losses of steps 51 to 55 are not finite; .* as 2 rollbacks did not help"
+    ):
+        drive(config, data, scratch)
+    assert store.steps()[:2] == [50, 40]
+    assert all(not checkpoint.not_finite(store.load(step).networks) for step in store.steps())
+    events = [event for event in train_events.read(run) if event["time"] > before]
+    told = [(event["kind"], event["step"]) for event in events if "step" in event]
+    assert told == [("resumed", 50), *[("diverged", 55), ("rolled_back", 50)] * 2, ("diverged", 55)]
+
+
+@pytest.mark.long
+def test_rolling_back_finds_a_rate_at_which_nothing_overflows(
+    data: str, scratch: str, tmp_path: Path
+) -> None:
+    config = diverging(tmp_path, rollbacks=60, max_steps=8)
+    spec, result = drive(config, data, scratch)
+    assert result["steps"] == 8
+    assert 0 < result["rollbacks"] < 60
+    last = read_checkpoint(result["checkpoint"])
+    assert last.training["rollbacks"] == result["rollbacks"]
+    assert not checkpoint.not_finite(last.networks)
+    files = sorted((Path(spec["run_uri"]) / "metrics").iterdir())
+    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 9)), "what was done again is told once"
+    assert rows[0]["learning_rate"] == 1e9 * 0.5 ** result["rollbacks"]
 
 
 @pytest.mark.long

@@ -345,20 +345,27 @@ def test_a_trial_that_ended_before_is_not_stopped_while_its_scores_are_told_agai
     assert storage.exists(storage.join(stored.run_uri, "progress.json")) == (state == "running")
 
 
-def test_a_collapsed_mask_ends_a_trial_and_it_is_not_the_best(
-    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("mask_collapsed", "the attention of domain a has collapsed to all ones at step 4"),
+        ("diverged", "the training diverged: the losses of steps 3 to 4 are not finite"),
+    ],
+)
+def test_a_training_without_hope_ends_a_trial_and_it_is_not_the_best(
+    kind: str, message: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     played, search = Played(monkeypatch, [0.4, 0.1]), _search(data, tmp_path)
     assert tune_trial._executed(search, 1).train.stop_on_collapse
     _trial(search, 0).step()
     trial = _trial(search)
     trial.step()
-    played.failure = RunFailed("the attention of domain a has collapsed to all ones at step 4")
-    train_events.record(search.trial(1).run_uri, "mask_collapsed", "all ones", step=4)
+    played.failure = RunFailed(f"{message}; do something about it")
+    train_events.record(search.trial(1).run_uri, kind, message, step=4)
     told = trial.step()
     assert (told["resource"], told["score"], told["done"]) == (6, tune_trial.WORST, True)
     stored = search.trial(1)
-    assert (stored.state, "all ones" in stored.message) == ("collapsed", True)
+    assert (stored.state, message in stored.message) == ("collapsed", True)
     best = search.best(search.trials())
     assert best is not None
     assert best.number == 0
