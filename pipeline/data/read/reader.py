@@ -52,7 +52,9 @@ class ShardImages:
         self._shards = manifest.split_of(data_uri, described, split)["shards"]
         index = manifest.read_index(data_uri, described, split, _COLUMNS)
         self._shard, self._image_at, self._image_bytes, self._mask_at, self._mask_bytes = (
-            np.asarray(index[name].combine_chunks()) for name in _COLUMNS
+            # np.asarray would load pandas, which takes each process a second or two
+            np.from_dlpack(index[name].combine_chunks())
+            for name in _COLUMNS
         )
         self._split = split
         self._described = described
