@@ -90,13 +90,16 @@ def verify(uri: str, progress: Progress = lambda event: None) -> dict[str, Any]:
             progress({"done": len(reasons), "total": len(files), "unit": "files"})
     names = [*(file["path"] for file in files), manifests.NAME, manifests.CARD]
     known = {storage.join(uri, name) for name in names}
+    damaged = [
+        {"path": file["path"], "reason": reason}
+        for file, reason in zip(files, reasons, strict=True)
+        if reason
+    ]
+    if (changed := manifests.problem(manifest)) is not None:
+        damaged.insert(0, {"path": manifests.NAME, "reason": changed})
     return {
-        "ok": not any(reasons),
+        "ok": not damaged,
         "checked": len(files),
-        "damaged": [
-            {"path": file["path"], "reason": reason}
-            for file, reason in zip(files, reasons, strict=True)
-            if reason
-        ],
+        "damaged": damaged,
         "unknown": [file for file in storage.list_(uri, recursive=True) if file not in known],
     }
