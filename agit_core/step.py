@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -46,6 +46,10 @@ class TrainingStep:
 
     The loss of a rank is scaled by ``n * W / B`` (its n items, W ranks, global batch B), so that DDP's mean
     over ranks is the mean over the global batch at any world size.
+
+    Args:
+        microbatch: images per domain that are taken through the networks at once; gradients are summed over such
+            parts, which needs less memory and moves the weights as the whole batch does. None: the rank's batch.
     """
 
     def __init__(
@@ -57,8 +61,10 @@ class TrainingStep:
         device: torch.device,
         world: World,
         batch_size: int,
+        microbatch: int | None = None,
     ) -> None:
         self.config = config
+        self.microbatch = microbatch
         self.networks = networks.to(device).to(memory_format=numerics.memory_format)
         self.history_a, self.history_b = histories
         self.numerics = numerics
@@ -113,14 +119,62 @@ class TrainingStep:
 
         ``progress`` is the share of the training that is done, in [0, 1].
         """
-        rules, config = self.rules, self.config
-        assert rules is not None, "enter() a stage first"
         move = {"device": self.device, "memory_format": self.numerics.memory_format, "non_blocking": True}
         a, b = batch.a.to(**move), batch.b.to(**move)  # type: ignore[call-overload]
         scale = len(a) * self.world.size / self.batch_size
+        parts = list(zip(a.split(self.microbatch or len(a)), b.split(self.microbatch or len(b)), strict=True))
+        shares = [len(part) / len(a) for part, _ in parts]
+
+        # generators and attention (Eq 1, 3 and 5); D judges but does not learn
+        # on all ranks or none: it is collective, and DDP's first forward pass is as well
+        in_parts = -(-self.batch_size // self.world.size) > (self.microbatch or self.batch_size)
+        slope = self._coverage_ahead(parts, shares) if in_parts else None
+        self.optimizer_g.zero_grad(set_to_none=True)
+        found: list[Tensor] = []
+        fakes = []
+        for share, (part_a, part_b) in zip(shares, parts, strict=True):
+            with self._summing(len(found) < len(parts) - 1, GENERATOR_NAMES + ATTENTION_NAMES):
+                total, figures, fake = self._generators(part_a, part_b, progress, slope)
+                (total * (scale * share)).backward()
+            found.append(figures)
+            fakes.append(fake)
+        self.optimizer_g.step()
+        figures_g = _mean(found, shares)
+        fake_a, mask_b, fake_b, mask_a = (_joined(kind) for kind in zip(*fakes, strict=True))
+
+        # discriminators: real and (perhaps older) fake in one batch; instance norm keeps images apart
+        old_b, old_mask_b = self.history_b.exchange(batch.step, fake_b, mask_a)
+        old_a, old_mask_a = self.history_a.exchange(batch.step, fake_a, mask_b)
+        size = self.microbatch or len(a)
+        seen = zip(
+            *(x.split(size) for x in (a, mask_a, old_a, old_mask_a, b, mask_b, old_b, old_mask_b)),
+            strict=True,
+        )
+        self.optimizer_d.zero_grad(set_to_none=True)
+        found = []
+        for share, shown in zip(shares, seen, strict=True):
+            with self._summing(len(found) < len(parts) - 1, DISCRIMINATOR_NAMES):
+                loss_a = self._discriminator("discriminator_a", *shown[:4])
+                loss_b = self._discriminator("discriminator_b", *shown[4:])
+                ((loss_a + loss_b) * (scale * share)).backward()
+            found.append(torch.stack([loss_a.detach(), loss_b.detach()]))
+        self.optimizer_d.step()
+
+        health = [mask_health(mask, self.config.stages.tau) for mask in (mask_a, mask_b)]
+        return torch.cat([figures_g, _mean(found, shares), *health])
+
+    def _generators(
+        self, a: Tensor, b: Tensor, progress: float, slope: Tensor | None
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """The loss of generators and attention on some images, mean over them; what it is made of; the fakes.
+
+        Returns:
+            the loss; the first six of :data:`LOSS_KEYS`; and, detached, what the discriminators are shown: fakes of
+            A, attention in B, fakes of B, attention in A.
+        """
+        rules, config = self._rules(), self.config
         g_ab, g_ba = (self._calls[n] for n in GENERATOR_NAMES)
         att_a, att_b = (self._calls.get(n) for n in ATTENTION_NAMES)
-        d_a, d_b = (self._calls[n] for n in DISCRIMINATOR_NAMES)
         kind, tau = config.losses.adversarial, config.stages.tau
         # the raw image would give the attention no gradient but the cycle loss's, so only where that is not trained
         masked = rules.discriminator_sees_masked and not rules.attention_trains
@@ -129,7 +183,6 @@ class TrainingStep:
         def painted(there: Translation) -> Tensor:
             return there.raw if raw else there.output
 
-        # generators and attention (Eq 1, 3 and 5); D judges but does not learn
         with self._autocast():
             to_b = translate(a, g_ab, att_a)
             to_a = translate(b, g_ba, att_b)
@@ -150,35 +203,63 @@ class TrainingStep:
         total = gan_ab + gan_ba + weight * (cycle_a + cycle_b)
         total = total + weight * config.losses.identity_weight * (identity_a + identity_b)
         if rules.attention_trains:
-            total = total + self._on_masks(to_b.mask, to_a.mask, progress)
-        self.optimizer_g.zero_grad(set_to_none=True)
-        (total * scale).backward()
-        self.optimizer_g.step()
+            total = total + self._on_masks(to_b.mask, to_a.mask, progress, slope)
+        figures = [gan_ab, gan_ba, cycle_a, cycle_b, identity_a, identity_b]
+        fakes = (painted(to_a).detach(), to_a.mask.detach(), painted(to_b).detach(), to_b.mask.detach())
+        return total, torch.stack([f.detach().float() for f in figures]), fakes
 
-        # discriminators: real and (perhaps older) fake in one batch; instance norm keeps images apart
-        with torch.no_grad():
-            old_b, mask_b = self.history_b.exchange(batch.step, painted(to_b).detach(), to_b.mask.detach())
-            old_a, mask_a = self.history_a.exchange(batch.step, painted(to_a).detach(), to_a.mask.detach())
-            pair_a = torch.cat([a, old_a.to(a.dtype)]), torch.cat([to_b.mask, mask_a.to(to_b.mask.dtype)])
-            pair_b = torch.cat([b, old_b.to(b.dtype)]), torch.cat([to_a.mask, mask_b.to(to_a.mask.dtype)])
-            seen_a, seen_b = (shown_to_discriminator(x, m, rules, tau) for x, m in (pair_a, pair_b))
+    @torch.no_grad()
+    def _shown(self, real: Tensor, mask: Tensor, fake: Tensor, fake_mask: Tensor) -> Tensor:
+        """Real images and fakes in one batch (2 n, 3, S, S), masked as the stage says."""
+        images = torch.cat([real, fake.to(real.dtype)])
+        masks = torch.cat([mask, fake_mask.to(mask.dtype)])
+        return shown_to_discriminator(images, masks, self._rules(), self.config.stages.tau)
+
+    def _discriminator(self, name: str, *shown: Tensor) -> Tensor:
+        """The loss of a discriminator, scalar: mean over real images and fakes (see :meth:`_shown`)."""
+        seen = self._shown(*shown)
         with self._autocast():
-            real_a, false_a = d_a(seen_a, normalise=norm).float().chunk(2)
-            real_b, false_b = d_b(seen_b, normalise=norm).float().chunk(2)
-        loss_a = losses.discriminator(real_a, false_a, kind)
-        loss_b = losses.discriminator(real_b, false_b, kind)
-        self.optimizer_d.zero_grad(set_to_none=True)
-        ((loss_a + loss_b) * scale).backward()
-        self.optimizer_d.step()
+            judged = self._calls[name](seen, normalise=self._rules().discriminator_normalises)
+        real, false = judged.float().chunk(2)
+        return losses.discriminator(real, false, self.config.losses.adversarial)
 
-        figures = [gan_ab, gan_ba, cycle_a, cycle_b, identity_a, identity_b, loss_a, loss_b]
-        health = [mask_health(to_b.mask, tau), mask_health(to_a.mask, tau)]
-        return torch.cat([torch.stack([f.detach().float() for f in figures]), *health])
+    def _rules(self) -> Rules:
+        assert self.rules is not None, "enter() a stage first"
+        return self.rules
 
-    def _on_masks(self, mask_a: Tensor, mask_b: Tensor, progress: float) -> Tensor | float:
+    @contextmanager
+    def _summing(self, more: bool, names: tuple[str, ...]) -> Iterator[None]:
+        """While more parts of the batch follow, gradients of these networks stay on this rank."""
+        with ExitStack() as stack:
+            for name in names if more else ():
+                if isinstance(call := self._calls.get(name), DistributedDataParallel):
+                    stack.enter_context(call.no_sync())
+            yield
+
+    @torch.no_grad()
+    def _coverage_ahead(self, parts: list[tuple[Tensor, Tensor]], shares: list[float]) -> Tensor | None:
+        """What the coverage controller says of the whole batch, before the first of its parts is trained on."""
+        if not self.coverage.active or not self._rules().attention_trains:
+            return None
+        networks = self.networks.attention_a, self.networks.attention_b
+        with self._autocast():
+            means = [
+                torch.stack(
+                    [net(x).float().mean() for net, x in zip(networks, part, strict=True) if net is not None]
+                )
+                for part in parts
+            ]
+        items = len(parts[0][0]) / shares[0]
+        return self.coverage.advance(_mean(means, shares).double() * (items / self.batch_size), self.world)
+
+    def _on_masks(
+        self, mask_a: Tensor, mask_b: Tensor, progress: float, slope: Tensor | None
+    ) -> Tensor | float:
         """The losses that see nothing but the attention: the coverage controller's and binarity."""
         loss: Tensor | float = 0.0
-        if self.coverage.active:
+        if slope is not None:
+            loss = loss + self.coverage.loss(slope, mask_a, mask_b)
+        elif self.coverage.active:
             loss = loss + self.coverage(mask_a, mask_b, self.batch_size, self.world)
         weight = self.config.losses.binarity_weight * losses.binarity_ramp(progress)
         if weight:
@@ -196,6 +277,17 @@ class TrainingStep:
     def _autocast(self) -> torch.autocast:
         dtype = self.numerics.autocast
         return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _mean(parts: list[Tensor], shares: list[float]) -> Tensor:
+    """The mean over a batch from the means over its parts."""
+    if len(parts) == 1:
+        return parts[0]
+    return torch.stack([part * share for part, share in zip(parts, shares, strict=True)]).sum(0)
 
 
 def _order_gradients(wrapped: DistributedDataParallel) -> None:

@@ -111,6 +111,16 @@ class TrainConfig(Section):
     batch_size: int = Field(
         1, ge=1, description="GLOBAL batch: split over the workers, so results do not depend on their number"
     )
+    microbatch: int | None = Field(
+        None,
+        ge=1,
+        description="images per domain that a worker takes through the networks at once, to save memory: gradients are "
+        "summed up to the batch; default: its whole share of the batch",
+    )
+    activation_checkpointing: bool = Field(
+        False,
+        description="compute generator blocks again in the backward pass instead of keeping them in memory",
+    )
     workers: int = Field(1, ge=1, description="data-parallel processes (one per GPU)")
     minimum_workers: int | None = Field(
         None, ge=1, description="elastic: go on with as few as this many workers"
@@ -150,6 +160,9 @@ class TrainConfig(Section):
         ge=0,
         description="how often a training whose losses or weights are not finite goes back to its last checkpoint, at "
         "half the learning rate each time; 0: it ends at once",
+    )
+    report_to: tuple[Literal["mlflow", "tensorboard", "wandb"], ...] = Field(
+        ("mlflow", "tensorboard"), description="where the run is shown while it trains; [] for nowhere"
     )
     start_from: str | None = Field(
         None, description="model URI whose weights the run starts from; default: from scratch"

@@ -150,8 +150,9 @@ def start(origin: Origin, config: Config, here: Config) -> str | None:
 
 
 def train(config: Config, prepared: Data, start_uri: str | None) -> Run:
-    """The same training again, or the one that an interrupted call has begun."""
-    return tasks.train(config, prepared, start_uri)
+    """The same training again, or the one that an interrupted call has begun; no run of its own in MLflow."""
+    quiet = config.train.model_copy(update={"report_to": ()})
+    return tasks.train(config.model_copy(update={"train": quiet}), prepared, start_uri)
 
 
 def compare(origin: Origin, run: Run) -> dict[str, Any]:

@@ -37,6 +37,8 @@ from pipeline.train.reading import PatientImages, open_split, patiently, start_m
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+_LIVE_ROWS = 100
+"""Most rows in ``progress.json``, for those who show a run while it trains (:mod:`pipeline.live`)."""
 
 
 def train(loop: dict[str, Any]) -> dict[str, Any] | None:
@@ -109,6 +111,8 @@ class _Worker:
             self.device,
             self.config.seed,
             self.world,
+            self.config.train.microbatch,
+            self.config.train.activation_checkpointing,
         )
 
     # ------------------------------------------------------------------ the loop
@@ -127,7 +131,7 @@ class _Worker:
             saver.drain()
         finally:
             saver.close()
-            progress.close(step=self.trainer.step)
+            progress.close(step=self.trainer.step, rows=[])
         self.furthest.remove()
         return self._result(first)
 
@@ -198,13 +202,15 @@ class _Worker:
             "images_per_s": round((result.step - before) * self.plan.batch_size / max(now - then, 1e-9), 2),
             "time": time.time(),
         }
+        if self.device.type == "cuda":
+            row["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 3)
         if self.epochs:
             row["epochs"] = [{"epoch": e, "mask_health": means.mask_health} for e, means in self.epochs]
         self.rows.append(row)
         log.info("step %d of %d", result.step, self.total, extra={"fields": row})
         if self.gauges is not None:
             self.gauges(row)
-        progress.update(losses=losses, mask_health=health)
+        progress.update(losses=losses, mask_health=health, rows=self.rows[-_LIVE_ROWS:])
         self.trainer.check_losses(self.figures)
 
     def _watch_masks(self, step: int, saver: Saver | None, progress: Progress | None) -> None:
