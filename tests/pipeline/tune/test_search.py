@@ -458,7 +458,7 @@ def test_only_those_that_came_as_far_are_compared(data: str, tmp_path: Path) -> 
     assert best is not None
     assert best.number == 2
     text = tune_search.preset(search, best)
-    assert text.startswith("# The best of 6 trials")
+    assert text.startswith("# Best of 6 trials")
     assert configs.parse(yaml.safe_load(text)) == search.config_of(2)
 
 
