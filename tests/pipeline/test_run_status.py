@@ -83,7 +83,7 @@ def test_status_tells_failures_and_recoveries(tmp_path: Path) -> None:
     text = "\n".join(run_status.describe(status))
     assert "step 40 of 100 (40 %)" in text
     assert "checkpoints: step 40 (newest)" in text
-    assert "survived: 1 failure, 7 steps done again" in text
+    assert "survived: 1 failure, 7 steps repeated" in text
     assert "started at step 0, 2 workers" in text
     assert "worker failed: a process of the training died" in text
     assert max(map(len, text.splitlines())) < 200
