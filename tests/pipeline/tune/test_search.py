@@ -70,10 +70,10 @@ TREE: dict[str, Any] = {
 }
 SEARCH = """
 import sys
-from pipeline import config, journey
+from pipeline import config, tasks
 from pipeline.tune import stages
 settings = config.load(sys.argv[1])
-stages.search(settings, journey.prepare(settings))
+stages.search(settings, tasks.prepare(settings))
 """
 
 
