@@ -7,12 +7,16 @@ origin may read an answer, and a name that somebody has pointed at this machine 
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pipeline.flows import prefect_schema
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -30,6 +34,8 @@ def main(descriptor: int, parent: int) -> None:
         PREFECT_SERVER_CORS_ALLOWED_ORIGINS="",
     )
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    prefect_schema.create(Path(os.environ["PREFECT_HOME"], "prefect.db"))
+    gc.disable()  # a sixth of the imports' time is spent on collecting what stays
     import uvicorn
 
     config = uvicorn.Config(
@@ -47,7 +53,10 @@ def application() -> ASGIApp:
     from prefect.server.api.server import create_app
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    return TrustedHostMiddleware(create_app(), allowed_hosts=["127.0.0.1", "localhost"])
+    served = TrustedHostMiddleware(create_app(), allowed_hosts=["127.0.0.1", "localhost"])
+    gc.freeze()
+    gc.enable()
+    return served
 
 
 def _watch(parent: int) -> None:
