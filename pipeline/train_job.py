@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from agit_core.errors import BadInput, RunFailed
-from pipeline import logs, ray_session, records
+from pipeline import logs, ray_session, records, storage
 from pipeline.config import Config, parse
 from pipeline.data.format import manifest
 from pipeline.launch.specs import VERDICT, read_spec
@@ -69,6 +69,7 @@ def run(spec_uri: str) -> dict[str, Any]:
     if (done := records.RESULT.read(spec["run_uri"])) is not None:
         return done.plain()
     check(config, manifest.read(spec["data_uri"]))
+    storage.sweep(spec["run_uri"])
     tell(spec, "starting", message="starting the workers")
     with lease.alive(spec["run_uri"]), failure_told(spec):
         with ray_session.connected(config) as scratch:
