@@ -10,14 +10,12 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import threading
-import time
 from typing import TYPE_CHECKING
+
+from pipeline.process_identity import when_orphaned
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
-
-_WATCH_SECONDS = 1.0
 
 
 def main(descriptor: int, parent: int) -> None:
@@ -29,7 +27,7 @@ def main(descriptor: int, parent: int) -> None:
         PREFECT__SERVER_FINAL="1",
         PREFECT_SERVER_CORS_ALLOWED_ORIGINS="",
     )
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    when_orphaned(parent, lambda: os._exit(0))  # SQLite survives it, as it survives a power cut
     import uvicorn
 
     config = uvicorn.Config(
@@ -48,12 +46,6 @@ def application() -> ASGIApp:
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     return TrustedHostMiddleware(create_app(), allowed_hosts=["127.0.0.1", "localhost"])
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_WATCH_SECONDS)
-    os._exit(0)  # SQLite survives it, as it survives a power cut
 
 
 if __name__ == "__main__":
