@@ -6,6 +6,9 @@ import contextlib
 import os
 import secrets
 import socket
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,17 @@ def process_started(pid: int) -> int | None:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):
         return None
+
+
+def when_orphaned(parent: int, leave: Callable[[], object]) -> None:
+    """Call ``leave`` from a thread when the process that started this one is gone, however it ended."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        leave()
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 def _machine() -> dict[str, str]:

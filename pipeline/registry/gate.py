@@ -1,9 +1,9 @@
 """The gate: may a model be challenger, and does a challenger become champion? Every answer has its reasons.
 
-A model that passes its evaluation is challenger: all its figures are finite, no mask has collapsed, and it
-beats doing nothing. It becomes champion when there is none, or when it beats the present one in the policy's
-metric, measured on the same images, by more than the margin and by more than noise, and is nowhere worse than
-the policy allows. The policy is ``register.gate``.
+A model that passes its evaluation is challenger: all its figures are finite, no mask has collapsed, it beats doing
+nothing and its attention, where there are true masks, a fixed blob in the middle. It becomes champion when there is
+none, or when it beats the present one in the policy's metric, measured on the same images, by more than the margin and
+by more than noise, and is nowhere worse than the policy allows. The policy is ``register.gate``.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Any
 
 from pipeline.config import GateConfig
 from pipeline.metrics.catalog import (
+    BLOB,
     COVERAGE,
     DIRECTIONS,
     DOMAINS,
+    IOU,
     KID_TARGET,
     NOTHING,
     check_deciding,
@@ -119,6 +121,12 @@ def forbidden(policy: GateConfig, evaluation: Mapping[str, Any]) -> list[str]:
         value, nothing = metrics.get(name), baseline.get(name)
         if value is not None and nothing is not None and value >= nothing:
             reasons.append(f"{name} {value:.4f} is no better than doing nothing ({nothing:.4f})")
+    for domain in DOMAINS if policy.better_than_blob else ():
+        iou, blob = metrics.get(IOU.key(domain)), metrics.get(BLOB.key(domain))
+        if iou is not None and blob is not None and iou <= blob:
+            reasons.append(
+                f"{IOU.key(domain)} {iou:.3f} is no better than that of a fixed blob in the middle ({blob:.3f})"
+            )
     return reasons
 
 

@@ -36,7 +36,9 @@ METHOD = MethodConfig(
 Register = Callable[..., dict[str, Any]]
 
 
-def evaluation(kid: float = 0.05, nothing: float = 0.2, coverage: float = 0.3) -> dict[str, Any]:
+def evaluation(
+    kid: float = 0.05, nothing: float = 0.2, coverage: float = 0.3, **others: float
+) -> dict[str, Any]:
     metrics: dict[str, float | None] = {"kid_mean": kid}
     baseline: dict[str, float | None] = {}
     for direction in ("a2b", "b2a"):
@@ -45,7 +47,7 @@ def evaluation(kid: float = 0.05, nothing: float = 0.2, coverage: float = 0.3) -
         metrics[f"attention_coverage_{direction[0]}"] = coverage
         metrics[f"attention_iou_{direction[0]}"] = 0.6
     return {
-        "metrics": metrics,
+        "metrics": metrics | others,
         "baseline": baseline,
         "champion": None,
         "intervals": {},
@@ -124,6 +126,10 @@ class TestGate:
             (evaluation(kid=0.21), "no better than doing nothing"),
             (evaluation(coverage=0.99), "collapsed to all ones"),
             (evaluation(coverage=0.001), "collapsed to nothing"),
+            (
+                evaluation(attention_iou_b=0.31, attention_iou_blob_b=0.35),
+                "attention_iou_b 0.310 is no better than that of a fixed blob in the middle (0.350)",
+            ),
         ],
     )
     def test_forbidden_outcomes_are_neither_challenger_nor_champion(
