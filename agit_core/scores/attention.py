@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -54,6 +56,64 @@ def everywhere(truth: Tensor) -> Tensor:
     """IoU (N,) of a mask of ones, the trivial baseline to beat. NaN for empty true masks."""
     share = truth.bool().flatten(1).double().mean(dim=1)
     return torch.where(share > 0, share, torch.full_like(share, torch.nan))
+
+
+def auc(mask: Tensor, truth: Tensor) -> Tensor:
+    """Area under the ROC curve of the soft mask, float64 (N,): no threshold decides.
+
+    The probability that attention is higher on a random pixel of the object than on a random one beside it, ties
+    counted half: 1 is perfect, 0.5 what any constant mask gets. NaN for an image whose true mask is empty or full.
+    Arguments as in :func:`agreement`.
+    """
+    found = []
+    for attended, objects in zip(mask.detach().flatten(1), truth.bool().flatten(1), strict=True):
+        inside, outside = attended[objects], attended[~objects].sort().values
+        below = torch.searchsorted(outside, inside).double()
+        not_above = torch.searchsorted(outside, inside, right=True).double()
+        found.append((below + not_above).mean() / (2 * len(outside)))  # NaN where either is empty
+    return torch.stack(found)
+
+
+def blob_iou(truth: Tensor) -> Tensor:
+    """IoU of each image's true mask with each of :data:`BLOBS` fixed ellipses in the middle, float64 (N, BLOBS).
+
+    The ellipse with the highest mean over all images is the best that a mask can do which looks at none of them; half
+    axes are 0.1, 0.15, ..., 0.7 of the side, independently. NaN for an empty mask.
+
+    Args:
+        truth: bool (N, 1, H, W).
+    """
+    objects = truth.flatten(1).float()
+    blobs = _blobs(*truth.shape[-2:]).to(objects.device)
+    both = (objects @ blobs.T).double()
+    either = objects.sum(dim=1, keepdim=True).double() + blobs.sum(dim=1).double() - both
+    return torch.where(objects.any(dim=1, keepdim=True), both / either, torch.nan)
+
+
+def centre_auc(truth: Tensor) -> Tensor:
+    """AUC (N,) of a mask that falls off evenly from the middle to the corners and looks at no image."""
+    y, x = _grid(*truth.shape[-2:])
+    closeness = -(x**2 + y**2).expand(truth.shape).to(truth.device)
+    return auc(closeness, truth)
+
+
+_HALF_AXES = [0.05 * k for k in range(2, 15)]
+BLOBS = len(_HALF_AXES) ** 2
+
+
+@lru_cache(maxsize=4)
+def _blobs(height: int, width: int) -> Tensor:
+    """The ellipses, float32 (BLOBS, H * W) of 0 and 1."""
+    y, x = _grid(height, width)
+    return torch.stack(
+        [((x / rx) ** 2 + (y / ry) ** 2 <= 1).flatten().float() for rx in _HALF_AXES for ry in _HALF_AXES]
+    )
+
+
+def _grid(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Distance of each pixel's centre from the middle in parts of the side: (H, 1) and (1, W) in [-0.5, 0.5]."""
+    y, x = ((torch.arange(side, dtype=torch.float64) + 0.5) / side - 0.5 for side in (height, width))
+    return y[:, None], x[None, :]
 
 
 def health(mask: Tensor, tau: float) -> dict[str, float]:

@@ -1,9 +1,9 @@
 """The gate: decides, with reasons, whether a model becomes challenger and whether a challenger becomes champion.
 
-A model becomes challenger if it passes its evaluation: all metrics are finite, no mask has collapsed, and it beats the
-identity baseline. It becomes champion if there is none, or if it beats the current one in the policy's metric,
-measured on the same images, by more than the margin and beyond noise, and no other metric regresses by more than the
-policy (``register.gate``) allows.
+A model becomes challenger if it passes its evaluation: all metrics are finite, no mask has collapsed, it beats the
+identity baseline and, where there are true masks, its attention beats a fixed blob in the middle. It becomes champion
+if there is none, or if it beats the current one in the policy's metric, measured on the same images, by more than the
+margin and beyond noise, and no other metric regresses by more than the policy (``register.gate``) allows.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Any
 
 from pipeline.config import GateConfig
 from pipeline.metrics.catalog import (
+    BLOB,
     COVERAGE,
     DIRECTIONS,
     DOMAINS,
+    IOU,
     KID_TARGET,
     NOTHING,
     check_deciding,
@@ -119,6 +121,12 @@ def forbidden(policy: GateConfig, evaluation: Mapping[str, Any]) -> list[str]:
         value, nothing = metrics.get(name), baseline.get(name)
         if value is not None and nothing is not None and value >= nothing:
             reasons.append(f"{name} {value:.4f} is no better than doing nothing ({nothing:.4f})")
+    for domain in DOMAINS if policy.better_than_blob else ():
+        iou, blob = metrics.get(IOU.key(domain)), metrics.get(BLOB.key(domain))
+        if iou is not None and blob is not None and iou <= blob:
+            reasons.append(
+                f"{IOU.key(domain)} {iou:.3f} is no better than that of a fixed blob in the middle ({blob:.3f})"
+            )
     return reasons
 
 

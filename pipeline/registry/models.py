@@ -71,13 +71,16 @@ def history(config: Config) -> dict[str, Any]:
     """Versions with aliases, decisions and scores, newest first, and the audit events, oldest first."""
     uri, name = tracking_uri(config), model_name(config)
     rows = []
-    for item in versions.versions(uri, name):
-        # MLflow's search does not return aliases
-        full = versions.get(uri, name, int(item.version))
+    found = versions.versions(uri, name)
+    # MLflow's search does not return aliases; one request for all versions, as there may be hundreds
+    aliases = versions.aliases(uri, name) if found else {}
+    for full in found:
         rows.append(
             {
                 "version": int(full.version),
-                "aliases": sorted(full.aliases),
+                "aliases": sorted(
+                    alias for alias, number in aliases.items() if int(number) == int(full.version)
+                ),
                 "run_id": full.tags.get("agit.run_id"),
                 "source": full.source,
                 "created": int(full.creation_timestamp) / 1000,

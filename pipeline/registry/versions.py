@@ -19,13 +19,22 @@ def _exists(uri: str) -> bool:
 
 def versions(uri: str, name: str) -> list[Any]:
     """All versions, without aliases (MLflow's search does not return them)."""
+    return _search(uri, f"name = '{name}'")
+
+
+def all_versions(uri: str) -> list[Any]:
+    """The versions of every model of a registry."""
+    return _search(uri, None)
+
+
+def _search(uri: str, filter_string: str | None) -> list[Any]:
     if not _exists(uri):
         return []
     items: list[Any] = []
     token = None
     while True:
         with explained(uri):
-            page = client(uri).search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
+            page = client(uri).search_model_versions(filter_string, max_results=1000, page_token=token)
         items += page
         token = page.token
         if not token:
@@ -95,11 +104,12 @@ def named(uri: str, name: str, version: str) -> int:
     if aliased is None:
         raise BadInput(
             f"model '{name}' has no alias '{version}'; its aliases are "
-            f"{', '.join(sorted(_aliases(uri, name))) or 'none yet'}; name one of these, or a version's number"
+            f"{', '.join(sorted(aliases(uri, name))) or 'none yet'}; name one of these, or a version's number"
         )
     return int(aliased["version"])
 
 
-def _aliases(uri: str, name: str) -> dict[str, Any]:
+def aliases(uri: str, name: str) -> dict[str, Any]:
+    """Alias -> number of the version that has it."""
     with explained(uri):
         return dict(client(uri).get_registered_model(name).aliases)

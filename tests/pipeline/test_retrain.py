@@ -36,6 +36,7 @@ def config_of(root: Path, source: Path, *more: str) -> Config:
         f"storage={root / 'storage'}",
         f"data.source={source}",
         "register.gate.better_than_nothing=false",
+        "register.gate.better_than_blob=false",
     )
     return load(str(root / "tiny.yaml"), [*settings, "register.gate.minimum_coverage=0", *more])
 

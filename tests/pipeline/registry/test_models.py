@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from agit_core.checkpoint import Snapshot
 from agit_core.config import MethodConfig, NetworkConfig
 from agit_core.errors import BadInput, RunFailed
 from infra.stack_state import free_port
+from pipeline import clean, storage, tasks
 from pipeline import config as configs
-from pipeline import storage, tasks
 from pipeline.config import Config, GateConfig
 from pipeline.launch import specs
 from pipeline.records import Result, Run
@@ -35,7 +36,9 @@ METHOD = MethodConfig(
 Register = Callable[..., dict[str, Any]]
 
 
-def evaluation(kid: float = 0.05, nothing: float = 0.2, coverage: float = 0.3) -> dict[str, Any]:
+def evaluation(
+    kid: float = 0.05, nothing: float = 0.2, coverage: float = 0.3, **others: float
+) -> dict[str, Any]:
     metrics: dict[str, float | None] = {"kid_mean": kid}
     baseline: dict[str, float | None] = {}
     for direction in ("a2b", "b2a"):
@@ -44,7 +47,7 @@ def evaluation(kid: float = 0.05, nothing: float = 0.2, coverage: float = 0.3) -
         metrics[f"attention_coverage_{direction[0]}"] = coverage
         metrics[f"attention_iou_{direction[0]}"] = 0.6
     return {
-        "metrics": metrics,
+        "metrics": metrics | others,
         "baseline": baseline,
         "champion": None,
         "intervals": {},
@@ -123,6 +126,10 @@ class TestGate:
             (evaluation(kid=0.21), "no better than doing nothing"),
             (evaluation(coverage=0.99), "collapsed to all ones"),
             (evaluation(coverage=0.001), "collapsed to nothing"),
+            (
+                evaluation(attention_iou_b=0.31, attention_iou_blob_b=0.35),
+                "attention_iou_b 0.310 is no better than that of a fixed blob in the middle (0.350)",
+            ),
         ],
     )
     def test_forbidden_outcomes_are_neither_challenger_nor_champion(
@@ -322,6 +329,14 @@ def test_the_same_run_keeps_its_version(config: Config, register: Register) -> N
     assert register(seed=1) == first
     assert len(models.history(config)["versions"]) == 1
     assert len(models.history(config)["events"]) == 1
+
+
+def test_cleaning_removes_the_runs_that_no_version_came_from(config: Config, register: Register) -> None:
+    kept = register(seed=1)
+    make_run(config.storage, "h2z-run2", seed=2)
+    clean.remove(clean.find(config, 0, now=time.time() + 7200))
+    assert [path.name for path in Path(config.storage, "runs").iterdir()] == ["h2z-run1"]
+    assert model_folder.read(kept["source"]).name == "h2z"
 
 
 def test_a_version_that_was_not_promoted_is_decided_again_when_policy_or_evaluation_change(
