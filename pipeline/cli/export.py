@@ -73,7 +73,7 @@ def export(
     subject, settings = chosen(model, overrides)
     from pipeline import progress
     from pipeline.inference.export import run
-    from pipeline.registry.model_reference import known
+    from pipeline.registry.model_reference import describe
 
     with progress.shown_on(progress.for_terminal()), progress.stage("export") as stage:
         done = run(
@@ -89,7 +89,7 @@ def export(
             progress=stage,
         )
         stage.message = _worst(done)
-    origin = known(subject, settings)
+    origin = describe(subject, settings)
     done = {**done, **origin, "model": {**origin["model"], **done["model"]}}
     return Answer(done, _show, None if done["ok"] else _worst(done))
 

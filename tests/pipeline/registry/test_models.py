@@ -187,7 +187,7 @@ class TestGate:
     def test_a_champion_that_was_not_measured_alongside_stays(self) -> None:
         decision = gate.decide(GateConfig(), against(evaluation(), 3, 0.1), {"version": 4})
         assert not decision.promoted
-        assert "was not compared with the present champion" in decision.reasons[0]
+        assert "was not compared with the current champion" in decision.reasons[0]
 
     def test_a_metric_of_one_direction_or_where_more_is_better_decides_too(self) -> None:
         told = against(evaluation(kid=0.05), 4, 0.08)
@@ -441,7 +441,7 @@ def test_a_decision_against_a_champion_that_is_gone_is_taken_again(
     models.promote(config, 3, "looks better")
     told = register(seed=2, told=better)
     assert (told["version"], told["decision"]["promoted"]) == (2, False)
-    assert "not compared with the present champion, version 3" in told["decision"]["reasons"][0]
+    assert "not compared with the current champion, version 3" in told["decision"]["reasons"][0]
     assert models.champion(config)["version"] == 3  # type: ignore[index]
     assert [(e["action"], e["version"]) for e in models.history(config)["events"]][-2:] == [
         ("promote", 3),
@@ -480,7 +480,7 @@ def test_a_champion_that_another_registration_makes_meanwhile_is_not_replaced_un
     assert champion is not None
     assert champion["metrics"]["kid_mean"] == 0.01
     assert later["aliases"] == ["challenger"]
-    assert "was not compared with the present champion" in later["decision"]["reasons"][0]
+    assert "was not compared with the current champion" in later["decision"]["reasons"][0]
 
 
 def test_a_promotion_that_failed_is_nothing_to_roll_back_to(
@@ -509,7 +509,7 @@ def test_promotion_refusal_and_rollback_with_their_audit(config: Config, registe
     found = models.champion(config)
     assert found is not None
     assert (found["version"], found["uri"]) == (3, third["source"])
-    with pytest.raises(BadInput, match="is the champion already"):
+    with pytest.raises(BadInput, match="is already the champion"):
         models.promote(config, 3, "again")
     with pytest.raises(BadInput, match="needs a reason"):
         models.promote(config, 2, " ")
@@ -517,7 +517,7 @@ def test_promotion_refusal_and_rollback_with_their_audit(config: Config, registe
     assert models.resolve("models:/h2z@champion", config).endswith("h2z-run2")
     assert models.rollback(config, "the customer was wrong")["version"] == 3
     assert models.rollback(config, "and so were we")["version"] == 1
-    with pytest.raises(BadInput, match="no earlier champion"):
+    with pytest.raises(BadInput, match="no previous champion"):
         models.rollback(config, "further")
 
     told = models.history(config)
@@ -546,7 +546,7 @@ def test_registries_that_share_a_storage_tell_their_own_stories(
     [only] = models.history(other)["events"]
     assert (only["action"], only["version"], only["champion"]) == ("gate", 1, 1)
     assert only["mlflow_run_id"] == versions.get(tracking.tracking_uri(other), "h2z", 1).run_id
-    with pytest.raises(BadInput, match="no earlier champion"):
+    with pytest.raises(BadInput, match="no previous champion"):
         models.rollback(other, "it is bad")
     assert [e["champion"] for e in models.history(config)["events"]] == [1, 2, 1]
     assert models.rollback(config, "it is not")["champion"] == 2
