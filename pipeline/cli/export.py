@@ -132,6 +132,10 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 5000,
     device: Device = "auto",
     threshold: Threshold = None,
+    megapixels: Annotated[
+        float,
+        typer.Option(min=0.001, max=50, help="Limit of a request's images together, in million pixels."),
+    ] = 16,
     overrides: Overrides = None,
     json: Json = False,
     debug: Debug = False,
@@ -145,7 +149,11 @@ def serve(
 
     folder = chosen(model, overrides)[0].folder
     url = http.run(
-        lambda: serving.application(folder, device, threshold), host, port, serving.LIMIT, _told("serving")
+        lambda: serving.application(folder, device, threshold, round(megapixels * 1e6)),
+        host,
+        port,
+        serving.LIMIT,
+        _told("serving"),
     )
     return Answer({"url": url, "model": model}, show.mapping)
 
