@@ -71,10 +71,10 @@ def export(
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Export a model to ONNX, torch.export or safetensors, checked against the PyTorch model on images.
+    """Export a model to ONNX, torch.export or safetensors.
 
-    Batch size, height and width stay dynamic. If an output differs by more than the tolerance, nothing is written
-    (exit status 1).
+    The file is compared with the PyTorch model on images. Batch size, height and width stay dynamic. If an output
+    differs by more than the tolerance, nothing is written (exit status 1).
 
     \b
     Examples:
@@ -151,9 +151,10 @@ def serve(
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Serve a model over HTTP: base64 images in, base64 PNG image and mask out.
+    """Serve a model over HTTP.
 
-    Runs MLflow's scoring server (POST /invocations, GET /ping), as `mlflow models serve` does. Stop with Ctrl-C.
+    Runs MLflow's scoring server (POST /invocations, GET /ping), as `mlflow models serve` does: base64 images in, base64
+    PNG image and mask out. Stop with Ctrl-C.
 
     \b
     Example:
@@ -186,7 +187,9 @@ def demo_ui(
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Serve a web page for trying a model: drop an image, see mask and translation. Stop with Ctrl-C.
+    """Serve a web page for trying a model.
+
+    Drop an image to see its mask and translation. Stop with Ctrl-C.
 
     \b
     Examples:

@@ -31,9 +31,10 @@ app = typer.Typer(
 
 @app.command()
 def run(config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False) -> Answer:
-    """Run all stages (prepare, train, evaluate, register, report) as the Prefect flow `agit`.
+    """Run all stages, from the source images to the report.
 
-    Running the same command again reuses finished stages and resumes an unfinished training.
+    They are prepare, train, evaluate, register and report, run as the Prefect flow `agit`. Running the same command
+    again reuses finished stages and resumes an unfinished training.
 
     \b
     Examples:
@@ -57,9 +58,9 @@ def run(config: ConfigName, overrides: Overrides = None, json: Json = False, deb
 def prepare(
     config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False
 ) -> Answer:
-    """Read, validate and resize the source images; write Parquet shards and a manifest.
+    """Convert the source images to Parquet shards with a manifest.
 
-    Unreadable images are quarantined, duplicates and train/test leaks are reported.
+    Images are validated and resized; unreadable ones are quarantined, duplicates and train/test leaks reported.
 
     \b
     Example:
@@ -102,7 +103,9 @@ def prepare(
 def train(
     config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False
 ) -> Answer:
-    """Train, or resume an unfinished training; prepares the data first if necessary.
+    """Train, or resume an unfinished training.
+
+    Prepares the data first if necessary.
 
     \b
     Example:
@@ -129,9 +132,9 @@ def train(
 
 @app.command()
 def spec(config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False) -> Answer:
-    """Prepare the data and write the specification of a training job, to be run by a RayJob on Kubernetes.
+    """Write the specification of a training job for a RayJob.
 
-    Prints the job's entry point; see infra/kubernetes/ray-job.
+    Prepares the data and prints the job's entry point for Kubernetes; see infra/kubernetes/ray-job.
 
     \b
     Example:
@@ -163,10 +166,10 @@ def evaluate(
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Score a finished training or any other model: KID, FID, attention, background, cycle.
+    """Score a finished training or any other model.
 
-    The model is compared with doing nothing (unchanged images) and with the current champion; differences within
-    the 95 % confidence interval are marked as noise.
+    Metrics: KID, FID, attention, background, cycle. The model is compared with doing nothing (unchanged images) and
+    with the current champion; differences within the 95 % confidence interval are marked as noise.
 
     \b
     Examples:
@@ -197,7 +200,7 @@ def evaluate(
 def report(
     config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False
 ) -> Answer:
-    """Build the HTML report of a run from its data so far, also during training.
+    """Build the HTML report of a run, also during training.
 
     \b
     Example:
@@ -232,9 +235,9 @@ def doctor(
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Check installation, machine, storage, data source and servers, with a remedy for each problem.
+    """Check whether a run is possible, with remedies.
 
-    Exit status 0 if a local run is possible, else 1.
+    Checks installation, machine, storage, data source and servers. Exit status 0 if a local run is possible, else 1.
 
     \b
     Example:
@@ -258,7 +261,7 @@ def doctor(
 
 @app.command(name="presets")
 def list_presets(json: Json = False, debug: Debug = False) -> Answer:
-    """List the presets: configurations shipped with the package.
+    """List the presets, the configurations of this package.
 
     Show one in full with `agit config PRESET`.
     """
@@ -283,7 +286,9 @@ def show_config(
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Show the resolved configuration with all defaults, as YAML for `agit run`.
+    """Show a configuration with all defaults, as YAML.
+
+    The output is a valid CONFIG for every command.
 
     \b
     Example:

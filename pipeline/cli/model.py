@@ -127,10 +127,11 @@ def translate(
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Translate images of any size, folders, archives, Parquet or a video with a trained model.
+    """Translate images or a video with a trained model.
 
-    File names are kept and existing files are not overwritten. Running the same command again resumes an interrupted
-    one. Unreadable files are listed and skipped.
+    Images can have any size and come from a folder, an archive or Parquet. File names are kept and existing files
+    are not overwritten. Running the same command again resumes an interrupted one. Unreadable files are listed and
+    skipped.
 
     \b
     Examples:

@@ -35,7 +35,7 @@ def status(
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Show a run's progress: step, images per second, time left, checkpoints, failures and recoveries.
+    """Show a run's progress, checkpoints and failures.
 
     \b
     Examples:
@@ -50,7 +50,12 @@ def status(
 
 
 def runs(overrides: Overrides = None, json: Json = False, debug: Debug = False) -> Answer:
-    """List the runs in a storage (`--set storage=URI`), most recently active first."""
+    """List the runs in a storage, most recently active first.
+
+    \b
+    Example:
+      agit runs --set storage=s3://bucket/prefix
+    """
     from pipeline import run_status as stored
 
     def show(answer: dict[str, Any]) -> None:
@@ -84,7 +89,7 @@ def _find(run: str | None, overrides: list[str] | None) -> str:
 def models(
     config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False
 ) -> Answer:
-    """List a model's versions with aliases and scores, and the audit trail of its champion.
+    """List a model's versions and its champion's audit trail.
 
     \b
     Example:
@@ -134,16 +139,22 @@ def rollback(
 def clean(
     older_than: Annotated[
         float,
-        typer.Option("--older-than", metavar="DAYS", min=0, help="Only what nobody has changed for so long."),
+        typer.Option("--older-than", metavar="DAYS", min=0, help="Only items unchanged for this many days."),
     ] = 30,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this it is only shown.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove the items; default: only list them.")] = False,
     overrides: Overrides = None,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Old runs without a registered model, data sets that no run refers to, and caches: show them, or remove them.
+    """List or remove old runs, data sets and caches.
 
-    What a registered model needs always stays.
+    These are runs without a registered model, data sets that no run refers to, and caches. Everything that a
+    registered model needs is kept.
+
+    \b
+    Examples:
+      agit clean --older-than 60
+      agit clean --older-than 60 --yes
     """
     settings = read_config("demo", overrides)
     from dataclasses import asdict
@@ -153,6 +164,6 @@ def clean(
     found = cleaning.find(settings, older_than)
     if yes:
         cleaning.remove(found)
-    told = {"storage": settings.storage, "older_than_days": older_than, "removed": yes}
+    answer = {"storage": settings.storage, "older_than_days": older_than, "removed": yes}
     things = [asdict(thing) for thing in found]
-    return Answer({**told, "bytes": sum(thing.bytes for thing in found), "found": things}, cli_show.unused)
+    return Answer({**answer, "bytes": sum(thing.bytes for thing in found), "found": things}, cli_show.unused)

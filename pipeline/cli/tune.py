@@ -30,10 +30,11 @@ def tune(
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Search `tune.space` for the best settings with Ray Tune and ASHA, as the Prefect flow `agit-tune`.
+    """Search for better settings with Ray Tune and ASHA.
 
-    Trials are ordinary runs. Running the same command again resumes an interrupted search; a larger `tune.trials`
-    extends it. The best configuration is written as a preset for `agit run`.
+    Runs as the Prefect flow `agit-tune`. `tune.space` lists the settings; trials are ordinary runs. Running the
+    same command again resumes an interrupted search; a larger `tune.trials` extends it. The best configuration is
+    written as a preset for `agit run`.
 
     \b
     Example:
@@ -86,10 +87,10 @@ def reproduce(
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Train a registered model again from its lineage and check whether the weights are bit-identical.
+    """Train a registered model again; compare the weights.
 
-    Verifies that the source still contains the same images, and lists other differences (code, libraries, machine).
-    Exit status 1 if the weights differ.
+    Follows the model's lineage. Verifies that the source still contains the same images, and lists other
+    differences (code, libraries, machine). Exit status 1 if the weights differ.
 
     \b
     Example:
