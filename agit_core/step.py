@@ -34,22 +34,22 @@ LOSS_KEYS = (
     "discriminator_b",
 )
 FIGURES = (*LOSS_KEYS, *(f"{key}_{domain}" for domain in "ab" for key in HEALTH_KEYS))
-"""What a step returns, in order: one float32 tensor, so that nothing waits for the device."""
+"""Names of the values that a step returns as one float32 tensor, in this order; one tensor, so no synchronisation."""
 
 GENERATOR_NAMES = ("generator_ab", "generator_ba")
 ATTENTION_NAMES = ("attention_a", "attention_b")
-_RECOMPILE_LIMIT = 64
+_RECOMPILE_LIMIT = 64  # per code object, of which all generators share one
 
 
 class TrainingStep:
-    """Networks, optimisers and history, and the step that moves them.
+    """Networks, optimisers and image pools, with the training step as a call.
 
-    The loss of a rank is scaled by ``n * W / B`` (its n items, W ranks, global batch B), so that DDP's mean
-    over ranks is the mean over the global batch at any world size.
+    A rank's loss is scaled by ``n * W / B`` (n items on the rank, W ranks, global batch B), which makes DDP's mean
+    over ranks equal to the mean over the global batch at any world size.
 
     Args:
-        microbatch: images per domain that are taken through the networks at once; gradients are summed over such
-            parts, which needs less memory and moves the weights as the whole batch does. None: the rank's batch.
+        microbatch: images per domain in one forward pass; gradients are accumulated over such parts of the rank's
+            batch, which takes less memory and gives the same update. None: the rank's whole batch.
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class TrainingStep:
         self.rules: Rules | None = None
 
     def enter(self, rules: Rules) -> None:
-        """Freezes what the stage does not train, then wraps each trained network in its own DDP.
+        """Freeze what the stage does not train and wrap each trained network in a separate DDP.
 
-        DDP fixes the set of parameters it waits for when it is built, so the wrappers are rebuilt at the
-        switch, when attention and the discriminators' norms stop getting gradients.
+        DDP fixes the set of parameters that it synchronises when it is built. The wrappers are therefore rebuilt at
+        the stage switch, when attention and the discriminators' norms stop receiving gradients.
         """
         self.rules = rules
         modules = {n: m for n, m in self.networks.named_children() if isinstance(m, nn.Module)}
@@ -91,22 +91,23 @@ class TrainingStep:
             for bias in cancelled_biases(module, rules.discriminator_normalises):
                 bias.requires_grad_(False)
             if self.numerics.compile and module._compiled_call_impl is None:
-                # generators and attention share one entry's limit: two runs in a process would go on uncompiled
-                from torch._dynamo import config as dynamo  # takes long, and nobody else needs it
+                # generators and attention share one code object's limit, which a second run in the same process
+                # would exceed and then silently run uncompiled
+                from torch._dynamo import config as dynamo  # imported late: slow, and only needed here
 
                 dynamo.recompile_limit = max(dynamo.recompile_limit, _RECOMPILE_LIMIT)
                 module.compile(dynamic=False)
         self._calls = {name: self._wrap(module) for name, module in modules.items()}
-        # gradients of what has just been frozen must not reach the optimiser again
+        # drop the gradients of newly frozen parameters, or the optimiser would apply them again
         self.networks.zero_grad(set_to_none=True)
 
     def _wrap(self, module: nn.Module) -> Callable[..., Any]:
         if self.world.size == 1 or not any(p.requires_grad for p in module.parameters()):
             return module
         ids = [self.device] if self.device.type == "cuda" else None
-        # no static_graph (wrong gradients on D while its requires_grad toggles); no buffers to broadcast
+        # not static_graph: it gives wrong gradients for D, whose requires_grad toggles; there are no buffers
         with warnings.catch_warnings():
-            # newer versions rename ``broadcast_buffers``; 2.11 knows only the old name
+            # newer versions of PyTorch rename ``broadcast_buffers``; 2.11 has only the old name
             warnings.simplefilter("ignore", FutureWarning)
             wrapped = DistributedDataParallel(
                 module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
@@ -115,9 +116,9 @@ class TrainingStep:
         return wrapped
 
     def __call__(self, batch: Batch, progress: float = 0.0) -> Tensor:
-        """Moves every trained parameter once; returns :data:`FIGURES` as a float32 tensor on the device.
+        """Update every trained parameter once; return :data:`FIGURES` as a float32 tensor on the device.
 
-        ``progress`` is the share of the training that is done, in [0, 1].
+        ``progress``: share of the training done, in [0, 1].
         """
         move = {"device": self.device, "memory_format": self.numerics.memory_format, "non_blocking": True}
         a, b = batch.a.to(**move), batch.b.to(**move)  # type: ignore[call-overload]
@@ -125,10 +126,10 @@ class TrainingStep:
         parts = list(zip(a.split(self.microbatch or len(a)), b.split(self.microbatch or len(b)), strict=True))
         shares = [len(part) / len(a) for part, _ in parts]
 
-        # generators and attention (Eq 1, 3 and 5); D judges but does not learn
-        # on all ranks or none: it is collective, and DDP's first forward pass is as well
+        # on all ranks or none: it is collective, as is DDP's first forward pass
         in_parts = -(-self.batch_size // self.world.size) > (self.microbatch or self.batch_size)
         slope = self._coverage_ahead(parts, shares) if in_parts else None
+        # generators and attention (Eq 1, 3 and 5), with the discriminators frozen
         self.optimizer_g.zero_grad(set_to_none=True)
         found: list[Tensor] = []
         fakes = []
@@ -142,7 +143,8 @@ class TrainingStep:
         figures_g = _mean(found, shares)
         fake_a, mask_b, fake_b, mask_a = (_joined(kind) for kind in zip(*fakes, strict=True))
 
-        # discriminators: real and (perhaps older) fake in one batch; instance norm keeps images apart
+        # discriminators: reals and pooled fakes in one batch, which instance norm allows (statistics are per image);
+        # a real image is masked by its own attention, i.e. that of its translation
         old_b, old_mask_b = self.history_b.exchange(batch.step, fake_b, mask_a)
         old_a, old_mask_a = self.history_a.exchange(batch.step, fake_a, mask_b)
         size = self.microbatch or len(a)
@@ -166,57 +168,57 @@ class TrainingStep:
     def _generators(
         self, a: Tensor, b: Tensor, progress: float, slope: Tensor | None
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """The loss of generators and attention on some images, mean over them; what it is made of; the fakes.
+        """Loss of generators and attention on some images (mean), its terms, and the fakes.
 
         Returns:
-            the loss; the first six of :data:`LOSS_KEYS`; and, detached, what the discriminators are shown: fakes of
-            A, attention in B, fakes of B, attention in A.
+            scalar loss; the first six of :data:`LOSS_KEYS`; and, detached, the discriminators' fakes: of A, the
+            attention in B, of B, the attention in A.
         """
         rules, config = self._rules(), self.config
         g_ab, g_ba = (self._calls[n] for n in GENERATOR_NAMES)
         att_a, att_b = (self._calls.get(n) for n in ATTENTION_NAMES)
         kind, tau = config.losses.adversarial, config.stages.tau
-        # the raw image would give the attention no gradient but the cycle loss's, so only where that is not trained
+        # only while attention is frozen: raw fakes would leave it without a gradient from the adversarial loss
         masked = rules.discriminator_sees_masked and not rules.attention_trains
         raw = config.stages.fake_source == "raw" and masked
 
-        def painted(there: Translation) -> Tensor:
-            return there.raw if raw else there.output
+        def fake(translation: Translation) -> Tensor:
+            return translation.raw if raw else translation.output
 
         with self._autocast():
             to_b = translate(a, g_ab, att_a)
             to_a = translate(b, g_ba, att_b)
             back_a = translate(to_b.output, g_ba, att_b)
             back_b = translate(to_a.output, g_ab, att_a)
-            fake_b = shown_to_discriminator(painted(to_b), to_b.mask, rules, tau)
-            fake_a = shown_to_discriminator(painted(to_a), to_a.mask, rules, tau)
+            fake_b = shown_to_discriminator(fake(to_b), to_b.mask, rules, tau)
+            fake_a = shown_to_discriminator(fake(to_a), to_a.mask, rules, tau)
             with frozen(self.networks.discriminator_a, self.networks.discriminator_b):
                 norm = rules.discriminator_normalises
-                judged_b = self.networks.discriminator_b(fake_b, normalise=norm)
-                judged_a = self.networks.discriminator_a(fake_a, normalise=norm)
+                scores_b = self.networks.discriminator_b(fake_b, normalise=norm)
+                scores_a = self.networks.discriminator_a(fake_a, normalise=norm)
             identity_a, identity_b = self._identity(g_ab, g_ba, a, b)
-        gan_ab = losses.adversarial(judged_b.float(), True, kind)
-        gan_ba = losses.adversarial(judged_a.float(), True, kind)
+        gan_ab = losses.adversarial(scores_b.float(), True, kind)
+        gan_ba = losses.adversarial(scores_a.float(), True, kind)
         cycle_a = losses.cycle_consistency(back_a.output.float(), a)
         cycle_b = losses.cycle_consistency(back_b.output.float(), b)
         weight = config.losses.cycle_weight
         total = gan_ab + gan_ba + weight * (cycle_a + cycle_b)
         total = total + weight * config.losses.identity_weight * (identity_a + identity_b)
         if rules.attention_trains:
-            total = total + self._on_masks(to_b.mask, to_a.mask, progress, slope)
+            total = total + self._mask_losses(to_b.mask, to_a.mask, progress, slope)
         figures = [gan_ab, gan_ba, cycle_a, cycle_b, identity_a, identity_b]
-        fakes = (painted(to_a).detach(), to_a.mask.detach(), painted(to_b).detach(), to_b.mask.detach())
+        fakes = (fake(to_a).detach(), to_a.mask.detach(), fake(to_b).detach(), to_b.mask.detach())
         return total, torch.stack([f.detach().float() for f in figures]), fakes
 
     @torch.no_grad()
     def _shown(self, real: Tensor, mask: Tensor, fake: Tensor, fake_mask: Tensor) -> Tensor:
-        """Real images and fakes in one batch (2 n, 3, S, S), masked as the stage says."""
+        """Real images and fakes in one batch (2 n, 3, S, S), masked in stage ``masked``."""
         images = torch.cat([real, fake.to(real.dtype)])
         masks = torch.cat([mask, fake_mask.to(mask.dtype)])
         return shown_to_discriminator(images, masks, self._rules(), self.config.stages.tau)
 
     def _discriminator(self, name: str, *shown: Tensor) -> Tensor:
-        """The loss of a discriminator, scalar: mean over real images and fakes (see :meth:`_shown`)."""
+        """Loss of a discriminator on real images and fakes (see :meth:`_shown`), scalar mean."""
         seen = self._shown(*shown)
         with self._autocast():
             judged = self._calls[name](seen, normalise=self._rules().discriminator_normalises)
@@ -229,7 +231,7 @@ class TrainingStep:
 
     @contextmanager
     def _summing(self, more: bool, names: tuple[str, ...]) -> Iterator[None]:
-        """While more parts of the batch follow, gradients of these networks stay on this rank."""
+        """Accumulate gradients of these networks on this rank while more parts of the batch follow."""
         with ExitStack() as stack:
             for name in names if more else ():
                 if isinstance(call := self._calls.get(name), DistributedDataParallel):
@@ -238,7 +240,7 @@ class TrainingStep:
 
     @torch.no_grad()
     def _coverage_ahead(self, parts: list[tuple[Tensor, Tensor]], shares: list[float]) -> Tensor | None:
-        """What the coverage controller says of the whole batch, before the first of its parts is trained on."""
+        """Advance the coverage controller by the whole batch before its first part is trained on; None: off."""
         if not self.coverage.active or not self._rules().attention_trains:
             return None
         networks = self.networks.attention_a, self.networks.attention_b
@@ -252,10 +254,10 @@ class TrainingStep:
         items = len(parts[0][0]) / shares[0]
         return self.coverage.advance(_mean(means, shares).double() * (items / self.batch_size), self.world)
 
-    def _on_masks(
+    def _mask_losses(
         self, mask_a: Tensor, mask_b: Tensor, progress: float, slope: Tensor | None
     ) -> Tensor | float:
-        """The losses that see nothing but the attention: the coverage controller's and binarity."""
+        """Losses of the masks alone: the coverage controller's and binarity."""
         loss: Tensor | float = 0.0
         if slope is not None:
             loss = loss + self.coverage.loss(slope, mask_a, mask_b)
@@ -284,17 +286,17 @@ def _joined(parts: tuple[Tensor, ...]) -> Tensor:
 
 
 def _mean(parts: list[Tensor], shares: list[float]) -> Tensor:
-    """The mean over a batch from the means over its parts."""
+    """Mean over a batch from the means over its parts."""
     if len(parts) == 1:
         return parts[0]
     return torch.stack([part * share for part, share in zip(parts, shares, strict=True)]).sum(0)
 
 
 def _order_gradients(wrapped: DistributedDataParallel) -> None:
-    """Has DDP arrange its buckets now, after a backward pass of zeros instead of the first real one.
+    """Make DDP rebuild its gradient buckets now, by a backward pass of zeros, instead of after the first real step.
 
-    The place of a gradient in its bucket decides in which order three or more ranks are summed. DDP arranges the
-    buckets anew after its first backward pass, so that a resumed run's first step would differ in the last bits.
+    With three or more ranks, a gradient's position in its bucket decides the order of summation. DDP rebuilds the
+    buckets after its first backward pass, so a resumed run's first step would otherwise differ in the last bits.
     """
     wrapped.reducer.prepare_for_backward([])
     torch.stack([(p * 0).sum() for p in wrapped.parameters() if p.requires_grad]).sum().backward()
@@ -302,7 +304,7 @@ def _order_gradients(wrapped: DistributedDataParallel) -> None:
 
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
-    """No gradients for the parameters of these modules inside; what required them before does again after."""
+    """Disable gradients for the modules' trainable parameters inside the context."""
     parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
     for p in parameters:
         p.requires_grad_(False)
