@@ -75,7 +75,8 @@ def run(
 
     Args:
         output: a folder (receives ``a2b.onnx``, ``b2a.onnx``, ``README.md``, ``export.json``; for safetensors, a
-            model folder; for hub, a repository of the Hugging Face Hub), or one file ending in ``.onnx`` or ``.pt2``, which holds one direction.
+            model folder; for hub, a repository of the Hugging Face Hub), or one file ending in ``.onnx`` or
+            ``.pt2``, which holds one direction.
         direction: export only this direction; default: both, or ``a2b`` for a single file.
         check: folder of images for the check; default: the model's test images, else generated ones.
         count: images per direction.
@@ -85,7 +86,8 @@ def run(
 
     Returns:
         ``ok``, ``model``, ``format``, ``output``, ``files`` (URIs), ``worst`` (largest difference, on [-1, 1]),
-        ``worst_grey_levels``, ``worst_mask``, ``tolerance``, ``checks`` per direction and, if pushed, the commit's URL (``pushed``).
+        ``worst_grey_levels``, ``worst_mask``, ``tolerance``, ``checks`` per direction and, if pushed, the
+        commit's URL (``pushed``).
 
     Raises:
         BadInput: no model there; the output exists, is the model itself, or does not fit the format; no access
