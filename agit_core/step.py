@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,18 @@ ATTENTION_NAMES = ("attention_a", "attention_b")
 _RECOMPILE_LIMIT = 64  # per code object, of which all generators share one
 
 
+class Passes(NamedTuple):
+    """Images (N, 3, S, S) in [-1, 1] and what the generators made of them, with gradients: for a loss of your own."""
+
+    a: Tensor
+    b: Tensor
+    to_b: Translation
+    to_a: Translation
+    back_a: Translation
+    """The reconstruction of ``a`` from ``to_b.output``."""
+    back_b: Translation
+
+
 class TrainingStep:
     """Networks, optimisers and image pools, with the training step as a call.
 
@@ -50,6 +62,7 @@ class TrainingStep:
     Args:
         microbatch: images per domain in one forward pass; gradients are accumulated over such parts of the rank's
             batch, which takes less memory and gives the same update. None: the rank's whole batch.
+        extra_loss: scalar mean over the images, added to the loss of generators and attention.
     """
 
     def __init__(
@@ -62,9 +75,11 @@ class TrainingStep:
         world: World,
         batch_size: int,
         microbatch: int | None = None,
+        extra_loss: Callable[[Passes], Tensor] | None = None,
     ) -> None:
         self.config = config
         self.microbatch = microbatch
+        self.extra_loss = extra_loss
         self.networks = networks.to(device).to(memory_format=numerics.memory_format)
         self.history_a, self.history_b = histories
         self.numerics = numerics
@@ -206,6 +221,8 @@ class TrainingStep:
         total = total + weight * config.losses.identity_weight * (identity_a + identity_b)
         if rules.attention_trains:
             total = total + self._mask_losses(to_b.mask, to_a.mask, progress, slope)
+        if self.extra_loss is not None:
+            total = total + self.extra_loss(Passes(a, b, to_b, to_a, back_a, back_b))
         figures = [gan_ab, gan_ba, cycle_a, cycle_b, identity_a, identity_b]
         fakes = (fake(to_a).detach(), to_a.mask.detach(), fake(to_b).detach(), to_b.mask.detach())
         return total, torch.stack([f.detach().float() for f in figures]), fakes

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from agit_core.optimizers import learning_rate_factor, load_state, set_learning_
 from agit_core.precision import make_deterministic, make_exact, resolve
 from agit_core.sampling import SamplePlan, slots_of
 from agit_core.stages import HEALTH_KEYS, Stage, StageMachine
-from agit_core.step import FIGURES, GENERATOR_NAMES, LOSS_KEYS, TrainingStep
+from agit_core.step import FIGURES, GENERATOR_NAMES, LOSS_KEYS, Passes, TrainingStep
 from agit_core.world import World
 
 log = logging.getLogger(__name__)
@@ -79,6 +79,8 @@ class Trainer:
         world: rank and world size; by default from ``torch.distributed``, collectively (every rank at once).
         microbatch: images per domain in one forward pass of this rank, see :class:`agit_core.step.TrainingStep`.
         recompute: activation checkpointing of the generators' residual blocks: same bits, less memory, more time.
+        extra_loss: loss of your own, scalar mean over the images; added to that of generators and attention with
+            the weight that you give it. Checkpoints do not store it.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Trainer:
         world: World | None = None,
         microbatch: int | None = None,
         recompute: bool = False,
+        extra_loss: Callable[[Passes], Tensor] | None = None,
     ) -> None:
         self.config = config
         self.plan = plan
@@ -122,6 +125,7 @@ class Trainer:
             self.world,
             plan.batch_size,
             microbatch,
+            extra_loss,
         )
         self.averaged = self._generator_weights() if config.optimizer.average_decay else {}
         self.step = 0
