@@ -23,6 +23,7 @@ from pipeline.metrics.catalog import (
     NOTHING,
     check_deciding,
     lower_is_better,
+    value_of,
 )
 
 
@@ -165,15 +166,6 @@ def regressions(
 def _is_part_of(name: str, stem: str) -> bool:
     """``attention_iou_a`` is the ``attention_iou`` of one domain; ``attention_iou_everywhere_a`` is not."""
     return name.startswith(f"{stem}_") and name.removeprefix(f"{stem}_") in (*DIRECTIONS, *DOMAINS)
-
-
-def value_of(metrics: Mapping[str, float | None], name: str) -> float | None:
-    """A metric by name, or the mean over its directions or domains."""
-    if name in metrics:
-        return metrics[name]
-    parts = [value for key, value in metrics.items() if _is_part_of(key, name)]
-    known = [value for value in parts if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(parts) else None
 
 
 def _beats(

@@ -30,7 +30,7 @@ def of(config: Config, data: Data, run: Run) -> dict[str, Any]:
     return {
         "run_id": run.run_id,
         "run_uri": run.uri,
-        "checkpoint": run.result.checkpoint,
+        "checkpoint": run.result.model,
         "steps": run.result.steps,
         "data_uri": _absolute(data.uri),
         "data_fingerprint": data.manifest["fingerprint"],

@@ -36,7 +36,7 @@ def choose(uri: str, config: Config) -> Chosen:
         return Chosen(uri, str(version.source), version)
     if uri.startswith(f"{pretrained.SCHEME}:"):
         return Chosen(uri, str(pretrained.folder(uri)))
-    return Chosen(uri, run_status.last_checkpoint(uri) or uri)
+    return Chosen(uri, run_status.model_checkpoint(uri) or uri)
 
 
 def known(chosen: Chosen, config: Config) -> dict[str, Any]:

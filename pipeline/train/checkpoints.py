@@ -22,8 +22,10 @@ from typing import Any
 from agit_core import checkpoint
 from agit_core.checkpoint import CheckpointDamaged, Snapshot
 from agit_core.errors import RunFailed
-from pipeline import storage
+from pipeline import records, storage
+from pipeline.config import LOSSES, Config
 from pipeline.records import CHECKPOINTS
+from pipeline.train import scored
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +39,26 @@ class CheckpointStore:
     Args:
         run_uri: the run's folder.
         keep: how many of the newest stay.
-        best_by: key of ``info["scores"]`` whose lowest value keeps one more; None keeps none.
+        best_by: key of ``info["scores"]`` whose lowest value keeps one more, or a score on validation images; None
+            keeps none.
+        score_every: steps between checkpoints that are scored, which stay until they are.
     """
 
-    def __init__(self, run_uri: str, keep: int, best_by: str | None = None) -> None:
+    def __init__(
+        self, run_uri: str, keep: int, best_by: str | None = None, score_every: int | None = None
+    ) -> None:
+        self.run_uri = run_uri
         self.uri = storage.join(run_uri, CHECKPOINTS)
         self.keep = keep
         self.best_by = best_by
+        self.score_every = score_every
         self._info: dict[int, dict[str, Any]] = {}
         self._uploaded = b""
+
+    @classmethod
+    def of(cls, run_uri: str, config: Config) -> CheckpointStore:
+        """The store that a run's configuration describes."""
+        return cls(run_uri, config.train.keep_checkpoints, config.best_by, config.validation.every)
 
     def folder(self, step: int) -> str:
         """URI of the checkpoint of a step."""
@@ -66,7 +79,7 @@ class CheckpointStore:
         return self._info[step]
 
     def best(self) -> int | None:
-        """The step with the lowest score of the stage that the newest checkpoint is in.
+        """The step with the best score on validation images, or with the lowest loss of the newest one's stage.
 
         Losses of the two stages are not comparable: the discriminators see different pictures. Where all of the stage
         have diverged, it is the newest that has not.
@@ -74,16 +87,19 @@ class CheckpointStore:
         steps = self.steps()
         if self.best_by is None or not steps:
             return None
+        if self.best_by not in LOSSES:
+            scores = records.read_scores(self.run_uri)
+            return scored.best({step: one for step, one in scores.items() if step in steps}, self.best_by)
         stage = self.info(steps[0])["stage"]
-        scored = {
+        losses = {
             step: float(self.info(step)["scores"][self.best_by])
             for step in steps
             if self.best_by in self.info(step).get("scores", {})
         }
-        of_stage = {step: score for step, score in scored.items() if self.info(step)["stage"] == stage}
+        of_stage = {step: score for step, score in losses.items() if self.info(step)["stage"] == stage}
         finite = {step: score for step, score in of_stage.items() if math.isfinite(score)}
         if of_stage and not finite:
-            return max((step for step, score in scored.items() if math.isfinite(score)), default=None)
+            return max((step for step, score in losses.items() if math.isfinite(score)), default=None)
         return min(finite, key=lambda step: (finite[step], -step)) if finite else None
 
     # ------------------------------------------------------------------ reading
@@ -149,7 +165,7 @@ class CheckpointStore:
             _write_local(storage.local_path(folder), snapshot)
         self._info[step] = snapshot.info
         try:
-            self._prune()
+            self.prune()
         except (RunFailed, OSError) as error:  # the next one does it; this one is stored
             log.warning("old checkpoints are not removed yet: %s", error)
 
@@ -169,10 +185,19 @@ class CheckpointStore:
             check()
             storage.write_bytes(manifest, last)
 
-    def _prune(self) -> None:
+    def unscored(self) -> list[int]:
+        """The checkpoints that are to be scored and have not been, oldest first."""
+        if self.score_every is None:
+            return []
+        waiting = {step for step in self.steps() if step % self.score_every == 0}
+        return sorted(waiting - records.scored_steps(self.run_uri)) if waiting else []
+
+    def prune(self) -> None:
+        """Removes what need not be kept."""
         folders = self._folders()
         whole = sorted((s for s, names in folders.items() if _looks_whole(names)), reverse=True)
-        kept = {*whole[: self.keep], self.best()}
+        # in this order, or one that is scored between the two would be in neither
+        kept = {*whole[: self.keep], *self.unscored(), self.best()}
         for step in folders:
             # newer leftovers may be an upload in progress
             if step not in kept and step < whole[0]:

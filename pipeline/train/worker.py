@@ -25,8 +25,9 @@ from agit_core.world import World
 from pipeline import logs, records, storage
 from pipeline.config import Config
 from pipeline.data.format import manifest
+from pipeline.data.read.held_out import Subset, rows
 from pipeline.data.read.sample_order import sample_plan
-from pipeline.train import events, lease
+from pipeline.train import events, lease, scored
 from pipeline.train.background_writer import Progress, Saver
 from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.failures import Preempted
@@ -37,6 +38,8 @@ from pipeline.train.reading import PatientImages, open_split, patiently, start_m
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+_SCORES_SECONDS = 0.5
+"""Between looks for scores that early stopping waits for."""
 
 
 def train(loop: dict[str, Any]) -> dict[str, Any] | None:
@@ -69,10 +72,15 @@ class _Worker:
         torch.set_num_threads(train.threads_per_worker or max(1, cores // context.get_local_world_size()))
         self.device: torch.device = ray.train.torch.get_device()
         self.world = World.current()
-        self.store = CheckpointStore(self.run_uri, train.keep_checkpoints, train.best_by)
+        self.store = CheckpointStore.of(self.run_uri, self.config)
         data_uri = spec["data_uri"]
-        self.plan = self._patiently(lambda: sample_plan(self.config, data_uri, manifest.read(data_uri)))
+        described = self._patiently(lambda: manifest.read(data_uri))
+        held_out = self._patiently(lambda: rows(self.config, data_uri, described))
+        self.plan = sample_plan(self.config, data_uri, described, held_out)
         sources: dict[Any, ImageSource] = {d: self._images(f"train{d.upper()}") for d in "ab"}
+        if held_out is not None:
+            sources = {d: Subset(sources[d], held_out[d].trained) for d in held_out}
+        self.score_every = self.config.validation.every if held_out is not None else None
         self.total = total_steps(self.config, self.plan)
         # a trial of a search stops at steps where trials are compared, and goes on later
         self.end = min(int(spec.get("until") or self.total), self.total)
@@ -98,7 +106,7 @@ class _Worker:
         self.epochs: list[tuple[int, Figures]] = []
         self.mask_watch = MaskWatch()
         self.samples: Samples | None = None
-        self.seconds = {"data_wait": 0.0, "checkpoint": 0.0, "sample": 0.0}
+        self.seconds = {"data_wait": 0.0, "checkpoint": 0.0, "sample": 0.0, "score_wait": 0.0}
 
     def _new_trainer(self) -> Trainer:
         return Trainer(
@@ -137,6 +145,8 @@ class _Worker:
         done = False
         while not done:
             self.logged = (time.perf_counter(), self.trainer.step)
+            if self._stops_early(self.trainer.step, saver, progress):  # killed after it had decided so
+                break
             with contextlib.closing(
                 self.loader.batches(self.trainer.step, self.trainer.slots, self.end)
             ) as batches:
@@ -167,14 +177,18 @@ class _Worker:
                 if result.switched:
                     saver.put(events.as_file(self.run_uri, "switched", step=result.step - 1))
             last = result.step == self.end
+            scores = self.score_every is not None and result.step % self.score_every == 0
+            stores = result.step % self.checkpoint_every == 0 or last or scores
             # also before a checkpoint: a resumed run's rows then begin where an undisturbed one's do
-            if result.step % train.log_every == 0 or result.step % self.checkpoint_every == 0 or last:
+            if result.step % train.log_every == 0 or stores:
                 self._log(result, progress)
                 self._watch_masks(result.step, saver, progress)
             if train.samples and (result.step % train.sample_every == 0 or last):
                 self._sample(result.step, saver)
-            if result.step % self.checkpoint_every == 0 or last:
+            if stores:
                 self._checkpoint(saver)
+            if not last and self._stops_early(result.step, saver, progress):
+                break
             if result.step % train.log_every == 0 and not last:
                 self._leave_if_preempted(saver)
 
@@ -290,10 +304,45 @@ class _Worker:
         self._restore()
         self.trainer.rollbacks = count
         if saver is not None and progress is not None:
-            self._patiently(lambda: remove_metrics_after(self.run_uri, self.trainer.step))
+            self._forget_later_steps()
             told = f"went back at {0.5**count:.3g} times the learning rate ({count} of {allowed} times)"
             saver.put(events.as_file(self.run_uri, "rolled_back", told, step=self.trainer.step))
             progress.update(step=self.trainer.step, message=told)
+
+    def _stops_early(self, step: int, saver: Saver | None, progress: Progress | None) -> bool:
+        """Whether ``validation.early_stopping`` ends the run after this step. Collective where the step is scored.
+
+        The scores of the steps before this one decide, and it waits for them: how fast they come must not show in the
+        result, and scoring has the time of a whole interval.
+        """
+        patience, metric = self.config.validation.early_stopping, self.config.deciding_score
+        if patience is None or self.score_every is None or not step or step % self.score_every:
+            return False
+        began = time.perf_counter()
+        needed = set(scored.due(self.score_every, step - self.score_every))
+        while self._agreed(
+            saver is not None and not self._patiently(lambda: needed <= records.scored_steps(self.run_uri))
+        ):
+            if saver is not None and progress is not None:
+                saver.check()
+                progress.update(message="waiting for the scores of earlier checkpoints")
+            time.sleep(_SCORES_SECONDS)
+        self.seconds["score_wait"] += time.perf_counter() - began
+        stop = False
+        if saver is not None and progress is not None:
+            all_scores = self._patiently(lambda: records.read_scores(self.run_uri))
+            known = {at: one for at, one in all_scores.items() if at in needed}
+            stop = scored.hopeless(known, str(metric), patience)
+            if stop:
+                best = scored.best(known, str(metric))
+                reason = f"no {metric} better than that of step {best} in {patience} scores"
+                saver.put(events.as_file(self.run_uri, "stopped_early", reason, step=step))
+                progress.update(message=reason)
+        return self._agreed(stop)
+
+    def _agreed(self, here: bool) -> bool:
+        """Whether it is so on any rank. Collective."""
+        return bool(self.world.sum(torch.tensor([float(here)])))
 
     def _leave_if_preempted(self, saver: Saver | None) -> None:
         """A node that will be taken away is left with nothing lost. Collective."""
@@ -318,7 +367,7 @@ class _Worker:
         self._restore()
         nodes = self.world.gather(ray.get_runtime_context().get_node_id())
         if nodes is not None:
-            self._patiently(lambda: remove_metrics_after(self.run_uri, self.trainer.step))
+            self._forget_later_steps()
             self._tell_start(len(set(nodes)))
 
     def _restore(self) -> None:
@@ -341,6 +390,11 @@ class _Worker:
             if self.world.rank == 0:
                 self._keep_start(model.digest)
             self.trainer.start_from(model.weights)
+
+    def _forget_later_steps(self) -> None:
+        step = self.trainer.step
+        self._patiently(lambda: remove_metrics_after(self.run_uri, step))
+        self._patiently(lambda: scored.remove_after(self.run_uri, step))
 
     def _keep_start(self, digest: str) -> None:
         """For the lineage: the alias that the configuration may name will lead to another model one day."""
@@ -401,6 +455,7 @@ class _Worker:
             "device": self.device.type,
             "resumed_from": first,
             "rollbacks": self.trainer.rollbacks,
+            "stopped_early": step < self.end,
             "images_per_s": round((step - first) * self.plan.batch_size / seconds, 2),
             "seconds": {"loop": round(seconds, 3)} | {k: round(v, 3) for k, v in self.seconds.items()},
         }
