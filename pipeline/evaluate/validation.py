@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 
 from agit_core.errors import BadInput, RunFailed
 from agit_core.scores.inception import Inception
@@ -27,12 +26,12 @@ from pipeline.config import Config
 from pipeline.data.format import manifest
 from pipeline.data.read import held_out
 from pipeline.records import Scores, Validation
-from pipeline.train import events, lease
+from pipeline.train import events, lease, scored
 from pipeline.train.checkpoints import CheckpointStore
-from pipeline.train.failures import sentence
+from pipeline.train.failures import root_cause, sentence
 
 log = logging.getLogger(__name__)
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS = 5.0
 _NICENESS = 10
 _TRIES = 5
 """Of one checkpoint, whose process may have been killed meanwhile."""
@@ -72,7 +71,7 @@ class Scorer:
         self._tries: dict[int, int] = {}
         self._last: int | None = None
         self._closed = threading.Event()
-        self._failure: BaseException | None = None
+        self._taken_over: lease.TakenOver | None = None
         self._thread = threading.Thread(target=self._work, name="validation", daemon=True)
         self._thread.start()
 
@@ -80,17 +79,23 @@ class Scorer:
         """Waits for the scores that are missing, the last checkpoint's among them, and chooses the model.
 
         Raises:
-            RunFailed: checkpoints cannot be scored.
+            RunFailed: no checkpoint could be scored.
             TakenOver: the run is another job's by now.
         """
         last = self._last = int(result["steps"])
         if self._waiting():
             progress("scoring the last checkpoints on the validation images")
         while self._waiting():
-            if self._failure is not None:
-                raise self._failure
-            time.sleep(0.2)
+            if self._taken_over is not None:
+                raise self._taken_over
+            time.sleep(_LOOK_SECONDS / 5)
         scores = {step: one for step, one in records.read_scores(self._run_uri).items() if step <= last}
+        if scores and not any(one.metrics for one in scores.values()):
+            scored.remove_after(self._run_uri, 0)  # the next call tries again
+            message = next(iter(scores.values())).message
+            raise RunFailed(
+                f"{message}; mend that, and the same command scores the checkpoints that are there"
+            )
         metric, best = self._config.deciding_score, self._store.best()
         chosen = last if metric is None or best is None else best
         self._store.prune()
@@ -119,9 +124,9 @@ class Scorer:
         self._thread.join(timeout=10)
 
     def _waiting(self) -> list[int]:
-        waiting = self._store.unscored()
-        if self._last is not None and self._last not in records.scored_steps(self._run_uri):
-            waiting = sorted({*waiting, self._last})
+        waiting, last = self._store.unscored(), self._last
+        if last is not None and last in set(self._store.steps()) - records.scored_steps(self._run_uri):
+            waiting = sorted({*waiting, last})
         return waiting
 
     def _work(self) -> None:
@@ -132,16 +137,10 @@ class Scorer:
                         return
                     self._score(step)
             except lease.TakenOver as error:
-                self._failure = error
+                self._taken_over = error
                 return
             except (RunFailed, OSError) as error:
                 log.warning("the storage does not answer, scoring later: %s", error)
-            except Exception as error:
-                if self._closed.is_set():
-                    return
-                log.exception("validation failed")
-                self._failure = RunFailed(f"checkpoints cannot be scored: {sentence(error)}")
-                return
 
     def _score(self, step: int) -> None:
         began = time.monotonic()
@@ -150,26 +149,31 @@ class Scorer:
                 self._actor = ray.remote(ScoringProcess).options(num_cpus=0, num_gpus=0).remote()
             model_uri, data_uri = self._store.folder(step), self._spec["data_uri"]
             metrics = ray.get(self._actor.score.remote(self._config.plain(), model_uri, data_uri))
-        except RayError as error:
-            cause = getattr(error, "cause", None) or error
-            if self._closed.is_set() or step not in self._store.steps():
-                return
-            self._tries[step] = self._tries.get(step, 0) + 1
-            with contextlib.suppress(Exception):
-                ray.kill(self._actor)
-            self._actor = None
-            if isinstance(cause, BadInput):
-                raise RuntimeError(sentence(cause)) from error  # the next checkpoint would fare no better
-            if self._tries[step] < _TRIES:
-                log.warning("scoring step %d failed, trying again: %s", step, sentence(cause))
-                return
-            message = f"the checkpoint of step {step} could not be scored: {sentence(cause)}"
-            events.record(self._run_uri, "scoring_failed", message, step=step)
-            self._write(Scores(step=step, time=time.time(), message=message))
+        except Exception as error:
+            if not self._closed.is_set() and step in self._store.steps():
+                self._failed(step, root_cause(error))
             return
         seconds = round(time.monotonic() - began, 2)
         self._write(Scores(step=step, metrics=metrics, seconds=seconds, time=time.time()))
         log.info("step %d scored in %.1f s", step, seconds, extra={"fields": {"step": step, **metrics}})
+
+    def _failed(self, step: int, cause: BaseException) -> None:
+        """Another try later, or no scores for this step: early stopping and the end of the run wait for an answer."""
+        log.warning("step %d could not be scored: %s", step, sentence(cause))
+        if isinstance(
+            cause, RunFailed
+        ):  # the storage, which is waited for as long as the training waits for it
+            return
+        if not isinstance(cause, BadInput):
+            with contextlib.suppress(Exception):  # it may be dead already
+                ray.kill(self._actor)
+            self._actor = None
+            self._tries[step] = self._tries.get(step, 0) + 1
+            if self._tries[step] < _TRIES:
+                return
+        message = f"the checkpoint of step {step} could not be scored: {sentence(cause)}"
+        events.record(self._run_uri, "scoring_failed", message, step=step)
+        self._write(Scores(step=step, time=time.time(), message=message))
 
     def _write(self, scores: Scores) -> None:
         lease.check(self._spec)

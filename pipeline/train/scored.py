@@ -30,7 +30,7 @@ def best(scores: Mapping[int, Scores], metric: str) -> int | None:
 def hopeless(scores: Mapping[int, Scores], metric: str, patience: int) -> bool:
     """Whether the last ``patience`` scores brought no figure better than one before them."""
     found = best(scores, metric)
-    return sum(step > (found or 0) for step in scores) >= patience
+    return found is not None and sum(step > found for step in scores) >= patience
 
 
 def remove_after(run_uri: str, step: int) -> None:

@@ -25,7 +25,7 @@ from agit_core.world import World
 from pipeline import logs, records, storage
 from pipeline.config import Config
 from pipeline.data.format import manifest
-from pipeline.data.read.held_out import Subset, rows
+from pipeline.data.read import held_out
 from pipeline.data.read.sample_order import sample_plan
 from pipeline.train import events, lease, scored
 from pipeline.train.background_writer import Progress, Saver
@@ -75,12 +75,12 @@ class _Worker:
         self.store = CheckpointStore.of(self.run_uri, self.config)
         data_uri = spec["data_uri"]
         described = self._patiently(lambda: manifest.read(data_uri))
-        held_out = self._patiently(lambda: rows(self.config, data_uri, described))
-        self.plan = sample_plan(self.config, data_uri, described, held_out)
+        apart = self._patiently(lambda: held_out.rows(self.config, data_uri, described))
+        self.score_every = None if apart is None else self.config.validation.every
+        self.plan = sample_plan(self.config, data_uri, described, apart)
         sources: dict[Any, ImageSource] = {d: self._images(f"train{d.upper()}") for d in "ab"}
-        if held_out is not None:
-            sources = {d: Subset(sources[d], held_out[d].trained) for d in held_out}
-        self.score_every = self.config.validation.every if held_out is not None else None
+        if apart is not None:
+            sources = {d: held_out.Subset(sources[d], apart[d].trained) for d in apart}
         self.total = total_steps(self.config, self.plan)
         # a trial of a search stops at steps where trials are compared, and goes on later
         self.end = min(int(spec.get("until") or self.total), self.total)
@@ -177,8 +177,8 @@ class _Worker:
                 if result.switched:
                     saver.put(events.as_file(self.run_uri, "switched", step=result.step - 1))
             last = result.step == self.end
-            scores = self.score_every is not None and result.step % self.score_every == 0
-            stores = result.step % self.checkpoint_every == 0 or last or scores
+            scored_here = self.score_every is not None and result.step % self.score_every == 0
+            stores = result.step % self.checkpoint_every == 0 or last or scored_here
             # also before a checkpoint: a resumed run's rows then begin where an undisturbed one's do
             if result.step % train.log_every == 0 or stores:
                 self._log(result, progress)

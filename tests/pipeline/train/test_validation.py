@@ -58,6 +58,7 @@ def scratch() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         without_token(patch)
         patch.setattr(validation, "ScoringProcess", SmallProcess)
+        patch.setattr(validation, "_LOOK_SECONDS", 0.2)
         terminate = signal.getsignal(signal.SIGTERM)
         with ray_session.connected(tiny("unused")) as folder:
             yield folder
@@ -215,6 +216,7 @@ def test_the_first_of_equals_is_the_best_and_standing_still_is_no_hope() -> None
     assert scored.hopeless(scores, "kid_target", 2)
     assert not scored.hopeless(scores, "kid_target", 3)
     assert not scored.hopeless({}, "kid_target", 1)
+    assert not scored.hopeless({40: scores[40]}, "kid_target", 1)
 
 
 def test_a_run_without_validation_keeps_its_name_and_another_choice_of_images_has_another() -> None:
