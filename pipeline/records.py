@@ -96,6 +96,11 @@ class Result(Record):
         """The checkpoint that is evaluated, registered and exported: the best by validation, without it the last."""
         return self.model_checkpoint or self.checkpoint
 
+    @property
+    def model_step(self) -> int:
+        """How many steps that checkpoint was trained for."""
+        return self.validation.best_step if self.validation else self.steps
+
 
 class Progress(Record):
     """How far a run is, about every two seconds. A search counts its trials instead of steps."""

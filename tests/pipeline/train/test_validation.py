@@ -134,7 +134,7 @@ def test_the_best_one_is_evaluated_and_registered(
     manifest = storage.read_json(storage.join(data, "manifest.json"))
     run = records.Run(result.run_id or "", run_uri, result)
     origin = lineage.of(config, records.Data(data, manifest, True), run)
-    assert origin["checkpoint"] == result.model
+    assert (origin["checkpoint"], origin["steps"]) == (result.model, result.model_step)
     registered = register(config, run_uri, evaluation, origin)
     assert weights_digest(model_folder.read(registered["source"])) == digest
     assert weights_digest(model_folder.read(result.checkpoint)) != digest
