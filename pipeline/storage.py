@@ -20,6 +20,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -248,6 +249,38 @@ def list_(uri: str, recursive: bool = False) -> list[str]:
     names = (entry[len(root) + 1 :] for entry in below if entry.startswith(root + "/"))
     # an object's key may hold them, and a copy of it would lie outside the folder that it is copied into
     return sorted(join(uri, name) for name in names if ".." not in name.split("/"))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file of a storage; ``modified``: Unix time."""
+
+    uri: str
+    bytes: int
+    modified: float
+
+
+def details(uri: str) -> list[Stored]:
+    """Every file below a folder with its size and time, sorted; none where there is no folder."""
+    fs, path = filesystem(uri)
+    with explained(uri, "list"):
+        try:
+            # fsspec would leave out local files that it cannot read
+            options = {} if is_remote(uri) else {"on_error": _unless_gone}
+            found = fs.find(path, detail=True, **options)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+    root = path.rstrip("/")
+    return [
+        Stored(join(uri, name[len(root) + 1 :]), int(info["size"] or 0), _modified(info))
+        for name, info in sorted(found.items())
+        if name.startswith(root + "/")
+    ]
+
+
+def _modified(info: dict[str, Any]) -> float:
+    when = info.get("LastModified")
+    return float(info["mtime"]) if when is None else float(when.timestamp())
 
 
 def _unless_gone(error: OSError) -> None:

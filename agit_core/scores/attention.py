@@ -1,4 +1,4 @@
-"""How much a mask covers, whether it finds the object, and whether it is healthy."""
+"""Attention metrics: coverage, agreement with true masks, and mask health."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor
 from agit_core.stages import HEALTH_KEYS, mask_health
 
 THRESHOLD = 0.5
-"""Attention at or above it counts as attended when it is compared with a true mask."""
+"""Attention at or above this counts as attended in comparisons with a true mask."""
 
 
 def coverage(mask: Tensor) -> Tensor:
-    """Mean attention of each image: (N,) from (N, 1, H, W) in [0, 1]."""
+    """Mean attention per image: float64 (N,) from (N, 1, H, W) in [0, 1]."""
     return mask.detach().double().flatten(1).mean(dim=1)
 
 
 def agreement(mask: Tensor, truth: Tensor, threshold: float = THRESHOLD) -> dict[str, Tensor]:
-    """``iou``, ``precision`` and ``recall`` of each image, float64 (N,).
+    """``iou``, ``precision`` and ``recall`` per image, float64 (N,).
 
-    With P = [mask >= threshold] and T the true mask: |P and T| / |P or T|, / |P| and / |T|. NaN marks what is
-    undefined and left out of means: everything for an image whose true mask is empty, the precision where
-    nothing is attended.
+    With P = [mask >= threshold] and T the true mask: |P and T| / |P or T|, |P and T| / |P| and |P and T| / |T|.
+    Undefined values are NaN and left out of means: all three if the true mask is empty, the precision if nothing
+    is attended.
 
     Args:
         mask: attention (N, 1, H, W) in [0, 1].
@@ -42,10 +42,9 @@ def agreement(mask: Tensor, truth: Tensor, threshold: float = THRESHOLD) -> dict
 
 
 def inside_outside(mask: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    """Mean attention ``inside`` and ``outside`` the true mask of each image, float64 (N,): no threshold decides.
+    """Mean attention ``inside`` and ``outside`` the true mask per image, float64 (N,), without a threshold.
 
-    NaN for an image whose true mask is empty, and for the outside of one whose mask is full. Arguments as in
-    :func:`agreement`.
+    Both are NaN if the true mask is empty, ``outside`` also if it is full. Arguments as in :func:`agreement`.
     """
     attended, objects = mask.detach().double().flatten(1), truth.bool().flatten(1)
     inside = (attended * objects).sum(dim=1) / objects.sum(dim=1)
@@ -54,7 +53,7 @@ def inside_outside(mask: Tensor, truth: Tensor) -> dict[str, Tensor]:
 
 
 def everywhere(truth: Tensor) -> Tensor:
-    """IoU (N,) of a mask of ones, which attends to everything: the figure to beat. NaN for empty masks."""
+    """IoU (N,) of a mask of ones, the trivial baseline to beat. NaN for empty true masks."""
     share = truth.bool().flatten(1).double().mean(dim=1)
     return torch.where(share > 0, share, torch.full_like(share, torch.nan))
 
@@ -118,5 +117,5 @@ def _grid(height: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def health(mask: Tensor, tau: float) -> dict[str, float]:
-    """The figures that training watches (``agit_core.stages.mask_health``), of a batch of masks."""
+    """Mask health of a batch by name, as in training (``agit_core.stages.mask_health``)."""
     return dict(zip(HEALTH_KEYS, mask_health(mask, tau).tolist(), strict=True))

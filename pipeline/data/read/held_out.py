@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from agit_core.loader import Foretold, ImageSource
+from agit_core.loader import ImageSource, Prefetching
 from agit_core.sampling import Domain
 from agit_core.scores.distances import MINIMUM
 from pipeline.config import Config
@@ -120,11 +120,11 @@ class Subset:
         return self._images.read(int(self._rows[index]))
 
     def expect(self, index: int) -> None:
-        """As :class:`agit_core.loader.Foretold`."""
-        if isinstance(self._images, Foretold):
+        """As :class:`agit_core.loader.Prefetching`."""
+        if isinstance(self._images, Prefetching):
             self._images.expect(int(self._rows[index]))
 
     def forget(self) -> None:
-        """As :class:`agit_core.loader.Foretold`."""
-        if isinstance(self._images, Foretold):
+        """As :class:`agit_core.loader.Prefetching`."""
+        if isinstance(self._images, Prefetching):
             self._images.forget()
