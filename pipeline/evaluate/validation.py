@@ -97,6 +97,10 @@ class Scorer:
                 f"{message}; mend that, and the same command scores the checkpoints that are there"
             )
         metric, best = self._config.deciding_score, self._store.best()
+        if metric is not None and best is None:
+            message = f"no checkpoint has a finite {metric}; the last one is the model (train.best_by)"
+            events.record(self._run_uri, "not_validated", message)
+            metric = None
         chosen = last if metric is None or best is None else best
         self._store.prune()
         empty = Scores(step=0)

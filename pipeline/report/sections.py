@@ -32,7 +32,7 @@ _EVENTS = {
     "diverged": "diverged",
     "rolled_back": "went back",
     "stopped_early": "stopped early",
-    "not_validated": "too few images to hold some out",
+    "not_validated": "not chosen by validation",
 }
 
 
