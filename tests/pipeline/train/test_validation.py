@@ -21,8 +21,6 @@ from pipeline.data.prepare.stage import prepare
 from pipeline.evaluate import validation
 from pipeline.evaluate.scoring import evaluate
 from pipeline.launch import specs
-from pipeline.metrics import catalog
-from pipeline.metrics.catalog import PerImage
 from pipeline.records import Result, Scores
 from pipeline.registry import lineage
 from pipeline.registry.identity import weights_digest
@@ -31,6 +29,7 @@ from pipeline.train import events as train_events
 from pipeline.train import scored
 from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.driver import drive
+from pipeline.train.events import Furthest
 from tests.chaos import processes
 from tests.pipeline import features
 from tests.pipeline.training import TINY, prepared, spec_of, tiny, wait_for
@@ -41,24 +40,16 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("small_inception
 SCORED = {"images": 2, "every": 10}
 
 
-BOLDNESS = PerImage(
-    name="boldness",
-    label="Boldness",
-    hint="change of the background, for once the more the better",
-    better="higher",
-    on="background",
-    compute=lambda batch: batch.background["l1"],
-)
-"""Falls while the generators learn to reproduce their input: by it, the first checkpoint is the best."""
+BEST_BY = "attention_inside"
+"""Attention is frozen from step 15 on, so that step 20 and 30 are equal by it, and the last is never the best."""
 
 
 class SmallProcess(validation.ScoringProcess):
-    """With the small feature network and the metric of these tests, in the actor's own process."""
+    """With the small feature network, in the actor's own process."""
 
     def __init__(self) -> None:
         super().__init__()
         inception.load = features.load
-        catalog.METRICS = (*catalog.METRICS, BOLDNESS)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +64,6 @@ def scratch() -> Iterator[str]:
         without_token(patch)
         patch.setattr(validation, "ScoringProcess", SmallProcess)
         patch.setattr(validation, "_LOOK_SECONDS", 0.2)
-        patch.setattr(catalog, "METRICS", (*catalog.METRICS, BOLDNESS))
         terminate = signal.getsignal(signal.SIGTERM)
         with ray_session.connected(tiny("unused")) as folder:
             yield folder
@@ -81,7 +71,7 @@ def scratch() -> Iterator[str]:
 
 
 def validating(root: str | Path, how: dict[str, Any] | None = None, **train: Any) -> Config:
-    """One worker, thirty steps at a rate at which it gets worse, scored every ten."""
+    """One worker, thirty steps, scored every ten."""
     changed = {"max_steps": 30, "workers": 1, "sample_every": 1000, "keep_checkpoints": 1, **train}
     tree = TINY | {
         "storage": str(root),
@@ -110,7 +100,7 @@ def job(config: Config, data: str, scratch: str) -> tuple[str, Result]:
 
 @pytest.fixture(scope="module")
 def undisturbed(data: str, scratch: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Result]:
-    return job(validating(tmp_path_factory.mktemp("calm"), best_by="boldness"), data, scratch)
+    return job(validating(tmp_path_factory.mktemp("calm"), best_by=BEST_BY), data, scratch)
 
 
 def curve(run_uri: str) -> dict[int, dict[str, Any]]:
@@ -123,9 +113,10 @@ def test_the_best_checkpoint_is_the_model_and_not_the_last(undisturbed: tuple[st
     assert list(scores) == [10, 20, 30]
     assert all(one["kid_target"] is not None and one["attention_iou_blob_a"] for one in scores.values())
     assert result.validation is not None
-    values = {step: one["boldness_a2b"] + one["boldness_b2a"] for step, one in scores.items()}
+    values = {step: one["attention_inside_a"] + one["attention_inside_b"] for step, one in scores.items()}
     best = max(values, key=values.__getitem__)
-    assert best != 30, "this test needs a run that got worse"
+    assert values[20] == values[30]
+    assert best != 30
     assert (result.validation.best_step, result.validation.last_step) == (best, 30)
     assert (result.validation.best, result.validation.last) == (scores[best], scores[30])
     assert result.validation.images == {"train_a": 2, "train_b": 2}
@@ -137,7 +128,7 @@ def test_the_best_one_is_evaluated_and_registered(
     undisturbed: tuple[str, Result], data: str, tmp_path: Path
 ) -> None:
     run_uri, result = undisturbed
-    config = validating(Path(run_uri).parents[1], best_by="boldness")
+    config = validating(Path(run_uri).parents[1], best_by=BEST_BY)
     digest = weights_digest(model_folder.read(result.model))
     evaluation = evaluate(config, run_uri, data)
     assert evaluation["model"] == {"uri": result.model, "weights_sha256": digest}
@@ -158,12 +149,12 @@ def test_the_best_one_is_evaluated_and_registered(
 def test_kills_change_neither_scores_nor_choice(
     kind: str, undisturbed: tuple[str, Result], data: str, scratch: str, tmp_path: Path
 ) -> None:
-    config = validating(tmp_path, best_by="boldness")
+    config = validating(tmp_path, best_by=BEST_BY)
     run_uri = spec_of(config, data)["run_uri"]
 
     def kill() -> None:
-        wait_for(lambda: 10 in CheckpointStore(run_uri, 1).steps(), "the first checkpoint")
         if kind == "worker":
+            wait_for(lambda: Furthest(run_uri).step >= 5, "step 5")
             os.kill(processes.of_kind("worker", os.getpid())[0], signal.SIGKILL)
         else:
             os.kill(wait_for(scoring_processes, "the scoring process")[0], signal.SIGKILL)
@@ -188,7 +179,7 @@ def scoring_processes() -> list[int]:
 def test_early_stopping_ends_the_run_where_it_stopped_getting_better(
     data: str, scratch: str, tmp_path: Path
 ) -> None:
-    config = validating(tmp_path, {"early_stopping": 1}, best_by="boldness", max_steps=200)
+    config = validating(tmp_path, {"early_stopping": 1}, best_by=BEST_BY, max_steps=200)
     run_uri, result = job(config, data, scratch)
     assert result.stopped_early
     assert result.steps < 200
