@@ -1,4 +1,4 @@
-"""The training's figures as Ray metrics, which every node of a cluster exports to Prometheus.
+"""Training metrics as Ray metrics, which every node of a cluster exports to Prometheus.
 
 They appear as ``ray_agit_step``, ``ray_agit_images_per_second``, ``ray_agit_learning_rate``,
 ``ray_agit_loss{loss="cycle_a"}`` and ``ray_agit_mask{figure="coverage_a"}``, each with ``run_id``.
@@ -12,7 +12,7 @@ from ray.util.metrics import Gauge
 
 
 class Gauges:
-    """Takes rows of the metrics as they are logged."""
+    """Updates the gauges from each logged row of the metrics."""
 
     def __init__(self, run_id: str) -> None:
         self._tags = {"run_id": run_id}
