@@ -12,13 +12,16 @@ import ray
 import ray.train
 from ray import PlacementGroupID
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.metrics import Counter
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from agit_core.errors import BadInput
+from pipeline import storage
 from pipeline.config import Config
 from pipeline.train import events, worker
 from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.failures import Allowance, Preempted, root_cause, sentence
+from pipeline.train.prometheus import counter
 from pipeline.train.rendezvous import LocalTorchConfig
 
 log = logging.getLogger(__name__)
@@ -54,6 +57,7 @@ class WorkerFailures(ray.train.UserCallback):
     def __init__(self, run_uri: str, allowance: Allowance) -> None:
         self._run_uri = run_uri
         self._allowance = allowance
+        self._counters: dict[str, Counter] = {}
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         """Handle the exceptions of the failed ranks (called by Ray Train)."""
@@ -61,11 +65,18 @@ class WorkerFailures(ray.train.UserCallback):
         ranks = sorted(worker_exceptions)
         if isinstance(cause, Preempted):
             events.record(self._run_uri, "preempted", str(cause), ranks=ranks)
+            self._count("preemptions")
             return
         events.record(self._run_uri, "worker_failed", sentence(cause), ranks=ranks)
+        self._count("worker_failures")
         self._allowance.spend(cause)
         # back off: what kills workers, such as memory pressure, may be temporary
         time.sleep(self._allowance.pause)
+
+    def _count(self, name: str) -> None:
+        # made here, in the controller: this object travels there
+        self._counters[name] = self._counters.get(name) or counter(name)
+        self._counters[name].inc(1, {"run_id": storage.name(self._run_uri)})
 
 
 def drive(

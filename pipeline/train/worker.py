@@ -38,6 +38,10 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_PREEMPTION_SECONDS = 2.0
+"""Interval between checks for preempted nodes; spot nodes give as little as 25 s notice."""
+_MOST_STEPS_UNSEEN = 200
+
 
 def train(loop: dict[str, Any]) -> dict[str, Any] | None:
     """Train from the newest complete checkpoint to the end.
@@ -93,8 +97,11 @@ class _Worker:
         self.figures: MeanFigures | None = None
         self.logged = (0.0, 0)
         """Time and step of the previous row, for the speed."""
+        self.looked = (0.0, 0)
+        """Time and step of the last check for preempted nodes."""
+        self.look_at = 0
         # a private Ray instance exports no metrics
-        self.gauges = Gauges(spec["run_id"]) if watch_preemption and not self.world.rank else None
+        self.gauges = Gauges(spec["run_id"], self.end) if watch_preemption and not self.world.rank else None
         self.epochs: list[tuple[int, MeanFigures]] = []
         self.mask_watch = MaskWatch()
         self.samples: Samples | None = None
@@ -136,7 +143,8 @@ class _Worker:
         began = time.perf_counter()
         done = False
         while not done:
-            self.logged = (time.perf_counter(), self.trainer.step)
+            self.logged = self.looked = (time.perf_counter(), self.trainer.step)
+            self.look_at = self.trainer.step + 1
             with contextlib.closing(
                 self.loader.batches(self.trainer.step, self.trainer.slots, self.end)
             ) as batches:
@@ -168,21 +176,29 @@ class _Worker:
                     saver.put(events.as_file(self.run_uri, "switched", step=result.step - 1))
             last = result.step == self.end
             # also before each checkpoint, so that the rows of a resumed run match those of an uninterrupted one
-            if result.step % train.log_every == 0 or result.step % self.checkpoint_every == 0 or last:
-                self._log(result, progress)
+            due = result.step % train.log_every == 0 or result.step % self.checkpoint_every == 0 or last
+            if due:
+                self._log(result, saver, progress)
                 self._watch_masks(result.step, saver, progress)
             if train.samples and (result.step % train.sample_every == 0 or last):
                 self._sample(result.step, saver)
             if result.step % self.checkpoint_every == 0 or last:
                 self._checkpoint(saver)
-            if result.step % train.log_every == 0 and not last:
-                self._leave_if_preempted(saver)
+            if (
+                self.watch_preemption
+                and result.step >= self.look_at
+                and not last
+                and self._preempted(result.step)
+            ):
+                if not due:
+                    self._log(result, saver, progress)
+                self._leave(saver)
 
-    def _log(self, result: StepResult, progress: Progress | None) -> None:
+    def _log(self, result: StepResult, saver: Saver | None, progress: Progress | None) -> None:
         self.figures = self.trainer.window()
         losses, health = self.figures.losses, self.figures.mask_health
         self.epochs = self.trainer.ended_epochs()
-        if progress is None:
+        if saver is None or progress is None:
             self.trainer.check_losses(self.figures)
             return
         now = time.perf_counter()
@@ -203,7 +219,7 @@ class _Worker:
         self.rows.append(row)
         log.info("step %d of %d", result.step, self.total, extra={"fields": row})
         if self.gauges is not None:
-            self.gauges(row)
+            self.gauges(row, saver.last_stored, saver.last_stored_at or self.started)
         progress.update(losses=losses, mask_health=health)
         self.trainer.check_losses(self.figures)
 
@@ -295,12 +311,24 @@ class _Worker:
             saver.put(events.as_file(self.run_uri, "rolled_back", told, step=self.trainer.step))
             progress.update(step=self.trainer.step, message=told)
 
-    def _leave_if_preempted(self, saver: Saver | None) -> None:
-        """Save the state and leave if a node is about to be preempted. Collective."""
-        if not self.watch_preemption or (info := ray.train.get_preemption_info()) is None:
-            return
+    def _preempted(self, step: int) -> bool:
+        """Whether a node is about to be preempted; also sets the step of the next check. Collective.
+
+        Each check is a barrier of all workers, so rank 0's clock decides the number of steps between them.
+        """
+        if ray.train.get_preemption_info() is not None:
+            return True
+        now, (then, before) = time.perf_counter(), self.looked
+        self.looked = (now, step)
+        steps = _PREEMPTION_SECONDS * (step - before) / max(now - then, 1e-9)
+        steps = min(max(steps, 1), _MOST_STEPS_UNSEEN) if self.world.rank == 0 else 0
+        self.look_at = step + int(self.world.sum(torch.tensor(int(steps))))
+        return False
+
+    def _leave(self, saver: Saver | None) -> None:
+        """Save the state and leave because a node is about to be preempted. Collective."""
         self._save_before_leaving(saver)
-        raise Preempted(f"{len(info.preempted_node_to_ranks)} node(s) are being taken away")
+        raise Preempted("a node of the training is being taken away")
 
     def _save_before_leaving(self, saver: Saver | None) -> None:
         """Wait until rank 0 has stored everything: Ray Train ends all ranks when the first one raises. Collective."""
