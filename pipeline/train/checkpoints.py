@@ -1,10 +1,9 @@
-"""Checkpoints of a run in storage: whole or invisible, verified on load, the last k and the best one kept.
+"""Checkpoints of a run in storage: written atomically, verified on load; the last k and the best one are kept.
 
-Ray Train could store them too. This does not use it, because its bookkeeping file is not written atomically (a
-controller killed at that moment leaves a run that can never start again), because an outage of the storage
-ends its controller, and because it keeps either the newest or the best checkpoints but not both. Here the
-storage itself is the truth: a folder ``checkpoints/step-00000100`` is whole when its ``checkpoint.json``,
-which is written last and holds every file's SHA-256, is there.
+Ray Train's checkpoint storage is not used for three reasons: its bookkeeping file is not written atomically (a
+controller killed at that moment leaves a run that can never start again), a storage outage ends its controller, and it
+keeps either the newest or the best checkpoints but not both. Here a folder ``checkpoints/step-00000100`` is complete if
+it contains ``checkpoint.json``, which is written last and holds the SHA-256 of every file.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ class CheckpointStore:
 
     Args:
         run_uri: the run's folder.
-        keep: how many of the newest stay.
-        best_by: key of ``info["scores"]`` whose lowest value keeps one more, or a score on validation images; None
-            keeps none.
-        score_every: steps between checkpoints that are scored, which stay until they are.
+        keep: number of newest checkpoints to keep.
+        best_by: key of ``info["scores"]``; the checkpoint with the lowest value is kept too. Or a metric of the
+            catalogue, by scores on validation images. None: no such checkpoint.
+        score_every: steps between checkpoints to be scored, each of which is kept until it is.
     """
 
     def __init__(
@@ -65,11 +64,11 @@ class CheckpointStore:
         return storage.join(self.uri, f"step-{step:08d}")
 
     def steps(self) -> list[int]:
-        """Steps whose checkpoints are whole as far as the names tell, newest first."""
+        """Steps of the checkpoints that are complete judging by their file names, newest first."""
         return sorted((s for s, names in self._folders().items() if _looks_whole(names)), reverse=True)
 
     def newest(self) -> int:
-        """The newest whole checkpoint's step; 0 when there is none."""
+        """Step of the newest complete checkpoint; 0 if there is none."""
         return next(iter(self.steps()), 0)
 
     def info(self, step: int) -> dict[str, Any]:
@@ -79,10 +78,10 @@ class CheckpointStore:
         return self._info[step]
 
     def best(self) -> int | None:
-        """The step with the best score on validation images, or with the lowest loss of the newest one's stage.
+        """Step with the best score on validation images, or with the lowest loss of the newest checkpoint's stage.
 
-        Losses of the two stages are not comparable: the discriminators see different pictures. Where all of the stage
-        have diverged, it is the newest that has not.
+        Losses of the two stages are not comparable, because the discriminators see different images. If all
+        checkpoints of the stage have diverged, the newest finite one of any stage.
         """
         steps = self.steps()
         if self.best_by is None or not steps:
@@ -105,9 +104,9 @@ class CheckpointStore:
     # ------------------------------------------------------------------ reading
 
     def load_newest(self) -> tuple[Snapshot | None, list[str]]:
-        """The newest checkpoint that is finite and what its checksums say, and a sentence for each that is not.
+        """Load the newest checkpoint that is intact and finite; also return one sentence per damaged one.
 
-        Those are marked and not looked at again.
+        Damaged checkpoints are marked and skipped from then on.
         """
         damaged: list[str] = []
         for step in self.steps():
@@ -151,10 +150,10 @@ class CheckpointStore:
     # ------------------------------------------------------------------ writing
 
     def write(self, snapshot: Snapshot, check: Callable[[], None] = lambda: None) -> None:
-        """Stores a snapshot under its step and removes what need not be kept. May be repeated after a failure.
+        """Store a snapshot under its step and remove checkpoints beyond the limits. May be retried after a failure.
 
         Args:
-            check: raises when the run is somebody else's by now; called right before the checkpoint becomes valid.
+            check: raises if this process no longer owns the run; called right before the checkpoint becomes valid.
         """
         step = int(snapshot.info["step"])
         folder = self.folder(step)
@@ -166,7 +165,7 @@ class CheckpointStore:
         self._info[step] = snapshot.info
         try:
             self.prune()
-        except (RunFailed, OSError) as error:  # the next one does it; this one is stored
+        except (RunFailed, OSError) as error:  # the checkpoint is stored; the next call prunes again
             log.warning("old checkpoints are not removed yet: %s", error)
 
     def _upload(self, snapshot: Snapshot, folder: str, check: Callable[[], None]) -> None:
@@ -176,8 +175,10 @@ class CheckpointStore:
             _write_local(local, snapshot)
             last = (local / checkpoint.MANIFEST).read_bytes()
             (local / checkpoint.MANIFEST).unlink()
-            if self._uploaded != last:  # or it is a second try, and this step's files are all there
-                # a folder of the same step is there when a damaged checkpoint made the run go back behind it
+            if (
+                self._uploaded != last
+            ):  # otherwise this is a retry, and all files but the manifest are uploaded
+                # a folder of this step may exist: a damaged checkpoint, from before which the run resumed
                 storage.remove(manifest)
                 storage.remove(folder)
                 storage.upload_folder(local, folder)
@@ -235,6 +236,6 @@ def _looks_whole(names: set[str]) -> bool:
 
 
 def _sweep(root: Path) -> None:
-    """Removes what a killed writer left half done; there is one writer at a time."""
+    """Remove temporary folders of a killed writer; there is only one writer at a time."""
     for leftover in root.glob(".step-*"):
         shutil.rmtree(leftover, ignore_errors=True)
