@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 PAUSE_SECONDS = 2.0
 """Rows are collected for so long; a place that failed is tried again after ten times that."""
 _LISTING_SECONDS = 15.0
+_SCORES = "validation"
+"""Part of a row that is added some time after the row."""
 _CLOSING_SECONDS = {"FINISHED": 20.0, "FAILED": 20.0, "KILLED": 3.0}
 """How long the end of the training job waits for a place that does not answer."""
 State = str
@@ -57,6 +59,9 @@ class Feed:
         self._run_uri = run_uri
         self._waiting: dict[int, Tree] = {}
         self._seen: set[int] | None = None
+        self._scored: set[int] = set()
+        self._files: list[str] = []
+        self._rows: list[Tree] = []
         self._shown: set[int] = set()
         self._listed = float("-inf")
         self._warned = False
@@ -103,22 +108,40 @@ class Feed:
             return  # nothing is opened for a training that has not begun
         listing = everything or self._warned or time.monotonic() - self._listed > _LISTING_SECONDS
         if listing:
-            stored, _ = records.metric_rows(self._run_uri)
-            waiting |= {int(row["step"]): row for row in stored}
+            waiting |= {int(row["step"]): row for row in self._stored()}
         if self._seen is None:
             if not waiting:
                 return  # it ended before its first row
             self._seen = self._sink.open()
-        rows = [waiting[step] for step in sorted(waiting.keys() - self._seen)]
+        rows = list(self._new(waiting, self._seen))
         if rows:
             self._sink.rows(rows)
             self._seen |= {int(row["step"]) for row in rows}
+            self._scored |= {int(row["step"]) for row in rows if _SCORES in row}
         with self._lock:
             self._waiting = {step: row for step, row in self._waiting.items() if step not in self._seen}
         if listing:
             for folder in storage.list_(storage.join(self._run_uri, records.SAMPLES)):
                 self._show(folder)
             self._listed = time.monotonic()
+
+    def _stored(self) -> list[Tree]:
+        """The rows in the storage, read again only when there are other files than before."""
+        folders = (storage.join(self._run_uri, name) for name in (records.METRICS, records.SCORES))
+        files = [uri for folder in folders for uri in storage.list_(folder)]
+        if files != self._files:
+            self._rows, _ = records.metric_rows(self._run_uri)
+            self._files = files
+        return self._rows
+
+    def _new(self, rows: Mapping[int, Tree], seen: set[int]) -> Iterator[Tree]:
+        """Rows that the sink has not seen, and the scores that were added to those it has."""
+        for step in sorted(rows):
+            row = rows[step]
+            if step not in seen:
+                yield row
+            elif _SCORES in row and step not in self._scored:
+                yield {key: row[key] for key in ("step", "time", _SCORES) if key in row}
 
     def _show(self, folder: str) -> None:
         about = records.SAMPLE_STEP.peek(folder)

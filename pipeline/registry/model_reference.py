@@ -39,7 +39,7 @@ def resolve(uri: str, config: Config) -> ModelReference:
         return ModelReference(uri, str(pretrained.folder(uri)))
     if uri.startswith(f"{hub.SCHEME}:"):
         return ModelReference(uri, hub.resolve(uri))
-    return ModelReference(uri, run_status.last_checkpoint(uri) or uri)
+    return ModelReference(uri, run_status.model_checkpoint(uri) or uri)
 
 
 def describe(model: ModelReference, config: Config) -> dict[str, Any]:

@@ -143,10 +143,11 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """At most :data:`CURVE_POINTS` of the rows."""
+    """At most :data:`CURVE_POINTS` of the rows; those with scores all stay."""
     if len(rows) <= CURVE_POINTS:
         return rows
-    return [rows[round(i * (len(rows) - 1) / (CURVE_POINTS - 1))] for i in range(CURVE_POINTS)]
+    kept = {round(i * (len(rows) - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)}
+    return [row for i, row in enumerate(rows) if i in kept or "validation" in row]
 
 
 def _numbers(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -206,7 +207,7 @@ def log_run(
         training = [InputTag("mlflow.data.context", "training")]
         connection.log_inputs(run_id, datasets=[DatasetInput(dataset, training)])
         _log_parameters(connection, run, parameters)
-        log_rows(uri, run_id, [row for row in rows if int(row["step"]) not in shown])
+        log_rows(uri, run_id, [row for row in rows if int(row["step"]) not in shown or "validation" in row])
         now, last = int(time.time() * 1000), int(rows[-1]["step"]) if rows else 0
         points = [Metric(name, value, now, last) for name, value in _numbers(metrics)]
         connection.log_batch(run_id, metrics=points)

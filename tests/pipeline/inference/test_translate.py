@@ -367,7 +367,7 @@ def _profile() -> bytes:
         ({"direction": "sideways"}, "use a2b or b2a"),
         ({"model": "nowhere"}, "no model at"),
         ({"smooth": 0.5}, "--smooth applies only to videos"),
-        ({"workers": 2}, "add --batch"),
+        ({"workers": 2}, "--workers needs --batch"),
         ({"device": "abacus"}, "there is no device 'abacus'"),
         ({"device": "cuda:99"}, "GPUs are visible"),
         ({"tile_pixels": 4}, "tile_pixels must be at least"),

@@ -114,9 +114,14 @@ def test_mlflow_shows_the_training_while_it_goes_on(settings: Callable[..., Conf
         job.samples(30)
         report({"step": 31, "rows": [row(40)]})
         wait_for(lambda: len(curve(config, "learning_rate")) == 4, "the rows between")
+        # a checkpoint is scored some time after its row
+        scores = records.Scores(step=20, metrics={"kid_target_a2b": 0.25})
+        records.score_file(20).write(storage.join(job.uri, records.SCORES), scores)
+        report({"step": 51, "rows": [row(50)]})
+        wait_for(lambda: curve(config, "validation.kid_target_a2b") == [(20, 0.25)], "the scores")
         client = tracking.client(tracking.tracking_uri(config))
         wait_for(lambda: client.list_artifacts(run.info.run_id, "images"), "the pictures")
-    assert [step for step, _ in curve(config, "losses.cycle_b")] == [10, 20, 30, 40]
+    assert [step for step, _ in curve(config, "losses.cycle_b")] == [10, 20, 30, 40, 50]
     finished = mlflow_run(config)
     assert finished.info.status == "FINISHED"
     assert finished.data.tags["mlflow.loggedImages"] == "True"
@@ -128,12 +133,12 @@ def test_mlflow_shows_the_training_while_it_goes_on(settings: Callable[..., Conf
 
     # the same call again, after a kill: nothing twice, and the run goes on
     with contextlib.suppress(RuntimeError), reporting(config, RUN, job.uri) as report:
-        report({"rows": [row(50)]})
-        wait_for(lambda: len(curve(config, "learning_rate")) == 5, "the next row")
+        report({"rows": [row(60)]})
+        wait_for(lambda: len(curve(config, "learning_rate")) == 6, "the next row")
         assert mlflow_run(config).info.status == "RUNNING"
         raise RuntimeError
     assert mlflow_run(config).info.status == "FAILED"
-    assert [step for step, _ in curve(config, "losses.cycle_a")] == [10, 20, 30, 40, 50]
+    assert [step for step, _ in curve(config, "losses.cycle_a")] == [10, 20, 30, 40, 50, 60]
     assert len(client.list_artifacts(run.info.run_id, "images")) == len(shown)
 
 
