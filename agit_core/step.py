@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
 
 from agit_core import losses
 from agit_core.config import MethodConfig
@@ -151,10 +152,12 @@ class TrainingStep:
         for share, (part_a, part_b) in zip(shares, parts, strict=True):
             with self._summing(len(found) < len(parts) - 1, GENERATOR_NAMES + ATTENTION_NAMES):
                 total, figures, fake = self._generators(part_a, part_b, progress, slope)
-                (total * (scale * share)).backward()
+                with record_function("generator backward"):
+                    (total * (scale * share)).backward()
             found.append(figures)
             fakes.append(fake)
-        self.optimizer_g.step()
+        with record_function("optimizer"):
+            self.optimizer_g.step()
         figures_g = _mean(found, shares)
         fake_a, mask_b, fake_b, mask_a = (_joined(kind) for kind in zip(*fakes, strict=True))
 
@@ -171,11 +174,14 @@ class TrainingStep:
         found = []
         for share, shown in zip(shares, seen, strict=True):
             with self._summing(len(found) < len(parts) - 1, DISCRIMINATOR_NAMES):
-                loss_a = self._discriminator("discriminator_a", *shown[:4])
-                loss_b = self._discriminator("discriminator_b", *shown[4:])
-                ((loss_a + loss_b) * (scale * share)).backward()
+                with record_function("discriminator"):
+                    loss_a = self._discriminator("discriminator_a", *shown[:4])
+                    loss_b = self._discriminator("discriminator_b", *shown[4:])
+                with record_function("discriminator backward"):
+                    ((loss_a + loss_b) * (scale * share)).backward()
             found.append(torch.stack([loss_a.detach(), loss_b.detach()]))
-        self.optimizer_d.step()
+        with record_function("optimizer"):
+            self.optimizer_d.step()
 
         health = [mask_health(mask, self.config.stages.tau) for mask in (mask_a, mask_b)]
         return torch.cat([figures_g, _mean(found, shares), *health])
@@ -201,13 +207,16 @@ class TrainingStep:
             return translation.raw if raw else translation.output
 
         with self._autocast():
-            to_b = translate(a, g_ab, att_a)
-            to_a = translate(b, g_ba, att_b)
-            back_a = translate(to_b.output, g_ba, att_b)
-            back_b = translate(to_a.output, g_ab, att_a)
+            with record_function("translate"):
+                to_b = translate(a, g_ab, att_a)
+                to_a = translate(b, g_ba, att_b)
+            with record_function("cycle"):
+                back_a = translate(to_b.output, g_ba, att_b)
+                back_b = translate(to_a.output, g_ab, att_a)
             fake_b = shown_to_discriminator(fake(to_b), to_b.mask, rules, tau)
             fake_a = shown_to_discriminator(fake(to_a), to_a.mask, rules, tau)
-            with frozen(self.networks.discriminator_a, self.networks.discriminator_b):
+            frozen_here = frozen(self.networks.discriminator_a, self.networks.discriminator_b)
+            with record_function("adversarial"), frozen_here:
                 norm = rules.discriminator_normalises
                 scores_b = self.networks.discriminator_b(fake_b, normalise=norm)
                 scores_a = self.networks.discriminator_a(fake_a, normalise=norm)

@@ -174,6 +174,11 @@ class TrainConfig(Section):
         description="how often a training whose losses or weights are not finite goes back to its last checkpoint, at "
         "half the learning rate each time; 0: it ends at once",
     )
+    profile: str | None = Field(
+        None,
+        pattern=r"^\d+:\d+$",
+        description="START:STOP: steps whose trace (and GPU memory) is written to the run's folder profile/",
+    )
     report_to: tuple[Literal["mlflow", "tensorboard", "wandb"], ...] = Field(
         ("mlflow", "tensorboard"), description="where the run is shown while it trains; [] for nowhere"
     )

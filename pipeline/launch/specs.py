@@ -40,6 +40,7 @@ _EXECUTION_ONLY = {
     "max_failures",
     "stop_on_collapse",
     "report_to",
+    "profile",
     # no effect on a run that never diverges; a diverged one can be resumed with another limit
     "rollbacks",
 }

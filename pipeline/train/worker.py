@@ -32,6 +32,7 @@ from pipeline.train.background_writer import Progress, Saver
 from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.failures import Preempted
 from pipeline.train.outputs import CollapsedMask, MaskWatch, Samples, faint_at_switch, sample_files, scores
+from pipeline.train.profile import StepProfile
 from pipeline.train.prometheus import Gauges
 from pipeline.train.reading import PatientImages, open_split, patiently, start_model
 
@@ -114,6 +115,8 @@ class _Worker:
         self.gauges = Gauges(spec["run_id"], self.end) if watch_preemption and not self.world.rank else None
         self.epochs: list[tuple[int, MeanFigures]] = []
         self.mask_watch = MaskWatch()
+        profiled = train.profile if not self.world.rank else None
+        self.profile = StepProfile(profiled, self.run_uri, self.device) if profiled else None
         self.samples: Samples | None = None
         self.seconds = {"data_wait": 0.0, "checkpoint": 0.0, "sample": 0.0, "score_wait": 0.0}
 
@@ -180,7 +183,11 @@ class _Worker:
             self.seconds["data_wait"] += time.perf_counter() - asked
             if batch is None:
                 break
+            if self.profile is not None:
+                self.profile.before(self.trainer.step)
             result = self.trainer.train_on(batch)
+            if self.profile is not None and saver is not None and (files := self.profile.after(result.step)):
+                saver.put(files)
             logs.bind(step=result.step)
             if saver is not None and progress is not None:
                 saver.check()
