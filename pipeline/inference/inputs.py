@@ -15,7 +15,7 @@ from typing import Any
 from agit_core.errors import BadInput
 from pipeline import storage
 from pipeline.data.litter import in_litter
-from pipeline.data.sources.folders import listing
+from pipeline.data.sources.listing import listing
 from pipeline.data.sources.source import LocalFile
 from pipeline.data.sources.tables import shards_of
 

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
 from pipeline.data.sources import download
-from pipeline.data.sources.folders import file_digest, remote_file, with_test
+from pipeline.data.sources.folders import with_test
+from pipeline.data.sources.listing import file_digest, remote_file
 from pipeline.data.sources.source import Entry, LocalFile, Progress, Readable, Source, Unreachable
 from pipeline.redact import redact
 
