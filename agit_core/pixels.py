@@ -16,6 +16,8 @@ _BITS = (8, 10, 12, 14, 16)
 _SAME = 2
 """A profile that moves no colour by more than this, of 255, is sRGB, whatever it is called."""
 _DARK = 64
+DEEP = "agit_deep"
+"""Key of ``Image.info``: what :func:`deep_colour` said, from whoever opens a file and loads it before it is read."""
 _SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab ": "LAB"}
 
 
@@ -38,7 +40,7 @@ def read(image: Image.Image) -> Pixels:
         ValueError: values that cannot be scaled: outside of [0, 65535], or nearly black 16-bit colour.
         Exception: whatever Pillow's decoders raise about a damaged file.
     """
-    deep = _deep_colour(image)
+    deep = image.info.get(DEEP) or deep_colour(image)
     profile = image.info.get("icc_profile")
     upright = turned(image)
     upright.load()
@@ -90,17 +92,18 @@ def grey_of_wide(values: np.ndarray[Any, Any], wide: bool = True) -> tuple[np.nd
     else:
         bits = next(bits for bits in _BITS if top < 2**bits)
         full = 2**bits - 1
-    note = f"values end at {top:.0f}: read as {bits} bits" if not wide or bits > 8 else None
+    guessed = bits > 8 and top != full if wide else bits < 16
+    note = f"values end at {top:.0f}: read as {bits} bits" if guessed else None
     scaled = values >> 8 if bits == 16 and not wide else np.rint(values * (255.0 / full))
-    return scaled.astype(np.uint8), None if bits == 16 else note
+    return scaled.astype(np.uint8), note
 
 
 def _extrema(image: Image.Image) -> tuple[tuple[float, float], ...]:
     return image.getextrema()  # type: ignore[return-value]
 
 
-def _deep_colour(image: Image.Image) -> bool:
-    """Whether more than one channel has 16 bits, of which Pillow keeps the upper eight; known before loading."""
+def deep_colour(image: Image.Image) -> bool:
+    """Whether more than one channel has 16 bits, of which Pillow keeps the upper eight; known before loading only."""
     tiles = getattr(image, "tile", None) or []
     return image.mode in {"RGB", "RGBA", "LA"} and any("16" in str(tile[3]) for tile in tiles)
 

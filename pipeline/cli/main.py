@@ -51,18 +51,23 @@ def run(config: ConfigName, overrides: Overrides = None, json: Json = False, deb
 def prepare(
     config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False
 ) -> Answer:
-    """Read the source, validate and resize the images, write Parquet shards and a manifest."""
+    """Read the source, validate and resize the images, write Parquet shards and a manifest.
+
+    data.source: a folder with trainA, trainB (testA, testB, valA, valB), with train/CLASS, test/CLASS, val/CLASS, with
+    CLASS/train, CLASS/test, or with two folders of any names; two folders 'A,B'; a zip or tar of one; Parquet files
+    with an image column and a domain or label; a CSV list; the name of a public set. Every file that is not used is
+    named with the reason: as quarantined where it lies among the images, else as left out.
+    """
     settings = read_config(config, overrides)
     from pipeline import progress, tasks
 
     with progress.shown_on(progress.for_terminal()):
         data = tasks.prepare(settings)
     counts = {name: split["rows"] for name, split in data.manifest["splits"].items()}
-    quarantined = {
-        name: split["quarantined"]
-        for name, split in data.manifest["splits"].items()
-        if split.get("quarantined")
-    }
+    quarantined, notes = (
+        {name: split[kind] for name, split in data.manifest["splits"].items() if split.get(kind)}
+        for kind in ("quarantined", "notes")
+    )
     name, uri = tasks.locate(settings, data)
     return Answer(
         {
@@ -74,6 +79,8 @@ def prepare(
             "domains": {domain: told["name"] for domain, told in data.manifest["domains"].items()},
             "rows": counts,
             "quarantined": quarantined,
+            "notes": notes,
+            "left_out": data.manifest.get("left_out", []),
             "duplicate_groups": data.manifest["duplicates"]["exact_groups"],
             "near_groups": data.manifest["duplicates"]["near_groups"],
             "duplicates": data.manifest["duplicates"]["policy"],

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from agit_core import Result, Translator
+from agit_core import Result, Translator, pixels
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
-from pipeline.data.images import Unusable, open_image
+from pipeline.data.images import Unusable, frames_note, open_image
 from pipeline.inference.inputs import VIDEOS, Item, suffix_of
 
 _WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
@@ -75,11 +75,26 @@ def decode(data: bytes) -> Image.Image:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What became of one item.
+
+    Attributes:
+        failed: why there is no translation, or None.
+        note: what was assumed or left out, or None.
+    """
+
+    item: Item
+    failed: str | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
 class _Frames:
     """The translations of every frame of a file, of which there is mostly one, and how long each is shown in ms."""
 
     results: list[Result[Image.Image]]
     durations: list[int]
+    note: str | None
 
 
 def encode(images: list[Image.Image], name: str, durations: list[int] | None = None) -> bytes:
@@ -110,8 +125,8 @@ def encode(images: list[Image.Image], name: str, durations: list[int] | None = N
 
 def translate_items(
     translator: Translator, todo: Iterable[tuple[Item, str]], direction: str, masks: bool
-) -> Iterator[tuple[Item, str | None]]:
-    """Translates and yields each item with None once it is written, or with the reason why it cannot be.
+) -> Iterator[Outcome]:
+    """Translates, and yields what became of each item once it is written or cannot be.
 
     Args:
         todo: items and where their translations go.
@@ -121,7 +136,7 @@ def translate_items(
     """
     waiting = iter(todo)
     reading: deque[tuple[Item, str, Future[bytes]]] = deque()
-    writing: deque[tuple[Item, int, Future[str | None]]] = deque()
+    writing: deque[tuple[int, Future[Outcome]]] = deque()
     with ThreadPoolExecutor(_READ_AHEAD, "translate-io") as pool:
         try:
             while True:
@@ -133,26 +148,21 @@ def translate_items(
                 try:
                     result = _translated(translator, data.result(), item, direction)
                 except BadInput as error:
-                    yield item, str(error)
+                    yield Outcome(item, str(error))
                     continue
                 size = sum(one.image.width * one.image.height for one in result.results)
-                writing.append((item, size, pool.submit(_write, result, target, masks)))
+                writing.append((size, pool.submit(_write, item, result, target, masks)))
                 del result
                 while len(writing) > _WRITE_BEHIND or _heavy(writing):
-                    yield _written(writing)
+                    yield writing.popleft()[1].result()
             while writing:
-                yield _written(writing)
+                yield writing.popleft()[1].result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _heavy(writing: deque[tuple[Item, int, Future[str | None]]]) -> bool:
-    return len(writing) > 1 and sum(pixels for _, pixels, _ in writing) > _PIXELS_BEHIND
-
-
-def _written(writing: deque[tuple[Item, int, Future[str | None]]]) -> tuple[Item, str | None]:
-    item, _, done = writing.popleft()
-    return item, done.result()
+def _heavy(writing: deque[tuple[int, Future[Outcome]]]) -> bool:
+    return len(writing) > 1 and sum(pixels for pixels, _ in writing) > _PIXELS_BEHIND
 
 
 def _read(item: Item) -> bytes:
@@ -171,16 +181,21 @@ def _translated(translator: Translator, data: bytes, item: Item, direction: str)
     count = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
     if count > 1 and count * image.width * image.height > _PIXELS_OF_FRAMES:
         raise BadInput(f"its {count} frames are too large to be held together; translate it as a video")
+    note = frames_note(image) if count == 1 else None
     results, durations = [], []
     try:
+        if image.mode.startswith(("I", "F")):
+            note = pixels.read(image).note
         for number in range(count):
             if count > 1:
                 image.seek(number)
+                image.load()  # before it, the duration is the frame's before
             durations.append(int(image.info.get("duration") or 100))
             results.append(translator.translate(image, direction))
-        return _Frames(results, durations)
+        return _Frames(results, durations, note)
     except (OSError, SyntaxError, ValueError) as error:
-        raise BadInput(f"frame {len(results)} cannot be read: {error}") from None
+        frame = f"frame {len(results)} " if count > 1 else ""
+        raise BadInput(f"{frame}cannot be read: {error}") from None
     except torch.OutOfMemoryError:
         raise RunFailed(
             f"the memory of {translator.device} is not enough for {item.name}; use smaller tiles "
@@ -188,7 +203,7 @@ def _translated(translator: Translator, data: bytes, item: Item, direction: str)
         ) from None
 
 
-def _write(frames: _Frames, target: str, masks: bool) -> str | None:
+def _write(item: Item, frames: _Frames, target: str, masks: bool) -> Outcome:
     """Writes the mask first, so that the image's presence means finished; or says why it cannot be."""
     try:
         image = encode([result.image for result in frames.results], target, frames.durations)
@@ -196,6 +211,6 @@ def _write(frames: _Frames, target: str, masks: bool) -> str | None:
             mask = encode([result.mask for result in frames.results], mask_name(target), frames.durations)
             storage.write_bytes(mask_name(target), mask)
     except BadInput as error:
-        return str(error)
+        return Outcome(item, str(error))
     storage.write_bytes(target, image)
-    return None
+    return Outcome(item, note=frames.note)

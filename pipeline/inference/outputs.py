@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from pipeline.inference.image_items import check_writable, mask_name, output_nam
 from pipeline.inference.inputs import IMAGES, VIDEOS, Inputs, Item, suffix_of
 
 _LONGEST_NAME = 255
-"""Bytes that file systems take."""
+_LONGEST_PATH = 4000
+"""Bytes that file systems take, with room for the name of an unfinished file."""
 JOURNAL = ".agit-translate.json"
 """In the output folder: which model, direction and input its files belong to, and whether all are there."""
 
@@ -77,14 +79,16 @@ def plan(
         return [target, mask_name(target)] if masks else [target]
 
     targets: dict[str, Item] = {}
-    refused, names = [], set[str]()
+    refused, names, folders = [], set[str](), set[str]()
     for item in found.items:
         target = storage.join(folder, output_name(item.name))
-        if any(len(os.fsencode(part)) > _LONGEST_NAME for file in files(target) for part in file.split("/")):
+        above = set(_above(target, folder))
+        if any(_too_long(file) for file in files(target)):
             refused.append({"name": item.name, "reason": "its name is too long for a file beside it"})
-        elif names.isdisjoint(files(target)):
+        elif names.isdisjoint([*files(target), *above]) and folders.isdisjoint(files(target)):
             targets[target] = item
             names.update(files(target))
+            folders |= above
         else:
             refused.append({"name": item.name, "reason": "another image's translation has its name"})
     there = set(storage.list_(folder, recursive=True))
@@ -122,6 +126,17 @@ def pack(folder: str, output: str) -> None:
                     file.writestr(uri[start:], storage.read_bytes(uri))
         storage.upload_file(packed, output)
     storage.remove(folder)
+
+
+def _above(target: str, folder: str) -> Iterator[str]:
+    """The folders between a file and the output folder."""
+    while len(target := target.rpartition("/")[0]) > len(folder):
+        yield target
+
+
+def _too_long(file: str) -> bool:
+    parts = [os.fsencode(part) for part in file.split("/")]
+    return max(map(len, parts)) > _LONGEST_NAME or len(os.fsencode(file)) > _LONGEST_PATH
 
 
 def _refuse_file(folder: str) -> None:

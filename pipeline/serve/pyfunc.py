@@ -6,6 +6,9 @@ base64 text::
     MLFLOW_TRACKING_URI=sqlite:///$PWD/.agit/mlflow.db mlflow models serve -m models:/h2z@champion --env-manager local
     POST /invocations  {"inputs": {"image": ["<base64>"]}, "params": {"direction": "a2b"}}
     -> {"predictions": [{"image": "<base64 PNG>", "mask": "<base64 PNG>"}]}
+
+MLflow drops ``params`` that the signature does not name before they get here: its own server ignores them, with a
+warning in its log, and only ``agit serve`` refuses them (:class:`pipeline.serve.http.KnownParameters`).
 """
 
 from __future__ import annotations

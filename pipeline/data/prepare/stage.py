@@ -44,6 +44,8 @@ _SHAPING = (
 )
 _STALE_SECONDS = 24 * 3600
 _MOST_GROUPS = 10_000
+_MOST_LEFT_OUT = 1_000
+"""Of each reason: there may be a sidecar beside each of ten million images."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def _make(config: Config, key: str, uri: str, source: Source, report: Progress) 
         "domains": {domain: {"name": source.names[domain]} for domain in "ab"},
         "splits": {split: _split(uri, split, [d for d in done if d.plan.split == split]) for split in SPLITS},
         **_described(names, copies, config.data.duplicates),
-        "left_out": [{"name": name, "reason": reason} for name, reason in source.left_out],
+        "left_out": _left_out(source),
         "settings": settings,
         "kept": sum(item.kept for item in done),
     }
@@ -160,6 +162,19 @@ def _make(config: Config, key: str, uri: str, source: Source, report: Progress) 
     records.MANIFEST.write(uri, made)
     storage.remove(storage.join(uri, PARTS))
     return made
+
+
+def _left_out(source: Source) -> list[dict[str, str]]:
+    """Files that are no images of a split, and why; of very many for one reason the first, and how many more."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in source.left_out:
+        by_reason.setdefault(reason, []).append(name)
+    listed = []
+    for reason, names in by_reason.items():
+        listed += [{"name": name, "reason": reason} for name in names[:_MOST_LEFT_OUT]]
+        if more := len(names[_MOST_LEFT_OUT:]):
+            listed.append({"name": f"{more} more", "reason": reason})
+    return listed
 
 
 def _policy(config: DataConfig, split: str) -> ImagePolicy:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pipeline import storage
 from pipeline.data.litter import in_litter, is_litter
 from pipeline.data.sources.source import LocalFile, Readable, StoredFile, Unreachable, check_regular
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +41,12 @@ class File:
         return ""
 
 
-def listing(uri: str) -> list[File]:
-    """Every file below a folder, sorted by path; hidden files and the litter of desktops are left out."""
+def listing(uri: str, lost: Mapping[str, str] = _NOTHING) -> list[File]:
+    """Every file below a folder, sorted by path; hidden files and the litter of desktops are left out.
+
+    Args:
+        lost: local paths of files that could not be unpacked, and why; they are listed, and cannot be read.
+    """
     if storage.is_remote(uri):
         return _listing_remote(uri)
     root = storage.local_path(uri)
@@ -46,7 +54,18 @@ def listing(uri: str) -> list[File]:
         File(storage.as_text(Path(path).relative_to(root).as_posix()), _readable(path, reason))
         for path, reason in _walk(str(root), ())
     ]
+    files += [
+        File(storage.as_text(path[len(str(root)) + 1 :]), Unreachable(reason))
+        for path, reason in lost.items()
+        if path.startswith(f"{root}/")
+    ]
     return sorted(files, key=lambda file: file.relative)
+
+
+def count_files(folder: str, most: int) -> int:
+    """How many files there are below a local folder; ``most`` when there are more."""
+    files = (name for _, _, names in os.walk(folder) for name in names if not is_litter(name))
+    return sum(1 for _ in itertools.islice(files, most))
 
 
 def _readable(path: str, reason: str | None) -> Readable:
@@ -59,9 +78,10 @@ def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str
         status = os.stat(folder)
         here = (status.st_dev, status.st_ino)
         inside = [] if here in above else [entry for entry in os.scandir(folder) if not is_litter(entry.name)]
+    except (FileNotFoundError, NotADirectoryError):
+        return
     except OSError as error:
-        if above:
-            yield folder, f"the folder cannot be read: {error.strerror}"
+        yield folder, f"{error.strerror} (a folder)"
         return
     for entry in inside:
         try:
@@ -71,7 +91,7 @@ def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str
             check_regular(entry.path)
             yield entry.path, None
         except OSError as error:
-            yield entry.path, f"cannot be read: {error.strerror or error}"
+            yield entry.path, error.strerror or str(error)
 
 
 def _digest(readable: Readable) -> str:
@@ -79,7 +99,7 @@ def _digest(readable: Readable) -> str:
         return hashlib.sha256(readable.read()).hexdigest()
     except OSError as error:
         # It stays in the listing and is quarantined with this reason when it is read.
-        return f"unreadable:{error.errno}"
+        return f"unreadable:{error.errno or error}"
 
 
 def file_digest(path: Path) -> str:

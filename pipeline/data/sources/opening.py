@@ -17,7 +17,15 @@ from pipeline.config import fingerprint as digest_of
 from pipeline.data.sources import builtin, public
 from pipeline.data.sources.archives import is_archive, open_archive
 from pipeline.data.sources.download import is_url
-from pipeline.data.sources.folders import no_folder, open_folder, open_two_folders
+from pipeline.data.sources.folders import (
+    TEST,
+    TRAIN,
+    beside,
+    holds_domains,
+    no_folder,
+    open_folder,
+    open_two_folders,
+)
 from pipeline.data.sources.source import Entry, Progress, Readable, Source
 from pipeline.data.sources.tables import (
     is_csv,
@@ -28,6 +36,8 @@ from pipeline.data.sources.tables import (
     shards_of,
 )
 
+_OF_SHARDS = {"data", *TRAIN, *TEST}
+"""Folders in which Hugging Face keeps Parquet files."""
 _NO_FILE = "{} is not the address of a zip, tar, Parquet or CSV file; give one in data.source"
 
 
@@ -134,10 +144,13 @@ def _open_one(config: DataConfig, downloads: Path) -> Source:
     if is_url(text):
         raise BadInput(_NO_FILE.format(text))
     if storage.is_remote(text) or storage.local_path(text).is_dir():
-        places = [text, storage.join(text, "data")]
-        for place in places:
-            if shards := shards_of(storage.list_(place)):
-                return open_shards(text, shards, config.test_fraction, downloads)
+        children = storage.list_(text)
+        inside = [child for child in children if storage.name(child).lower() in _OF_SHARDS]
+        shards = shards_of([*children, *(file for child in inside for file in storage.list_(child))])
+        if shards and not holds_domains(children):
+            source = open_shards(text, shards, config.test_fraction, downloads)
+            source.left_out += beside(text, shards)
+            return source
     return open_folder(text, config.masks, config.test_fraction)
 
 
