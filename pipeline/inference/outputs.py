@@ -13,7 +13,7 @@ from typing import Any
 from agit_core.errors import BadInput
 from pipeline import storage
 from pipeline.inference.image_items import check_writable, mask_name, output_name
-from pipeline.inference.inputs import IMAGES, VIDEOS, Inputs, Item, suffix_of
+from pipeline.inference.inputs import IMAGES, READ_VIDEOS, VIDEOS, Inputs, Item, suffix_of
 
 _LONGEST_NAME = 255
 _LONGEST_PATH = 4000
@@ -28,6 +28,8 @@ def single(source: str, output: str, suffixes: tuple[str, ...], masks: bool, ove
     named = suffix in suffixes
     if not named and suffix in (*IMAGES, *VIDEOS):
         theirs, ours = ("a video", "an image") if suffixes is IMAGES else ("an image", "a video")
+        if suffix_of(source) not in (*IMAGES, *READ_VIDEOS):
+            ours = "by its name no video"
         raise BadInput(
             f"{output} is the name of {theirs}, and {source} is {ours}; "
             f"end it with one of {', '.join(suffixes[:4])}, or with / to make it a folder"

@@ -126,7 +126,12 @@ def translate_video(
                 writer.close()
         for uri, path in reversed(outputs.items()):
             storage.upload_file(path, uri)
-    return {"translated": done, "failed": reader.failed, "notes": writers[0].notes}
+    notes = list(writers[0].notes)
+    if reader.damaged:
+        notes.append(
+            f"{reader.damaged} frames of {source} are damaged, and shown as far as they could be decoded"
+        )
+    return {"translated": done, "failed": reader.failed, "notes": notes}
 
 
 class _Moment(NamedTuple):
@@ -163,9 +168,12 @@ class _Colours(NamedTuple):
         )
         return seen.to_ndarray()
 
-    def frame(self, rgb: np.ndarray[Any, Any], pixel_format: str) -> av.VideoFrame:
+    def frame(self, rgb: np.ndarray[Any, Any], pixel_format: str, width: int) -> av.VideoFrame:
         frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(
-            format=pixel_format, dst_colorspace=_MATRICES[self.matrix], dst_color_range=self.range
+            width=width,
+            format=pixel_format,
+            dst_colorspace=_MATRICES[self.matrix],
+            dst_color_range=self.range,
         )
         frame.colorspace, frame.color_range = self.matrix, self.range
         return frame
@@ -197,6 +205,8 @@ class _Reader:
             if (count := len(getattr(self.container.streams, kind)) - (kind != "subtitles")) > 0
         ]
         self.rotated = False
+        self.damaged = 0
+        """Frames that were decoded as far as could be."""
         self.failed: list[dict[str, str]] = []
         self.colours: _Colours | None = None
         """Those of the first frame; None before it."""
@@ -220,6 +230,7 @@ class _Reader:
                 )
                 continue
             for frame in decoded:
+                self.damaged += bool(frame.is_corrupt)
                 moment = _Moment(number, 1 / Fraction(self.rate))
                 if frame.pts is not None and frame.time_base:
                     moment = _Moment(frame.pts, frame.time_base)
@@ -255,6 +266,8 @@ class _Writer:
         self._stream: Any = self.container.add_stream(codec, rate=reader.rate, options=options)
         # nothing in MPEG-4 says that the full range is used
         self._limited = codec == "mpeg4"
+        # and neither VP9 nor its container's writer keeps a sample aspect ratio
+        self._square = codec == "libvpx-vp9"
         # MPEG-4 counts frames; the others keep the source's clock, so that uneven times stay as they were
         frames = 1 / Fraction(reader.rate)
         self._clock: Fraction = frames if codec == "mpeg4" else reader.stream.time_base or frames
@@ -288,16 +301,20 @@ class _Writer:
             colours = colours._replace(full_range=False)
         first = self._waiting is not None
         if first:
-            self._stream.width, self._stream.height = width, height
             if shape := self._reader.stream.sample_aspect_ratio:  # pixels that are not square
                 ratio = 1 / shape if self._reader.rotated else shape
-                self._stream.codec_context.sample_aspect_ratio = ratio
+                if self._square and ratio != 1:
+                    width = max(2, 2 * round(width * ratio / 2))
+                    self.notes.append(f"{width} x {height} pixels: this format has square ones only")
+                elif not self._square:
+                    self._stream.codec_context.sample_aspect_ratio = ratio
+            self._stream.width, self._stream.height = width, height
             # colour at half the resolution needs even sides, except for a codec that knows nothing else
             known = [kind.name for kind in self._stream.codec_context.codec.video_formats or []]
             even = height % 2 == 0 and width % 2 == 0
             self._stream.pix_fmt = "yuv420p" if even or "yuv444p" not in known else "yuv444p"
             colours.tag(self._stream.codec_context)
-        frame = colours.frame(array, self._stream.pix_fmt)
+        frame = colours.frame(array, self._stream.pix_fmt, self._stream.width)
         # two frames at one moment of the clock would be refused
         self._last = max(self._last + 1, round(moment.pts * moment.time_base / self._clock))
         frame.pts, frame.time_base = self._last, self._clock

@@ -274,11 +274,17 @@ def _check_size(total: int, archive: Path, called: str) -> None:
 
 
 def _inner(folder: Path) -> Path:
-    """Below the folders that hold one other folder, or one with ``trainA``, and a README and its like beside it."""
+    """The one folder with ``trainA`` in it; else below the folders that hold one other folder and, at most, a README
+    and its like beside it."""
+    sets = []
+    for place, inside, _ in os.walk(folder):
+        if any(name.lower() == "traina" for name in inside):
+            sets.append(Path(place))
+            inside.clear()
+    if len(sets) == 1:
+        return sets[0]
     while True:
-        inside = [path for path in folder.iterdir() if path.is_dir() and not is_litter(path.name)]
-        if len(inside) > 1:
-            inside = [path for path in inside if (path / "trainA").is_dir()]
-        if len(inside) != 1 or inside[0].name.lower().startswith("train"):
+        below = [path for path in folder.iterdir() if path.is_dir() and not is_litter(path.name)]
+        if len(below) != 1 or below[0].name.lower().startswith("train"):
             return folder
-        folder = inside[0]
+        folder = below[0]

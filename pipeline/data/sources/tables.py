@@ -115,7 +115,7 @@ def open_csv(
     Raises:
         BadInput: there is no such file, it is not a table, or it lacks a column.
     """
-    text = _text(uri, downloads)
+    text = _text(uri, downloads).lstrip("\r\n")
     table = csv.DictReader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
     try:
         columns = [name.strip().lower() for name in table.fieldnames or []]
@@ -141,7 +141,7 @@ def open_csv(
 
 def _delimiter(text: str) -> str:
     """Between the columns of the first line, of which the table needs two."""
-    header = text.lstrip("\r\n").partition("\n")[0].lower()
+    header = text.partition("\n")[0].lower()
     return max(_DELIMITERS, key=lambda mark: len({"image", *_DOMAIN_COLUMNS} & set(_columns(header, mark))))
 
 

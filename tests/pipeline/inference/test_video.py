@@ -208,6 +208,9 @@ def test_pixels_that_are_not_square_and_further_tracks(tmp_path: Path, model: st
     assert [note for note in done["notes"] if "1 more sound track" in note]
     with av.open(done["output"]) as container:
         assert container.streams.video[0].sample_aspect_ratio == Fraction(16, 11)
+    square = translate(str(source), str(tmp_path / "square.webm"), model)
+    assert frames(tmp_path / "square.webm")[0][1].shape == (48, 94, 3)
+    assert [note for note in square["notes"] if note.startswith("94 x 48 pixels")]
 
 
 def test_what_is_no_video(tmp_path: Path, model: str) -> None:

@@ -133,9 +133,8 @@ def test_a_folder_of_parquet_with_labels(tmp_path: Path, names: tuple[str, str])
 
 def test_one_damaged_file_of_parquet_does_not_stop_the_others(tmp_path: Path) -> None:
     for number in range(3):
-        pq.write_table(
-            pa.table({"image": rows(6, 10 * number), "label": [0, 1] * 3}), tmp_path / f"{number}.parquet"
-        )
+        table = pa.table({"image": rows(6, 10 * number), "label": [0, 1] * 3})
+        pq.write_table(table, tmp_path / f"{number}.parquet", compression="gzip")
     data = bytearray((tmp_path / "1.parquet").read_bytes())
     data[200:900] = bytes(700)
     (tmp_path / "1.parquet").write_bytes(data)
