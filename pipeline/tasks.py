@@ -104,7 +104,7 @@ def check_scorable(config: Config, data: Data) -> None:
     Raises:
         BadInput: fewer than two test images of a domain.
     """
-    from pipeline.evaluate.test_images import count_test_images
+    from pipeline.evaluate.scored_images import count_test_images
 
     for domain in "ab":
         count_test_images(config, data.uri, data.manifest, domain)

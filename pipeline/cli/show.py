@@ -1,4 +1,4 @@
-"""How the commands' answers look to a person; ``--json`` prints the same values as they are."""
+"""Terminal output of the commands' results; ``--json`` prints the same values unformatted."""
 
 from __future__ import annotations
 
@@ -91,9 +91,7 @@ def reproduced(value: dict[str, Any]) -> None:
         {
             "model": value["model"],
             "run": f"{value['run_id']}, {value['steps']} steps, in {value['storage']}",
-            "weights": "identical, bit for bit"
-            if value["identical"]
-            else f"they differ, by at most {apart:.3g}",
+            "weights": "bit-identical" if value["identical"] else f"different, by at most {apart:.3g}",
         }
     )
 
@@ -103,11 +101,11 @@ def findings(value: dict[str, Any]) -> None:
     for column in ("", "what", "found", "remedy"):
         table.add_column(column, overflow="fold")
     for check in value["checks"]:
-        told = (check["name"], check["found"], check.get("remedy") or "")
-        table.add_row(_MARKS[check["state"]], *(console.literal(printable(text)) for text in told))
+        cells = (check["name"], check["found"], check.get("remedy") or "")
+        table.add_row(_MARKS[check["state"]], *(console.literal(printable(cell)) for cell in cells))
     console.write(table)
     console.write(
-        "A local run can work." if value["ok"] else "A local run cannot work yet: see what is missing."
+        "A local run is possible." if value["ok"] else "A local run is not possible yet: see what is missing."
     )
 
 
@@ -127,7 +125,7 @@ def versions(value: dict[str, Any]) -> None:
             for row in value["versions"]
         ],
         ["version", "aliases", "run_id", "kid_target_a2b", "kid_target_b2a"],
-        f"no version of '{value['name']}' is registered; `agit run` registers one",
+        f"no version of '{value['name']}' is registered; register one with `agit run`",
     )
     if not value["events"]:
         return
@@ -149,6 +147,27 @@ def _why(event: dict[str, Any]) -> str:
     return str(event.get("reason") or "; ".join(decision.get("reasons", [])))
 
 
+def unused(value: dict[str, Any]) -> None:
+    """The result of `agit clean`."""
+    from rich.filesize import decimal
+
+    rows = [
+        {
+            "kind": thing["kind"],
+            "size": decimal(thing["bytes"]),
+            "last changed": _when(thing["updated"]),
+            "what": thing["uri"],
+            "why": thing["reason"],
+        }
+        for thing in value["found"]
+    ]
+    nothing = f"nothing in {value['storage']} is both unused and older than {value['older_than_days']:g} days"
+    table_of(rows, list(rows[0]) if rows else [], nothing)
+    if rows:
+        done = "removed" if value["removed"] else "would be removed with --yes"
+        print(f"{decimal(value['bytes'])} in {len(rows)} places {done}")
+
+
 def mapping(value: dict[str, Any]) -> None:
     _pairs(value)
 
@@ -164,7 +183,7 @@ def yaml_text(value: Any) -> str:
 
 
 def table_of(rows: list[dict[str, Any]], columns: list[str], nothing: str = "nothing there") -> None:
-    """A plain table of dicts; nested values are written out."""
+    """Print dicts as a plain table; nested values are flattened to text."""
     if not rows:
         console.write(printable(nothing), markup=False)
         return
@@ -172,7 +191,7 @@ def table_of(rows: list[dict[str, Any]], columns: list[str], nothing: str = "not
     for column in columns:
         table.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
-        # texts, as square brackets in somebody's file names are no markup
+        # literal: square brackets in file names are not markup
         table.add_row(*(console.literal(_cell(row.get(column))) for column in columns))
     console.write(table)
 

@@ -215,7 +215,7 @@ def test_pixels_that_are_not_square_and_further_tracks(tmp_path: Path, model: st
 
 def test_what_is_no_video(tmp_path: Path, model: str) -> None:
     (tmp_path / "horse.mp4").write_bytes(b"no frames in here")
-    with pytest.raises(BadInput, match="not a video that can be read"):
+    with pytest.raises(BadInput, match="not a readable video"):
         translate(str(tmp_path / "horse.mp4"), str(tmp_path / "out"), model)
     assert not (tmp_path / "out").exists()
     film(tmp_path / "film.mp4")
