@@ -162,7 +162,7 @@ def test_a_second_call_does_what_is_missing(photos: Path, tmp_path: Path, model:
     (out / "one.png").unlink()
     models.save(photos / "broken.jpg", seed=5)
     again = translate(f"{photos}/", str(out), model)  # a closing slash, as shells complete it
-    assert (again["translated"], again["skipped"], len(again["failed"])) == (2, 3, 1)
+    assert (again["translated"], again["skipped"], len(again["failed"])) == (2, 3, 2)
     assert {p: (out / p).stat().st_mtime_ns for p in before if p != "one.png"} == {
         p: t for p, t in before.items() if p != "one.png"
     }
@@ -251,7 +251,7 @@ def test_a_zip_whose_packing_was_interrupted(photos: Path, tmp_path: Path, model
     translate(str(photos), str(parts), model)
     out.write_bytes(b"packed")
     done = translate(str(photos), str(out), model)
-    assert (done["translated"], done["skipped"], len(done["failed"])) == (0, 4, 2)
+    assert (done["translated"], done["skipped"], len(done["failed"])) == (0, 4, 3)
     assert out.read_bytes() == b"packed"
     assert not parts.exists()
 
@@ -463,7 +463,7 @@ def test_the_command(photos: Path, tmp_path: Path, model: str) -> None:
         "metrics": None,
         "report": None,
     }
-    assert "translate: 4 images, 2 not readable" in done.err
+    assert "translate: 4 images, 3 not translated" in done.err
     shown = agit("translate", photos, "out", "--model", model, "--masks", cwd=tmp_path)
     assert "skipped broken.jpg: cannot be read" in shown.out
     assert "4 done before" in shown.out
