@@ -172,8 +172,8 @@ def _read(item: Item) -> bytes:
     except RunFailed:
         raise
     except Exception as error:  # a missing or damaged file or archive member
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise BadInput(f"cannot be read: {reason}") from None
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise BadInput(f"cannot be read: {' '.join(text.split()) or type(error).__name__}") from None
 
 
 def _translated(translator: Translator, data: bytes, item: Item, direction: str) -> _Frames:

@@ -170,6 +170,8 @@ def _zip_members(uri: str) -> Inputs:
         members = _zip(uri).infolist()
     except zipfile.BadZipFile as error:
         raise BadInput(f"{uri} is damaged or not a zip file ({error}); create it again") from None
+    except PermissionError as error:
+        raise BadInput(f"{uri} cannot be read: {error.strerror or error}; correct its permissions") from None
     for member in members:
         path = PurePosixPath(member.filename.replace("\\", "/"))  # as some programs of Windows pack
         suffix = path.suffix.lower()

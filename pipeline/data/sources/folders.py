@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -192,7 +193,9 @@ def beside(root: str, used: list[str]) -> list[tuple[str, str]]:
         else:
             count = count_files(child, _MOST_COUNTED)
             number = f"{count} or more" if count == _MOST_COUNTED else str(count)
-            if count:
+            if not os.access(child, os.R_OK | os.X_OK):
+                left.append((f"{storage.name(child)}/", "is none of the folders that are read, nor readable"))
+            elif count:
                 why = f"is none of the folders that are read ({number} files)"
                 left.append((f"{storage.name(child)}/", why))
     return left

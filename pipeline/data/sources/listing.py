@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from agit_core.errors import BadInput
 from pipeline import storage
 from pipeline.data.litter import in_litter, is_litter
 from pipeline.data.sources.source import LocalFile, Readable, StoredFile, Unreachable, check_regular
@@ -46,6 +47,9 @@ def listing(uri: str, lost: Mapping[str, str] = _NOTHING) -> list[File]:
 
     Args:
         lost: local paths of files that could not be unpacked, and why; they are listed, and cannot be read.
+
+    Raises:
+        BadInput: the folder itself may not be read.
     """
     if storage.is_remote(uri):
         return _listing_remote(uri)
@@ -81,6 +85,10 @@ def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
+        if not above:
+            raise BadInput(
+                f"the folder {folder} cannot be read: {error.strerror}; correct its permissions"
+            ) from None
         yield folder, f"{error.strerror} (a folder)"
         return
     for entry in inside:

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from PIL import Image
 
-from agit_core.errors import BadInput
+from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
 from pipeline.config import BuiltinConfig, DataConfig
 from pipeline.config import fingerprint as digest_of
@@ -52,7 +52,13 @@ def open_source(config: DataConfig, downloads: Path, report: Progress = lambda e
         BadInput: there is nothing there, or it is not laid out as images of two domains.
         RunFailed: the storage that holds it does not answer.
     """
-    source = kind_of(config.source).open(config, downloads, report)
+    try:
+        source = kind_of(config.source).open(config, downloads, report)
+    except RunFailed as error:
+        # no storage that is silent for a while, but the user's own file
+        if isinstance(error.__cause__, PermissionError) and not storage.is_remote(config.source):
+            raise BadInput(str(error)) from None
+        raise
     try:
         _check(source, config.source)
         _check_masks(source, config)

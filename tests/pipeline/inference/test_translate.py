@@ -369,7 +369,7 @@ def _profile() -> bytes:
         ({"direction": "sideways"}, "use a2b or b2a"),
         ({"model": "nowhere"}, "no model at"),
         ({"smooth": 0.5}, "--smooth applies only to videos"),
-        ({"workers": 2}, "add --batch"),
+        ({"workers": 2}, "--workers needs --batch"),
         ({"device": "abacus"}, "there is no device 'abacus'"),
         ({"device": "cuda:99"}, "GPUs are visible"),
         ({"tile_pixels": 4}, "tile_pixels must be at least"),
@@ -396,7 +396,7 @@ def test_empty_folders_and_damaged_archives(tmp_path: Path, model: str) -> None:
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "x.png").write_bytes(b"no")
     (tmp_path / "none" / "y.png").write_bytes(b"no")
-    with pytest.raises(BadInput, match="none of the 2 images"):
+    with pytest.raises(BadInput, match="any of the 2 files"):
         translate(str(tmp_path / "none"), str(tmp_path / "out"), model)
 
 

@@ -215,6 +215,32 @@ def test_what_is_no_file_is_named_and_not_waited_for(tmp_path: Path) -> None:
                 by_name[name].image.read()
 
 
+def test_folders_that_may_not_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests may run as root, who may read everything: the system's refusal is made here."""
+    root = folder(tmp_path / "set", {**FOUR, "extra": 1}, masks=True)
+    folder(root / "trainA", {"locked": 1})
+    closed: set[str] = {str(root / "trainA" / "locked")}
+    scandir = os.scandir
+
+    def refusing(path: str) -> Any:
+        if str(path) in closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with opened(root, tmp_path) as source:
+        locked = next(entry for _, entry in source if entry.name == "locked")
+        with pytest.raises(OSError, match=r"Permission denied \(a folder\)"):
+            locked.image.read()
+    for name in ("testB", "masks", "trainA"):
+        closed = {str(root / name)}
+        with pytest.raises(BadInput, match=f"the folder .*{name} cannot be read: Permission denied; correct"):
+            opened(root, tmp_path)
+    closed = {str(root)}
+    with pytest.raises(BadInput, match=r"cannot list .*Permission denied"):
+        opened(root, tmp_path)
+
+
 def test_a_mask_that_fits_no_image_is_named(tmp_path: Path) -> None:
     root = folder(tmp_path / "set", FOUR, masks=True)
     (root / "masks" / "trainB" / "other.png").write_bytes(encoded(picture(1, mode="L")))
