@@ -21,7 +21,7 @@ from pipeline.data.read.card import card as data_card
 from pipeline.metrics.format import Scores
 from pipeline.redact import redact
 from pipeline.report import charts as report_charts
-from pipeline.report import published, sections, tiles, verdict
+from pipeline.report import published, sections, tiles, validation, verdict
 from pipeline.report.run_data import Run, read_run
 
 SECTIONS = (
@@ -98,6 +98,8 @@ def render(config: Config, run: Run) -> str:
         "published": published.table(config, run),
         "extremes": sections.extremes(run, labels),
         "extremes_lead": sections.extremes_lead(run),
+        "validation_charts": charts["validation"],
+        "validation": validation.section(run, names),
         "curves": charts["curves"],
         "curves_lead": sections.curves_lead(run, switch),
         "mask_charts": charts["masks"],
@@ -129,6 +131,7 @@ def _charts(
     kid = sections.kid_chart(scores)
     return {
         "scores": [kid] if kid else [],
+        "validation": validation.charts(run.metrics, names),
         "curves": report_charts.curves(run.metrics, names, switch),
         "masks": report_charts.mask_health(run.metrics, names, switch, limits) if attends else [],
     }

@@ -13,10 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
@@ -25,6 +22,10 @@ from pipeline.data.sources.folders import with_test
 from pipeline.data.sources.listing import file_digest, remote_file
 from pipeline.data.sources.source import Entry, LocalFile, Progress, Readable, Source, Unreachable
 from pipeline.redact import redact
+
+if TYPE_CHECKING:  # PyArrow takes a while to load, and most sources are no tables
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 _DOMAIN_COLUMNS = ("domain", "label")
 _BATCH = 64
@@ -195,6 +196,9 @@ def _unassigned(row: _Row) -> str | None:
 def _parquet_rows(
     path: Path, called: str, domain: str | None, folder: Path, split: str = ""
 ) -> Iterator[_Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
@@ -242,6 +246,8 @@ def _text_of(value: Any) -> str:
 
 def values(array: pa.Array) -> list[Any]:
     """The values as Python's; bytes of texts that are not UTF-8 appear as ``\\xe9``, as in the names of files."""
+    import pyarrow as pa
+
     try:
         return list(array.to_pylist())
     except (pa.ArrowException, ValueError):
@@ -254,6 +260,8 @@ def values(array: pa.Array) -> list[Any]:
 
 
 def _batches(file: pq.ParquetFile, columns: list[str], called: str) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+
     try:
         yield from file.iter_batches(_BATCH, columns=columns)
     except (pa.ArrowException, OSError) as error:
@@ -261,6 +269,8 @@ def _batches(file: pq.ParquetFile, columns: list[str], called: str) -> Iterator[
 
 
 def _is_image(type_: pa.DataType) -> bool:
+    import pyarrow as pa
+
     if not pa.types.is_struct(type_) or type_.get_field_index("bytes") < 0:
         return False
     data = type_.field("bytes").type
