@@ -1,4 +1,4 @@
-"""In which order the training images of a prepared set are read: shuffled as a whole, or in windows."""
+"""Sampling order of a prepared data set: shuffled as a whole, or in windows."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _RESIDENT = 2
 
 
 def sample_plan(config: Config, data_uri: str, manifest: dict[str, Any]) -> SamplePlan:
-    """The order of the training images; the same for every worker, and after every resume.
+    """Order of the training images; identical for every worker and after every resume.
 
-    A set on a local disk, or that fits ``data.cache_bytes``, is shuffled exactly: every order of the images is as
-    likely as any other. A larger one in object storage would cost a request per image, so it is shuffled in
-    windows that fill ``data.shuffle_bytes`` (see :mod:`agit_core.sampling`), a request per row group.
+    A data set on a local disk, or one that fits ``data.cache_bytes``, is shuffled uniformly. For a larger one in object
+    storage that would cost a request per image, so it is shuffled in windows that fill ``data.shuffle_bytes`` (see
+    :mod:`agit_core.sampling`), with a request per row group.
     """
     data = config.data
     splits = [manifest["splits"][f"train{domain}"] for domain in "AB"]
