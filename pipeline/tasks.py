@@ -157,7 +157,7 @@ def trained(config: Config, data: Data) -> Run:
 
 
 def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
-    """Scores the run's last checkpoint on the test images, or finds the scores of exactly that.
+    """Scores the run's model on the test images, or finds the scores of exactly that.
 
     Scores that were not compared with the present champion, where there is another one, are made again.
 
@@ -184,7 +184,7 @@ def _evaluation_key(config: Config, manifest: dict[str, Any], result: Result) ->
     """Hash of everything that a run's own scores depend on, but for the champion beside them."""
     return fingerprint(
         {
-            "checkpoint": result.checkpoint,
+            "checkpoint": result.model,
             "data": manifest["fingerprint"],
             "evaluate": config.evaluate.model_dump(mode="json", exclude={"device", "batch_size"}),
             "threshold": config.method.threshold_at_test,
@@ -301,7 +301,7 @@ def already_done(config: Config) -> dict[str, Any] | None:
     if result is None or evaluation is None or registration is None or summary is None:
         return None
     key = _evaluation_key(config, found.manifest, result)
-    files = (summary["report"], result.checkpoint, registration["source"])
+    files = (summary["report"], result.model, registration["source"])
     if (
         storage.local_path(uri) not in done
         or evaluation.get("key") != key

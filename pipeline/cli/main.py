@@ -122,7 +122,7 @@ def train(
             "run_id": done.run_id,
             "storage": settings.storage,
             **tasks.known(settings, done.uri),
-            "checkpoint": done.result.checkpoint,
+            "checkpoint": done.result.model,
             "run": done.uri,
             "reused": done.reused,
         },

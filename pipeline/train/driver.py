@@ -99,7 +99,7 @@ def drive(
     Raises:
         BadInput, RunFailed: a retry is pointless, or the retry budget is exhausted; the message names the cause.
     """
-    store = CheckpointStore(spec["run_uri"], config.train.keep_checkpoints, config.train.best_by)
+    store = CheckpointStore.of(spec["run_uri"], config)
     allowance = Allowance(store.newest, config.train.max_failures)
     own_ray = not os.environ.get("RAY_ADDRESS") if own_ray is None else own_ray
     use_gpu = needs_gpu(config)
