@@ -72,12 +72,12 @@ class Studio:
     def _translate(self, data: bytes, direction: str) -> dict[str, Any]:
         self.translator.maps(direction)
         began = time.perf_counter()
-        sent = uploads.decode(data)
+        sent = uploads.decode_colours(data)
         picture = sent.copy()
         picture.thumbnail((self.max_side, self.max_side), Image.Resampling.LANCZOS)
         done = self.translator.translate(picture, direction)
         return {
-            "original": _uri(picture if picture.mode in {"RGB", "RGBA", "L"} else picture.convert("RGB")),
+            "original": _uri(picture),
             "image": _uri(done.image),
             "mask": _uri(_tint(done.mask)),
             "coverage": float(np.asarray(done.mask).mean() / 255),
