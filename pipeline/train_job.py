@@ -23,6 +23,7 @@ from pipeline import logs, ray_session, records, storage
 from pipeline.config import Config, parse
 from pipeline.data.format import manifest
 from pipeline.launch.specs import VERDICT, read_spec
+from pipeline.metrics import catalog
 from pipeline.process_identity import when_orphaned
 from pipeline.train import events, lease
 from pipeline.train.failures import PERMANENT, sentence
@@ -73,9 +74,13 @@ def run(spec_uri: str) -> dict[str, Any]:
     tell(spec, "starting", message="starting the workers")
     with lease.alive(spec["run_uri"]), failure_told(spec):
         with ray_session.connected(config) as scratch:
+            from pipeline.evaluate import validation
             from pipeline.train.driver import drive
 
-            result = drive(spec, config, scratch)
+            with validation.beside(spec, config) as scorer:
+                result = drive(spec, config, scratch)
+                if scorer is not None:
+                    result = scorer.finish(result, lambda text: tell(spec, "running", message=text))
         finish(spec, result)
     return result
 
@@ -124,6 +129,8 @@ def check(config: Config, manifest: dict[str, Any]) -> None:
         raise BadInput(
             f"train.minimum_workers ({least}) must not be larger than train.workers ({config.train.workers})"
         )
+    if config.deciding_score is not None:
+        catalog.check_deciding("train.best_by", config.deciding_score)
     if manifest["image_size"] != config.data.image_size:
         raise BadInput(
             f"the data was prepared for {manifest['image_size']} pixels but data.image_size is "

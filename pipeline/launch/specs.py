@@ -54,6 +54,16 @@ def run_id(config: Config, data_manifest: dict[str, Any]) -> str:
     if config.data.shuffle == "windowed":
         # changes the order of the images, and thus the weights
         identity["shuffle_bytes"] = config.data.shuffle_bytes
+    if config.validation.images:
+        # fewer images to train on
+        identity["validation"] = config.validation.images
+    if config.validation.early_stopping is not None:
+        # another end
+        identity["early_stopping"] = [
+            config.validation.early_stopping,
+            config.validation.every,
+            config.deciding_score,
+        ]
     return f"{config.name}-{fingerprint(identity, 8)}"
 
 

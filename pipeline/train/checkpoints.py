@@ -21,8 +21,10 @@ from typing import Any
 from agit_core import checkpoint
 from agit_core.checkpoint import CheckpointDamaged, Snapshot
 from agit_core.errors import RunFailed
-from pipeline import storage
+from pipeline import records, storage
+from pipeline.config import LOSSES, Config
 from pipeline.records import CHECKPOINTS
+from pipeline.train import scored
 
 log = logging.getLogger(__name__)
 
@@ -36,15 +38,26 @@ class CheckpointStore:
     Args:
         run_uri: the run's folder.
         keep: number of newest checkpoints to keep.
-        best_by: key of ``info["scores"]``; the checkpoint with the lowest value is kept too. None: no such checkpoint.
+        best_by: key of ``info["scores"]``; the checkpoint with the lowest value is kept too. Or a metric of the
+            catalogue, by scores on validation images. None: no such checkpoint.
+        score_every: steps between checkpoints to be scored, each of which is kept until it is.
     """
 
-    def __init__(self, run_uri: str, keep: int, best_by: str | None = None) -> None:
+    def __init__(
+        self, run_uri: str, keep: int, best_by: str | None = None, score_every: int | None = None
+    ) -> None:
+        self.run_uri = run_uri
         self.uri = storage.join(run_uri, CHECKPOINTS)
         self.keep = keep
         self.best_by = best_by
+        self.score_every = score_every
         self._info: dict[int, dict[str, Any]] = {}
         self._uploaded = b""
+
+    @classmethod
+    def of(cls, run_uri: str, config: Config) -> CheckpointStore:
+        """The store that a run's configuration describes."""
+        return cls(run_uri, config.train.keep_checkpoints, config.best_by, config.validation.every)
 
     def folder(self, step: int) -> str:
         """URI of the checkpoint of a step."""
@@ -65,7 +78,7 @@ class CheckpointStore:
         return self._info[step]
 
     def best(self) -> int | None:
-        """Step with the lowest score among the checkpoints of the newest checkpoint's stage.
+        """Step with the best score on validation images, or with the lowest loss of the newest checkpoint's stage.
 
         Losses of the two stages are not comparable, because the discriminators see different images. If all
         checkpoints of the stage have diverged, the newest finite one of any stage.
@@ -73,16 +86,19 @@ class CheckpointStore:
         steps = self.steps()
         if self.best_by is None or not steps:
             return None
+        if self.best_by not in LOSSES:
+            scores = records.read_scores(self.run_uri)
+            return scored.best({step: one for step, one in scores.items() if step in steps}, self.best_by)
         stage = self.info(steps[0])["stage"]
-        scored = {
+        losses = {
             step: float(self.info(step)["scores"][self.best_by])
             for step in steps
             if self.best_by in self.info(step).get("scores", {})
         }
-        of_stage = {step: score for step, score in scored.items() if self.info(step)["stage"] == stage}
+        of_stage = {step: score for step, score in losses.items() if self.info(step)["stage"] == stage}
         finite = {step: score for step, score in of_stage.items() if math.isfinite(score)}
         if of_stage and not finite:
-            return max((step for step, score in scored.items() if math.isfinite(score)), default=None)
+            return max((step for step, score in losses.items() if math.isfinite(score)), default=None)
         return min(finite, key=lambda step: (finite[step], -step)) if finite else None
 
     # ------------------------------------------------------------------ reading
@@ -148,7 +164,7 @@ class CheckpointStore:
             _write_local(storage.local_path(folder), snapshot)
         self._info[step] = snapshot.info
         try:
-            self._prune()
+            self.prune()
         except (RunFailed, OSError) as error:  # the checkpoint is stored; the next call prunes again
             log.warning("old checkpoints are not removed yet: %s", error)
 
@@ -170,10 +186,19 @@ class CheckpointStore:
             check()
             storage.write_bytes(manifest, last)
 
-    def _prune(self) -> None:
+    def unscored(self) -> list[int]:
+        """The checkpoints that are to be scored and have not been, oldest first."""
+        if self.score_every is None:
+            return []
+        waiting = {step for step in self.steps() if step % self.score_every == 0}
+        return sorted(waiting - records.scored_steps(self.run_uri)) if waiting else []
+
+    def prune(self) -> None:
+        """Removes what need not be kept."""
         folders = self._folders()
         whole = sorted((s for s, names in folders.items() if _looks_whole(names)), reverse=True)
-        kept = {*whole[: self.keep], self.best()}
+        # in this order, or one that is scored between the two would be in neither
+        kept = {*whole[: self.keep], *self.unscored(), self.best()}
         for step in folders:
             # newer leftovers may be an upload in progress
             if step not in kept and step < whole[0]:

@@ -25,8 +25,9 @@ from agit_core.world import World
 from pipeline import logs, records, storage
 from pipeline.config import Config
 from pipeline.data.format import manifest
+from pipeline.data.read import held_out
 from pipeline.data.read.sample_order import sample_plan
-from pipeline.train import events, lease
+from pipeline.train import events, lease, scored
 from pipeline.train.background_writer import Progress, Saver
 from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.failures import Preempted
@@ -37,6 +38,8 @@ from pipeline.train.reading import PatientImages, open_split, patiently, start_m
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+_SCORES_SECONDS = 0.5
+"""Between looks for scores that early stopping waits for."""
 
 _PREEMPTION_SECONDS = 2.0
 """Interval between checks for preempted nodes; spot nodes give as little as 25 s notice."""
@@ -73,10 +76,15 @@ class _Worker:
         torch.set_num_threads(train.threads_per_worker or max(1, cores // context.get_local_world_size()))
         self.device: torch.device = ray.train.torch.get_device()
         self.world = World.current()
-        self.store = CheckpointStore(self.run_uri, train.keep_checkpoints, train.best_by)
+        self.store = CheckpointStore.of(self.run_uri, self.config)
         data_uri = spec["data_uri"]
-        self.plan = self._patiently(lambda: sample_plan(self.config, data_uri, manifest.read(data_uri)))
+        described = self._patiently(lambda: manifest.read(data_uri))
+        apart = self._patiently(lambda: held_out.rows(self.config, data_uri, described))
+        self.score_every = None if apart is None else self.config.validation.every
+        self.plan = sample_plan(self.config, data_uri, described, apart)
         sources: dict[Any, ImageSource] = {d: self._images(f"train{d.upper()}") for d in "ab"}
+        if apart is not None:
+            sources = {d: held_out.Subset(sources[d], apart[d].trained) for d in apart}
         self.total = total_steps(self.config, self.plan)
         # a trial of a search stops at each rung and may resume later
         self.end = min(int(spec.get("until") or self.total), self.total)
@@ -105,7 +113,7 @@ class _Worker:
         self.epochs: list[tuple[int, MeanFigures]] = []
         self.mask_watch = MaskWatch()
         self.samples: Samples | None = None
-        self.seconds = {"data_wait": 0.0, "checkpoint": 0.0, "sample": 0.0}
+        self.seconds = {"data_wait": 0.0, "checkpoint": 0.0, "sample": 0.0, "score_wait": 0.0}
 
     def _new_trainer(self) -> Trainer:
         return Trainer(
@@ -145,6 +153,8 @@ class _Worker:
         while not done:
             self.logged = self.looked = (time.perf_counter(), self.trainer.step)
             self.look_at = self.trainer.step + 1
+            if self._stops_early(self.trainer.step, saver, progress):  # killed after it had decided so
+                break
             with contextlib.closing(
                 self.loader.batches(self.trainer.step, self.trainer.slots, self.end)
             ) as batches:
@@ -175,15 +185,19 @@ class _Worker:
                 if result.switched:
                     saver.put(events.as_file(self.run_uri, "switched", step=result.step - 1))
             last = result.step == self.end
+            scored_here = self.score_every is not None and result.step % self.score_every == 0
+            stores = result.step % self.checkpoint_every == 0 or last or scored_here
             # also before each checkpoint, so that the rows of a resumed run match those of an uninterrupted one
-            due = result.step % train.log_every == 0 or result.step % self.checkpoint_every == 0 or last
+            due = result.step % train.log_every == 0 or stores
             if due:
                 self._log(result, saver, progress)
                 self._watch_masks(result.step, saver, progress)
             if train.samples and (result.step % train.sample_every == 0 or last):
                 self._sample(result.step, saver)
-            if result.step % self.checkpoint_every == 0 or last:
+            if stores:
                 self._checkpoint(saver)
+            if not last and self._stops_early(result.step, saver, progress):
+                break
             if (
                 self.watch_preemption
                 and result.step >= self.look_at
@@ -306,10 +320,45 @@ class _Worker:
         self._restore()
         self.trainer.rollbacks = count
         if saver is not None and progress is not None:
-            self._patiently(lambda: remove_metrics_after(self.run_uri, self.trainer.step))
+            self._forget_later_steps()
             told = f"went back at {0.5**count:.3g} times the learning rate ({count} of {allowed} times)"
             saver.put(events.as_file(self.run_uri, "rolled_back", told, step=self.trainer.step))
             progress.update(step=self.trainer.step, message=told)
+
+    def _stops_early(self, step: int, saver: Saver | None, progress: Progress | None) -> bool:
+        """Whether ``validation.early_stopping`` ends the run after this step. Collective where the step is scored.
+
+        The scores of the steps before this one decide, and it waits for them: how fast they come must not show in the
+        result, and scoring has the time of a whole interval.
+        """
+        patience, metric = self.config.validation.early_stopping, self.config.deciding_score
+        if patience is None or self.score_every is None or not step or step % self.score_every:
+            return False
+        began = time.perf_counter()
+        needed = set(scored.due(self.score_every, step - self.score_every))
+        while self._agreed(
+            saver is not None and not self._patiently(lambda: needed <= records.scored_steps(self.run_uri))
+        ):
+            if saver is not None and progress is not None:
+                saver.check()
+                progress.update(message="waiting for the scores of earlier checkpoints")
+            time.sleep(_SCORES_SECONDS)
+        self.seconds["score_wait"] += time.perf_counter() - began
+        stop = False
+        if saver is not None and progress is not None:
+            all_scores = self._patiently(lambda: records.read_scores(self.run_uri))
+            known = {at: one for at, one in all_scores.items() if at in needed}
+            stop = scored.hopeless(known, str(metric), patience)
+            if stop:
+                best = scored.best(known, str(metric))
+                reason = f"no {metric} better than that of step {best} in {patience} scores"
+                saver.put(events.as_file(self.run_uri, "stopped_early", reason, step=step))
+                progress.update(message=reason)
+        return self._agreed(stop)
+
+    def _agreed(self, here: bool) -> bool:
+        """Whether it is so on any rank. Collective."""
+        return bool(self.world.sum(torch.tensor([float(here)])))
 
     def _preempted(self, step: int) -> bool:
         """Whether a node is about to be preempted; also sets the step of the next check. Collective.
@@ -346,7 +395,7 @@ class _Worker:
         self._restore()
         nodes = self.world.gather(ray.get_runtime_context().get_node_id())
         if nodes is not None:
-            self._patiently(lambda: remove_metrics_after(self.run_uri, self.trainer.step))
+            self._forget_later_steps()
             self._tell_start(len(set(nodes)))
 
     def _restore(self) -> None:
@@ -369,6 +418,11 @@ class _Worker:
             if self.world.rank == 0:
                 self._keep_start(model.digest)
             self.trainer.start_from(model.weights)
+
+    def _forget_later_steps(self) -> None:
+        step = self.trainer.step
+        self._patiently(lambda: remove_metrics_after(self.run_uri, step))
+        self._patiently(lambda: scored.remove_after(self.run_uri, step))
 
     def _keep_start(self, digest: str) -> None:
         """Record the initial weights for the lineage, because an alias in the configuration may move later."""
@@ -429,6 +483,7 @@ class _Worker:
             "device": self.device.type,
             "resumed_from": first,
             "rollbacks": self.trainer.rollbacks,
+            "stopped_early": step < self.end,
             "images_per_s": round((step - first) * self.plan.batch_size / seconds, 2),
             "seconds": {"loop": round(seconds, 3)} | {k: round(v, 3) for k, v in self.seconds.items()},
         }
