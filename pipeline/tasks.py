@@ -26,11 +26,9 @@ def prepare(config: Config) -> Data:
     Raises:
         BadInput: the storage or the source cannot be used; says why.
     """
-    from pipeline.data.prepare.stage import prepare as run_stage
-
     with progress.stage("prepare") as stage:
         storage.check_reachable(config.storage)
-        prepared = run_stage(config, stage)
+        prepared = _prepared(config, stage)
         splits = prepared.manifest["splits"]
         counts = ", ".join(f"{name} {split['rows']}" for name, split in splits.items())
         aside = _named(splits, "quarantined")
@@ -55,6 +53,40 @@ def prepare(config: Config) -> Data:
         if prepared.reused:
             stage.reuse(f"prepared data {storage.name(prepared.uri)} ({stage.message})")
     return Data(prepared.uri, prepared.manifest, prepared.reused)
+
+
+def _prepared(config: Config, stage: progress.Stage) -> Data:
+    """Here, or as a job of the cluster."""
+    if config.cluster.address is not None:
+        from pipeline.data.format import manifest
+        from pipeline.launch import stages
+
+        done = stages.submit(config, "prepare", stage)
+        uri = storage.join(config.storage, "data", done["name"])
+        return Data(uri, manifest.read(uri), done["reused"])
+    from pipeline.data.prepare.stage import prepare as run_stage
+
+    made = run_stage(config, stage)
+    return Data(made.uri, made.manifest, made.reused)
+
+
+def _scored(config: Config, uri: str, data_uri: str, stage: progress.Stage) -> dict[str, Any]:
+    """The evaluation of a model, made here or by a job of the cluster, which does not reach the registry."""
+    if config.cluster.address is not None:
+        from pipeline.launch import stages
+        from pipeline.launch.specs import absolute
+        from pipeline.registry import models
+
+        champion = models.champion(config)
+        if champion is not None:
+            champion |= {"uri": absolute(champion["uri"])}
+        model = absolute(models.resolve(uri, config))
+        return stages.submit(
+            config, "evaluate", stage, uri=model, data_uri=absolute(data_uri), champion=champion
+        )
+    from pipeline.evaluate.scoring import evaluate as run_stage
+
+    return run_stage(config, uri, data_uri, stage)
 
 
 def _named(splits: dict[str, Any], kind: str) -> list[str]:
@@ -104,7 +136,7 @@ def check_scorable(config: Config, data: Data) -> None:
     Raises:
         BadInput: fewer than two test images of a domain.
     """
-    from pipeline.evaluate.test_images import count_test_images
+    from pipeline.evaluate.counting import count_test_images
 
     for domain in "ab":
         count_test_images(config, data.uri, data.manifest, domain)
@@ -165,15 +197,13 @@ def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
         BadInput: no Inception network can be had.
         RunFailed: the storage does not answer.
     """
-    from pipeline.evaluate.scoring import evaluate as run_stage
-
     key = _evaluation_key(config, data.manifest, run.result)
     with progress.stage("evaluate") as stage:
         evaluation = EVALUATION.read(run.uri)
         if evaluation is not None and evaluation.get("key") == key and _compared(config, run, evaluation):
             stage.reuse("scores of this checkpoint")
         else:
-            evaluation = {**run_stage(config, run.uri, data.uri, stage), "key": key}
+            evaluation = {**_scored(config, run.uri, data.uri, stage), "key": key}
             EVALUATION.write(run.uri, evaluation)
         shown = scores_line(evaluation)
         stage.message = f"{stage.message}: {shown}" if stage.reused else shown
@@ -217,10 +247,8 @@ def evaluate_model(config: Config, data: Data, uri: str) -> dict[str, Any]:
         BadInput: no such model, or no Inception network can be had.
         RunFailed: the storage does not answer.
     """
-    from pipeline.evaluate.scoring import evaluate as run_stage
-
     with progress.stage("evaluate") as stage:
-        evaluation = run_stage(config, uri, data.uri, stage)
+        evaluation = _scored(config, uri, data.uri, stage)
         stage.message = scores_line(evaluation)
     return evaluation
 

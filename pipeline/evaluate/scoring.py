@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -50,13 +50,20 @@ class Subject:
     model: Model
 
 
-def evaluate(config: Config, uri: str, data_uri: str, progress: Progress | None = None) -> dict[str, Any]:
+def evaluate(
+    config: Config,
+    uri: str,
+    data_uri: str,
+    progress: Progress | None = None,
+    champion: Mapping[str, Any] | Literal["registry"] | None = "registry",
+) -> dict[str, Any]:
     """Scores a model on the test images of prepared data and writes ``evaluation.json``.
 
     Args:
         uri: a finished run's folder (its last checkpoint is scored and the result written there), a
             checkpoint or model folder, or ``models:/name@alias`` (written below ``{storage}/evaluations``).
         progress: called with ``{"done", "total", "unit", "images_per_s", "eta_s", "message"}``.
+        champion: as :func:`pipeline.registry.models.champion` describes it; default: the registry is asked.
 
     Returns:
         The content of ``evaluation.json``: ``metrics`` (flat, by contract names, KID raw, with
@@ -74,19 +81,20 @@ def evaluate(config: Config, uri: str, data_uri: str, progress: Progress | None 
     subject = _subject(config, uri, described)
     # Everything that can be wrong with the call is looked at before the first image.
     inception = feature_cache.load_inception(config, device)
-    champion, champion_model = _champion(config, subject.model)
+    found = models.champion(config) if champion == "registry" else champion
+    rival, rival_model = _champion(found, subject.model)
     domains = {name: open_domain(config, data_uri, described, name) for name in "ab"}
     try:
-        scorer = _Scorer(config, described, domains, inception, device, progress, rivals=champion is not None)
+        scorer = _Scorer(config, described, domains, inception, device, progress, rivals=rival is not None)
         real = {name: scorer.real(name) for name in "ab"}
         judge = Judge(config.evaluate, config.seed, real["a"], real["b"])
         outcome = scorer.outcome(subject.model, "the model")
         mine = judge.model(outcome)
         nothing = judge.nothing(mine)
         others = {"do_nothing": nothing}
-        if champion is not None and champion_model is not None:
-            others["champion"] = judge.model(scorer.outcome(champion_model, "the champion"))
-            champion |= {"metrics": others["champion"].metrics, "intervals": _own(others["champion"])}
+        if rival is not None and rival_model is not None:
+            others["champion"] = judge.model(scorer.outcome(rival_model, "the champion"))
+            rival |= {"metrics": others["champion"].metrics, "intervals": _own(others["champion"])}
         rows = _per_image(outcome, domains, real)
         pictures = storage.join(subject.folder, records.PICTURES)
         scorer.message = "pictures of the best and the worst"
@@ -102,7 +110,7 @@ def evaluate(config: Config, uri: str, data_uri: str, progress: Progress | None 
         "data": {"uri": data_uri, "fingerprint": described["fingerprint"], "name": described.get("name")},
         "metrics": mine.metrics | {f"do_nothing_{name}": value for name, value in nothing.metrics.items()},
         "baseline": nothing.metrics,
-        "champion": champion,
+        "champion": rival,
         "intervals": compare.intervals(mine, others),
         "baseline_intervals": _own(nothing),
         "inception": inception.describe(),
@@ -260,9 +268,8 @@ def _subject(config: Config, uri: str, described: dict[str, Any]) -> Subject:
     return Subject(uri, folder, model)
 
 
-def _champion(config: Config, model: Model) -> tuple[dict[str, Any] | None, Model | None]:
+def _champion(found: Mapping[str, Any] | None, model: Model) -> tuple[dict[str, Any] | None, Model | None]:
     """The present champion, unless it is the very model that is evaluated."""
-    found = models.champion(config)
     if found is None:
         return None, None
     try:

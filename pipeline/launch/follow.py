@@ -96,9 +96,9 @@ def run_job(
                 return done
             verdict = job.verdict()
             if verdict is not None:
-                kind = BadInput if verdict["kind"] == "BadInput" else RunFailed
-                raise kind(verdict["message"])
-            message = f"the training job ended without a result ({ended or 'it says it succeeded'})"
+                raise (BadInput if verdict["kind"] == "BadInput" else RunFailed)(verdict["message"])
+            kind = spec.get("stage", "training")
+            message = f"the {kind} job ended without a result ({ended or 'it says it succeeded'})"
             log.warning(message)
             events.record(run_uri, "job_lost", message)
             allowance.spend(RuntimeError(message))
@@ -146,7 +146,7 @@ def _follow(job: Job, run_uri: str, progress: ProgressCallback, limit_s: int | N
                     seen = state.time
                     progress(state.plain())
             if limit_s is not None and time.monotonic() - began > limit_s and not ended:
-                raise RunFailed(f"the training job took longer than cluster.job_timeout_s ({limit_s} s)")
+                raise RunFailed(f"the job took longer than cluster.job_timeout_s ({limit_s} s)")
     except BaseException:
         job.stop()
         raise
