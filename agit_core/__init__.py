@@ -11,7 +11,7 @@ __all__ = ["Result", "Translator"]
 
 
 def __getattr__(name: str) -> Any:
-    # lazily: training needs neither numpy nor pillow
+    # lazy import: training needs neither numpy nor pillow
     if name in __all__:
         from agit_core import translator
 

@@ -1,4 +1,4 @@
-"""From a stored uint8 image to what the networks see: random crop and flip, scaled to [-1, 1]."""
+"""Augmentation: a stored uint8 image becomes network input by a random crop, a flip and scaling to [-1, 1]."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def augment(image: Tensor, size: int, key: str, flip: bool) -> Tensor:
-    """A random ``size`` x ``size`` crop, flipped half of the time; uint8 (3, S, S) from uint8 (3, H, W).
+    """Crop uint8 (3, H, W) at random to (3, ``size``, ``size``); with ``flip``, mirror it with probability 0.5.
 
-    ``key`` (seed, domain, epoch, index) decides: the same item is augmented alike on any worker and after any
-    resume, and A and B are augmented independently.
+    ``key`` (seed, domain, epoch, index) seeds the draw: an item is augmented identically on every worker and
+    after every resume, and domains A and B independently of each other.
     """
     draw = random.Random(key)
     _, height, width = image.shape
@@ -22,11 +22,11 @@ def augment(image: Tensor, size: int, key: str, flip: bool) -> Tensor:
 
 
 def to_float(images: Tensor, out: Tensor | None = None) -> Tensor:
-    """uint8 in [0, 255] to float32 in [-1, 1], any shape; into ``out`` where that is given."""
+    """Convert uint8 in [0, 255] to float32 in [-1, 1], any shape; writes into ``out`` if given."""
     values = images.to(torch.float32) if out is None else out.copy_(images)
     return values.div_(127.5).sub_(1.0)
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """float in [-1, 1] to uint8 in [0, 255], any shape."""
+    """Convert float in [-1, 1] to uint8 in [0, 255], any shape."""
     return images.detach().float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Exact state on disk: written whole or not at all, checked on load, loaded without running code.
+"""Checkpoint folders: the exact training state, written atomically, verified on load, read without running code.
 
 A checkpoint folder holds ``networks.pt``, ``averaged.pt`` (when there are averaged generators),
 ``training.pt`` (optimisers, stage, epoch figures, random state), ``history.pt`` and, written last,
@@ -27,12 +27,12 @@ MANIFEST = "checkpoint.json"
 
 
 class CheckpointDamaged(RuntimeError):
-    """A checkpoint folder that is incomplete or does not match its checksums; the one before may do."""
+    """A checkpoint folder that is incomplete or fails its checksums; an earlier one may be intact."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything a run needs to go on exactly, copied to the CPU so that training can proceed meanwhile."""
+    """The complete state for an exact resume, copied to the CPU so that training continues while it is written."""
 
     info: dict[str, Any]
     """JSON-ready: step, epoch, stage, config, image_size, sample plan."""
@@ -43,13 +43,13 @@ class Snapshot:
 
 
 def write(directory: Path, snapshot: Snapshot) -> None:
-    """Writes a checkpoint folder under a temporary name and renames it; an existing one is replaced.
+    """Write a checkpoint folder under a temporary name, then rename it over any existing one.
 
-    Killed at any moment, it leaves the old folder whole or the new one.
+    A kill at any moment leaves either the old folder or the new one intact.
     """
     directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    # not tempfile's, which is its maker's alone and would stay so
+    # not tempfile.mkdtemp: its mode 0700 would survive the rename
     temporary = directory.with_name(f".{directory.name}-{secrets.token_hex(6)}")
     temporary.mkdir()
     try:
@@ -81,17 +81,18 @@ def write(directory: Path, snapshot: Snapshot) -> None:
 
 
 def _aside(directory: Path) -> Path:
-    """Where an old folder stands for the moment between the two renames of a replacement."""
+    """Name of the old folder between the two renames of a replacement."""
     return directory.with_name(f".{directory.name}.old")
 
 
 def _located(directory: Path) -> Path:
+    """Fall back to the old folder if a kill between the two renames left only that."""
     directory = Path(directory)
     return _aside(directory) if not directory.exists() and _aside(directory).exists() else directory
 
 
 def _flush(path: Path) -> None:
-    """Waits until a file or folder is on the disk: a rename must not overtake what it publishes."""
+    """fsync a file or folder, so that a rename never becomes durable before the contents it publishes."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -100,23 +101,24 @@ def _flush(path: Path) -> None:
 
 
 def _digest(manifest: dict[str, Any]) -> str:
-    """Checksum of the manifest itself: a flipped digit in ``step`` must not pass."""
+    """Checksum of the manifest itself, which catches e.g. a flipped digit in ``step``."""
     rest = {key: value for key, value in manifest.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def verify(directory: Path) -> dict[str, Any]:
-    """The manifest of a whole checkpoint folder.
+    """Verify every file of a checkpoint folder and return its manifest.
 
     Raises:
-        CheckpointDamaged: no manifest, an unreadable one, a missing file or a wrong checksum.
+        CheckpointDamaged: the manifest is missing or unreadable, or a file is missing or fails its checksum.
+        BadInput: the checkpoint has another format version.
     """
     directory = _located(directory)
     path = directory / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
         whole = manifest["sha256"] == _digest(manifest)
-    # any other OSError says something of the disk, and not that the checkpoint is damaged
+    # other OSErrors come from the disk and do not mean that the checkpoint is damaged
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
         raise CheckpointDamaged(f"{path} is missing or unreadable ({error})") from None
     if not whole:
@@ -131,7 +133,7 @@ def verify(directory: Path) -> dict[str, Any]:
 
 
 def read(directory: Path) -> Snapshot:
-    """A verified checkpoint. Tensors are on the CPU. Loads with ``weights_only=True``: no code is run."""
+    """Read and verify a checkpoint onto the CPU, with ``weights_only=True`` so that no pickled code runs."""
     directory = _located(directory)
     info = verify(directory)
 
@@ -143,7 +145,7 @@ def read(directory: Path) -> Snapshot:
 
 
 def read_networks(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Manifest and weights for inference: averaged generators take the place of the trained ones."""
+    """Read the manifest and the weights for inference; averaged generators replace the trained ones."""
     directory = _located(directory)
     info = verify(directory)
     weights = torch.load(directory / "networks.pt", map_location="cpu", weights_only=True)
@@ -153,7 +155,7 @@ def read_networks(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def not_finite(weights: Mapping[str, Tensor]) -> list[str]:
-    """Names of the tensors that hold a value that is not finite."""
+    """Names of the tensors that contain NaN or infinity."""
     return [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]
 
 

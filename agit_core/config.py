@@ -1,12 +1,11 @@
-"""Everything about the method that can be chosen, as frozen dataclasses.
+"""The method's settings as frozen dataclasses.
 
-The pipeline's pydantic models use these classes directly, so a YAML file is validated against them and
-there is no second description of the method. ``__pydantic_config__`` is only a dict: this package does not
-import pydantic. Where the paper and the authors' code differ, the default is the code and the other choice
-is a switch.
+The pipeline's pydantic models use these classes directly: YAML files are validated against them, and the method
+is described only once. ``__pydantic_config__`` is a plain dict: this package does not import pydantic. Where the
+paper and the authors' code differ, the default follows the code and a switch selects the paper's variant.
 
-What differs from the original codes on purpose, whatever is chosen. Networks and losses are equal, which tests
-show; so are pool, stage switch, tau, betas and weights of the losses.
+Deliberate differences from the original codes, under any settings. Networks and losses are equal (tests compare
+them), and so are the image pool, stage switch, tau, betas and loss weights.
 
     what            original codes                              here, and why
     optimisers      authors: one Adam for four minimisations,   one Adam per side, as published: the shared powers
@@ -27,7 +26,7 @@ show; so are pool, stage switch, tau, betas and weights of the losses.
     loss of D       the port: real + fake                       0.5 * (real + fake), as in the other two; Adam divides
                                                                 a constant factor out
 
-A setting added later carries in its metadata what saved configurations without it stand for (``before``): see
+A setting added later names in its metadata (``before``) the value that saved configurations without it imply: see
 ``agit_core.saved_method.from_dict`` and ``identity``.
 """
 
@@ -55,51 +54,51 @@ class NetworkConfig:
     """Channels after the first convolution; None takes the preset's (32 for agit, 64 for the others)."""
     generator_blocks: int = 9
     attention: bool | None = None
-    """False leaves the attention networks out: the mask is one everywhere (plain CycleGAN). None: the preset's."""
+    """False: no attention networks, so the mask is one everywhere (plain CycleGAN). None: the preset's choice."""
     attention_width: int | None = None
     """Channels after the attention network's first convolution; None takes the preset's."""
     attention_decoder: Literal["1x1", "3x3"] = "1x1"
     """Kernel of the attention decoder (agit only): 1x1 in the authors' code, 3x3 in the paper's supplement."""
     attention_activation: Literal["relu", "identity"] = field(default="relu", metadata={"before": "relu"})
-    """In front of the attention network's last convolution; ``relu``, the authors' code, caps masks at about 0.5
-    once the last weights have turned negative (see ``agit_core.networks``)."""
+    """Activation before the attention network's last convolution. ``relu`` (the authors' code) caps masks at about
+    0.5 once the last weights have turned negative (see ``agit_core.networks``)."""
     attention_scale: Literal[1, 2] = field(default=1, metadata={"before": 1})
-    """2: attention looks at the image at half its size, which doubles its field of view; the mask is upsampled."""
+    """2: attention runs on the image at half size, which doubles its receptive field; the mask is upsampled."""
     discriminator_width: int | None = None
     upsampling: Upsampling = "transposed"
-    """``resize`` (nearest, then a convolution) leaves no checkerboard."""
+    """``resize`` (nearest neighbour, then a convolution) avoids checkerboard artefacts."""
     initialisation: Initialisation | None = field(default=None, metadata={"before": "normal"})
-    """Of the weights (see ``agit_core.networks.initialise``); None: the preset's, which is ``truncated`` for agit,
-    ``pytorch`` for uaggan and ``normal`` for cyclegan. Earlier versions took ``normal`` for all three."""
+    """Weight initialisation (see ``agit_core.networks.initialise``). None: the preset's, ``truncated`` for agit,
+    ``pytorch`` for uaggan and ``normal`` for cyclegan. Earlier versions used ``normal`` for all three."""
     revision: Literal[1, 2] = field(default=2, metadata={"before": 1})
-    """Of the presets' layers. 1: uaggan with reflection padding, no ReLU behind residual sums and no norm behind the
-    discriminator's first convolution, as models and checkpoints of earlier versions have it."""
+    """Revision of the presets' layers. 1: uaggan with reflection padding, no ReLU after residual sums and no norm
+    after the discriminator's first convolution, as in models and checkpoints of earlier versions."""
 
     @property
     def initialiser(self) -> Initialisation:
-        """The initialisation that is used: the chosen one or the preset's."""
+        """The effective initialisation: the configured one, or else the preset's."""
         preset: dict[str, Initialisation] = {"agit": "truncated", "uaggan": "pytorch", "cyclegan": "normal"}
         return self.initialisation or preset[self.preset]
 
     @property
     def settled(self) -> NetworkConfig:
-        """The same networks with their initialisation by name and the first revision that has these layers."""
+        """Canonical form: the initialisation by name, and the earliest revision with the same layers."""
         revision = self.revision if self.preset == "uaggan" else 1
         return replace(self, initialisation=self.initialiser, revision=revision)
 
     @property
     def architecture(self) -> NetworkConfig:
-        """Equal for configurations whose weights mean the same, however they were initialised."""
+        """Canonical form without the initialisation: equal configurations have interchangeable weights."""
         return replace(self.settled, initialisation="normal")
 
     @property
     def has_attention(self) -> bool:
-        """Whether there are attention networks: not in ``cyclegan`` unless asked for."""
+        """Whether there are attention networks; in ``cyclegan`` only if ``attention`` is set."""
         return self.preset != "cyclegan" if self.attention is None else self.attention
 
     @property
     def smallest_image(self) -> int:
-        """Side of the smallest image that the discriminators, which halve it again and again, can judge."""
+        """Smallest image side, in pixels, that survives the discriminators' repeated halving."""
         return {"agit": 16, "cyclegan": 24, "uaggan": 32}[self.preset]
 
 
@@ -115,8 +114,8 @@ class LossConfig:
     identity_weight: float = 0.0
     """Relative to ``cycle_weight``, as in CycleGAN (0.5 there); 0 skips the two extra generator passes."""
     binarity_weight: float = field(default=0.0, metadata={"before": 0.0})
-    """Of 4 m (1 - m), the mean over both domains' masks, ramped in between a quarter and three quarters of the
-    training; 0: off."""
+    """Weight of 4 m (1 - m), averaged over both domains' masks and ramped in between a quarter and three quarters of
+    the training; 0: off."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ class CoverageConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     band_a: tuple[float, float] | None = None
-    """Lowest and highest mean mask of domain A that is left alone; None: no controller."""
+    """Lowest and highest mean mask of domain A; the controller acts outside of this band. None: no controller."""
     band_b: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -134,7 +133,7 @@ class CoverageConfig:
             band = getattr(self, name)
             if band is None:
                 continue
-            # JSON has no tuples, and a configuration that was stored must equal the one it came from
+            # JSON has no tuples: a configuration read back must equal the stored one
             object.__setattr__(self, name, tuple(band))
             if len(band) != 2 or not 0.0 <= band[0] <= band[1] <= 1.0:
                 raise BadInput(f"method.coverage.{name} must be [low, high] with 0 <= low <= high <= 1")
@@ -147,12 +146,12 @@ class StageConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     masking: Literal["staged", "always", "never"] = "staged"
-    """``always`` and ``never`` mask the discriminator's input in every / no step; attention keeps training."""
+    """``always``: mask the discriminator's input in every step; ``never``: in none. Attention trains in both."""
     switch_by: Literal["epoch", "step", "settled"] = "epoch"
     switch_at: int = 30
-    """First epoch (or step) of stage ``masked``, 0-based; for ``settled`` the latest epoch to wait for."""
+    """First epoch (or step) of stage ``masked``, 0-based; for ``settled``, the latest such epoch."""
     settled_tolerance: float = 0.01
-    """``settled``: mean mask coverage of both domains moved less than this ..."""
+    """``settled``: switch once the mean mask coverage of both domains moved less than this ..."""
     settled_epochs: int = 3
     """... over this many epochs in a row."""
     tau: float = 0.1
@@ -160,18 +159,19 @@ class StageConfig:
     norm_after_switch: Literal["removed", "kept"] = "removed"
     """The discriminator's inner instance norms in stage ``masked``."""
     fake_source: Literal["blend", "raw"] = "blend"
-    """What is masked as the fake after the switch: the blend b' (authors' code) or the raw G(a) (the paper's Eq 6)."""
+    """The fake that is masked after the switch: the blend b' (authors' code) or the raw G(a) (the paper's Eq 6)."""
 
 
 @dataclass(frozen=True)
 class HistoryConfig:
-    """The pool of earlier fakes that the discriminators also see (see ``agit_core.history``)."""
+    """The image pool of earlier fakes for the discriminators (see ``agit_core.history``)."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     size: int = 50
     """Images per domain over all batch slots, rounded up to a multiple of the batch; 0 switches the pool off."""
     probability: float = 0.5
+    """Probability of showing an earlier fake, once the pool is full."""
 
 
 @dataclass(frozen=True)
@@ -182,18 +182,18 @@ class OptimizerConfig:
 
     learning_rate: float = 1e-4
     attention_learning_rate: float | None = None
-    """None: the same as ``learning_rate``, as in the paper."""
+    """None: equal to ``learning_rate``, as in the paper."""
     beta1: float = 0.5
     beta2: float = 0.999
     constant_fraction: float = 0.5
-    """Share of all steps at the full rate; from there it falls linearly to 0."""
+    """Share of all steps at the full rate, after which the rate falls linearly to 0."""
     average_decay: float = 0.0
-    """Decay per step of an exponential moving average of the generators, used for samples and inference; 0: off."""
+    """Decay per step of the generators' exponential moving average, used for samples and inference; 0: off."""
 
 
 @dataclass(frozen=True)
 class PrecisionConfig:
-    """How the same mathematics is computed; fp32 eager channels-first is the reference of every switch."""
+    """How the computation is carried out. Reference for every switch: eager fp32, channels first."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
@@ -204,8 +204,8 @@ class PrecisionConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     """``torch.compile``; ``auto``: on GPUs only."""
     deterministic: bool = True
-    """Deterministic kernels, so that a resumed run is bit-identical; off lets cuDNN choose freely. On a GPU this needs
-    ``compile``: eager PyTorch adds up the gradient of reflection padding there in any order."""
+    """Deterministic kernels, so that a resumed run is bit-identical; off: cuDNN picks the fastest. On a GPU this needs
+    ``compile``: eager PyTorch sums the gradient of reflection padding in an undefined order there."""
 
 
 @dataclass(frozen=True)
@@ -231,8 +231,8 @@ class MethodConfig:
             (self.networks.generator_blocks >= 1, "method.networks.generator_blocks must be at least 1"),
             (
                 self.networks.attention_decoder == "1x1" or self.networks.preset == "agit",
-                "method.networks.attention_decoder is for the preset agit, "
-                f"not for {self.networks.preset}; leave it out",
+                "method.networks.attention_decoder applies to the preset agit, "
+                f"not to {self.networks.preset}; leave it out",
             ),
             *(
                 (width is None or width >= 1, f"method.networks.{name} must be at least 1")

@@ -1,16 +1,16 @@
-"""A controller that holds the mean attention of each domain in a band.
+"""Controller that keeps the mean attention of each domain within a band.
 
-Early in the training the cycle loss pulls every mask down, evenly and hardest of all losses, because a smaller mask
-always reconstructs better; a fixed penalty on the area, as in GANimation (Pumarola et al. 2018) and AttentionGAN
-(Tang et al. 2019), ends at masks of 0 with one weight and of 1 with the next. So the weight is controlled, by the
-coverage c, the mean of the masks of a global batch, of each step and domain::
+Early in training the cycle loss dominates and pulls every mask down uniformly, because a smaller mask always
+reconstructs better. A fixed penalty on the area, as in GANimation (Pumarola et al. 2018) and AttentionGAN (Tang et
+al. 2019), is unstable: masks end at 0 with one weight and at 1 with a slightly different one. Here the weight lambda
+is adapted at every step, per domain, from the coverage c, the mean of the masks of a global batch::
 
     cov    <- 0.9 cov + 0.1 c
     e       = max(cov - high, 0) - max(low - cov, 0)
     lambda <- clip((0.99 lambda if e = 0 else lambda) + 0.05 e, -5, 5)
     loss   += lambda c + 5 (max(c - high, 0)^2 + max(low - c, 0)^2)
 
-A negative lambda is a reward for coverage. The controller says how much is covered; where, the other losses decide.
+A negative lambda rewards coverage. The controller sets how much is covered; the other losses decide where.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from torch import Tensor
 from agit_core.config import CoverageConfig
 from agit_core.world import World
 
-_MEMORY = 0.9
-_LEAK = 0.99
-_RATE = 0.05
-_LIMIT = 5.0
-_SPRING = 5.0
+_MEMORY = 0.9  # decay of the moving average of c
+_LEAK = 0.99  # decay of lambda inside the band
+_RATE = 0.05  # integral gain: change of lambda per unit of error
+_LIMIT = 5.0  # largest |lambda|
+_SPRING = 5.0  # weight of the quadratic term
 
 
 class CoverageController:
-    """State of both domains' controllers, [a, b], on the training device: a step never waits for it."""
+    """Controllers of both domains, [a, b], with their state on the training device: no host synchronisation."""
 
     def __init__(self, config: CoverageConfig, device: torch.device) -> None:
         bands = (config.band_a, config.band_b)
         self.active = any(band is not None for band in bands)
-        # a domain without a band is given [0, 1], which no mean of a mask leaves
+        # a domain without a band gets [0, 1], which the mean of a mask never leaves
         low, high = zip(*(band or (0.0, 1.0) for band in bands), strict=True)
         self.low = torch.tensor(low, dtype=torch.float64, device=device)
         self.high = torch.tensor(high, dtype=torch.float64, device=device)
@@ -45,10 +45,10 @@ class CoverageController:
         self.weight = torch.zeros_like(self.coverage)
 
     def __call__(self, mask_a: Tensor, mask_b: Tensor, batch_size: int, world: World) -> Tensor:
-        """Advances the controllers by one step and gives their loss on this rank's items, scalar.
+        """Advance the controllers by one step and return their loss on this rank's items, scalar. Collective.
 
         The loss is linear in this rank's masks and has the gradient of the formula at the coverage of the global
-        batch: the weight of c is lambda + 10 (max(c - high, 0) - max(low - c, 0)). Collective.
+        batch: the weight of c is lambda + 10 (max(c - high, 0) - max(low - c, 0)).
 
         Args:
             mask_a, mask_b: attention of this rank's images of each domain, (n, 1, H, W) in [0, 1].
@@ -66,11 +66,11 @@ class CoverageController:
         return (slope.to(here.dtype) * here).sum()
 
     def _outside(self, coverage: Tensor) -> Tensor:
-        """How far above (positive) or below (negative) its band each coverage lies; 0 inside."""
+        """Signed distance of each coverage from its band: positive above, negative below, 0 inside."""
         return (coverage - self.high).clamp(min=0) - (self.low - coverage).clamp(min=0)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Empty for a controller that is off, as in checkpoints of earlier versions."""
+        """Controller state; empty when the controller is off, as in checkpoints of earlier versions."""
         return {"coverage": self.coverage, "lambda": self.weight} if self.active else {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""The ways a run can end badly, told apart because people act on them differently."""
+"""Kinds of failure, by what the user has to do about them."""
 
 
 class BadInput(ValueError):
@@ -9,8 +9,8 @@ class BadInput(ValueError):
 
 
 class RunFailed(RuntimeError):
-    """A run that was asked for correctly and did not finish. The same command resumes it; exit status 1."""
+    """A run that failed although call and configuration were valid. The same command resumes it; exit status 1."""
 
 
 class Diverged(RunFailed):
-    """Losses or weights that are not finite. Another try from the same state and settings ends the same way."""
+    """Losses or weights that are not finite. A retry from the same state and settings fails again."""

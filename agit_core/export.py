@@ -1,13 +1,13 @@
-"""A trained direction as a program that runs without this package: ONNX and ``torch.export``.
+"""Export of one direction as a program that runs without this package: ONNX or ``torch.export``.
 
-Both hold the generator, the attention and Eq 1 between them::
+Both formats contain the generator, the attention network and Eq 1::
 
     image   float32 (N, 3, H, W), RGB in [-1, 1] (pixel / 127.5 - 1); N free, H and W multiples of 4, at least 16
     output  float32 (N, 3, H, W) in [-1, 1]; pixel = (output + 1) * 127.5
-    mask    float32 (N, 1, H, W) in [0, 1]: attention, where the translation shows (ones without attention)
+    mask    float32 (N, 1, H, W) in [0, 1]: attention, 1 where the translation shows (ones without attention)
 
-Images of other sizes are padded by reflection at the right and bottom and cropped afterwards, as
-:class:`agit_core.Translator` does. The same is written into each file (:func:`contract`).
+Callers pad images of other sizes by reflection at the right and bottom and crop the output, as
+:class:`agit_core.Translator` does. The contract is embedded in each file (:func:`contract`).
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from agit_core.model_folder import Model
 from agit_core.networks import STRIDE
 from agit_core.translation import translate
 
-# else ONNX Runtime notes what it runs in ~/.cache and sends it to Microsoft
+# by default ONNX Runtime logs usage to ~/.cache and sends it to Microsoft
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 OPSET = 18
-"""ONNX operator set: what PyTorch's exporter writes without converting, and ONNX Runtime reads since 1.14."""
+"""ONNX operator set that PyTorch's exporter writes without conversion; ONNX Runtime reads it since 1.14."""
 SMALLEST = 4 * STRIDE
-"""Smallest side: the networks reflect at a quarter of the size."""
+"""Smallest side in pixels: the networks use reflection padding at a quarter of the size."""
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 NOTES = "agit.json"
 """Name of the contract inside a ``.pt2`` file; in ONNX it is the metadata entry ``agit``."""
-_TRACED = (2, 3, 64, 80)  # two images and unequal sides: nothing is mistaken for a constant
-_NEAR = 1e-4
+_TRACED = (2, 3, 64, 80)  # two images, unequal sides: tracing must not specialise a size to a constant
+_NEAR = 1e-4  # attention this close to the threshold may fall on either side by rounding
 
 Run = Callable[[Tensor], tuple[Tensor, Tensor]]
 """(N, 3, H, W) to (output, mask)."""
 
 
 class OneDirection(nn.Module):
-    """Eq 1 of one direction as a module: image to (output, mask)."""
+    """One direction as a module: image -> (output, mask) by Eq 1."""
 
     def __init__(self, model: Model, direction: str) -> None:
         super().__init__()
@@ -59,12 +59,12 @@ class OneDirection(nn.Module):
         self.threshold = model.method.threshold_at_test
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        done = translate(image, self.generator, self.attention, self.threshold)
-        return done.output, done.mask
+        translation = translate(image, self.generator, self.attention, self.threshold)
+        return translation.output, translation.mask
 
 
 def contract(model: Model, direction: str) -> dict[str, Any]:
-    """What a caller of the exported file must know, JSON-ready."""
+    """Input and output specification for callers of an exported file, JSON-ready."""
     return {
         "model": model.name,
         "model_sha256": model.digest,
@@ -81,7 +81,7 @@ def contract(model: Model, direction: str) -> dict[str, Any]:
 
 
 def write(model: Model, direction: str, file_format: str, path: Path) -> None:
-    """Writes one direction as one file.
+    """Export one direction to a file.
 
     Args:
         file_format: ``onnx`` or ``torch-export``.
@@ -106,7 +106,7 @@ def write(model: Model, direction: str, file_format: str, path: Path) -> None:
 
 
 def load(path: Path, file_format: str) -> Run:
-    """The written file as a function, run by its own runtime on the CPU."""
+    """Load an exported file as a function that runs it on the CPU in the format's runtime."""
     if file_format == "torch-export":
         module = torch.export.load(path).module()
 
@@ -127,17 +127,17 @@ def load(path: Path, file_format: str) -> Run:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far an exported file is from the PyTorch model on a batch; the worst of all pixels."""
+    """Largest absolute difference over all pixels of a batch between an exported file and the PyTorch model."""
 
     output: float
-    """On the scale of the output, [-1, 1]; times 127.5 in grey levels."""
+    """On the output's scale, [-1, 1]; multiply by 127.5 for grey levels."""
     mask: float
     undecided: int
-    """Pixels left out: their attention is so near ``threshold_at_test`` that rounding decides about them."""
+    """Pixels left out because their attention is so close to ``threshold_at_test`` that rounding decides."""
 
 
 def compare(model: Model, direction: str) -> Callable[[Tensor, Run], Difference]:
-    """A function that compares a file's answers with those of the PyTorch model, in fp32 on the CPU."""
+    """Build a function that measures an exported file against the PyTorch model, in fp32 on the CPU."""
     module = OneDirection(model, direction).eval()
 
     @torch.no_grad()
@@ -158,7 +158,7 @@ def compare(model: Model, direction: str) -> Callable[[Tensor, Run], Difference]
 
 
 def _worst(differences: Tensor) -> float:
-    """The largest; not-a-number counts as infinite."""
+    """Largest value; NaN counts as infinity."""
     if not differences.numel():
         return 0.0
     return float(differences.max()) if bool(differences.isfinite().all()) else float("inf")
@@ -169,15 +169,15 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, notes: str) -
     _package("onnxscript")
     log = logging.getLogger("torch.onnx")
     level = log.level
-    log.setLevel(logging.ERROR)  # it announces each of its own steps
+    log.setLevel(logging.ERROR)  # the exporter logs every internal step
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            done = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
+            exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
     finally:
         log.setLevel(level)
-    assert done is not None
-    proto = done.model_proto
+    assert exported is not None
+    proto = exported.model_proto
     _name(proto.graph)
     onnx.helper.set_model_props(proto, {"agit": notes})
     onnx.checker.check_model(proto, full_check=True)
@@ -185,12 +185,12 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, notes: str) -
 
 
 def _name(graph: Any) -> None:
-    """Names that callers can rely on, in place of those of the tracing."""
+    """Replace the tracer's names of inputs, outputs and axes by stable ones."""
     names = {graph.input[0].name: "image", graph.output[0].name: "output", graph.output[1].name: "mask"}
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
-    del graph.value_info[:]  # shapes of inner values, in the names of the tracing
+    del graph.value_info[:]  # shapes of intermediate values, under the tracer's axis names
     for value in (*graph.input, *graph.output):
         value.name = names[value.name]
         batch, _, height, width = value.type.tensor_type.shape.dim

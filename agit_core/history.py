@@ -1,9 +1,9 @@
-"""The pool of earlier fakes (Shrivastava et al. 2017): each entry keeps its own mask.
+"""Image pool of earlier fakes (Shrivastava et al. 2017), each stored with its mask.
 
-The discriminator would forget what the generator did a moment ago; half of its fakes are therefore older
-ones. The pool of ``size`` images is divided among the ``batch_size`` slots of the global batch, and a slot's
-choices depend on (seed, step, slot) alone. So the pool means the same whatever the number of ranks is: a rank
-holds the parts that belong to its slots, a checkpoint holds all of them.
+Earlier fakes make up half of what the discriminator sees, so that it does not forget the generator's recent
+behaviour. The pool of ``size`` images is divided among the ``batch_size`` slots of the global batch, and a slot's
+random choices depend only on (seed, step, slot). The pool is therefore independent of the number of ranks: each
+rank holds the parts of its own slots, a checkpoint holds them all.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class History:
 
     Args:
         slots: this rank's slots of the global batch.
-        batch_size: the global batch: slots in all.
-        domain: enters the random choices, so that the two domains differ.
+        batch_size: size of the global batch, i.e. the total number of slots.
+        domain: part of the random seed, so that the two domains draw differently.
     """
 
     def __init__(self, config: HistoryConfig, slots: range, batch_size: int, seed: int, domain: str) -> None:
@@ -31,14 +31,14 @@ class History:
         self.slots = slots
         self.capacity = math.ceil(config.size / batch_size) if config.size else 0
         self._key = f"{seed}:history:{domain}"
-        # per slot: the filled entries, each an image (3, H, W) stacked over its mask (1, H, W)
+        # per slot: its entries so far, each an image (3, H, W) stacked with its mask (1, H, W)
         self._entries: dict[int, list[Tensor]] = {slot: [] for slot in slots}
 
     def exchange(self, step: int, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Fakes for the discriminator in place of this step's, and the masks that belong to them.
+        """Store this step's fakes and return those to show to the discriminator, with their masks.
 
-        While a slot's part is not full, its fake is stored and given back. After that, with the configured
-        probability, an old entry is given back and the new one takes its place.
+        Until a slot's part is full, its new fake is stored and returned. After that, with the configured
+        probability, an old entry is returned and the new fake replaces it.
 
         Args:
             images: (n, 3, H, W), detached, one per slot. masks: (n, 1, H, W).
@@ -58,13 +58,13 @@ class History:
                 entries[place] = pair.clone()
             else:
                 out.append(pair)
-        chosen = torch.stack(out)
-        return chosen[:, :3].contiguous(), chosen[:, 3:].contiguous()
+        stacked = torch.stack(out)
+        return stacked[:, :3].contiguous(), stacked[:, 3:].contiguous()
 
     def state(self) -> dict[int, Tensor]:
-        """Slot -> (entries, 4, H, W) on the CPU, for the checkpoint."""
+        """Checkpoint state on the CPU: slot -> (entries, 4, H, W)."""
         return {s: torch.stack(e).cpu() for s, e in self._entries.items() if e}
 
     def load(self, state: dict[int, Tensor], device: torch.device) -> None:
-        """Takes this rank's slots out of a state that holds all of them."""
+        """Restore this rank's slots from a state that holds the slots of all ranks."""
         self._entries = {s: list(state[s].to(device)) if s in state else [] for s in self.slots}

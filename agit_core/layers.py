@@ -1,6 +1,6 @@
-"""The layers that the networks are made of and PyTorch does not have, or not as fast on CPUs.
+"""Layers that PyTorch lacks, or whose PyTorch kernels are slow on CPUs.
 
-Those that are faster are the same functions, which is tested; exported programs get PyTorch's own.
+The fast variants compute the same functions (tests compare them); exported programs use PyTorch's own layers.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 
 class InstanceNorm(nn.Module):
-    """Instance normalisation without running statistics: the same in training and at inference.
+    """Instance normalisation without running statistics, identical in training and inference.
 
-    Computed as a group norm with one channel per group, which is the same formula and, measured on CPU, two to
-    three times faster than ``F.instance_norm``. That kernel is 4 to 30 times slower on channels_last tensors,
-    where batch norm, image by image, is as fast as it is on contiguous ones.
+    Computed as a group norm with one channel per group: the same formula and, measured on a CPU, two to three
+    times faster than ``F.instance_norm``. On channels_last tensors the group norm kernel is 4 to 30 times slower,
+    so there each image is batch-normalised separately, which is as fast as on contiguous tensors.
     """
 
     def __init__(self, channels: int, affine: bool) -> None:
@@ -25,7 +25,7 @@ class InstanceNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        # an exported program must not know how many images it was traced with
+        # the loop over images would fix the batch size of an exported program
         if x.device.type != "cpu" or torch.compiler.is_exporting() or x.is_contiguous():
             return F.group_norm(x, self.channels, self.weight, self.bias, eps=1e-5)
         images = [
@@ -40,23 +40,24 @@ def _at_least_fp32(x: Tensor) -> Tensor:
 
 
 class Tanh(nn.Tanh):
-    """In fp32 at least: in bf16 it is 1, with a gradient of 0, from 3.5 on."""
+    """Tanh in at least fp32: in bf16 it saturates at 1, with zero gradient, from 3.5 upwards."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(_at_least_fp32(x))
 
 
 class Sigmoid(nn.Sigmoid):
-    """In fp32 at least: in bf16 it is 1, with a gradient of 0, from 6.3 on, and a mask would never come back."""
+    """Sigmoid in at least fp32: in bf16 it saturates at 1, with zero gradient, from 6.3 upwards, so that a
+    saturated mask could never recover."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(_at_least_fp32(x))
 
 
 class TransposedConvolution(nn.ConvTranspose2d):
-    """A transposed convolution that adds its bias afterwards.
+    """Transposed convolution with the bias added separately.
 
-    The bf16 kernel for CPUs is two to three times slower when it is handed the bias.
+    PyTorch's bf16 CPU kernel is two to three times slower with a bias argument.
     """
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -65,11 +66,12 @@ class TransposedConvolution(nn.ConvTranspose2d):
 
 
 class ToImage(nn.Conv2d):
-    """The generators' last convolution, 7x7 to three channels, on sides that are even.
+    """The generators' last convolution, 7x7 to three channels; H and W must be even.
 
-    Kernels for CPUs compute many channels at once and have only three here. So it is computed on blocks of 2x2
-    pixels: four times the channels in, twelve out, a 4x4 kernel that holds the 7x7 one once for each pixel of a
-    block. That is a third more multiplications in 60 % of the time, forward and backward together.
+    CPU kernels vectorise over channels, and here there are only three. The convolution is therefore computed on
+    blocks of 2x2 pixels: four times the input channels, twelve output channels, and a 4x4 kernel that holds the 7x7
+    kernel once per pixel of a block. This takes a third more multiplications but only 60 % of the time, forward and
+    backward together.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,10 +87,10 @@ class ToImage(nn.Conv2d):
 
 
 class FromImage(nn.Conv2d):
-    """The attention networks' first convolution, 7x7 with stride 2 from three channels, on sides that are even.
+    """The attention networks' first convolution, 7x7 with stride 2 from three channels; H and W must be even.
 
-    On blocks of 2x2 pixels it is a 4x4 convolution with stride 1 from twelve channels, and the kernel for the
-    gradient of the image is ten times faster.
+    Computed on blocks of 2x2 pixels as a 4x4 convolution with stride 1 from twelve channels, for which the CPU
+    kernel of the input gradient is ten times faster.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,33 +109,34 @@ def _padded(convolution: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def _in_layout_of(x: Tensor, y: Tensor) -> Tensor:
-    """``y``, contiguous where ``x`` is: behind blocks it is channels_last, which slows fp32 layers that follow."""
+    """Make ``y`` contiguous if ``x`` is: it comes out channels_last, which slows down the fp32 layers after it."""
     return y.contiguous() if x.is_contiguous() else y
 
 
 def _blocks(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, 4C, H / 2, W / 2): first by place in the 2x2 block, then by channel; channels last."""
+    """(N, C, H, W) -> (N, 4C, H / 2, W / 2), channels last; ordered by position in the 2x2 block, then channel."""
     n, channels, height, width = x.shape
     blocks = x.permute(0, 2, 3, 1).reshape(n, height // 2, 2, width // 2, 2, channels).transpose(2, 3)
     return blocks.reshape(n, height // 2, width // 2, 4 * channels).permute(0, 3, 1, 2)
 
 
 class SamePadded(nn.Module):
-    """TensorFlow's ``SAME`` padding of a 3x3 stride-2 convolution on an even side: right and bottom only."""
+    """TensorFlow's ``SAME`` padding for a 3x3 stride-2 convolution on even sides: right and bottom only."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.pad(x, (0, 1, 0, 1))
 
 
 class DropLast(nn.Module):
-    """An unpadded 3x3 stride-2 transposed convolution gives 2n + 1; TensorFlow's ``SAME`` drops the last."""
+    """Drop the last row and column: an unpadded 3x3 stride-2 transposed convolution yields 2n + 1 pixels where
+    TensorFlow's ``SAME`` yields 2n."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x[:, :, :-1, :-1]
 
 
 class Residual(nn.Module):
-    """x + body(x), with a ReLU behind the sum in the authors' code only."""
+    """x + body(x), followed by a ReLU if ``relu_after`` (the authors' code and the port)."""
 
     def __init__(self, body: nn.Sequential, relu_after: bool) -> None:
         super().__init__()

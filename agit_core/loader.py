@@ -1,7 +1,7 @@
-"""Batches of the sample plan, decoded ahead of the step by a few threads.
+"""Data loader: batches of the sample plan, decoded ahead of the training step by a few threads.
 
-Decoders and copies release the GIL, so threads are enough, and a thread needs neither pickling nor shared
-memory. The loader holds no state: position is the step number, which the checkpoint has.
+Decoding and copying release the GIL, so threads suffice and avoid pickling and shared memory. The loader is
+stateless: its position is the step number, which the checkpoint stores.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from agit_core.augment import augment, to_float
 from agit_core.errors import BadInput
 from agit_core.sampling import Domain, Item, SamplePlan
 
-_EXPECTED = 64
-"""Images that a source hears of before they are read, when the plan has no windows."""
+_PREFETCH_IMAGES = 64
+"""Images announced to a source before they are read, when the plan has no shuffle windows."""
 
 
 class ImageSource(Protocol):
-    """Images of one domain, by index; ``read`` is called from several threads."""
+    """Images of one domain by index; ``read`` must be thread-safe."""
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> Tensor:
-        """uint8 (3, H, W), H and W at least the training size."""
+        """Image ``index`` as uint8 (3, H, W), with H and W at least the training size."""
         ...
 
 
 @runtime_checkable
-class Foretold(Protocol):
-    """An :class:`ImageSource` that wants to know early what will be read."""
+class Prefetching(Protocol):
+    """An :class:`ImageSource` that prefetches the reads announced to it."""
 
     def expect(self, index: int) -> None:
-        """One :meth:`ImageSource.read` of this image will come, after those expected before."""
+        """Announce one later :meth:`ImageSource.read` of this image, after those announced before."""
         ...
 
     def forget(self) -> None:
-        """What is still expected will not be read."""
+        """Withdraw all announced reads that have not happened."""
         ...
 
 
 class Batch(NamedTuple):
-    """A rank's share of one global batch: float32 (n, 3, S, S) in [-1, 1] per domain."""
+    """One rank's share of a global batch: float32 (n, 3, S, S) in [-1, 1] per domain."""
 
     step: int
     epoch: int
@@ -58,12 +58,15 @@ class Loader:
     """Reads, augments and stacks the images of a plan.
 
     Args:
-        sources: the images of domains ``a`` and ``b``; their lengths must be the plan's.
+        sources: the images of domains ``a`` and ``b``; their lengths must match the plan's.
         image_size: side S of the square crops.
         flip: random horizontal flips.
         threads: decoding threads.
-        ahead: batches prepared before they are asked for.
-        pin: page-locked memory, for asynchronous copies to a GPU.
+        ahead: batches decoded in advance.
+        pin: use page-locked memory, for asynchronous copies to a GPU.
+
+    Raises:
+        BadInput: the sources have other lengths than the plan.
     """
 
     def __init__(
@@ -93,17 +96,17 @@ class Loader:
     def batches(
         self, start_step: int, slots: range, stop_step: int | None = None
     ) -> Generator[Batch, None, None]:
-        """Batches from ``start_step`` on, of these slots of the global batch."""
+        """Yield these slots' share of each batch from ``start_step`` up to ``stop_step`` (exclusive; None: endless)."""
         with ThreadPoolExecutor(self.threads, "decode") as pool:
             queue: deque[tuple[int, dict[Domain, _Pending]]] = deque()
-            step = told = start_step
-            early = self.plan.rows or -(-_EXPECTED // max(1, len(slots)))
+            step = announced = start_step
+            early = self.plan.rows or -(-_PREFETCH_IMAGES // max(1, len(slots)))
             try:
                 while stop_step is None or step < stop_step or queue:
                     while len(queue) <= self.ahead and (stop_step is None or step < stop_step):
                         until = step + early + 1 if stop_step is None else min(step + early + 1, stop_step)
-                        self._foretell(range(told, until), slots)
-                        told = until
+                        self._announce(range(announced, until), slots)
+                        announced = until
                         queue.append((step, self._submit(pool, step, slots)))
                         step += 1
                     at, pending = queue.popleft()
@@ -112,12 +115,12 @@ class Loader:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
                 for source in self.sources.values():
-                    if isinstance(source, Foretold):
+                    if isinstance(source, Prefetching):
                         source.forget()
 
-    def _foretell(self, steps: range, slots: range) -> None:
+    def _announce(self, steps: range, slots: range) -> None:
         for domain, source in self.sources.items():
-            if isinstance(source, Foretold):
+            if isinstance(source, Prefetching):
                 for step in steps:
                     for item in self.plan.items(step, domain, slots):
                         source.expect(item.index)
@@ -135,13 +138,13 @@ class Loader:
         return pending
 
     def _read(self, domain: Domain, item: Item, out: Tensor) -> None:
-        # image by image, in the thread that decoded it: a whole batch at once would not fit a core's cache
+        # convert per image, in the decoding thread: a whole batch would not fit into a core's cache
         image = self.sources[domain].read(item.index)
         to_float(augment(image, self.image_size, item.key, self.flip), out)
 
 
 class _Pending(NamedTuple):
-    """A batch whose images are being written into it."""
+    """A batch that decoding threads are still filling."""
 
     images: Tensor
     reads: list[Future[None]]

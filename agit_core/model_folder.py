@@ -1,8 +1,8 @@
-"""A trained model as a folder: what inference needs and nothing else, checked and loaded without running code.
+"""Model folders: a trained model for inference only, verified on load and read without running code.
 
 ``model.json`` (written last) names the method, the image size, the lineage and the SHA-256 of every other
-file; the weights stand in ``networks.safetensors``, or in ``networks.pt`` where safetensors is not installed.
-:func:`read` also takes a checkpoint folder of a running training.
+file. The weights are in ``networks.safetensors``, or in ``networks.pt`` where safetensors is not installed.
+:func:`read` also accepts a checkpoint folder of a running training.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class Model:
     image_size: int
     """Side of the square images it was trained on."""
     weights: dict[str, Tensor]
-    """State of :class:`~agit_core.networks.Networks`, on the CPU; averaged generators already in place."""
+    """State dict of :class:`~agit_core.networks.Networks`, on the CPU, with averaged generators if there are any."""
     digest: str
-    """SHA-256 of the manifest, which names the SHA-256 of every file: the model's identity."""
+    """The model's identity: SHA-256 of the manifest, which in turn lists the SHA-256 of every file."""
     lineage: dict[str, Any]
     directions: tuple[str, ...] = DIRECTIONS
 
     def with_threshold(self, threshold: float | None) -> Model:
-        """The model with another ``threshold_at_test``; None: with its own.
+        """Copy with another ``threshold_at_test``; None keeps the model's own.
 
         Raises:
             BadInput: not in [0, 1].
@@ -57,27 +57,27 @@ class Model:
         return replace(self, method=replace(self.method, threshold_at_test=threshold))
 
     @property
-    def judges(self) -> bool:
-        """Whether the discriminators' weights are there, which inference does not need (see :func:`slimmed`)."""
+    def has_discriminators(self) -> bool:
+        """Whether the discriminators' weights are included; inference does not need them (see :func:`slimmed`)."""
         return any(key.startswith(DISCRIMINATOR_NAMES) for key in self.weights)
 
     def networks(self) -> Networks:
-        """The networks with these weights, on the CPU in fp32, in evaluation mode; absent discriminators are random.
+        """Build the networks on the CPU in fp32 and evaluation mode; missing discriminators are random.
 
         Raises:
-            BadInput: the weights do not belong to the configuration.
+            BadInput: the weights do not fit the configuration.
         """
         networks = Networks(self.method.networks)
         try:
             missing = networks.load_state_dict(self.weights, strict=False)
-            if lost := [key for key in missing.missing_keys if not key.startswith(DISCRIMINATOR_NAMES)]:
-                raise RuntimeError(f"without {', '.join(lost)}")
+            if absent := [key for key in missing.missing_keys if not key.startswith(DISCRIMINATOR_NAMES)]:
+                raise RuntimeError(f"missing {', '.join(absent)}")
             if missing.unexpected_keys:
                 raise RuntimeError(f"unexpected {', '.join(missing.unexpected_keys)}")
         except RuntimeError as error:
             raise BadInput(
                 f"the weights of model '{self.name}' do not fit its configuration "
-                f"({' '.join(str(error).split())[:200]}); the folder was put together from different models"
+                f"({' '.join(str(error).split())[:200]}); the folder mixes files of different models"
             ) from None
         return networks.eval().requires_grad_(False)
 
@@ -91,11 +91,11 @@ def write(
     lineage: dict[str, Any] | None = None,
     extra: dict[str, bytes] | None = None,
 ) -> Path:
-    """Writes a model folder; ``model.json`` last.
+    """Write a model folder, ``model.json`` last, and return its path.
 
     Args:
-        weights: a state of :class:`~agit_core.networks.Networks`, averaged generators already in place.
-        extra: further files by relative path (a model card, code), listed with their checksums.
+        weights: state dict of :class:`~agit_core.networks.Networks`, with averaged generators if there are any.
+        extra: contents of further files by relative path (a model card, code); the manifest lists them too.
     """
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,24 +127,25 @@ def write(
 
 
 def slimmed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What inference needs, in half precision: a quarter to an eighth of the size, grey levels differ by one or two.
+    """Drop the discriminators and convert to half precision: a quarter to an eighth of the size.
 
-    Computation stays in fp32: :meth:`Model.networks` converts the weights back.
+    Outputs change by one or two grey levels. Computation stays in fp32: :meth:`Model.networks` converts back.
     """
     return {k: v.half() for k, v in weights.items() if not k.startswith(DISCRIMINATOR_NAMES)}
 
 
 def read(uri: str | Path) -> Model:
-    """Reads a model or checkpoint folder.
+    """Read a model folder or a checkpoint folder.
 
     Args:
-        uri: a local path; ``pretrained:NAME`` of a model in this package; a URI whose scheme an
-            installed resolver knows (entry points ``agit.resolvers``,
-            such as ``models:/h2z@champion``); any other URI that fsspec opens (``s3://...``).
+        uri: a local path; ``pretrained:NAME`` for a model in this package; a URI with the scheme of an
+            installed resolver (entry point group ``agit.resolvers``), such as ``models:/h2z@champion``; any
+            other URI that fsspec opens (``s3://...``).
 
     Raises:
-        BadInput: nothing there, neither a model nor a checkpoint, a damaged file, weights that are not finite,
-            a scheme nobody knows.
+        BadInput: nothing found, neither a model nor a checkpoint, a damaged file, weights that are not finite, or
+            an unknown scheme.
+        RunFailed: the storage cannot be read at the moment.
     """
     text = resolve(str(uri))
     if "://" not in text:
@@ -155,24 +156,24 @@ def read(uri: str | Path) -> Model:
 
 
 def resolve(uri: str) -> str:
-    """A path or fsspec URI for ``uri``: registered resolvers translate their own schemes.
+    """Resolve ``uri`` to a path or an fsspec URI through the resolver installed for its scheme.
 
-    A resolver is an entry point of the group ``agit.resolvers`` named after the scheme; it is called with the
-    URI and answers with a path or another URI.
+    A resolver is an entry point of the group ``agit.resolvers`` named after the scheme: a function of the URI that
+    returns a path or another URI.
     """
     scheme, colon, _ = uri.partition(":")
-    if not colon or len(scheme) < 2 or "/" in scheme:  # a path (also C:\...)
+    if not colon or len(scheme) < 2 or "/" in scheme:  # a path, including C:\...
         return uri
     if scheme == pretrained.SCHEME:
         return str(pretrained.folder(uri))
     if scheme == "file":
         return uri.removeprefix("file://")
-    found = list(metadata.entry_points(group="agit.resolvers", name=scheme))
-    if found:
-        return str(found[0].load()(uri)).removeprefix("file://")
+    resolvers = list(metadata.entry_points(group="agit.resolvers", name=scheme))
+    if resolvers:
+        return str(resolvers[0].load()(uri)).removeprefix("file://")
     if "://" not in uri:
         raise BadInput(
-            f"nothing here resolves '{uri}'; install agit[pipeline] for the model registry or give a path"
+            f"no resolver is installed for '{uri}'; install agit[pipeline] for the model registry or give a path"
         )
     return uri
 
@@ -202,8 +203,8 @@ def _read_local(folder: Path, where: str) -> Model:
     broken = checkpoint.not_finite(weights)
     if broken:
         raise BadInput(
-            f"the weights of the model at {where} are not finite ({broken[0]} and {len(broken) - 1} more), so that "
-            "its training had diverged; use an earlier checkpoint or version"
+            f"the weights of the model at {where} are not finite ({broken[0]} and {len(broken) - 1} more): "
+            "its training diverged; use an earlier checkpoint or version"
         )
     lineage = manifest.get("lineage") or {k: manifest[k] for k in ("step", "epoch", "stage") if k in manifest}
     return Model(
@@ -222,7 +223,7 @@ def _load(folder: Path, names: tuple[str, ...], files: dict[str, str], where: st
         if name in files:
             break
     else:
-        raise BadInput(f"the model at {where} lists none of {', '.join(names)}")
+        raise BadInput(f"the manifest of the model at {where} lists none of {', '.join(names)}")
     path = folder / name
     if not path.is_file() or checkpoint.sha256(path) != files[name]:
         raise BadInput(
@@ -231,7 +232,7 @@ def _load(folder: Path, names: tuple[str, ...], files: dict[str, str], where: st
     if name.endswith(".pt"):
         try:
             loaded: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # what a pickle that wants more than tensors raises is not documented
+        except Exception as error:  # torch does not document what it raises for disallowed pickle contents
             raise BadInput(f"{where}/{name} cannot be read safely: {str(error).split('. ')[0]}") from None
         return loaded
     safetensors = _safetensors()
@@ -242,7 +243,7 @@ def _load(folder: Path, names: tuple[str, ...], files: dict[str, str], where: st
 
 
 def _safetensors() -> Any:
-    """The optional package, or None."""
+    """``safetensors.torch``, or None where the optional package is not installed."""
     try:
         return importlib.import_module("safetensors.torch")
     except ModuleNotFoundError:
@@ -250,7 +251,7 @@ def _safetensors() -> Any:
 
 
 def _download(uri: str, folder: Path) -> None:
-    """Copies the manifest and the weights it names; a checkpoint's optimiser state stays where it is."""
+    """Download the manifest and the weights it names, but not a checkpoint's optimiser state."""
     try:
         from fsspec.core import url_to_fs
     except ModuleNotFoundError:
@@ -268,7 +269,7 @@ def _download(uri: str, folder: Path) -> None:
         except FileNotFoundError:
             continue
         except Exception as error:  # whatever the storage's client raises
-            raise _lost(uri, error) from error
+            raise _unreadable(uri, error) from error
     else:
         raise BadInput(
             f"no model at {uri}: it has neither {MANIFEST} nor {checkpoint.MANIFEST}; give a model folder"
@@ -280,10 +281,10 @@ def _download(uri: str, folder: Path) -> None:
             try:
                 fs.get_file(f"{root.rstrip('/')}/{name}", str(folder / name))
             except Exception as error:
-                raise _lost(uri, error) from error
+                raise _unreadable(uri, error) from error
 
 
-def _lost(uri: str, error: Exception) -> BadInput | RunFailed:
-    """A wrong key is a wrong call; a storage that is away may be back when the call is repeated."""
-    told = f"cannot read the model at {uri}: {' '.join(str(error).split())}"
-    return BadInput(told) if isinstance(error, PermissionError | FileNotFoundError) else RunFailed(told)
+def _unreadable(uri: str, error: Exception) -> BadInput | RunFailed:
+    """Classify a read error: missing files and wrong credentials are bad input, anything else may be temporary."""
+    message = f"cannot read the model at {uri}: {' '.join(str(error).split())}"
+    return BadInput(message) if isinstance(error, PermissionError | FileNotFoundError) else RunFailed(message)

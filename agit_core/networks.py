@@ -1,9 +1,9 @@
-"""The four trainable maps and the two discriminators, for the three presets.
+"""Generators, attention networks and discriminators of the three presets.
 
-``agit`` is the authors' TensorFlow code layer by layer (also its one-sided ``SAME`` padding), ``uaggan`` the
-first PyTorch port, ``cyclegan`` the baseline of Zhu et al. 2017 without attention. Tests hold all three to
-outputs of the original codes and to their parameter counts. Every map takes and gives float images of shape
-(N, 3, H, W) in [-1, 1]; H and W are multiples of 4.
+``agit`` follows the authors' TensorFlow code layer by layer (including its one-sided ``SAME`` padding), ``uaggan``
+the first PyTorch port, ``cyclegan`` the baseline of Zhu et al. 2017 without attention. Tests compare all three with
+outputs and parameter counts of the original codes. Inputs are float images (N, 3, H, W) in [-1, 1]; H and W are
+multiples of 4.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from agit_core.layers import (
 
 Padding = Literal["zeros", "reflect"]
 STRIDE = 4
-"""Generators and attention networks halve the image twice: sides must be multiples of this."""
+"""H and W must be multiples of this: generators and attention networks halve the image twice."""
 
 
 def _block(conv: nn.Module, channels: int, affine: bool, *before: nn.Module) -> list[nn.Module]:
@@ -39,11 +39,11 @@ def _block(conv: nn.Module, channels: int, affine: bool, *before: nn.Module) -> 
 
 
 def cancelled_biases(network: nn.Module, normalise: bool = True) -> list[nn.Parameter]:
-    """The biases in front of an instance norm, which subtracts them again: they change no output.
+    """Biases directly before an instance norm, which cancels them: they have no effect on the output.
 
-    Their gradient is zero but for rounding, out of which Adam would make full steps in random directions, and
-    a discriminator would carry that noise into stage ``masked``, where its norms are off and the biases count.
-    So they are not trained while the norm is on (``normalise``: for discriminators).
+    Their gradient is zero up to rounding, which Adam would amplify to full steps in random directions; a
+    discriminator would carry that noise into stage ``masked``, where its norms are off and the biases count. They
+    are therefore frozen while the norm is on. ``normalise``: whether the discriminators' norms are on.
     """
     convolutions: list[nn.Module] = []
     for parent in network.modules():
@@ -74,6 +74,7 @@ def _resize_block(inputs: int, outputs: int, affine: bool, bias: bool) -> list[n
 
 
 def generator_agit(width: int, blocks: int, upsampling: str) -> nn.Sequential:
+    """The authors' resnet generator: images (N, 3, H, W) to images of the same shape, in [-1, 1]."""
     w = width
     layers = _block(nn.Conv2d(3, w, 7, padding=3), w, True)
     layers += _block(nn.Conv2d(w, 2 * w, 3, stride=2), 2 * w, True, SamePadded())
@@ -92,9 +93,9 @@ def generator_agit(width: int, blocks: int, upsampling: str) -> nn.Sequential:
 def generator_cyclegan(
     width: int, blocks: int, upsampling: str, bias: bool, up_kernel: int, padding: Padding, relu_after: bool
 ) -> nn.Sequential:
-    """The resnet generator of CycleGAN.
+    """CycleGAN's resnet generator: images (N, 3, H, W) to images of the same shape, in [-1, 1].
 
-    ``uaggan`` is the same without biases, with 4x4 upsampling, zero padding and a ReLU after each residual sum.
+    ``uaggan`` uses it without biases, with 4x4 upsampling, zero padding and a ReLU after each residual sum.
     """
     w = width
     layers = _block(nn.Conv2d(3, w, 7, padding=3, padding_mode=padding, bias=bias), w, False)
@@ -115,14 +116,14 @@ def generator_cyclegan(
 
 
 def attention_agit(width: int, decoder: str, activation: str) -> nn.Sequential:
-    """One channel in [0, 1], shape (N, 1, H, W).
+    """The authors' attention network: images (N, 3, H, W) to a mask (N, 1, H, W) in [0, 1].
 
-    Nearest x2, then a 1x1 convolution, a norm and a ReLU give every pixel of a 2x2 block the same value: the
-    1x1 decoder is the same function, a sixteenth of the work, with all of its upsampling at the end.
+    With the 1x1 decoder, all upsampling happens at the end. Nearest x2 followed by a 1x1 convolution, a norm and a
+    ReLU gives every pixel of a 2x2 block the same value, so this is the same function at a sixteenth of the cost.
 
-    The ReLU in front of the last convolution is a ceiling: whatever lowers the mask turns the last weights
-    negative, behind a ReLU the logit can then not exceed the bias, and the bias sinks from 0, so that masks stay
-    below 0.5 for good. ``activation="identity"`` leaves that ReLU out.
+    The ReLU before the last convolution limits the mask: losses that lower the mask turn the last weights negative;
+    after a ReLU, the logit then cannot exceed the bias; and the bias sinks from 0, so that masks stay below 0.5 from
+    then on. ``activation="identity"`` omits that ReLU.
     """
     w = width
     kernel, padding = (1, 0) if decoder == "1x1" else (3, 1)
@@ -143,10 +144,10 @@ def attention_agit(width: int, decoder: str, activation: str) -> nn.Sequential:
 
 
 class AtHalfSize(nn.Sequential):
-    """An attention network that looks at the image at half its size; its parameters keep their names.
+    """An attention network that runs on the image at half size; parameter names are unchanged.
 
-    The image is averaged over 2x2 pixels, the mask upsampled bilinearly. Sides that are multiples of 4 but not of 8
-    grow by 4 at the right and the bottom, by repetition, and the mask is cut to size.
+    The image is averaged over 2x2 pixels and the mask upsampled bilinearly. Sides that are not multiples of 8 are
+    padded by 4 pixels at the right or bottom (edge replication), and the mask is cropped.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -165,7 +166,10 @@ def _last_activation(name: str) -> nn.Module:
 def attention_uaggan(
     width: int, bias: bool, padding: Padding, relu_after: bool, activation: str
 ) -> nn.Sequential:
-    """One channel in [0, 1], shape (N, 1, H, W); ``activation`` as in :func:`attention_agit`."""
+    """The port's attention network: images (N, 3, H, W) to a mask (N, 1, H, W) in [0, 1].
+
+    ``activation`` as in :func:`attention_agit`.
+    """
     w = width
 
     def up() -> nn.Upsample:
@@ -182,14 +186,15 @@ def attention_uaggan(
 
 
 class Discriminator(nn.Module):
-    """A patch discriminator: one logit (or least-squares score) per overlapping patch.
+    """Patch discriminator: one logit (or least-squares score) per overlapping patch.
 
     Args:
-        channels: output channels of each convolution but the last, which gives one.
-        strides: stride of each convolution, the last included.
+        channels: output channels of each convolution except the last, which has one.
+        strides: stride of each convolution, including the last.
         padding: zeros on each side of each convolution.
-        normed: which convolutions an instance norm follows.
-        affine, bias: parameters of the norms, biases of the convolutions.
+        normed: which convolutions are followed by an instance norm.
+        affine: whether the norms have a scale and shift.
+        bias: whether the convolutions have biases.
     """
 
     def __init__(
@@ -214,7 +219,7 @@ class Discriminator(nn.Module):
     def forward(self, x: Tensor, normalise: bool = True) -> Tensor:
         """Scores (N, 1, h, w) of images (N, 3, H, W).
 
-        ``normalise=False`` leaves the inner instance norms out, with the same convolution weights: stage
+        ``normalise=False`` skips the instance norms, with the same convolution weights. It is used in stage
         ``masked``, where large parts of the image are exactly 0 and would distort the statistics.
         """
         for conv, norm in zip(self.convolutions, self.norms, strict=False):
@@ -231,7 +236,7 @@ def _discriminator(preset: str, w: int, port: bool) -> Discriminator:
     normed = [port, True, True, True]
     if preset == "uaggan":  # 256 px -> 15 x 15
         return Discriminator([w, w, 2 * w, 4 * w], [2, 2, 2, 2, 1], 1, normed, affine=False, bias=False)
-    # 256 px -> 30 x 30, each score sees 70 x 70 pixels
+    # 256 px -> 30 x 30, with a receptive field of 70 x 70 pixels
     return Discriminator([w, 2 * w, 4 * w, 8 * w], [2, 2, 2, 1, 1], 1, normed, affine=False, bias=True)
 
 
@@ -247,7 +252,7 @@ class Networks(nn.Module):
         generator_width = config.generator_width or (32 if preset == "agit" else 64)
         attention_width = config.attention_width or (32 if preset == "agit" else 64)
         discriminator_width = config.discriminator_width or 64
-        # the port's own layers, which earlier versions lacked
+        # the layers of the port that revision 1 lacked
         port = preset == "uaggan" and config.revision >= 2
         padding: Padding = "zeros" if port else "reflect"
 
@@ -281,12 +286,12 @@ class Networks(nn.Module):
 
 
 def initialise(module: nn.Module, kind: Initialisation, generator: torch.Generator) -> None:
-    """Draw the weights; biases and shifts are 0 unless stated.
+    """Draw the weights in place; biases and shifts are 0 unless stated.
 
-    ``normal``: convolutions N(0, 0.02), norm scales N(1, 0.02), as pytorch-CycleGAN does. ``truncated``: the same
-    cut at two deviations, TensorFlow's truncated normal of the authors' code (standard deviation 0.0176, largest
-    0.04). ``pytorch``: the framework's default, which the port leaves as it is: weights and biases uniform in
-    +- 1 / sqrt(fan in), scales 1.
+    ``normal``: convolutions N(0, 0.02), norm scales N(1, 0.02), as in pytorch-CycleGAN. ``truncated``: the same,
+    truncated at two standard deviations, as in the authors' code (TensorFlow's truncated normal; effective standard
+    deviation 0.0176, maximum 0.04). ``pytorch``: the framework's default, as in the port: weights and biases uniform
+    in +- 1 / sqrt(fan in), scales 1.
     """
 
     for layer in module.modules():
@@ -310,7 +315,7 @@ def initialise(module: nn.Module, kind: Initialisation, generator: torch.Generat
 
 
 def build(config: NetworkConfig, seed: int = 0) -> Networks:
-    """Fresh networks on the CPU in fp32; the same seed gives the same weights everywhere."""
+    """Build and initialise the networks on the CPU in fp32; equal seeds give equal weights on every machine."""
     networks = Networks(config)
     initialise(networks, config.initialiser, torch.Generator().manual_seed(seed))
     return networks

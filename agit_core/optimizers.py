@@ -19,30 +19,30 @@ def _parameters(*modules: nn.Module | None) -> list[Parameter]:
 def build_optimizers(
     networks: Networks, config: OptimizerConfig, fused: bool
 ) -> tuple[optim.Adam, optim.Adam]:
-    """One Adam for generators and attention, one for the discriminators.
+    """Build one Adam for generators and attention, and one for the discriminators.
 
-    Attention is in the generators' optimiser: it trains through the same losses (Eq 5). When it is frozen its
-    parameters have no gradient and Adam passes them over, so they keep every bit.
+    Attention shares the generators' optimiser because it trains through the same losses (Eq 5). While it is frozen,
+    its parameters have no gradient, so Adam skips them and they stay bit-identical.
     """
     rate = config.learning_rate
     groups = [{"params": _parameters(networks.generator_ab, networks.generator_ba), "lr": rate, "peak": rate}]
     attention = _parameters(networks.attention_a, networks.attention_b)
     if attention:
-        own = rate if config.attention_learning_rate is None else config.attention_learning_rate
-        groups.append({"params": attention, "lr": own, "peak": own})
-    critics = _parameters(networks.discriminator_a, networks.discriminator_b)
+        attention_rate = rate if config.attention_learning_rate is None else config.attention_learning_rate
+        groups.append({"params": attention, "lr": attention_rate, "peak": attention_rate})
+    discriminators = _parameters(networks.discriminator_a, networks.discriminator_b)
     settings = {"betas": (config.beta1, config.beta2), "fused": fused}
     return (
         optim.Adam(groups, **settings),  # type: ignore[arg-type]
-        optim.Adam([{"params": critics, "lr": rate, "peak": rate}], **settings),  # type: ignore[arg-type]
+        optim.Adam([{"params": discriminators, "lr": rate, "peak": rate}], **settings),  # type: ignore[arg-type]
     )
 
 
 def load_state(optimizer: optim.Adam, state: dict[str, Any]) -> None:
-    """Restores an optimiser exactly.
+    """Restore an optimiser exactly, with the moments in the memory layout of their parameters.
 
-    Checkpoints hold contiguous tensors. The moments take the memory layout of their parameters again: the fused
-    kernel walks through both by address, so with channels_last weights it would pair the wrong elements.
+    Checkpoints hold contiguous tensors, but the fused kernel walks parameters and moments by address: with
+    channels_last weights and contiguous moments it would pair the wrong elements.
     """
     optimizer.load_state_dict(state)
     for parameter, moments in optimizer.state.items():
@@ -52,7 +52,7 @@ def load_state(optimizer: optim.Adam, state: dict[str, Any]) -> None:
 
 
 def learning_rate_factor(step: int, total_steps: int, constant_fraction: float) -> float:
-    """1 until ``constant_fraction`` of the steps, then a straight line that reaches 0 after the last one."""
+    """Schedule: 1 for the first ``constant_fraction`` of the steps, then linear to 0 after the last step."""
     constant = total_steps * constant_fraction
     if step < constant:
         return 1.0
@@ -60,6 +60,6 @@ def learning_rate_factor(step: int, total_steps: int, constant_fraction: float) 
 
 
 def set_learning_rate(optimizer: optim.Optimizer, factor: float) -> None:
-    """Sets each group's rate to ``factor`` times its peak; a function of the step alone, so nothing to restore."""
+    """Set each group's rate to ``factor`` times its peak."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor

@@ -1,6 +1,6 @@
-"""The image types that people have, as the tensors that networks take, and back again.
+"""Conversion between user-facing image types and network tensors.
 
-PIL images, numpy arrays and torch tensors are accepted; the answer is of the same type, size and device.
+PIL images, numpy arrays and torch tensors are accepted; outputs have the input's type, size and device.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from agit_core.errors import BadInput
 
 
 class Opened(NamedTuple):
-    """A picture as a tensor, and the way back."""
+    """A picture as a tensor, with functions that convert results back to its type."""
 
     pixels: Tensor
     """(N, 3, H, W), uint8 or float in [0, 1]."""
     image: Callable[[Tensor], Any]
-    """Makes the answer from a translation: a tensor like ``pixels``."""
+    """Converts a translation, a tensor of the shape and dtype of ``pixels``."""
     mask: Callable[[Tensor], Any]
-    """Makes the mask's answer from (N, 1, H, W), of the type of ``pixels``."""
+    """Converts a mask (N, 1, H, W) of the dtype of ``pixels``."""
 
 
 def open_picture(picture: Any) -> Opened:
-    """Reads a picture of any accepted type.
+    """Convert a picture of any accepted type to a tensor.
 
-    - ``PIL.Image`` of any mode, read as :func:`agit_core.pixels.read` says: upright, in sRGB, 8 bits; an alpha
-      channel (or a palette's transparent colour) goes into the answer as it is. Mask: mode L.
+    - ``PIL.Image`` of any mode, read by :func:`agit_core.pixels.read`: upright, in sRGB, 8 bits; an alpha channel
+      (or a palette's transparent colour) is copied to the output unchanged. Mask: mode L.
     - numpy uint8 (H, W), (H, W, 3) or (H, W, 4), the fourth channel being alpha. Mask: (H, W).
-    - torch (3, H, W) or (N, 3, H, W), uint8 or floating in [0, 1]. Mask: (1, H, W) or (N, 1, H, W).
+    - torch (3, H, W) or (N, 3, H, W), uint8 or floating point in [0, 1]. Mask: (1, H, W) or (N, 1, H, W).
 
     Raises:
-        BadInput: anything else.
+        BadInput: any other type, shape or range, or an image that cannot be decoded.
     """
     if isinstance(picture, Image.Image):
         return _open_pil(picture)
@@ -53,7 +53,7 @@ def open_picture(picture: Any) -> Opened:
 def _open_pil(picture: Image.Image) -> Opened:
     try:
         colour, alpha, _ = pixels.read(picture)
-    except Exception as error:  # files are read only now, some modes never, and decoders raise what they like
+    except Exception as error:  # PIL decodes lazily, and its decoders raise undocumented types
         raise BadInput(f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from None
 
     def image(output: Tensor) -> Image.Image:
@@ -100,7 +100,7 @@ def _open_tensor(picture: Tensor) -> Opened:
         low, high = (float(x) for x in torch.aminmax(picture.detach()))
         if not (low >= 0 and high <= 1):
             raise BadInput(
-                f"a float image must lie in [0, 1], this one in [{low:.3g}, {high:.3g}]; rescale it"
+                f"a float image must lie in [0, 1], this one lies in [{low:.3g}, {high:.3g}]; rescale it"
             )
     batch = picture.detach() if picture.ndim == 4 else picture.detach()[None]
 
@@ -113,11 +113,11 @@ def _open_tensor(picture: Tensor) -> Opened:
 
 
 def _from_array(array: np.ndarray[Any, Any]) -> Tensor:
-    # a copy: the array may be read-only, and the tensor is to be contiguous
+    # copied: the array may be read-only, and the tensor must be contiguous
     return torch.from_numpy(array.transpose(2, 0, 1).copy())[None]
 
 
 def _to_array(tensor: Tensor) -> np.ndarray[Any, Any]:
-    """(1, C, H, W) uint8 to (H, W, 3) or (H, W)."""
+    """Convert uint8 (1, C, H, W) to (H, W, 3) or, for one channel, (H, W)."""
     array = tensor[0].cpu().numpy()
     return array[0] if array.shape[0] == 1 else np.ascontiguousarray(array.transpose(1, 2, 0))

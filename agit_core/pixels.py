@@ -1,4 +1,5 @@
-"""One reading of pixels for every part: upright, sRGB, eight bits. Apart from torch, which preparing does without."""
+"""Canonical pixels: upright, sRGB, eight bits. Used by all packages; imports no torch, so that data preparation
+stays light."""
 
 from __future__ import annotations
 
@@ -12,31 +13,34 @@ from PIL import Image, ImageCms, ImageOps
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 _LAB = ImageCms.createProfile("LAB")
 _BITS = (8, 10, 12, 14, 16)
-"""Depths that cameras and scanners store in 16 bits."""
+"""Bit depths that cameras and scanners store in 16-bit samples."""
 _SAME = 2
-"""A profile that moves no colour by more than this, of 255, is sRGB, whatever it is called."""
+"""A profile that changes no colour by more than this (of 255) counts as sRGB, whatever its name."""
 _DARK = 64
+"""16-bit colour whose largest value, of 255, is below this was stored with fewer bits: refused."""
 _SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab ": "LAB"}
 
 
 class Pixels(NamedTuple):
-    """``colour``: RGB, upright, in sRGB; ``alpha``: mode L, or None where everything is opaque by its format;
-    ``note``: what had to be assumed about the values, or None."""
+    """Result of :func:`read`."""
 
     colour: Image.Image
+    """RGB, upright, in sRGB."""
     alpha: Image.Image | None
+    """Mode L, or None for formats without transparency."""
     note: str | None
+    """Assumption made about the range of the values, or None."""
 
 
 def read(image: Image.Image) -> Pixels:
-    """The pixels of an image of any mode.
+    """Convert an image of any mode to canonical pixels.
 
-    The orientation (EXIF, XMP or TIFF tag) and the colour profile are applied; grey, palette, CMYK, Lab and deep
-    images become 8-bit RGB. A profile that cannot be used (broken, or of another colour space) is ignored.
+    Applies the orientation (EXIF, XMP or TIFF tag) and the colour profile; grey, palette, CMYK, Lab and 16- or
+    32-bit images become 8-bit RGB. An unusable profile (broken, or for another colour space) is ignored.
 
     Raises:
-        ValueError: values that cannot be scaled: outside of [0, 65535], or nearly black 16-bit colour.
-        Exception: whatever Pillow's decoders raise about a damaged file.
+        ValueError: values that cannot be scaled: outside [0, 65535], or nearly black 16-bit colour.
+        Exception: anything that Pillow's decoders raise for a damaged file.
     """
     deep = _deep_colour(image)
     profile = image.info.get("icc_profile")
@@ -54,33 +58,33 @@ def read(image: Image.Image) -> Pixels:
     colour = _in_srgb(upright, profile)
     if deep and (top := max(int(high) for _, high in _extrema(colour))) < _DARK:
         raise ValueError(
-            f"16-bit colours that use {top} of 255 parts of the range are next to black; scale them to 16 bits"
+            f"16-bit colours that use only {top}/255 of their range are nearly black; scale them to 16 bits"
         )
     return Pixels(colour, alpha, note)
 
 
 def turned(image: Image.Image) -> Image.Image:
-    """The image as its file says that it is looked at; Pillow turns a TIFF by itself when it loads it."""
+    """Apply the orientation stored in the file."""
     if image.format == "TIFF":
-        image.load()
+        image.load()  # Pillow itself applies the orientation of a TIFF on load
     return ImageOps.exif_transpose(image) or image
 
 
 def over_white(pixels: Pixels) -> Image.Image:
-    """The colours where the image is opaque, white where it is not."""
+    """Composite the image over a white background."""
     if pixels.alpha is None:
         return pixels.colour
     return Image.composite(pixels.colour, Image.new("RGB", pixels.colour.size, "white"), pixels.alpha)
 
 
 def grey_of_wide(values: np.ndarray[Any, Any], wide: bool = True) -> tuple[np.ndarray[Any, Any], str | None]:
-    """Grey of 16 or 32 bits as uint8, and a note where its range is a guess.
+    """Scale 16- or 32-bit grey to uint8; also return a note if the range had to be guessed.
 
-    The largest value decides: 32-bit values are in [0, 1], [0, 255] or, as 16-bit ones, in the range of the fewest
-    bits of 8, 10, 12, 14 and 16 that hold it.
+    The range is inferred from the largest value: the smallest of 8, 10, 12, 14 and 16 bits that holds it, or [0, 1]
+    for 32-bit values (``wide``) up to 1.
 
     Raises:
-        ValueError: values outside of these, or not numbers.
+        ValueError: values outside [0, 65535], or NaN.
     """
     low, top = float(values.min(initial=0)), float(values.max(initial=0))
     if not (low >= 0 and top <= 65535):
@@ -90,7 +94,7 @@ def grey_of_wide(values: np.ndarray[Any, Any], wide: bool = True) -> tuple[np.nd
     else:
         bits = next(bits for bits in _BITS if top < 2**bits)
         full = 2**bits - 1
-    note = f"values end at {top:.0f}: read as {bits} bits" if not wide or bits > 8 else None
+    note = f"largest value {top:.0f}: read as {bits} bits" if not wide or bits > 8 else None
     scaled = values >> 8 if bits == 16 and not wide else np.rint(values * (255.0 / full))
     return scaled.astype(np.uint8), None if bits == 16 else note
 
@@ -100,7 +104,7 @@ def _extrema(image: Image.Image) -> tuple[tuple[float, float], ...]:
 
 
 def _deep_colour(image: Image.Image) -> bool:
-    """Whether more than one channel has 16 bits, of which Pillow keeps the upper eight; known before loading."""
+    """Whether the file has several 16-bit channels, of which Pillow keeps the upper 8 bits. Call before loading."""
     tiles = getattr(image, "tile", None) or []
     return image.mode in {"RGB", "RGBA", "LA"} and any("16" in str(tile[3]) for tile in tiles)
 
@@ -113,25 +117,25 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         if transform is not None and space == "L" != image.mode:
             transform = None
         if transform is not None:
-            # a grey image may bear a profile of colours
+            # a grey image may carry an RGB profile
             fitting = image.convert("RGB") if space == "RGB" and image.mode == "L" else image
             if fitting.mode == space:
                 return ImageCms.applyTransform(fitting, transform) or image
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-@lru_cache(maxsize=64)  # building a transform takes longer than decoding, and a set has few profiles
+@lru_cache(maxsize=64)  # building a transform takes longer than decoding, and a data set has few profiles
 def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
-    """The mode that a profile is for, and the way to sRGB; None when it is broken or changes nothing."""
+    """The PIL mode of a profile and its transform to sRGB, or None if it is broken or has no effect."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         mode = _SPACES.get(source.profile.xcolor_space, "")
         transform = ImageCms.buildTransform(source, _SRGB, mode, "RGB")
         if mode in {"RGB", "L"}:
             probe = _probe(mode)
-            seen = ImageCms.applyTransform(probe, transform)
-            moved = np.asarray(seen, np.int16) - np.asarray(probe.convert("RGB"), np.int16)
-            if np.abs(moved).max() <= _SAME:
+            converted = ImageCms.applyTransform(probe, transform)
+            change = np.asarray(converted, np.int16) - np.asarray(probe.convert("RGB"), np.int16)
+            if np.abs(change).max() <= _SAME:
                 return mode, None
         return mode, transform
     except (ImageCms.PyCMSError, OSError, ValueError, KeyError):
@@ -139,7 +143,7 @@ def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
 
 
 def _probe(mode: str) -> Image.Image:
-    """Colours from all over the cube, or every grey."""
+    """Test image with a grid over the RGB cube, or with all 256 grey levels for mode L."""
     if mode == "L":
         return Image.fromarray(np.arange(256, dtype=np.uint8)[None])
     axis = np.linspace(0, 255, 9).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""How the same mathematics is computed on this machine: autocast, memory layout, compilation, determinism."""
+"""Numerics on this machine: autocast, memory layout, compilation, determinism."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Numerics:
-    """A :class:`PrecisionConfig` with every ``auto`` decided."""
+    """A :class:`PrecisionConfig` with every ``auto`` resolved."""
 
     autocast: torch.dtype | None
     channels_last: bool
@@ -35,19 +35,20 @@ class Numerics:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """``auto``: the GPU when there is one."""
+    """The named torch device; ``auto`` is the GPU if there is one, else the CPU."""
     return torch.device(
         "cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu")
     )
 
 
 def resolve(config: PrecisionConfig, device: torch.device) -> Numerics:
-    """Decides the ``auto`` settings, by what was measured (`make bench`).
+    """Resolve the ``auto`` settings for a device, based on measurements (``make bench``).
 
-    On CPU: bf16 convolutions are some 10 % faster in channels_last, fp32 ones are not, so the layout follows
-    the type. Not compiled: convolutions are 90 % of a step there, compiling takes minutes and a C++ compiler.
-    On GPU: bf16, channels_last, compiled; not measured. CUDA graphs stay off until they are: every network runs
-    several times per backward and discriminators are frozen in between, which is where recordings go wrong.
+    CPU: bf16 convolutions are about 10 % faster in channels_last and fp32 ones are not, so the layout follows the
+    dtype. No compilation: convolutions are 90 % of a step, and compiling takes minutes and a C++ compiler.
+    GPU: bf16, channels_last, compiled; not measured. CUDA graphs stay off until they have been measured: every
+    network runs several times per backward pass and discriminators are frozen in between, a known source of wrong
+    captures.
     """
     gpu = device.type == "cuda"
     bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else processor_has_bf16()
@@ -60,35 +61,35 @@ def resolve(config: PrecisionConfig, device: torch.device) -> Numerics:
 
 
 def can_compile() -> bool:
-    """Whether what compiles kernels for a GPU is here: a C compiler and Python's headers."""
+    """Whether GPU kernels can be compiled here, which takes a C compiler and Python's headers."""
     compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
-    found = compiler is not None and (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file()
-    if not found:
+    available = compiler is not None and (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file()
+    if not available:
         log.warning(
             "networks are not compiled, which costs speed: install a C compiler and Python's headers (python3-dev)"
         )
-    return found
+    return available
 
 
 def processor_has_bf16() -> bool:
-    """Whether the processor multiplies bf16 matrices itself; emulated bf16 is slower than fp32."""
+    """Whether the processor has bf16 matrix instructions; emulated bf16 is slower than fp32."""
     info = Path("/proc/cpuinfo")
     flags = info.read_text().split() if info.exists() else []
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
 def make_exact(numerics: Numerics, device: torch.device) -> None:
-    """fp32 is fp32: cuDNN would round what goes into convolutions to 10 bits (TF32), which bf16 does not mind."""
+    """Disable TF32 in fp32 mode, where cuDNN would round convolution inputs to a 10-bit mantissa."""
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = numerics.autocast is not None
 
 
 def make_deterministic(device: torch.device, deterministic: bool) -> None:
-    """Deterministic kernels where they exist, or the fastest that cuDNN finds."""
+    """Select deterministic kernels where they exist, or else the fastest that cuDNN finds."""
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.deterministic = deterministic
     if deterministic and device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    # a debugging aid that deterministic mode switches on: filling every fresh tensor costs some 7 % of a step
+    # a debugging aid that deterministic mode turns on; filling every new tensor costs about 7 % of a step
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

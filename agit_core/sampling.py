@@ -1,13 +1,13 @@
-"""Which images a training step sees: a pure function of (seed, step), whatever the number of workers.
+"""Sampling order: the images of a training step are a pure function of (seed, step), for any number of workers.
 
 Global step k takes the items [k * B, (k + 1) * B) of an endless stream; rank r takes its slice of these slots.
-An epoch is max(|A|, |B|) items. Each domain goes through its own permutation, drawn from (seed, epoch): A and B
-are not paired. The smaller domain starts a new permutation whenever one is used up.
+An epoch is max(|A|, |B|) items. Each domain follows its own permutation, drawn from (seed, epoch): A and B are
+unpaired. The smaller domain starts a new permutation whenever one is exhausted.
 
-Sets that are too large to be kept near are shuffled in windows: the stored order is cut into blocks, the blocks
-are permuted, each slot of the global batch gets an equal run of them, and in each run every window of images is
-permuted. A slot then reads few blocks at a time, and only its own, wherever it is computed; images of one batch
-come from different blocks; and every image still comes exactly once per epoch.
+Data sets too large to cache are shuffled in windows: the stored order is cut into blocks, the blocks are permuted,
+each slot of the global batch gets an equal run of them, and within a run each window of images is permuted. A slot
+then reads few blocks at a time, shared with no other slot; images of one batch come from different blocks; and every
+image still occurs exactly once per epoch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Item:
 
 @lru_cache(maxsize=8)
 def _permutation(key: str, length: int) -> Tensor:
-    """int32: 20 MB for five million images."""
+    """Permutation of ``range(length)``; int32, so 20 MB for five million images."""
     generator = torch.Generator().manual_seed(stable_seed(key))
     return torch.randperm(length, generator=generator).to(torch.int32)
 
@@ -48,15 +48,15 @@ def _window_permutation(key: str, length: int) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _block_permutation(key: str, blocks: int) -> tuple[Tensor, int]:
-    """The order of the blocks, and the place of the last one, which may be shorter."""
+    """Order of the blocks, and the position in it of the last block, which may be shorter."""
     order = _permutation.__wrapped__(key, blocks)
     return order, int((order == blocks - 1).nonzero())
 
 
 def _windowed(key: str, length: int, place: int, streams: int, block: int, rows: int) -> int:
-    """The index at a place of the windowed order; ``rows``: images of a window of one stream."""
+    """Image index at ``place`` of the windowed order; ``rows``: images per window of one stream."""
     row, stream = divmod(place, streams)
-    each, longer = divmod(length, streams)  # the first ``longer`` streams have one image more
+    each, longer = divmod(length, streams)  # the first ``longer`` streams have one more image
     start, size = stream * each + min(stream, longer), each + (stream < longer)
     window = row // rows * rows
     order = _window_permutation(f"{key}:{stream}:{window}", min(rows, size - window))
@@ -75,20 +75,20 @@ def _windowed(key: str, length: int, place: int, streams: int, block: int, rows:
 
 
 def stable_seed(key: str) -> int:
-    """A 63-bit seed from a text, the same on every machine and in every process."""
+    """Hash a string to a 63-bit seed, identical on every machine and in every process."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
 
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """The order of the training images.
+    """Order of the training images.
 
     Args:
-        seed: of the whole run.
+        seed: the run's seed.
         length_a, length_b: training images per domain.
-        batch_size: the global batch B.
-        block: images that lie together and are read together.
-        window: images per domain that are shuffled among each other; 0: all of them.
+        batch_size: size B of the global batch.
+        block: consecutive images that are stored and read together.
+        window: images per domain in one shuffle window; 0: shuffle the whole domain.
     """
 
     seed: int
@@ -111,24 +111,24 @@ class SamplePlan:
         return max(self.length_a, self.length_b)
 
     def steps(self, epochs: int) -> int:
-        """Steps that cover ``epochs`` epochs; the last one may reach into the next."""
+        """Number of steps that cover ``epochs`` epochs; the last step may extend into the next epoch."""
         return -(-epochs * self.epoch_length // self.batch_size)
 
     def epoch_of(self, step: int) -> int:
-        """The epoch of a step's first item, 0-based."""
+        """Epoch of a step's first item, 0-based."""
         return step * self.batch_size // self.epoch_length
 
     def starts_epoch(self, step: int) -> bool:
-        """Whether an epoch ended with the step before this one."""
+        """Whether this step is the first of its epoch, but not the first of the run."""
         return step > 0 and self.epoch_of(step) != self.epoch_of(step - 1)
 
     @property
     def rows(self) -> int:
-        """Steps that a slot spends in one window: whole blocks, at least one; 0 when there are no windows."""
+        """Steps that a slot spends in one window: a multiple of ``block``, at least one block; 0 without windows."""
         return max(1, self.window // self.batch_size // self.block) * self.block if self.window else 0
 
     def items(self, step: int, domain: Domain, slots: range) -> list[Item]:
-        """The items of some slots of the global batch of a step."""
+        """Items of the given slots of a step's global batch."""
         length = self.length_a if domain == "a" else self.length_b
         items = []
         for slot in slots:
@@ -144,10 +144,10 @@ class SamplePlan:
 
 
 def slots_of(rank: int, world_size: int, batch_size: int) -> range:
-    """Rank r's slice of the global batch; sizes differ by at most one when it does not divide evenly.
+    """A rank's slice of the global batch; sizes differ by at most one where it does not divide evenly.
 
     Raises:
-        BadInput: fewer items than ranks: a rank would have nothing to do.
+        BadInput: the batch has fewer items than there are ranks.
     """
     if world_size > batch_size:
         raise BadInput(

@@ -1,6 +1,6 @@
-"""The method's configuration as JSON, in what is saved, and what two configurations have in common.
+"""Saved form (JSON), identity and comparison of method configurations.
 
-Imports no PyTorch: the pipeline names and compares runs with it before anything heavy is loaded.
+Imports no PyTorch: the pipeline names and compares runs with it before loading anything heavy.
 """
 
 from __future__ import annotations
@@ -15,38 +15,37 @@ T = TypeVar("T")
 
 
 def to_dict(config: MethodConfig) -> dict[str, Any]:
-    """JSON-ready form of a method's configuration."""
+    """Convert a method configuration to JSON-ready form."""
     return dataclasses.asdict(config)
 
 
 def from_dict(tree: dict[str, Any]) -> MethodConfig:
-    """The inverse of :func:`to_dict`.
+    """Inverse of :func:`to_dict`.
 
-    Settings that the version which wrote ``tree`` did not have take the value that stands for what it did
-    (``before``), not today's default.
+    Settings unknown to the version that wrote ``tree`` take the value that describes its behaviour (``before``), not
+    today's default.
 
     Raises:
-        BadInput: keys that this version does not know.
+        BadInput: ``tree`` has keys that this version does not know.
     """
     try:
         return _from_dict(MethodConfig, tree)
     except (TypeError, KeyError) as error:
-        raise BadInput(f"this is not a method configuration that this version knows: {error}") from None
+        raise BadInput(f"not a method configuration that this version can read: {error}") from None
 
 
 def identity(config: MethodConfig) -> dict[str, Any]:
-    """What a training computes, JSON-ready: equal for configurations that differ in words only.
+    """Canonical JSON-ready form, equal for configurations that describe the same computation.
 
-    Settings that stand for what earlier versions did, before they had them, are left out: so a run keeps the name
-    that it had there.
+    Settings at their ``before`` value are left out, so that a run keeps the id that earlier versions gave it.
     """
     return _identity(dataclasses.replace(config, networks=config.networks.settled))
 
 
 def differences(one: MethodConfig, other: MethodConfig) -> list[str]:
-    """The settings in which two trained methods differ, such as ``networks.revision (1 and 2)``.
+    """Settings in which two trained methods differ, such as ``networks.revision (1 and 2)``.
 
-    Precision and initialisation do not count: the mathematics is the same, and the weights are there already.
+    Precision and initialisation are ignored: neither changes what the trained weights mean.
     """
     flat = []
     for config in (one, other):

@@ -1,9 +1,9 @@
-"""The two stages of training as one explicit object: what D sees, what is trained, which norms are on.
+"""The two training stages: what the discriminators see, what is trained, which norms are on.
 
 Stage ``full``: the discriminators judge whole images; generators, attention and discriminators train.
 Stage ``masked``: they judge ``x * 1[mask >= tau]`` (Eq 6), without inner instance norms; attention is frozen.
-A discriminator that sees the background pushes the generator to change it, and the attention map drifts to
-all ones: that is why the second stage exists.
+The second stage exists because a discriminator that sees the background pushes the generator to change it, and the
+attention map then drifts to all ones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from agit_core.config import StageConfig
 
 
 class Stage(StrEnum):
-    """Named as in the reference: what the discriminator is shown."""
+    """Training stage, named after the images that the discriminators see."""
 
     FULL = "full"
     MASKED = "masked"
@@ -29,7 +29,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True)
 class Rules:
-    """What a stage means for one training step."""
+    """Effect of a stage on a training step."""
 
     stage: Stage
     discriminator_sees_masked: bool
@@ -37,7 +37,7 @@ class Rules:
     discriminator_normalises: bool
 
     def describe(self) -> str:
-        """One line for the log at the switch."""
+        """One-line description for the log."""
         sees = "masked images" if self.discriminator_sees_masked else "whole images"
         trains = (
             "generators, attention, discriminators" if self.attention_trains else "generators, discriminators"
@@ -47,16 +47,17 @@ class Rules:
 
 
 def hard_mask(image: Tensor, mask: Tensor, tau: float) -> Tensor:
-    """Eq 6: x * 1[mask >= tau], (N, 3, H, W); no gradient passes through the mask."""
+    """Mask an image by Eq 6, x * 1[mask >= tau], (N, 3, H, W); no gradient flows through the mask."""
     return image * (mask.detach() >= tau).to(image.dtype)
 
 
 class StageMachine:
-    """Decides at the start of each step which stage it belongs to. It switches once and never back.
+    """Decides the stage at the start of each step; switches at most once and never back.
 
-    ``epoch``: from the first step of epoch ``switch_at`` (0-based: epochs 0 to switch_at - 1 are stage 1).
-    ``step``: from step ``switch_at``. ``settled``: when the mean mask coverage moved less than
-    ``settled_tolerance`` in each of ``settled_epochs`` epochs, at the latest at epoch ``switch_at``.
+    The switch happens, by ``switch_by``: ``epoch``: at the first step of epoch ``switch_at`` (0-based: epochs 0 to
+    switch_at - 1 are in stage ``full``); ``step``: at step ``switch_at``; ``settled``: once the mean mask coverage
+    has moved by less than ``settled_tolerance`` in each of ``settled_epochs`` epochs, at the latest at epoch
+    ``switch_at``.
     """
 
     def __init__(self, config: StageConfig, has_attention: bool = True) -> None:
@@ -77,13 +78,13 @@ class StageMachine:
         return Rules(
             stage=self.stage,
             discriminator_sees_masked=masked,
-            # ``always`` is the seed's variant: D sees masked images from the start and attention still trains
+            # ``always``: D sees masked images from the start, and attention trains throughout
             attention_trains=not masked or self._always,
             discriminator_normalises=not masked or self.config.norm_after_switch == "kept",
         )
 
     def advance(self, step: int, epoch: int) -> bool:
-        """Called before 0-based ``step`` of ``epoch``; True when this step is the first of stage masked."""
+        """Call before each step (0-based, as ``epoch``); returns True if this step is the first of stage masked."""
         if not self._staged or self.switched_at_step is not None:
             return False
         by, at = self.config.switch_by, self.config.switch_at
@@ -94,7 +95,7 @@ class StageMachine:
         return False
 
     def epoch_ended(self, coverage: float) -> None:
-        """Notes the epoch's mean mask coverage (both domains), which ``settled`` watches."""
+        """Record the epoch's mean mask coverage over both domains, for ``settled``."""
         self._coverages = [*self._coverages, coverage][-(self.config.settled_epochs + 1) :]
 
     def _settled(self) -> bool:
@@ -111,32 +112,32 @@ class StageMachine:
 
 
 def shown_to_discriminator(image: Tensor, mask: Tensor, rules: Rules, tau: float) -> Tensor:
-    """The image as the discriminator sees it in this stage."""
+    """The image as the discriminator sees it in this stage, (N, 3, H, W)."""
     return hard_mask(image, mask, tau) if rules.discriminator_sees_masked else image
 
 
 def mask_health(mask: Tensor, tau: float) -> Tensor:
-    """:data:`HEALTH_KEYS` of a batch of masks (N, 1, H, W), as a float32 tensor that stays on the device.
+    """:data:`HEALTH_KEYS` of a batch of masks (N, 1, H, W) in [0, 1]: float32 (5,), on the masks' device.
 
-    Mean coverage, share at or above ``tau``, bimodality (share of pixels below 0.1 or above 0.9), and two means
-    over images: of the standard deviation inside an image (0: the same value everywhere), and of the opacity,
-    the mean attention of its pixels at or above ``tau`` (0 where there are none).
+    Mean coverage, share of pixels at or above ``tau``, bimodality (share of pixels below 0.1 or above 0.9), and two
+    means over images: of the standard deviation within an image (0: constant), and of the opacity, i.e. the mean
+    attention over the pixels at or above ``tau`` (0 if there are none).
     """
     m = mask.detach().float()
-    seen = (m >= tau).float()
+    above = (m >= tau).float()
     bimodal = ((m < 0.1) | (m > 0.9)).float().mean()
-    each, shown = m.flatten(1), seen.flatten(1)
-    opacity = (each * shown).sum(dim=1) / shown.sum(dim=1).clamp(min=1)
-    return torch.stack([m.mean(), seen.mean(), bimodal, each.std(dim=1).mean(), opacity.mean()])
+    flat, flat_above = m.flatten(1), above.flatten(1)
+    opacity = (flat * flat_above).sum(dim=1) / flat_above.sum(dim=1).clamp(min=1)
+    return torch.stack([m.mean(), above.mean(), bimodal, flat.std(dim=1).mean(), opacity.mean()])
 
 
 HEALTH_KEYS = ("coverage", "above_tau", "bimodality", "spread", "opacity")
 _FAINT = 0.4
-"""Opacity of masks that have found their objects is 0.5 already, since their soft edges count."""
+"""Below the opacity of masks that have found their objects: about 0.5, because soft edges lower the mean."""
 
 
 def collapse(health: Mapping[str, float]) -> str | None:
-    """``all zeros`` or ``all ones`` when a mask's epoch means say it has collapsed, otherwise None."""
+    """``all zeros`` or ``all ones`` if a mask's epoch means show a collapse, otherwise None."""
     if health["coverage"] < 0.005:
         return "all zeros"
     if health["coverage"] > 0.98:
@@ -145,9 +146,9 @@ def collapse(health: Mapping[str, float]) -> str | None:
 
 
 def faint(opacity: float) -> bool:
-    """Whether translations are mostly source even where the discriminator looks.
+    """Whether translations are mostly source image even inside the mask, i.e. the stage switch came too early.
 
-    In stage ``masked`` such fakes are compared with real objects at full strength, and no generator can make up
-    for what the blend takes away: the switch came too early.
+    In stage ``masked`` such faint fakes are compared with real objects at full strength, and the generator cannot
+    compensate for the blend.
     """
     return opacity < _FAINT

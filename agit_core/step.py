@@ -34,18 +34,18 @@ LOSS_KEYS = (
     "discriminator_b",
 )
 FIGURES = (*LOSS_KEYS, *(f"{key}_{domain}" for domain in "ab" for key in HEALTH_KEYS))
-"""What a step returns, in order: one float32 tensor, so that nothing waits for the device."""
+"""Names of the values that a step returns as one float32 tensor, in this order; one tensor, so no synchronisation."""
 
 GENERATOR_NAMES = ("generator_ab", "generator_ba")
 ATTENTION_NAMES = ("attention_a", "attention_b")
-_RECOMPILE_LIMIT = 64
+_RECOMPILE_LIMIT = 64  # per code object, of which all generators share one
 
 
 class TrainingStep:
-    """Networks, optimisers and history, and the step that moves them.
+    """Networks, optimisers and image pools, with the training step as a call.
 
-    The loss of a rank is scaled by ``n * W / B`` (its n items, W ranks, global batch B), so that DDP's mean
-    over ranks is the mean over the global batch at any world size.
+    A rank's loss is scaled by ``n * W / B`` (n items on the rank, W ranks, global batch B), which makes DDP's mean
+    over ranks equal to the mean over the global batch at any world size.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class TrainingStep:
         self.rules: Rules | None = None
 
     def enter(self, rules: Rules) -> None:
-        """Freezes what the stage does not train, then wraps each trained network in its own DDP.
+        """Freeze what the stage does not train and wrap each trained network in a separate DDP.
 
-        DDP fixes the set of parameters it waits for when it is built, so the wrappers are rebuilt at the
-        switch, when attention and the discriminators' norms stop getting gradients.
+        DDP fixes the set of parameters that it synchronises when it is built. The wrappers are therefore rebuilt at
+        the stage switch, when attention and the discriminators' norms stop receiving gradients.
         """
         self.rules = rules
         modules = {n: m for n, m in self.networks.named_children() if isinstance(m, nn.Module)}
@@ -85,22 +85,23 @@ class TrainingStep:
             for bias in cancelled_biases(module, rules.discriminator_normalises):
                 bias.requires_grad_(False)
             if self.numerics.compile and module._compiled_call_impl is None:
-                # generators and attention share one entry's limit: two runs in a process would go on uncompiled
-                from torch._dynamo import config as dynamo  # takes long, and nobody else needs it
+                # generators and attention share one code object's limit, which a second run in the same process
+                # would exceed and then silently run uncompiled
+                from torch._dynamo import config as dynamo  # imported late: slow, and only needed here
 
                 dynamo.recompile_limit = max(dynamo.recompile_limit, _RECOMPILE_LIMIT)
                 module.compile(dynamic=False)
         self._calls = {name: self._wrap(module) for name, module in modules.items()}
-        # gradients of what has just been frozen must not reach the optimiser again
+        # drop the gradients of newly frozen parameters, or the optimiser would apply them again
         self.networks.zero_grad(set_to_none=True)
 
     def _wrap(self, module: nn.Module) -> Callable[..., Any]:
         if self.world.size == 1 or not any(p.requires_grad for p in module.parameters()):
             return module
         ids = [self.device] if self.device.type == "cuda" else None
-        # no static_graph (wrong gradients on D while its requires_grad toggles); no buffers to broadcast
+        # not static_graph: it gives wrong gradients for D, whose requires_grad toggles; there are no buffers
         with warnings.catch_warnings():
-            # newer versions rename ``broadcast_buffers``; 2.11 knows only the old name
+            # newer versions of PyTorch rename ``broadcast_buffers``; 2.11 has only the old name
             warnings.simplefilter("ignore", FutureWarning)
             wrapped = DistributedDataParallel(
                 module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
@@ -109,9 +110,9 @@ class TrainingStep:
         return wrapped
 
     def __call__(self, batch: Batch, progress: float = 0.0) -> Tensor:
-        """Moves every trained parameter once; returns :data:`FIGURES` as a float32 tensor on the device.
+        """Update every trained parameter once; return :data:`FIGURES` as a float32 tensor on the device.
 
-        ``progress`` is the share of the training that is done, in [0, 1].
+        ``progress``: share of the training done, in [0, 1].
         """
         rules, config = self.rules, self.config
         assert rules is not None, "enter() a stage first"
@@ -122,51 +123,52 @@ class TrainingStep:
         att_a, att_b = (self._calls.get(n) for n in ATTENTION_NAMES)
         d_a, d_b = (self._calls[n] for n in DISCRIMINATOR_NAMES)
         kind, tau = config.losses.adversarial, config.stages.tau
-        # the raw image would give the attention no gradient but the cycle loss's, so only where that is not trained
+        # only while attention is frozen: raw fakes would leave it without a gradient from the adversarial loss
         masked = rules.discriminator_sees_masked and not rules.attention_trains
         raw = config.stages.fake_source == "raw" and masked
 
-        def painted(there: Translation) -> Tensor:
-            return there.raw if raw else there.output
+        def fake(translation: Translation) -> Tensor:
+            return translation.raw if raw else translation.output
 
-        # generators and attention (Eq 1, 3 and 5); D judges but does not learn
+        # generators and attention (Eq 1, 3 and 5), with the discriminators frozen
         with self._autocast():
             to_b = translate(a, g_ab, att_a)
             to_a = translate(b, g_ba, att_b)
             back_a = translate(to_b.output, g_ba, att_b)
             back_b = translate(to_a.output, g_ab, att_a)
-            fake_b = shown_to_discriminator(painted(to_b), to_b.mask, rules, tau)
-            fake_a = shown_to_discriminator(painted(to_a), to_a.mask, rules, tau)
+            fake_b = shown_to_discriminator(fake(to_b), to_b.mask, rules, tau)
+            fake_a = shown_to_discriminator(fake(to_a), to_a.mask, rules, tau)
             with frozen(self.networks.discriminator_a, self.networks.discriminator_b):
                 norm = rules.discriminator_normalises
-                judged_b = self.networks.discriminator_b(fake_b, normalise=norm)
-                judged_a = self.networks.discriminator_a(fake_a, normalise=norm)
+                scores_b = self.networks.discriminator_b(fake_b, normalise=norm)
+                scores_a = self.networks.discriminator_a(fake_a, normalise=norm)
             identity_a, identity_b = self._identity(g_ab, g_ba, a, b)
-        gan_ab = losses.adversarial(judged_b.float(), True, kind)
-        gan_ba = losses.adversarial(judged_a.float(), True, kind)
+        gan_ab = losses.adversarial(scores_b.float(), True, kind)
+        gan_ba = losses.adversarial(scores_a.float(), True, kind)
         cycle_a = losses.cycle_consistency(back_a.output.float(), a)
         cycle_b = losses.cycle_consistency(back_b.output.float(), b)
         weight = config.losses.cycle_weight
         total = gan_ab + gan_ba + weight * (cycle_a + cycle_b)
         total = total + weight * config.losses.identity_weight * (identity_a + identity_b)
         if rules.attention_trains:
-            total = total + self._on_masks(to_b.mask, to_a.mask, progress)
+            total = total + self._mask_losses(to_b.mask, to_a.mask, progress)
         self.optimizer_g.zero_grad(set_to_none=True)
         (total * scale).backward()
         self.optimizer_g.step()
 
-        # discriminators: real and (perhaps older) fake in one batch; instance norm keeps images apart
+        # discriminators: reals and pooled fakes in one batch, which instance norm allows (statistics are per image);
+        # a real image is masked by its own attention, i.e. that of its translation
         with torch.no_grad():
-            old_b, mask_b = self.history_b.exchange(batch.step, painted(to_b).detach(), to_b.mask.detach())
-            old_a, mask_a = self.history_a.exchange(batch.step, painted(to_a).detach(), to_a.mask.detach())
-            pair_a = torch.cat([a, old_a.to(a.dtype)]), torch.cat([to_b.mask, mask_a.to(to_b.mask.dtype)])
-            pair_b = torch.cat([b, old_b.to(b.dtype)]), torch.cat([to_a.mask, mask_b.to(to_a.mask.dtype)])
-            seen_a, seen_b = (shown_to_discriminator(x, m, rules, tau) for x, m in (pair_a, pair_b))
+            pool_b, mask_b = self.history_b.exchange(batch.step, fake(to_b).detach(), to_b.mask.detach())
+            pool_a, mask_a = self.history_a.exchange(batch.step, fake(to_a).detach(), to_a.mask.detach())
+            pair_a = torch.cat([a, pool_a.to(a.dtype)]), torch.cat([to_b.mask, mask_a.to(to_b.mask.dtype)])
+            pair_b = torch.cat([b, pool_b.to(b.dtype)]), torch.cat([to_a.mask, mask_b.to(to_a.mask.dtype)])
+            input_a, input_b = (shown_to_discriminator(x, m, rules, tau) for x, m in (pair_a, pair_b))
         with self._autocast():
-            real_a, false_a = d_a(seen_a, normalise=norm).float().chunk(2)
-            real_b, false_b = d_b(seen_b, normalise=norm).float().chunk(2)
-        loss_a = losses.discriminator(real_a, false_a, kind)
-        loss_b = losses.discriminator(real_b, false_b, kind)
+            real_scores_a, fake_scores_a = d_a(input_a, normalise=norm).float().chunk(2)
+            real_scores_b, fake_scores_b = d_b(input_b, normalise=norm).float().chunk(2)
+        loss_a = losses.discriminator(real_scores_a, fake_scores_a, kind)
+        loss_b = losses.discriminator(real_scores_b, fake_scores_b, kind)
         self.optimizer_d.zero_grad(set_to_none=True)
         ((loss_a + loss_b) * scale).backward()
         self.optimizer_d.step()
@@ -175,8 +177,8 @@ class TrainingStep:
         health = [mask_health(to_b.mask, tau), mask_health(to_a.mask, tau)]
         return torch.cat([torch.stack([f.detach().float() for f in figures]), *health])
 
-    def _on_masks(self, mask_a: Tensor, mask_b: Tensor, progress: float) -> Tensor | float:
-        """The losses that see nothing but the attention: the coverage controller's and binarity."""
+    def _mask_losses(self, mask_a: Tensor, mask_b: Tensor, progress: float) -> Tensor | float:
+        """Losses of the masks alone: the coverage controller's and binarity."""
         loss: Tensor | float = 0.0
         if self.coverage.active:
             loss = loss + self.coverage(mask_a, mask_b, self.batch_size, self.world)
@@ -199,10 +201,10 @@ class TrainingStep:
 
 
 def _order_gradients(wrapped: DistributedDataParallel) -> None:
-    """Has DDP arrange its buckets now, after a backward pass of zeros instead of the first real one.
+    """Make DDP rebuild its gradient buckets now, by a backward pass of zeros, instead of after the first real step.
 
-    The place of a gradient in its bucket decides in which order three or more ranks are summed. DDP arranges the
-    buckets anew after its first backward pass, so that a resumed run's first step would differ in the last bits.
+    With three or more ranks, a gradient's position in its bucket decides the order of summation. DDP rebuilds the
+    buckets after its first backward pass, so a resumed run's first step would otherwise differ in the last bits.
     """
     wrapped.reducer.prepare_for_backward([])
     torch.stack([(p * 0).sum() for p in wrapped.parameters() if p.requires_grad]).sum().backward()
@@ -210,7 +212,7 @@ def _order_gradients(wrapped: DistributedDataParallel) -> None:
 
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
-    """No gradients for the parameters of these modules inside; what required them before does again after."""
+    """Disable gradients for the modules' trainable parameters inside the context."""
     parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
     for p in parameters:
         p.requires_grad_(False)

@@ -1,12 +1,12 @@
-"""Translating images that do not fit into memory at once: tiles that agree with each other, blended.
+"""Tiled translation of images that do not fit into memory, without visible seams.
 
-Two things make naive tiles visible. Convolutions near a tile's edge see padding instead of the neighbour, so
-tiles overlap, the outermost pixels of an inner edge are thrown away and the rest is blended. And instance
-norm takes its mean and variance over the tile, so that the same grass gets different colours in a tile with
-and in one without a horse; no overlap hides that. Therefore the statistics are measured once per image, over
-a sample of its own patches pooled together (all of it, when it is small), and then held fixed for every tile.
-That is the idea of thumbnail instance normalisation (Chen et al. 2022), with patches at the tiles' own scale
-in place of a thumbnail, because the networks react to scale.
+Naive tiling leaves seams for two reasons. First, convolutions near a tile's edge see padding instead of the
+neighbouring pixels. Tiles therefore overlap; the outermost pixels of inner edges are discarded and the rest is
+blended. Second, instance norm computes its statistics per tile, so the same grass gets different colours in tiles
+with and without a horse, which no overlap can hide. The statistics are therefore measured once per image, pooled over
+a sample of its patches (over the whole image if it is small), and held fixed for all tiles. This follows thumbnail
+instance normalisation (Chen et al. 2022), but with full-scale patches instead of a thumbnail, because the networks
+depend on scale.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from agit_core.layers import InstanceNorm
 from agit_core.networks import STRIDE
 
 MARGIN = 32
-"""Pixels at an inner tile edge that are computed but not used."""
+"""Pixels at an inner tile edge that are computed but discarded."""
 OVERLAP = 128
-"""Pixels that neighbouring tiles share at least: two margins and the blending ramp between them."""
+"""Minimum overlap of neighbouring tiles in pixels: two margins and the blending ramp between them."""
 PATCH = 64
-"""Side of the patches that the statistics are measured on. Many small ones spread over the image stand for it
-better than a few large ones, by a factor of two; still smaller ones are mostly rim."""
+"""Side in pixels of the patches for the statistics. Many small patches represent an image better than a few large
+ones, by a factor of two; still smaller ones would consist mostly of rim."""
 RIM = 1 / 8
-"""Share of a patch's side, at each edge, that is left out of the statistics."""
+"""Share of a patch's side, at each edge, that is excluded from the statistics."""
 
 
 class PooledNorm(nn.Module):
-    """An instance norm whose statistics are taken over a whole batch of patches and then held fixed.
+    """Instance norm with statistics pooled over a batch of patches of one image, then held fixed.
 
-    Batch normalisation over the patches of one image, so to speak. While ``measuring`` the batch's own
-    statistics are used and kept; the rim of each patch, where the networks saw padding, does not count.
+    While ``measuring``, the statistics of the current batch are used and stored, excluding the rim of each patch,
+    which depends on padding.
     """
 
     mean: Tensor
@@ -61,9 +61,9 @@ class PooledNorm(nn.Module):
 
 
 def with_pooled_norms(network: nn.Module, device: torch.device) -> nn.Module:
-    """A copy that shares the network's parameters, with every instance norm pooled.
+    """Copy a network with every instance norm replaced by a :class:`PooledNorm`; parameters are shared.
 
-    A copy per image, so that threads translate different images at the same time.
+    Each image gets a copy, so that threads can translate different images at the same time.
     """
     shared = {id(parameter): parameter for parameter in network.parameters()}
     pooled = copy.deepcopy(network, shared)
@@ -75,7 +75,7 @@ def with_pooled_norms(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 def hold_statistics(network: nn.Module) -> None:
-    """From now on the measured statistics stay as they are."""
+    """Stop measuring and keep the current statistics."""
     for module in network.modules():
         if isinstance(module, PooledNorm):
             module.measuring = False
@@ -83,7 +83,7 @@ def hold_statistics(network: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Span:
-    """One tile along one axis: pixels ``[start, stop)`` and the weight of each of them in the blend."""
+    """One tile along one axis: pixels ``[start, stop)`` and their blending weights."""
 
     start: int
     stop: int
@@ -91,18 +91,18 @@ class Span:
 
 
 def spans(length: int, tile: int, overlap: int = OVERLAP, margin: int = MARGIN) -> list[Span]:
-    """Tiles of one axis. At every pixel the weights of the tiles there add up to 1.
+    """Divide one axis into overlapping tiles whose weights sum to 1 at every pixel.
 
-    Starts are multiples of the networks' stride, so that every tile samples the image on the same grid.
+    Starts are multiples of the networks' stride, so that all tiles sample the image on the same grid.
 
     Args:
         length: pixels along the axis, a multiple of the stride.
-        tile: a tile's largest side, a multiple of the stride, at least three times the overlap.
+        tile: largest side of a tile, a multiple of the stride, at least three times the overlap.
     """
     if length <= tile:
         return [Span(0, length, torch.ones(length))]
     count = -(-(length - overlap) // (tile - overlap))
-    # the smallest tile that so many need: neighbours then share the overlap and no pixel has three tiles
+    # the smallest tile that this count allows, so that overlaps are minimal and no pixel lies in three tiles
     tile = min(tile, _up((length + (count - 1) * (overlap + STRIDE)) / count))
     starts = [round(i * (length - tile) / (count - 1) / STRIDE) * STRIDE for i in range(count)]
     result = []
@@ -119,25 +119,25 @@ def spans(length: int, tile: int, overlap: int = OVERLAP, margin: int = MARGIN) 
 
 
 def _up(value: float) -> int:
-    """The next multiple of the stride."""
+    """Round up to a multiple of the stride."""
     return math.ceil(value / STRIDE) * STRIDE
 
 
 def _ramp(shared: int, margin: int) -> Tensor:
-    """0 over the margin, a smooth rise to 1, 1 over the other tile's margin."""
+    """Blending weights over a shared strip: 0 on the margin, a smooth rise, 1 on the other tile's margin."""
     inner = shared - 2 * margin
     position = ((torch.arange(shared) + 0.5 - margin) / inner).clamp(0, 1)
     return position * position * (3 - 2 * position)
 
 
 def patches(height: int, width: int, side: int, budget: int) -> list[tuple[int, int]]:
-    """Top left corners of a regular grid of ``side`` x ``side`` patches, of at most ``budget`` pixels together.
+    """Top left corners of a regular grid of ``side`` x ``side`` patches with at most ``budget`` pixels in total.
 
-    The grid has the image's aspect, so that the patches stand for all of it.
+    The grid has the image's aspect ratio and covers it evenly.
     """
-    wanted = max(1, budget // (side * side))
-    rows = max(1, min(-(-height // side), round((wanted * height / width) ** 0.5)))
-    columns = max(1, min(-(-width // side), wanted // rows))
+    count = max(1, budget // (side * side))
+    rows = max(1, min(-(-height // side), round((count * height / width) ** 0.5)))
+    columns = max(1, min(-(-width // side), count // rows))
 
     def starts(length: int, count: int) -> list[int]:
         step = (length - side) / count
@@ -153,16 +153,16 @@ def run(
     width: int,
     tile: int,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Applies ``forward`` tile by tile and yields finished bands of rows: (first row, (1, C, rows, width)).
+    """Apply ``forward`` tile by tile and yield finished bands of rows: (first row, (1, C, rows, width)).
 
-    Memory is that of one tile's activations and two bands of the output, however high the image is.
+    Peak memory: the activations of one tile and two bands of output, independent of the image's height.
 
     Args:
         read: (top, bottom, left, right) -> (1, 3, h, w) float.
         forward: (1, 3, h, w) -> (1, C, h, w) float.
         height, width: multiples of the stride.
     """
-    carried: Tensor | None = None  # what the tiles above gave to the rows they share with the next ones
+    carried: Tensor | None = None  # contribution of the tiles above to the rows shared with the next tiles
     columns, rows = spans(width, tile), spans(height, tile)
     for i, row in enumerate(rows):
         band: Tensor | None = None

@@ -1,7 +1,7 @@
 """The training loop and its exact state.
 
-The loop is a generator: it yields after every step, and whoever drives it decides when to log, sample,
-checkpoint or stop. Nothing in it waits for the device unless asked to (``window``, ``snapshot``).
+The loop is a generator that yields after every step: the caller decides when to log, sample, checkpoint or stop.
+Only ``window``, ``check_weights`` and ``snapshot`` synchronise with the device.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ _UNNAMED_FIGURES = (
     *("coverage_a", "above_tau_a", "bimodality_a", "spread_a", "opacity_a"),
     *("coverage_b", "above_tau_b", "bimodality_b", "spread_b", "opacity_b"),
 )
-"""Order of the running sums in checkpoints that do not name them."""
+"""Order of the running sums in checkpoints of earlier versions, which store them without names."""
 
 
 class StepResult(NamedTuple):
-    """What the driver of the loop is told after a step."""
+    """Outcome of one training step."""
 
     step: int
-    """Steps done so far."""
+    """Number of steps done so far."""
     epoch: int
     stage: Stage
     switched: bool
-    """This step was the first of stage ``masked``."""
+    """Whether this step was the first of stage ``masked``."""
     figures: Tensor
     """:data:`agit_core.step.FIGURES` of this rank's items, float32, on the device."""
 
 
-class Figures(NamedTuple):
-    """Means over the global batch and some steps."""
+class MeanFigures(NamedTuple):
+    """Means of the step figures over the global batch and several steps."""
 
     losses: dict[str, float]
     mask_health: dict[str, float]
@@ -61,7 +61,7 @@ class Figures(NamedTuple):
 
     @property
     def finite(self) -> bool:
-        """Whether all losses are; a mask that is not shows in the cycle loss."""
+        """Whether all losses are finite; NaN in a mask makes the cycle loss NaN too."""
         return all(map(math.isfinite, self.losses.values()))
 
 
@@ -69,13 +69,13 @@ class Trainer:
     """Trains the six networks of one run.
 
     Args:
-        config: the method.
-        plan: which images each step takes; also fixes the global batch size.
-        image_size: side of the square training images.
-        total_steps: where the learning rate reaches 0 and the run ends.
-        device: of this rank.
-        seed: of the initial weights, the history's choices and PyTorch's global random state.
-        world: this rank's place; every rank must build its Trainer at the same time.
+        config: method settings.
+        plan: sampling order; also fixes the global batch size.
+        image_size: side of the square training images, in pixels.
+        total_steps: step at which the learning rate reaches 0 and the run ends.
+        device: device of this rank.
+        seed: seed of the initial weights, the image pool and PyTorch's global random state.
+        world: rank and world size; by default from ``torch.distributed``, collectively (every rank at once).
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Trainer:
         self.numerics = resolve(config.precision, self.device)
         make_exact(self.numerics, self.device)
         make_deterministic(self.device, config.precision.deterministic)
-        # a process begins with a random state of its own, which checkpoints would carry
+        # otherwise each process starts from a random state, which checkpoints would store
         torch.manual_seed(seed)
         self.networks = networks.build(config.networks, seed)
         self.stages = StageMachine(config.stages, config.networks.has_attention)
@@ -117,24 +117,24 @@ class Trainer:
         self.averaged = self._generator_weights() if config.optimizer.average_decay else {}
         self.step = 0
         self.rollbacks = 0
-        """How often the run went back to an earlier state after diverging; each time halves the learning rates."""
-        # sums, and below them the number of items in each
+        """Number of rollbacks after divergence; each halves the learning rates."""
+        # row 0: sums, row 1: number of items in each sum
         self._window = torch.zeros(2, len(FIGURES), dtype=torch.float64, device=self.device)
         self._epoch = torch.zeros_like(self._window)
-        self._ended: list[tuple[int, Figures]] = []
+        self._ended: list[tuple[int, MeanFigures]] = []
         self.training_step.enter(self.stages.rules)
 
     # ------------------------------------------------------------------ the loop
 
     def run(self, loader: Loader, until: int | None = None) -> Iterator[StepResult]:
-        """Trains from the present step to ``until`` (at most ``total_steps``), yielding after each step."""
+        """Train from the current step to ``until`` (at most ``total_steps``), yielding after each step."""
         stop = min(self.total_steps, until if until is not None else self.total_steps)
         for batch in loader.batches(self.step, self.slots, stop):
             yield self.train_on(batch)
 
     def train_on(self, batch: Batch) -> StepResult:
-        """One step on a batch that must be the plan's next."""
-        assert batch.step == self.step, f"step {self.step} was given the batch of step {batch.step}"
+        """Train one step on ``batch``, the next one of the plan."""
+        assert batch.step == self.step, f"step {self.step} got the batch of step {batch.step}"
         if self.plan.starts_epoch(batch.step):
             health = self._close_epoch(self.plan.epoch_of(batch.step - 1)).mask_health
             self.stages.epoch_ended((health["coverage_a"] + health["coverage_b"]) / 2)
@@ -145,7 +145,7 @@ class Trainer:
         self._set_learning_rates()
         figures = self.training_step(batch, self.step / self.total_steps)
         self._update_average()
-        # sums are weighted by items, so that ranks with one item more count for one more
+        # weight by items: ranks of an uneven split hold different numbers of them
         counts = torch.full_like(figures, len(self.slots), dtype=torch.float64)
         weighted = torch.stack([figures * counts, counts])
         self._window += weighted
@@ -157,7 +157,7 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """Of the generators, in the step that was done last."""
+        """Learning rate of the generators in the last step."""
         return float(self.training_step.optimizer_g.param_groups[0]["lr"])
 
     def _set_learning_rates(self) -> None:
@@ -170,7 +170,7 @@ class Trainer:
     def _update_average(self) -> None:
         if not self.averaged:
             return
-        # young averages follow quickly; the decay is reached after some 1 / (1 - decay) steps
+        # warm-up: the first averages follow quickly; full decay after about 9 / (1 - decay) steps
         decay = min(self.config.optimizer.average_decay, (1 + self.step) / (10 + self.step))
         live = [p for n, p in self.networks.state_dict().items() if n in self.averaged]
         torch._foreach_lerp_(list(self.averaged.values()), live, 1 - decay)
@@ -184,28 +184,28 @@ class Trainer:
 
     # ------------------------------------------------------------------ figures
 
-    def window(self) -> Figures:
-        """Means since the last call, over all ranks. Collective; waits for the device."""
+    def window(self) -> MeanFigures:
+        """Means since the last call, over all ranks. Collective; synchronises with the device."""
         total = self.world.sum(self._window)
         self._window.zero_()
         return _means(total, self.plan.batch_size)
 
-    def check_losses(self, window: Figures) -> None:
-        """Refuses to go on from a window, the same on every rank, whose losses are not finite.
+    def check_losses(self, window: MeanFigures) -> None:
+        """Check a window, equal on all ranks, for losses that are not finite.
 
         Raises:
-            Diverged: with the steps and the setting to lower.
+            Diverged: a loss is NaN or infinite; names the steps and the setting to lower.
         """
         if not window.finite:
             raise self._diverged(f"the losses of steps {self.step - window.steps + 1} to {self.step}")
 
     def check_weights(self) -> None:
-        """Looks for values that are not finite in the weights, their averages and Adam's moments.
+        """Check weights, averaged weights and Adam's moments for values that are not finite.
 
-        Collective; waits for the device.
+        Collective; synchronises with the device.
 
         Raises:
-            Diverged: on every rank, when any rank has one.
+            Diverged: on every rank, if any rank has one.
         """
         step = self.training_step
         tensors = [*self.networks.state_dict().values(), *self.averaged.values()]
@@ -222,13 +222,13 @@ class Trainer:
             f"the training diverged: {what} are not finite; lower method.optimizer.learning_rate (now {rate})"
         )
 
-    def ended_epochs(self) -> list[tuple[int, Figures]]:
-        """(epoch, its means over all ranks) of the epochs that ended since the last call."""
+    def ended_epochs(self) -> list[tuple[int, MeanFigures]]:
+        """Epochs that ended since the last call: (epoch, means over all ranks)."""
         ended, self._ended = self._ended, []
         return ended
 
-    def _close_epoch(self, epoch: int) -> Figures:
-        """Means over the epoch that ended (the last may be cut short), the same on every rank."""
+    def _close_epoch(self, epoch: int) -> MeanFigures:
+        """Means over the epoch that ended (the run's last may be partial), equal on all ranks. Collective."""
         figures = _means(self.world.sum(self._epoch), self.plan.batch_size)
         self._epoch.zero_()
         self._ended.append((epoch, figures))
@@ -237,17 +237,17 @@ class Trainer:
     # ------------------------------------------------------------------ state
 
     def snapshot(self) -> Snapshot | None:
-        """The exact state, copied to the CPU, on rank 0; None elsewhere. Collective.
+        """Copy the exact state to the CPU on rank 0; None on other ranks. Collective.
 
-        The history's parts and the epoch's figures are brought together, so that any world size can go on.
+        The image pools and the epoch's sums of all ranks are merged, so that a run can resume at any world size.
 
         Raises:
-            Diverged: there is nothing to go on from; see :meth:`check_weights`.
+            Diverged: the weights are not finite; see :meth:`check_weights`.
         """
         self.check_weights()
         step = self.training_step
         histories = self.world.gather((step.history_a.state(), step.history_b.state()))
-        # fold the live sums as a resumed run will see them, so that both go on bit for bit alike
+        # move the live sums to rank 0, as a resumed run has them: both then continue bit-identically
         total = self.world.sum(self._epoch)
         self._epoch.copy_(total if self.world.rank == 0 else torch.zeros_like(total))
         if histories is None:
@@ -279,32 +279,32 @@ class Trainer:
         )
 
     def save(self, directory: Path) -> None:
-        """Writes the state as a checkpoint folder (rank 0 does). Collective."""
+        """Write the state as a checkpoint folder, on rank 0. Collective."""
         snapshot = self.snapshot()
         if snapshot is not None:
             checkpoint.write(directory, snapshot)
 
     def load(self, directory: Path) -> None:
-        """Goes on from a checkpoint folder, at any world size.
+        """Resume from a checkpoint folder, at any world size.
 
         Raises:
             CheckpointDamaged: the folder is incomplete or does not match its checksums.
-            BadInput: it belongs to another method, data set, batch or image size.
+            BadInput: the checkpoint has another method, data set, batch or image size.
         """
         self.restore(checkpoint.read(directory))
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Goes on from a snapshot; see :meth:`load`."""
+        """Resume from a snapshot; see :meth:`load`."""
         self._check_belongs(snapshot.info)
         self.networks.load_state_dict(snapshot.networks)
         live = self.networks.state_dict()
-        # in the layout of the live weights, as before: other layouts are averaged by other kernels
+        # in the memory layout of the live weights: another layout would use another kernel and round differently
         self.averaged = {n: torch.empty_like(live[n]).copy_(t) for n, t in snapshot.averaged.items()}
         training, step = snapshot.training, self.training_step
         load_state(step.optimizer_g, training["optimizer_g"])
         load_state(step.optimizer_d, training["optimizer_d"])
         self.stages.load_state_dict(training["stages"])
-        # checkpoints of earlier versions, which had no controller, belong to methods without one
+        # checkpoints of earlier versions have no controller, nor do their methods
         step.coverage.load_state_dict(training.get("coverage", {}))
         step.history_a.load(snapshot.history["a"], self.device)
         step.history_b.load(snapshot.history["b"], self.device)
@@ -314,16 +314,16 @@ class Trainer:
         self._window.zero_()
         torch.set_rng_state(training["torch_random_state"])
         self.step = int(snapshot.info["step"])
-        self.rollbacks = int(training.get("rollbacks", 0))  # earlier versions never went back
+        self.rollbacks = int(training.get("rollbacks", 0))  # earlier versions had no rollbacks
         step.enter(self.stages.rules)
 
     def start_from(self, weights: dict[str, Tensor]) -> None:
-        """Takes the weights of an earlier model and nothing else: a new run that does not begin at random."""
+        """Initialise a new run with the weights of an earlier model, without its optimiser state or step."""
         self.networks.load_state_dict(weights)
         self.averaged = self._generator_weights() if self.config.optimizer.average_decay else {}
 
     def _fixed(self) -> dict[str, Any]:
-        """What stays as it is as long as the run."""
+        """Values that are fixed for the whole run."""
         return {
             "total_steps": self.total_steps,
             "image_size": self.image_size,
@@ -335,7 +335,7 @@ class Trainer:
 
     def _check_belongs(self, info: dict[str, Any]) -> None:
         for key, value in self._fixed().items():
-            # checkpoints of earlier versions do not name the window
+            # checkpoints of earlier versions lack "shuffle_window"
             if key in info and info[key] != value:
                 raise BadInput(
                     f"the checkpoint was made with {key} {info[key]}, this run has {value}; "
@@ -349,9 +349,9 @@ class Trainer:
 
 
 def _running(stored: dict[str, list[float]] | Tensor) -> Tensor:
-    """The epoch's sums and counts, float64 (2, figures), from a checkpoint.
+    """The epoch's sums and counts from a checkpoint, float64 (2, len(FIGURES)).
 
-    A figure that the checkpoint does not hold begins at zero items: its mean is over the rest of the epoch.
+    A figure missing from the checkpoint starts at zero items: its mean covers the rest of the epoch.
     """
     if isinstance(stored, Tensor):
         *sums, items = stored.tolist()
@@ -359,11 +359,11 @@ def _running(stored: dict[str, list[float]] | Tensor) -> Tensor:
     return torch.tensor([stored.get(name, [0.0, 0.0]) for name in FIGURES], dtype=torch.float64).T
 
 
-def _means(total: Tensor, batch_size: int) -> Figures:
+def _means(total: Tensor, batch_size: int) -> MeanFigures:
     sums, counts = total
     means = dict(zip(FIGURES, (sums / counts.clamp(min=1.0)).tolist(), strict=True))
     health = {f"{key}_{domain}": means[f"{key}_{domain}"] for domain in "ab" for key in HEALTH_KEYS}
-    return Figures({k: means[k] for k in LOSS_KEYS}, health, round(float(counts.max()) / batch_size))
+    return MeanFigures({k: means[k] for k in LOSS_KEYS}, health, round(float(counts.max()) / batch_size))
 
 
 def _to_cpu(tree: Any) -> Any:

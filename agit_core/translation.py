@@ -1,4 +1,4 @@
-"""Translation with attention (Eq 1) and the cycle."""
+"""Translation with attention (Eq 1)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 class Translation(NamedTuple):
-    """One translated batch: what Eq 1 blends, and the blend."""
+    """The terms of Eq 1 for one translated batch."""
 
     output: Tensor
     """b' (N, 3, H, W) in [-1, 1]: the raw translation where the mask is 1, the source where it is 0."""
     mask: Tensor
-    """m (N, 1, H, W) in [0, 1]: the attention of the source."""
+    """m (N, 1, H, W) in [0, 1]: attention on the source."""
     raw: Tensor
-    """G(a) (N, 3, H, W) in [-1, 1]: the generator always sees and paints the whole image."""
+    """G(a) (N, 3, H, W) in [-1, 1]: the generator's output for the whole image, before blending."""
 
 
 def translate(
@@ -26,12 +26,12 @@ def translate(
     attention: Callable[[Tensor], Tensor] | None,
     threshold: float | None = None,
 ) -> Translation:
-    """Eq 1: b' = m * G(a) + (1 - m) * a, with m = Att(a).
+    """Translate a batch by Eq 1: b' = m * G(a) + (1 - m) * a, with m = Att(a).
 
     Args:
         image: (N, 3, H, W) in [-1, 1].
-        attention: None stands for a mask of ones (plain CycleGAN).
-        threshold: at inference, mask values below it become 0.
+        attention: attention network; None: a mask of ones (plain CycleGAN).
+        threshold: set mask values below it to 0 (inference only).
     """
     raw = generator(image)
     mask = torch.ones_like(raw[:, :1]) if attention is None else attention(image)

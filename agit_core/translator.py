@@ -30,36 +30,39 @@ Direction = Literal["a2b", "b2a"]
 Picture = TypeVar("Picture", Image.Image, "np.ndarray[Any, Any]", Tensor)
 
 TILE_PIXELS = 1024 * 1024
-"""Larger images are translated in tiles of at most this many pixels."""
+"""Images with more pixels are translated in tiles of at most this many."""
 SMALLEST_TILE = 3 * tiling.OVERLAP
 SMALLEST_SIDE = 16
-"""Smaller images are padded to this: the networks reflect at a quarter of the size and normalise over it."""
+"""Smaller images are padded to this side: the networks use reflection padding and norms at a quarter of the size."""
 
 
 class Result(NamedTuple, Generic[Picture]):
-    """A translation and where it was applied."""
+    """A translated image and its mask."""
 
     image: Picture
-    """Of the kind and size of what was given (grey images become RGB)."""
+    """Same type and size as the input (grey images become RGB)."""
     mask: Picture
     """Attention, one channel: 255 (or 1.0) where the translation shows, 0 where the source was kept."""
 
 
 class Translator:
-    """A trained model, ready to translate images of any size; safe to call from several threads.
+    """A trained model that translates images of any size; thread-safe.
 
     Args:
-        model: what :func:`agit_core.model_folder.read` gave.
-        device: ``auto`` (the GPU when there is one), ``cpu``, ``cuda``, ``cuda:1``.
-        autocast: ``bf16`` computes the convolutions in bfloat16, ``auto`` does where the hardware is fast at
-            it, ``off`` is the reference. Outputs differ by some grey levels.
-        tile_pixels: images with more pixels are translated in overlapping tiles (:mod:`agit_core.tiling`):
-            the more, the closer to whole-image statistics and the more memory.
-        work_side: the networks see larger images scaled down to this longer side; what they change is scaled
-            up and added to the full image, which keeps its detail. Networks know objects at the size that
-            they were trained at, so this often looks better than the full size, and it is faster.
-        threshold: where the attention is below it, in [0, 1], the source is kept to the pixel; default: the
-            model's own ``threshold_at_test``, mostly none.
+        model: a model from :func:`agit_core.model_folder.read`.
+        device: ``auto`` (the GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``.
+        autocast: ``bf16``: convolutions in bfloat16; ``auto``: bf16 where the hardware is fast at it; ``off``:
+            fp32, the reference. Outputs differ by a few grey levels.
+        tile_pixels: images with more pixels are translated in overlapping tiles (:mod:`agit_core.tiling`).
+            Larger tiles are closer to whole-image statistics and use more memory.
+        work_side: scale larger images down so that their longer side is this many pixels, translate them, and add
+            the upscaled change to the full image, which keeps its detail. The networks recognise objects best at
+            the size they were trained at, so this often looks better than full size, and it is faster.
+        threshold: keep source pixels unchanged where the attention is below this, in [0, 1]; default: the model's
+            ``threshold_at_test``, usually none.
+
+    Raises:
+        BadInput: an unknown device, or a value out of range.
     """
 
     def __init__(
@@ -83,7 +86,7 @@ class Translator:
         self.tile_pixels = tile_pixels
         self.work_side = work_side
         self.watch: Callable[[int, int], None] | None = None
-        """Called with the finished and all rows of an image in tiles, which can take minutes."""
+        """Progress callback (rows done, rows in total) for tiled images, which can take minutes."""
         networks = model.networks().to(self.device).to(memory_format=self.numerics.memory_format)
         self._maps: dict[str, tuple[nn.Module, nn.Module | None]] = {
             "a2b": (networks.generator_ab, networks.attention_a),
@@ -100,15 +103,15 @@ class Translator:
         work_side: int | None = None,
         threshold: float | None = None,
     ) -> Translator:
-        """Loads a model folder or a checkpoint folder.
+        """Load a model folder or a checkpoint folder; the other arguments are those of the class.
 
         Args:
-            uri: a local path, ``s3://...`` or anything else fsspec opens, ``pretrained:h2z128`` for the model
-                that comes with the package, or ``models:/h2z@champion`` where the pipeline is installed.
-                Checksums are verified and no code from the folder is run.
+            uri: a local path, ``s3://...`` or any other URI that fsspec opens, ``pretrained:h2z128`` for the model
+                shipped with the package, or ``models:/h2z@champion`` where the pipeline is installed. Checksums
+                are verified, and no code from the folder is run.
 
         Raises:
-            BadInput: no model there, a damaged one, or one of another version.
+            BadInput: no model there, or it is damaged or of another version.
         """
         return cls(model_folder.read(uri), device, autocast, tile_pixels, work_side, threshold)
 
@@ -117,35 +120,35 @@ class Translator:
 
     @property
     def directions(self) -> Sequence[str]:
-        """What ``direction`` may be."""
+        """Valid values of ``direction``."""
         return self.model.directions
 
     def maps(self, direction: str) -> tuple[nn.Module, nn.Module | None]:
-        """The generator of a direction, and the attention network of its source domain.
+        """Generator of a direction, and attention network of its source domain.
 
         Raises:
-            BadInput: there is no such direction.
+            BadInput: unknown direction.
         """
         if direction not in self.directions:
             raise BadInput(f"there is no direction '{direction}'; use {' or '.join(self.directions)}")
         return self._maps[direction]
 
     def __call__(self, image: Picture, direction: str = "a2b") -> Picture:
-        """The translated image, of the same kind and size. See :meth:`translate`."""
+        """Translate an image; same type and size as the input. See :meth:`translate`."""
         return self.translate(image, direction).image
 
     @torch.no_grad()
     def translate(self, image: Picture, direction: str = "a2b") -> Result[Picture]:
-        """Translates an image and says where.
+        """Translate an image and return it with its mask.
 
         Args:
             image: a PIL image, a numpy uint8 array (H, W), (H, W, 3) or (H, W, 4), or a torch tensor
                 (3, H, W) or (N, 3, H, W), uint8 or float in [0, 1]; any height and width. PIL images are
-                turned upright by their EXIF orientation. Alpha goes into the answer untouched.
+                turned upright by their EXIF orientation. Alpha is copied to the output.
             direction: ``a2b`` or ``b2a``.
 
         Raises:
-            BadInput: another kind of image, an empty one, or an unknown direction.
+            BadInput: an unsupported type or shape, an empty image, or an unknown direction.
         """
         maps = self.maps(direction)
         opened = open_picture(image)
@@ -161,7 +164,7 @@ class Translator:
     def _at_size(
         self, pixels: Tensor, generator: nn.Module, attention: nn.Module | None
     ) -> tuple[Tensor, Tensor]:
-        """Output (N, 3, H, W) and mask (N, 1, H, W) of the images as they are."""
+        """Translate at the given size: output (N, 3, H, W) and mask (N, 1, H, W), of the dtype of ``pixels``."""
         size = _padded(pixels.shape[-2]) * _padded(pixels.shape[-1])
         if size > self.tile_pixels:
             parts = [self._tiled(image[None], generator, attention) for image in pixels]
@@ -174,7 +177,7 @@ class Translator:
     def _reduced(
         self, pixels: Tensor, side: int, generator: nn.Module, attention: nn.Module | None
     ) -> tuple[Tensor, Tensor]:
-        """The same, from images scaled down to ``side``: a + up(m * (G(down(a)) - down(a)))."""
+        """Translate at reduced size, longer side ``side``: a + up(m * (G(down(a)) - down(a)))."""
         height, width = pixels.shape[-2:]
         scale = side / max(height, width)
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
@@ -182,20 +185,22 @@ class Translator:
         translated, mask = self._at_size(small, generator, attention)
         change = translated.to(small.device) - small
         output = torch.empty_like(pixels)
-        for channel in range(3):  # one at a time: floats of a huge image take four times its memory
+        for channel in range(
+            3
+        ):  # one channel at a time: as float32, a huge image takes four times its memory
             part = _floats(pixels[:, channel : channel + 1])
             part += F.interpolate(change[:, channel : channel + 1], (height, width), mode="bicubic")
             output[:, channel : channel + 1] = _like(part, pixels.dtype)
-        shown = F.interpolate(mask.to(small.device), (height, width), mode="bilinear")
-        return output, _like(shown, pixels.dtype)
+        full_mask = F.interpolate(mask.to(small.device), (height, width), mode="bilinear")
+        return output, _like(full_mask, pixels.dtype)
 
     def _forward(self, x: Tensor, generator: nn.Module, attention: nn.Module | None) -> Tensor:
         """Eq 1 on (N, 3, H, W) in [-1, 1]: output in [-1, 1] and mask in [0, 1], as (N, 4, H, W)."""
         x = x.to(self.device, memory_format=self.numerics.memory_format)
         autocast = self.numerics.autocast
         with torch.autocast(self.device.type, autocast or torch.bfloat16, enabled=autocast is not None):
-            done = translate(x, generator, attention, self.model.method.threshold_at_test)
-        return torch.cat([done.output.float(), done.mask.float()], 1)
+            translation = translate(x, generator, attention, self.model.method.threshold_at_test)
+        return torch.cat([translation.output.float(), translation.mask.float()], 1)
 
     def _whole(
         self, pixels: Tensor, generator: nn.Module, attention: nn.Module | None
@@ -247,23 +252,23 @@ def _device(name: str) -> torch.device:
         raise BadInput(f"there is no device '{name}'; use auto, cpu, cuda or cuda:1") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise BadInput(f"device '{name}' is not there ({count} GPUs are visible); use auto or cpu")
+        raise BadInput(f"there is no device '{name}' ({count} GPUs are visible); use auto or cpu")
     return device
 
 
 def _floats(pixels: Tensor) -> Tensor:
-    """uint8 or float in [0, 1] as float32 in [0, 1], a copy."""
+    """Copy uint8 or float in [0, 1] to float32 in [0, 1]."""
     return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.to(torch.float32, copy=True)
 
 
 def _like(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Floats in [0, 1] as images of uint8 or float."""
+    """Clamp floats to [0, 1] in place; scale them to [0, 255] if ``dtype`` is uint8."""
     values = values.clamp_(0, 1)
     return values.mul_(255).round_().to(torch.uint8) if dtype == torch.uint8 else values
 
 
 def _resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """float32 in [0, 1], scaled down without aliasing; a channel at a time, as huge images have little room."""
+    """Downscale to float32 in [0, 1] with antialiasing, one channel at a time to save memory."""
     parts = [
         F.interpolate(_floats(channel), size, mode="bicubic", antialias=True)
         for channel in pixels.split(1, dim=1)
@@ -272,18 +277,21 @@ def _resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _padded(length: int) -> int:
-    """The next multiple of the stride, at least the smallest side."""
+    """Round up to a multiple of the stride, at least ``SMALLEST_SIDE``."""
     return max(SMALLEST_SIDE, -(-length // STRIDE) * STRIDE)
 
 
 def _reflected(indices: range, length: int, device: torch.device) -> Tensor:
-    """Pixel numbers along an axis that goes on by reflection, however far (edge replication when it has one)."""
+    """Pixel indices along an axis extended by repeated reflection (by replication if ``length`` is 1)."""
     wave = torch.arange(indices.start, indices.stop, device=device) % max(1, 2 * length - 2)
     return torch.where(wave < length, wave, 2 * length - 2 - wave)
 
 
 def _crop(pixels: Tensor, rows: range, columns: range) -> Tensor:
-    """Part of images (N, 3, H, W), uint8 or float in [0, 1], which may reach beyond; float32 in [-1, 1]."""
+    """Crop images (N, 3, H, W), uint8 or float in [0, 1], to float32 in [-1, 1].
+
+    Rows and columns beyond the image are filled by reflection.
+    """
     height, width = pixels.shape[-2:]
     vertical = _reflected(rows, height, pixels.device)
     horizontal = _reflected(columns, width, pixels.device)
@@ -291,9 +299,9 @@ def _crop(pixels: Tensor, rows: range, columns: range) -> Tensor:
     return to_float(part) if part.dtype == torch.uint8 else part.float() * 2 - 1
 
 
-def _finish(done: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(N, 4, H, W), the output in [-1, 1] and the mask in [0, 1], as images of uint8 or float in [0, 1]."""
-    output, mask = (done[:, :3] + 1) / 2, done[:, 3:]
+def _finish(result: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Split (N, 4, H, W), output in [-1, 1] and mask in [0, 1], into images of ``dtype``, uint8 or float in [0, 1]."""
+    output, mask = (result[:, :3] + 1) / 2, result[:, 3:]
     if dtype != torch.uint8:
         return output.clamp(0, 1), mask.clamp(0, 1)
     return tuple((x * 255).round().clamp(0, 255).to(torch.uint8) for x in (output, mask))  # type: ignore[return-value]

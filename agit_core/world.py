@@ -1,4 +1,4 @@
-"""This process's place among the data-parallel ones."""
+"""Rank and size of the data-parallel group."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class World:
-    """Rank and size, with the few collectives that training needs besides DDP's own.
+    """Rank and world size, with the collectives that training needs in addition to DDP's.
 
-    These run over gloo on the host whatever the training backend is: they carry figures and checkpoint parts.
+    They exchange figures and checkpoint parts on the host and always use gloo, whatever the training backend.
     """
 
     rank: int = 0
@@ -23,20 +23,20 @@ class World:
 
     @classmethod
     def current(cls) -> World:
-        """From ``torch.distributed`` when it is initialised, otherwise alone. Collective: every rank calls it."""
+        """The group of ``torch.distributed``, or a single rank if it is not initialised. Collective."""
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return cls()
         return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"))
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over ranks of a tensor, on the CPU in float64."""
+        """Sum a tensor over all ranks, on the CPU in float64. Collective."""
         total = values.detach().to("cpu", torch.float64, copy=True)
         if self.size > 1:
             dist.all_reduce(total, group=self.group)
         return total
 
     def gather(self, value: Any) -> list[Any] | None:
-        """Every rank's value on rank 0; None elsewhere."""
+        """List of every rank's value on rank 0; None on other ranks. Collective."""
         if self.size == 1:
             return [value]
         values: list[Any] | None = [None] * self.size if self.rank == 0 else None

@@ -183,6 +183,11 @@ class GateConfig(Section):
     better_than_nothing: bool = Field(
         True, description="KID to the target must beat doing nothing, in both directions"
     )
+    better_than_blob: bool = Field(
+        True,
+        description="attention's IoU must beat that of the best fixed blob in the middle of every image, in both "
+        "domains, where there are true masks",
+    )
     maximum_regression: dict[str, float] = Field(
         default_factory=dict,
         description="how much worse than the champion's a metric may be, such as {attention_iou: 0.1}",

@@ -20,7 +20,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Column
 
+from agit_core.errors import BadInput, RunFailed
 from pipeline import logs
+from pipeline.redact import redact
 
 log = logging.getLogger(__name__)
 LINE_SECONDS = 5.0
@@ -251,14 +253,16 @@ class Stage:
 
 @contextlib.contextmanager
 def stage(name: str) -> Iterator[Stage]:
-    """Shows a stage from its start to its end, with the time it took."""
+    """Shows a stage from its start to its end, with the time it took; what fails it is told without credentials."""
     running = Stage(name)
     display = running._display
     display.begin(name)
     start = time.monotonic()
     try:
         yield running
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, BadInput | RunFailed):
+            error.args = (redact(str(error)),)
         display.end(name, f"did not finish (after {clock(time.monotonic() - start)})", ok=False)
         raise
     display.end(name, f"{running.message} ({clock(time.monotonic() - start)})", ok=True)

@@ -1,8 +1,8 @@
-"""Rebuilds a registered model from what stands beside it, and says whether the weights are the same.
+"""Reproduce a registered model from its recorded lineage, and compare the weights.
 
-A model folder holds its lineage: the configuration, the fingerprint of the data, the code and the libraries.
-The data is prepared again from its source, under a storage of its own, and must have the same fingerprint; the
-training is started as always. On the same kind of machine the weights come out bit for bit the same.
+A model folder records its lineage: the configuration, the data's fingerprint, the code and the libraries. The data is
+prepared again from its source, in a separate storage, and must have the same fingerprint; then the training is run
+as usual. On the same kind of machine, the weights are bit-identical.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from pipeline.records import Data, Run
 from pipeline.registry import lineage, models
 from pipeline.registry.identity import weights_digest
 
-_SHOWN = 5
+_SHOWN = 5  # names of differing images in a message
 
 
 @dataclass(frozen=True)
 class Origin:
-    """A model and where it comes from."""
+    """A model and its lineage."""
 
     uri: str
     model: Model
@@ -39,38 +39,37 @@ class Origin:
 
     @staticmethod
     def of(name: str, config: Config) -> Origin:
-        """Reads a model folder or ``models:/h2z@champion``, ``models:/h2z/3``.
+        """Read a model folder, ``models:/h2z@champion`` or ``models:/h2z/3``.
 
         Args:
-            config: says which registry is asked.
+            config: names the registry to use.
 
         Raises:
-            BadInput: no such model, or one whose lineage does not say enough.
+            BadInput: no such model, or an incomplete lineage.
         """
         uri = models.resolve(name, config)
         model = model_folder.read(uri)
-        told = model.lineage
         needed = {"config", "data_fingerprint", "run_id", "weights_sha256"}
-        if missing := sorted(needed - told.keys()):
+        if missing := sorted(needed - model.lineage.keys()):
             raise BadInput(
-                f"the model at {uri} does not say where it comes from ({', '.join(missing)} missing in its lineage); "
+                f"the lineage of the model at {uri} is incomplete ({', '.join(missing)} missing); "
                 "only models that agit registered can be reproduced"
             )
-        return Origin(uri, model, told)
+        return Origin(uri, model, model.lineage)
 
 
 def settings(origin: Origin, storage_uri: str | None = None, here: Config | None = None) -> Config:
-    """The configuration of the model's run, under another storage.
+    """Configuration of the model's run, with another storage.
 
     Args:
-        here: says on which cluster it runs; default: where the model's run did.
+        here: configuration whose ``cluster`` section to use; default: that of the model's run.
 
     Raises:
-        BadInput: this version of the code does not understand it.
+        BadInput: the configuration is not valid in this version, or the storage is that of the model's run.
     """
     tree = dict(origin.lineage["config"])
     root = str(tree.get("storage", "./.agit"))
-    # a relative path was meant in the folder of the run's command
+    # relative paths in the configuration refer to the working directory then; the lineage has absolute ones
     tree["data"] = {**(tree.get("data") or {}), **(origin.lineage.get("sources") or {})}
     tree["storage"] = storage_uri or storage.join(root, "reproductions", str(origin.lineage["run_id"]))
     if here is not None:
@@ -78,87 +77,92 @@ def settings(origin: Origin, storage_uri: str | None = None, here: Config | None
     config = parse_recorded(tree, f"configuration of {origin.uri}")
     if specs.absolute(config.storage) == specs.absolute(root):
         raise BadInput(
-            f"{config.storage} holds the model's own run, which would only be found again; give another --storage"
+            f"{config.storage} holds the model's original run, which would be reused instead of reproduced; "
+            "give another --storage"
         )
     return config
 
 
 def differences(origin: Origin) -> list[str]:
-    """What is not as it was when the model was made, apart from the data; one sentence each."""
+    """Differences in code, libraries and machine since the model was made, one sentence each."""
     then, now = origin.lineage.get("code") or {}, lineage.code_version()
-    told = []
+    sentences = []
     if then.get("source_sha256") != now["source_sha256"]:
-        told.append(f"the code differs: the model was made by {_code(then)}, this is {_code(now)}")
+        sentences.append(f"the code differs: the model was made by {_code(then)}, this is {_code(now)}")
     packages = origin.lineage.get("packages") or {}
     for name, version in lineage.packages().items():
         if name != "agit" and packages.get(name, version) != version:
-            told.append(f"{name} was {packages[name]} and is {version}")
+            sentences.append(f"{name} was {packages[name]} and is {version}")
     machine = origin.lineage.get("machine") or {}
     for name, value in lineage.machine().items():
         if machine.get(name, value) != value:
-            told.append(f"the machine's {name.replace('_', ' ')} was {machine[name]} and is {value}")
-    return told
+            sentences.append(f"the machine's {name.replace('_', ' ')} was {machine[name]} and is {value}")
+    return sentences
 
 
 def data(origin: Origin, config: Config, from_prepared: bool = False) -> Data:
-    """The model's data: prepared again from the source, or the shards it was trained on.
+    """The model's training data, prepared again from the source, or the original shards (``from_prepared``).
 
     Raises:
-        BadInput: it is not the data that the model was trained on; says what differs.
+        BadInput: the data differs from the data that the model was trained on; the message lists the differences.
     """
-    wanted, before_uri = str(origin.lineage["data_fingerprint"]), str(origin.lineage.get("data_uri") or "")
+    fingerprint, original_uri = (
+        str(origin.lineage["data_fingerprint"]),
+        str(origin.lineage.get("data_uri") or ""),
+    )
     if from_prepared:
-        found = manifest.find(before_uri)
-        if found is None:
-            raise BadInput(f"the prepared data at {before_uri} is gone; leave --from-prepared out")
-        prepared = Data(before_uri, found, True)
+        tree = manifest.find(original_uri)
+        if tree is None:
+            raise BadInput(f"the prepared data at {original_uri} no longer exists; leave --from-prepared out")
+        prepared = Data(original_uri, tree, True)
     else:
         prepared = tasks.prepare(config)
-    if prepared.manifest["fingerprint"] == wanted:
+    if prepared.manifest["fingerprint"] == fingerprint:
         return prepared
     raise BadInput(
-        f"{config.data.source} no longer gives the data that the model was trained on: "
-        f"{_what_changed(before_uri, prepared)}; restore the images"
-        + ("" if from_prepared else ", or train on the shards that are still there with --from-prepared")
+        f"{config.data.source} no longer contains the data that the model was trained on: "
+        f"{_what_changed(original_uri, prepared)}; restore the images"
+        + ("" if from_prepared else ", or train on the original shards with --from-prepared")
     )
 
 
 def start(origin: Origin, config: Config, here: Config) -> str | None:
-    """The folder of the weights that the model's training started from; None: what the configuration says.
+    """Folder of the weights that the model's training started from; None: follow the configuration.
 
     Args:
-        here: says which registry knows a version that ``train.start_from`` names.
+        here: configuration that names the registry for a version in ``train.start_from``.
 
     Raises:
-        BadInput: they are gone or others, or it cannot be told which they were.
+        BadInput: these weights are missing, have changed, or were not recorded.
     """
-    named, known = config.train.start_from, origin.lineage.get("start")
-    if named is None:
+    start_from, recorded = config.train.start_from, origin.lineage.get("start")
+    if start_from is None:
         return None
-    if known is not None:
-        if model_folder.read(known["uri"]).digest != known["digest"]:
+    if recorded is not None:
+        if model_folder.read(recorded["uri"]).digest != recorded["digest"]:
             raise BadInput(
-                f"{known['uri']}, which the training of {origin.uri} started from, holds another model now; restore it"
+                f"{recorded['uri']}, which the training of {origin.uri} started from, now holds another model; "
+                "restore it"
             )
-        return str(known["uri"])
-    if named.startswith("models:") and "@" in named:
+        return str(recorded["uri"])
+    if start_from.startswith("models:") and "@" in start_from:
         raise BadInput(
-            f"the model at {origin.uri} was trained from {named} by a release that did not note which version that "
-            "was; it cannot be reproduced"
+            f"the model at {origin.uri} was trained from {start_from} by a release that did not record the version; "
+            "it cannot be reproduced"
         )
-    return models.resolve(named, here) if named.startswith("models:") else None
+    return models.resolve(start_from, here) if start_from.startswith("models:") else None
 
 
 def train(config: Config, prepared: Data, start_uri: str | None) -> Run:
-    """The same training again, or the one that an interrupted call has begun."""
+    """Run the training again, or resume it after an interrupted call."""
     return tasks.train(config, prepared, start_uri)
 
 
 def compare(origin: Origin, run: Run) -> dict[str, Any]:
-    """Whether the run's weights are the model's, and if not, how far apart they are.
+    """Compare the run's weights with the model's.
 
     Returns:
-        ``identical``, ``weights_sha256`` (of both) and ``largest_difference`` by network, 0 where equal.
+        ``identical``, ``weights_sha256`` (of both) and ``largest_difference`` (absolute, by network; 0 if equal).
     """
     again = model_folder.read(run.result.checkpoint)
     digest = weights_digest(again)
@@ -181,18 +185,18 @@ def compare(origin: Origin, run: Run) -> dict[str, Any]:
 def reproduce(
     name: str, here: Config, storage_uri: str | None = None, from_prepared: bool = False
 ) -> dict[str, Any]:
-    """Everything: reads the lineage, checks the data, trains again and compares.
+    """Read the lineage, check the data, train again and compare the weights.
 
     Args:
-        here: whose registry is asked, and where the training runs.
+        here: configuration that names the registry and the cluster to train on.
 
     Returns:
-        ``model``, ``run_id``, ``storage``, ``steps``, ``checkpoint``, ``differences`` and what
-        :func:`compare` says.
+        ``model``, ``run_id``, ``storage``, ``steps``, ``checkpoint``, ``differences`` and the result of
+        :func:`compare`.
 
     Raises:
-        BadInput: see the parts.
-        RunFailed: the training did not finish; the same call goes on with it.
+        BadInput: as :meth:`Origin.of`, :func:`settings`, :func:`start` and :func:`data`.
+        RunFailed: the training did not finish; the same call resumes it.
     """
     origin = Origin.of(name, here)
     config = settings(origin, storage_uri, here)
@@ -204,7 +208,7 @@ def reproduce(
     run = train(config, prepared, start_uri)
     compared = compare(origin, run)
     if run.run_id != origin.lineage["run_id"]:
-        changed.append(f"the run is {run.run_id} here and was {origin.lineage['run_id']}")
+        changed.append(f"the run id is {run.run_id} here and was {origin.lineage['run_id']}")
     return {
         "model": origin.uri,
         "run_id": run.run_id,
@@ -216,10 +220,10 @@ def reproduce(
     }
 
 
-def _what_changed(before_uri: str, prepared: Data) -> str:
-    changed = retrain.changes(before_uri, prepared) if before_uri else None
+def _what_changed(original_uri: str, prepared: Data) -> str:
+    changed = retrain.changes(original_uri, prepared) if original_uri else None
     if changed is None:
-        return "what differs cannot be said, for the earlier shards are gone"
+        return "the differences are unknown, because the original shards no longer exist"
     names = [f"{kind} {name}" for kind, listed in vars(changed).items() for name in listed]
     if not names:
         return "the same images, prepared with other settings or by other code"

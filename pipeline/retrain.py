@@ -1,7 +1,7 @@
-"""Scheduled retraining: is there anything new to learn from, and from which weights to start.
+"""Scheduled retraining: decide whether to train, and from which weights to start.
 
-Preparation takes over what it knows already, training is found again by its run's identity, and the gate
-promotes only a better model; what is left to decide here is whether to train at all.
+Preparation reuses unchanged images, a finished training is found by its run id, and the gate promotes only better
+models; this module decides whether to train at all.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Start = Literal["config", "scratch", "champion"]
 
 @dataclass(frozen=True)
 class Changes:
-    """Images by ``split/name`` that differ between two prepared data sets."""
+    """Differences between two prepared data sets, as image names ``split/name``."""
 
     added: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
-    """The same name, another content (image or mask)."""
+    """Same name, different content (image or mask)."""
     moved: list[str] = field(default_factory=list)
-    """The same content in another split or domain, as ``trainA/x.jpg -> trainB/x.jpg``."""
+    """Same content in another split or domain, as ``trainA/x.jpg -> trainB/x.jpg``."""
 
     def __str__(self) -> str:
         kinds = (
@@ -48,17 +48,17 @@ class Changes:
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether to train, why, and with which configuration."""
+    """Whether to train, the reason, and the configuration to train with."""
 
     train: bool
     reason: str
     config: Config
     changes: Changes | None = None
     version: int | None = None
-    """The newest version of the model, which the data was compared with."""
+    """The newest registered version, which data and settings were compared with."""
 
     def plain(self) -> dict[str, Any]:
-        """For the summary of a retraining."""
+        """JSON-ready form for the summary of a retraining."""
         return {
             "trained": self.train,
             "reason": self.reason,
@@ -69,17 +69,17 @@ class Decision:
 
 
 def decide(config: Config, data: Data, start: Start = "config", only_when_changed: bool = True) -> Decision:
-    """Whether to train: compares data and settings with what the newest version was trained on.
+    """Decide whether to train, by comparing data and settings with those of the newest registered version.
 
     Args:
-        start: whose weights a training starts from; ``config`` leaves ``train.start_from`` as it is.
-        only_when_changed: False trains in any case.
+        start: initial weights: random (``scratch``), the champion's, or those of ``train.start_from`` (``config``).
+        only_when_changed: False: train in any case.
 
     Raises:
-        RunFailed: the registry does not answer.
+        RunFailed: the registry does not respond.
     """
     if not only_when_changed:
-        return Decision(True, "training was asked for", _starting_from(config, start))
+        return Decision(True, "training was requested", _starting_from(config, start))
     with progress.stage("retrain") as stage:
         decision = _compare(config, data, start)
         stage.message = decision.reason
@@ -88,68 +88,72 @@ def decide(config: Config, data: Data, start: Start = "config", only_when_change
 
 def _compare(config: Config, data: Data, start: Start) -> Decision:
     versions = models.history(config)["versions"]
-    chosen = _starting_from(config, start)
+    to_train = _starting_from(config, start)
     if not versions:
-        return Decision(True, "no version is registered yet: trains", chosen)
+        return Decision(True, "no version is registered yet: trains", to_train)
     newest = versions[0]
     number = int(newest["version"])
     origin = _lineage(newest["source"])
     if origin is None:
         reason = f"the lineage of version {number} cannot be read: trains"
-        return Decision(True, reason, chosen, version=number)
+        return Decision(True, reason, to_train, version=number)
     if origin["data_fingerprint"] != data.manifest["fingerprint"]:
-        found = changes(origin["data_uri"], data)
-        what = f"since version {number}: {found}" if found else f"the images of version {number} are gone"
-        return Decision(True, f"{what}: trains", chosen, found, number)
+        changed = changes(origin["data_uri"], data)
+        what = (
+            f"since version {number}: {changed}"
+            if changed
+            else f"the data of version {number} no longer exists"
+        )
+        return Decision(True, f"{what}: trains", to_train, changed, number)
     try:
         before = parse_recorded(origin["config"])
     except BadInput:  # a setting has been renamed or removed since
-        reason = f"the settings of version {number} are of another release: trains"
-        return Decision(True, reason, chosen, Changes(), number)
+        reason = f"the settings of version {number} are from another release: trains"
+        return Decision(True, reason, to_train, Changes(), number)
     if _identity(before, data.manifest) != _identity(config, data.manifest):
         reason = f"the settings differ from those of version {number}: trains"
-        return Decision(True, reason, chosen, Changes(), number)
+        return Decision(True, reason, to_train, Changes(), number)
     reason = f"nothing changed since version {number}: no training"
     return Decision(False, reason, config, Changes(), number)
 
 
 def changes(before_uri: str, data: Data) -> Changes | None:
-    """What differs between an earlier data set and this one; None when the earlier one is gone."""
+    """Compare an earlier data set with this one; None if the earlier one no longer exists."""
     before = manifest.find(before_uri)
     if before is None:
         return None
     old, new = _contents(before_uri, before), _contents(data.uri, data.manifest)
-    gone = {name: digest for name, digest in old.items() if name not in new}
-    fresh = {name: digest for name, digest in new.items() if name not in old}
+    removed = {name: digest for name, digest in old.items() if name not in new}
+    added = {name: digest for name, digest in new.items() if name not in old}
     by_digest: dict[str, list[str]] = {}
-    for name in sorted(gone):
-        by_digest.setdefault(gone[name], []).append(name)
+    for name in sorted(removed):
+        by_digest.setdefault(removed[name], []).append(name)
     moved = []
-    for name in sorted(fresh):
-        if by_digest.get(fresh[name]):
-            source = by_digest[fresh[name]].pop(0)
+    for name in sorted(added):
+        if by_digest.get(added[name]):
+            source = by_digest[added[name]].pop(0)
             moved.append(f"{source} -> {name}")
-            del gone[source], fresh[name]
+            del removed[source], added[name]
     return Changes(
-        added=sorted(fresh),
-        removed=sorted(gone),
+        added=sorted(added),
+        removed=sorted(removed),
         changed=sorted(name for name in old.keys() & new.keys() if old[name] != new[name]),
         moved=moved,
     )
 
 
 def _contents(uri: str, tree: dict[str, Any]) -> dict[str, str]:
-    """``{"trainA/x.jpg": digest of what the source held}``."""
-    found = {}
+    """``{"trainA/x.jpg": digest of the source's contents}``."""
+    contents = {}
     for split in tree["splits"]:
         index = manifest.read_index(uri, tree, split, ["name", "source_digest"])
         names, digests = index["name"].to_pylist(), index["source_digest"].to_pylist()
-        found.update({f"{split}/{name}": digest for name, digest in zip(names, digests, strict=True)})
-    return found
+        contents.update({f"{split}/{name}": digest for name, digest in zip(names, digests, strict=True)})
+    return contents
 
 
 def _identity(config: Config, data_manifest: dict[str, Any]) -> str:
-    """The run's identity without the weights it starts from: those change with every champion."""
+    """Run id without the initial weights, which change with every champion."""
     return run_id(_with_start(config, None), data_manifest)
 
 

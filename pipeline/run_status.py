@@ -1,4 +1,4 @@
-"""What is training, how far it is, when it last stored its state, what failed and how it went on."""
+"""Status of runs: state, progress, last checkpoint, failures and recoveries."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from pipeline.train import events as train_events
 from pipeline.train import lease
 
 _READERS = 8
-_TOLD = 30
-"""Events that a terminal shows."""
+_EVENTS_SHOWN = 30
+"""Events shown in a terminal."""
 _WIDTH = 160
-"""Characters of an event's message there."""
+"""Characters of an event's message shown in a terminal."""
 
 
 def list_runs(storage_uri: str) -> list[dict[str, Any]]:
-    """The runs under a storage root, the one that was last active first.
+    """List the runs under a storage root, most recently active first.
 
     Returns:
         per run: ``run_id``, ``run_uri``, ``state``, ``step``, ``total_steps``, ``stage``, ``images_per_s``,
         ``eta_s``, ``workers``, ``last_checkpoint_step``, ``last_checkpoint_time``, ``message``, ``updated``
-        (Unix times).
+        (times are Unix times).
     """
     folders = storage.list_(records.run_uri(storage_uri, ""))
     with ThreadPoolExecutor(_READERS) as pool:
-        found = [run for run in pool.map(_overview, folders) if run is not None]
-    return sorted(found, key=lambda run: float(run["updated"] or 0), reverse=True)
+        runs = [run for run in pool.map(_overview, folders) if run is not None]
+    return sorted(runs, key=lambda run: float(run["updated"] or 0), reverse=True)
 
 
 def last_checkpoint(uri: str) -> str | None:
-    """Where a finished run's last checkpoint lies; None when this is no run's folder.
+    """URI of a finished run's last checkpoint; None if this is not a run's folder.
 
     Raises:
         BadInput: the run is not finished.
@@ -43,17 +43,17 @@ def last_checkpoint(uri: str) -> str | None:
     if (result := records.RESULT.read(uri)) is not None:
         return result.checkpoint
     if records.SPEC.exists(uri):
-        raise BadInput(f"the run at {uri} is not finished; finish it, or give one of its checkpoint folders")
+        raise BadInput(f"the run at {uri} is not finished; resume it, or give one of its checkpoint folders")
     return None
 
 
 def status(run_uri: str) -> dict[str, Any]:
-    """One run in detail: the overview, its checkpoints and everything that happened to it.
+    """Detailed status of one run: overview, checkpoints and event log.
 
     Returns:
         the keys of :func:`list_runs` and ``checkpoints`` (steps, newest first), ``best_checkpoint_step``,
-        ``failures`` (of workers, controller, job), ``steps_redone``, ``attempt``, ``job`` (who runs it),
-        ``events`` (``time``, ``kind``, ``message``, ``step``, in order).
+        ``failures`` (number; of workers, controller, job), ``steps_redone``, ``attempt``, ``job`` (the process or
+        Ray job that owns the run), ``events`` (``time``, ``kind``, ``message``, ``step``, in order).
 
     Raises:
         BadInput: there is no such run.
@@ -78,8 +78,8 @@ def status(run_uri: str) -> dict[str, Any]:
     }
 
 
-def rows(found: list[dict[str, Any]], now: float | None = None) -> list[dict[str, str]]:
-    """What :func:`list_runs` found, as columns for a terminal."""
+def rows(runs: list[dict[str, Any]], now: float | None = None) -> list[dict[str, str]]:
+    """Format the result of :func:`list_runs` as table rows for a terminal."""
     now = time.time() if now is None else now
     return [
         {
@@ -92,29 +92,30 @@ def rows(found: list[dict[str, Any]], now: float | None = None) -> list[dict[str
             "last seen": "" if run["updated"] is None else f"{_ago(now - run['updated'])} ago",
             "message": run["message"],
         }
-        for run in found
+        for run in runs
     ]
 
 
 def describe(status: dict[str, Any], now: float | None = None) -> list[str]:
-    """A run's state in a few lines for a terminal."""
+    """Format the result of :func:`status` as lines for a terminal."""
     now = time.time() if now is None else now
     lines = [f"{status['run_id']}: {status['state']}, {_done(status)}{_rate(status)}"]
     if status["message"]:
         lines.append(str(status["message"]))
-    lines.append(_kept(status, now))
-    if who := _who(status):
-        lines.append(who)
+    lines.append(_checkpoints(status, now))
+    if owner := _owner(status):
+        lines.append(owner)
     if status["failures"]:
         lines.append(f"survived: {_count(status['failures'], 'failure')}, {_redone(status['steps_redone'])}")
-    told = _story(status["events"])
-    if len(told) > _TOLD:
-        lines.append(f"... {len(told) - _TOLD} events before (--json has them all)")
-    lines += told[-_TOLD:]
+    events = _event_lines(status["events"])
+    if len(events) > _EVENTS_SHOWN:
+        lines.append(f"... {len(events) - _EVENTS_SHOWN} earlier events (--json lists all)")
+    lines += events[-_EVENTS_SHOWN:]
     if status["state"] == "interrupted":
-        silent = "" if status["updated"] is None else f", for {_ago(now - status['updated'])}"
+        silent = "" if status["updated"] is None else f" for {_ago(now - status['updated'])}"
         lines.append(
-            f"nothing trains it now{silent}; the command that started it goes on from the last checkpoint"
+            f"no process has been training this run{silent}; "
+            "the command that started it resumes from the last checkpoint"
         )
     return [line for line in lines if line]
 
@@ -134,19 +135,19 @@ def _rate(status: dict[str, Any]) -> str:
     return f", {status['images_per_s']} images/s on {workers}, {clock(status['eta_s'])} left"
 
 
-def _kept(status: dict[str, Any], now: float) -> str:
-    """The checkpoints that are there; the newest one's age."""
+def _checkpoints(status: dict[str, Any], now: float) -> str:
+    """The stored checkpoints, and the newest one's age."""
     steps = status["checkpoints"]
     if not steps:
         return "no checkpoint yet" if status["state"] == "running" else ""
     stored = status["last_checkpoint_time"]
-    fresh = f", {_ago(now - stored)} ago" if stored and status["state"] == "running" else ""
+    age = f", {_ago(now - stored)} ago" if stored and status["state"] == "running" else ""
     best = status["best_checkpoint_step"]
     others = "".join(f", {step}" for step in steps[1:])
-    return f"checkpoints: step {steps[0]} (newest{fresh}){others}" + (f"; best: {best}" if best else "")
+    return f"checkpoints: step {steps[0]} (newest{age}){others}" + (f"; best: {best}" if best else "")
 
 
-def _who(status: dict[str, Any]) -> str:
+def _owner(status: dict[str, Any]) -> str:
     job = status["job"]
     if "submission_id" in job:
         return f"job {job['submission_id']} on {job['address']}"
@@ -155,12 +156,12 @@ def _who(status: dict[str, Any]) -> str:
     return ""
 
 
-def _story(events: list[dict[str, Any]]) -> list[str]:
-    """A line per event; what went on tells how long it had been away."""
+def _event_lines(events: list[dict[str, Any]]) -> list[str]:
+    """One line per event; a resume also states the time since the first failure before it."""
     lines, failed_at = [], None
     for event in events:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
-        lines.append(f"{when}  {_happened(event, failed_at)}")
+        lines.append(f"{when}  {_event_text(event, failed_at)}")
         if event["kind"] in train_events.FAILURES:
             failed_at = failed_at or event["time"]
         elif event["kind"] in {"resumed", "rolled_back"}:
@@ -168,12 +169,12 @@ def _story(events: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _happened(event: dict[str, Any], failed_at: float | None) -> str:
+def _event_text(event: dict[str, Any], failed_at: float | None) -> str:
     kind, step = event["kind"].replace("_", " "), event.get("step")
     text = kind if step is None else f"{kind} at step {step}"
     if event["kind"] == "resumed":
-        away = f" {_ago(event['time'] - failed_at)} later" if failed_at else ""
-        text = f"went on from step {step}{away}, {_redone(event.get('redone') or 0)}"
+        later = f" {_ago(event['time'] - failed_at)} later" if failed_at else ""
+        text = f"resumed from step {step}{later}, {_redone(event.get('redone') or 0)}"
     if event["kind"] in {"started", "resumed"} and event.get("workers"):
         nodes = event.get("nodes") or 1
         text += f", {_count(event['workers'], 'worker')}" + (f" on {nodes} nodes" if nodes > 1 else "")
@@ -182,7 +183,7 @@ def _happened(event: dict[str, Any], failed_at: float | None) -> str:
 
 
 def _redone(steps: int) -> str:
-    return f"{_count(steps, 'step')} done again"
+    return f"{_count(steps, 'step')} repeated"
 
 
 def _count(number: int, noun: str) -> str:
@@ -190,7 +191,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _ago(seconds: float) -> str:
-    """``8 s``, ``2 min``, ``5 h``, ``3 days``: one figure, two digits at most."""
+    """Format a duration in one unit: ``8 s``, ``2 min``, ``5 h``, ``3 days``."""
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds // size:.0f} {unit}"
@@ -202,15 +203,15 @@ def _overview(run_uri: str) -> dict[str, Any] | None:
     result = records.RESULT.peek(run_uri)
     if progress is None and result is None and records.SPEC.peek(run_uri) is None:
         return None
-    seen = progress.plain() if progress else {}
+    reported = progress.plain() if progress else {}
     updated = lease.last_sign(run_uri, progress) if progress else None
     run = {
         "run_id": storage.name(run_uri),
         "run_uri": run_uri,
         "state": _state(progress, result, updated),
         "updated": updated,
-        "message": seen.get("message", ""),
-        "step": seen.get("step", 0),
+        "message": reported.get("message", ""),
+        "step": reported.get("step", 0),
     }
     names = (
         "total_steps",
@@ -223,7 +224,7 @@ def _overview(run_uri: str) -> dict[str, Any] | None:
         "last_checkpoint_time",
         "losses",
     )
-    run |= {name: seen.get(name) for name in names}
+    run |= {name: reported.get(name) for name in names}
     if result is not None:
         run |= {
             "step": result.steps,

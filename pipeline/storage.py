@@ -9,6 +9,7 @@ and :class:`RunFailed` in the middle of it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -19,6 +20,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,7 +36,9 @@ os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
 
 _TRANSFERS = 8
 _CONNECT_SECONDS = 5
-_READ_SECONDS = 60
+_READ_SECONDS = 30
+_S3FS_TRIES = 2
+"""Around the client's own three: a store that accepts connections and stays silent is given up after three minutes."""
 T = TypeVar("T")
 
 
@@ -76,6 +80,7 @@ def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
         fs = fsspec.filesystem(
             "s3",
             **{key: value for key, value in options.items() if value},
+            session=_session(),
             use_listings_cache=False,
             default_fill_cache=False,
             config_kwargs={
@@ -85,11 +90,27 @@ def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
                 "max_pool_connections": 4 * _TRANSFERS,
             },
         )
+        fs.retries = _S3FS_TRIES
         return fs, uri.removeprefix("s3://").rstrip("/")
     if is_remote(uri):
         scheme = uri.split("://", 1)[0]
         raise BadInput(f"storage '{uri}' has the scheme '{scheme}'; use a local folder or s3://bucket/prefix")
     return fsspec.filesystem("file"), str(Path(uri.removeprefix("file://")).expanduser().absolute())
+
+
+@functools.cache
+def _session() -> Any:
+    """The client's session, without "Expect: 100-continue": it would wait for that answer without any limit."""
+    from aiobotocore.session import AioSession
+    from botocore.handlers import add_expect_header
+
+    class Session(AioSession):
+        def __reduce__(self) -> Any:  # a file system that is sent to another process finds that one's
+            return _session, ()
+
+    session = Session()
+    session.unregister("before-call.s3", add_expect_header)
+    return session
 
 
 def downloads(uri: str) -> Path:
@@ -230,6 +251,38 @@ def list_(uri: str, recursive: bool = False) -> list[str]:
     return sorted(join(uri, name) for name in names if ".." not in name.split("/"))
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A file of a storage; ``modified``: Unix time."""
+
+    uri: str
+    bytes: int
+    modified: float
+
+
+def details(uri: str) -> list[Stored]:
+    """Every file below a folder with its size and time, sorted; none where there is no folder."""
+    fs, path = filesystem(uri)
+    with explained(uri, "list"):
+        try:
+            # fsspec would leave out local files that it cannot read
+            options = {} if is_remote(uri) else {"on_error": _unless_gone}
+            found = fs.find(path, detail=True, **options)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+    root = path.rstrip("/")
+    return [
+        Stored(join(uri, name[len(root) + 1 :]), int(info["size"] or 0), _modified(info))
+        for name, info in sorted(found.items())
+        if name.startswith(root + "/")
+    ]
+
+
+def _modified(info: dict[str, Any]) -> float:
+    when = info.get("LastModified")
+    return float(info["mtime"]) if when is None else float(when.timestamp())
+
+
 def _unless_gone(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise error
@@ -318,8 +371,9 @@ def check_reachable(uri: str) -> None:
     try:
         try:
             write_bytes(probe, b"")
-        except Exception:
-            if is_remote(uri):
+        except Exception as error:
+            silent = any("Timeout" in type(link).__name__ for link in _chain(error))
+            if is_remote(uri) and not silent:
                 fs.ls(path.split("/", 1)[0])  # tells a missing bucket from a missing permission
             raise
         remove(probe)

@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from agit_core.errors import BadInput, RunFailed
-from pipeline import logs, ray_session, records
+from pipeline import logs, ray_session, records, storage
 from pipeline.config import Config, parse
 from pipeline.data.format import manifest
 from pipeline.launch.specs import VERDICT, read_spec
+from pipeline.process_identity import when_orphaned
 from pipeline.train import events, lease
 from pipeline.train.failures import PERMANENT, sentence
 
@@ -69,6 +70,7 @@ def run(spec_uri: str) -> dict[str, Any]:
     if (done := records.RESULT.read(spec["run_uri"])) is not None:
         return done.plain()
     check(config, manifest.read(spec["data_uri"]))
+    storage.sweep(spec["run_uri"])
     tell(spec, "starting", message="starting the workers")
     with lease.alive(spec["run_uri"]), failure_told(spec):
         with ray_session.connected(config) as scratch:
@@ -156,16 +158,8 @@ def _on_sigterm(signum: int, frame: Any) -> None:
 
 def _end_with_launcher() -> None:
     """Ends this process when the one that started it is gone, so that nothing trains on unseen."""
-    launcher = os.environ.get("AGIT_LAUNCHER_PID")
-    if launcher is None:
-        return
-
-    def watch() -> None:
-        while os.getppid() == int(launcher):
-            time.sleep(0.5)
-        _leave()
-
-    threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
+    if launcher := os.environ.get("AGIT_LAUNCHER_PID"):
+        when_orphaned(int(launcher), _leave)
 
 
 def _end_with_ray() -> None:

@@ -60,7 +60,7 @@ def test_time_ends_with_a_model_in_half_precision_and_more_time_goes_on(
     assert first["trained_steps"] > 0
     model = model_folder.read(tmp_path)
     assert {v.dtype for v in model.weights.values()} == {torch.float16}
-    assert not model.judges
+    assert not model.has_discriminators
     image = models.photograph(40, 56)
     assert Translator.load(tmp_path)(image, "b2a").shape == image.shape
     assert run(photographs, tmp_path, 0.1) == 0

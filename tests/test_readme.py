@@ -1,4 +1,4 @@
-"""The commands, files and settings that README.md and the guides of infra/ name exist and mean something."""
+"""The commands, files and settings that README.md and the guides name exist and mean something."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from pipeline.registry import tracking
 from pipeline.serve import pyfunc
 from tests.infra import commands
 
-GUIDES = [Path("README.md"), Path("infra/README.md")]
+GUIDES = [Path("README.md"), Path("pipeline/GUIDE.md"), Path("infra/README.md")]
+PAGES = [
+    *GUIDES,
+    Path("agit_core/METHOD.md"),
+    Path("tests/benchmarks/RESULTS.md"),
+    Path("infra/CONTRIBUTING.md"),
+    Path("infra/CHANGELOG.md"),
+]
 # words in capitals and dots stand for what the reader fills in
 _PLACEHOLDER = re.compile(r"^[A-Z][A-Z_]+$|^\.\.\.$")
 _PROGRAMS = {"agit", "ray", "prefect", "make", "docker", "kubectl", "agit-stack", "python"}
@@ -135,7 +142,7 @@ def _settings(words: list[str]) -> None:
             place = place[part]
 
 
-@pytest.mark.parametrize("guide", GUIDES, ids=str)
+@pytest.mark.parametrize("guide", PAGES, ids=str)
 def test_every_command_line_means_something(guide: Path) -> None:
     found, wrong = lines(guide), []
     for line in found:
@@ -143,11 +150,11 @@ def test_every_command_line_means_something(guide: Path) -> None:
             check(line)
         except commands.Unknown as error:
             wrong.append(f"{line}\n    {error}")
-    assert len(found) >= 10, "the guide shows commands"
+    assert len(found) >= (5 if guide in GUIDES else 0), "the guide shows commands"
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("guide", GUIDES, ids=str)
+@pytest.mark.parametrize("guide", PAGES, ids=str)
 def test_every_file_named_is_there(guide: Path) -> None:
     text = guide.read_text()
     names = set(re.findall(r"`((?:infra|pipeline|agit_core|tests)/[\w./-]+)`", text))
@@ -186,5 +193,5 @@ def test_mlflows_own_server_is_told_where_the_registry_is(monkeypatch: pytest.Mo
     """Without the variable it looks into a database of its own, in the working directory."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     uri = tracking.tracking_uri(config.load("h2z")).replace(str(Path.cwd()), "$PWD")
-    for text in (Path("README.md").read_text(), pyfunc.__doc__ or ""):
+    for text in (Path("pipeline/GUIDE.md").read_text(), pyfunc.__doc__ or ""):
         assert f"MLFLOW_TRACKING_URI={uri} mlflow models serve -m models:/h2z@champion" in text

@@ -1,4 +1,4 @@
-"""Trained models that come with the package, as model folders: ``Translator.load("pretrained:h2z128")``."""
+"""Trained models shipped with the package, as model folders: ``Translator.load("pretrained:h2z128")``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SCHEME = "pretrained"
 
 
 def names() -> list[str]:
-    """The models there are."""
+    """Names of the shipped models, sorted."""
     return sorted(p.parent.name for p in Path(__file__).parent.glob("*/model.json"))
 
 

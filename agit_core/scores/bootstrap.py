@@ -1,10 +1,10 @@
-"""Intervals for FID and KID, and for the difference of two models, by resampling the images.
+"""Bootstrap confidence intervals for FID and KID, and for differences between two models.
 
-Everything that is compared is scored on the same resamples (the same source images for every model, the same
-real images), so what the models share cancels and the interval is about their difference. Resampled features
-are never computed again: a resample is a vector of counts per image, and both distances need only the
-matrices of inner products. An interval is the measured value plus or minus 1.96 bootstrap standard errors,
-because the bootstrap's own mean is biased (a resample holds images twice) while its spread is not.
+All models are scored on the same resamples (the same source images, the same real images), so shared variation
+cancels and the interval describes their difference. Features are never recomputed: a resample is a vector of counts
+per image, and both distances need only matrices of inner products. An interval is the measured value plus or minus
+1.96 bootstrap standard errors, because the bootstrap's mean is biased (resamples contain duplicates) while its
+spread is not.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from agit_core.scores.distances import kernel
 
 Verdict = Literal["better", "worse", "noise"]
 NORMAL_95 = 1.959963984540054
-_FID_COMFORTABLE = 200
-"""Up to this many images per set FID is resampled as often as asked; its cost grows with the cube."""
+_FID_FULL_REPEATS = 200
+"""Largest set with the full number of FID resamples; the cost of FID grows with the cube of the set's size."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Interval:
 
 
 def resamples(images: int, repeats: int, seed: int) -> Tensor:
-    """Counts per image of ``repeats`` draws with replacement: float64 (repeats, images)."""
+    """Draw ``repeats`` resamples with replacement, as counts per image: float64 (repeats, images)."""
     generator = torch.Generator().manual_seed(seed)
     picks = torch.randint(images, (repeats, images), generator=generator)
     return torch.zeros(repeats, images, dtype=torch.float64).scatter_add_(
@@ -45,13 +45,13 @@ def resamples(images: int, repeats: int, seed: int) -> Tensor:
 
 
 def kid_replicates(x: Tensor, y: Tensor, x_counts: Tensor, y_counts: Tensor) -> Tensor:
-    """The unbiased KID of all images for every resample: float64 (R,).
+    """Unbiased KID over all images, per resample: float64 (R,).
 
-    Within a set an image is never paired with itself, also where the resample holds it twice.
+    An image is never paired with itself, even if a resample contains it several times.
 
     Args:
         x, y: features (N, d) and (M, d).
-        x_counts, y_counts: of :func:`resamples`, (R, N) and (R, M).
+        x_counts, y_counts: counts (R, N) and (R, M) from :func:`resamples`.
     """
     cross = ((x_counts @ kernel(x, y)) * y_counts).sum(1) / (x_counts.sum(1) * y_counts.sum(1))
     return _within(x, x_counts) + _within(y, y_counts) - 2 * cross
@@ -60,25 +60,25 @@ def kid_replicates(x: Tensor, y: Tensor, x_counts: Tensor, y_counts: Tensor) -> 
 def _within(x: Tensor, counts: Tensor) -> Tensor:
     pairs = kernel(x, x).fill_diagonal_(0.0)
     weight = counts.sum(1) ** 2 - (counts**2).sum(1)
-    # two images, both draws the same one: no pair is left, and the resample says nothing
+    # a resample that drew one image only has no pairs: NaN, ignored later
     return ((counts @ pairs) * counts).sum(1) / torch.where(weight > 0, weight, math.nan)
 
 
 def fid_replicates(x: Tensor, y: Tensor, x_counts: Tensor, y_counts: Tensor) -> Tensor:
-    """FID for every resample: float64 (R,).
+    """FID per resample: float64 (R,). Arguments as in :func:`kid_replicates`.
 
     With centred, weighted features X and Y, tr (S_x S_y)^(1/2) is the sum of the singular values of X Y^T, an
     N x M matrix, so no d x d matrix is needed.
     """
     x, y = x.double(), y.double()
     xx, yy, xy = x @ x.T, y @ y.T, x @ y.T
-    with _threads(1 if max(len(x), len(y)) <= _FID_COMFORTABLE else torch.get_num_threads()):
+    with _threads(1 if max(len(x), len(y)) <= _FID_FULL_REPEATS else torch.get_num_threads()):
         return torch.stack([_fid(xx, yy, xy, w, v) for w, v in zip(x_counts, y_counts, strict=True)])
 
 
 @contextlib.contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Many small decompositions wait longer for each other's threads than they take on one."""
+    """Set torch's thread count inside; small decompositions run faster on one thread than on several."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -88,8 +88,8 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def fid_repeats(repeats: int, images: int) -> int:
-    """How many of ``repeats`` resamples FID uses with so many images per set: at least 20, if asked for."""
-    share = (_FID_COMFORTABLE / max(images, _FID_COMFORTABLE)) ** 3
+    """Number of resamples for FID with ``images`` per set: ``repeats`` reduced to limit the cost, at least 20."""
+    share = (_FID_FULL_REPEATS / max(images, _FID_FULL_REPEATS)) ** 3
     return min(repeats, max(20, int(repeats * share)))
 
 
@@ -100,17 +100,17 @@ def _fid(xx: Tensor, yy: Tensor, xy: Tensor, w: Tensor, v: Tensor) -> Tensor:
     spread_y = (v @ yy.diagonal() - v @ yy @ v / m) / (m - 1)
     centred = xy - (w @ xy / n)[None] - (xy @ v / m)[:, None] + w @ xy @ v / (n * m)
     weighted = w.sqrt()[:, None] * centred * v.sqrt()[None]
-    # images that were not drawn are rows of zeros
+    # drop the zero rows and columns of images that were not drawn
     weighted = weighted[w > 0][:, v > 0]
     root = torch.linalg.svdvals(weighted).sum() / ((n - 1) * (m - 1)).sqrt()
     return means + spread_x + spread_y - 2 * root
 
 
 def interval(value: float, replicates: Tensor, own_error: float = 0.0) -> Interval:
-    """``value`` plus or minus 1.96 standard errors of its replicates (those that are numbers).
+    """``value`` plus or minus 1.96 standard errors of its finite replicates.
 
     Args:
-        own_error: a standard error that ``value`` has and its replicates have not.
+        own_error: additional standard error of ``value`` that the replicates do not include.
     """
     usable = replicates[torch.isfinite(replicates)]
     error = math.hypot(float(usable.std()), own_error) if len(usable) > 1 else math.inf
@@ -118,7 +118,7 @@ def interval(value: float, replicates: Tensor, own_error: float = 0.0) -> Interv
 
 
 def mean_interval(values: Tensor) -> Interval:
-    """The same for a mean over images (NaN: no value for that image): its standard error has a closed form."""
+    """Interval of a mean over images from its closed-form standard error; NaN values are left out."""
     usable = values[torch.isfinite(values)].double()
     if not len(usable):
         return Interval(math.nan, math.nan, math.nan)
@@ -128,7 +128,7 @@ def mean_interval(values: Tensor) -> Interval:
 
 
 def verdict(difference: Interval, lower_is_better: bool = True) -> Verdict:
-    """``noise`` when the interval of (ours - theirs) holds zero."""
+    """``better`` or ``worse``, or ``noise`` if the interval of (ours - theirs) contains zero."""
     if not (difference.low > 0 or difference.high < 0):
         return "noise"
     return "better" if (difference.high < 0) == lower_is_better else "worse"

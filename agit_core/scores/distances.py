@@ -1,12 +1,12 @@
-"""FID and KID between two sets of Inception features, by torchmetrics (extra dependency of this package).
+"""FID and KID between two sets of Inception features, computed by torchmetrics (an optional dependency).
 
 KID (Binkowski et al. 2018) is the squared maximum mean discrepancy with the kernel
 
     k(x, y) = (x . y / d + 1)^3,   d = 2048,
 
-its unbiased estimate averaged over random subsets. FID (Heusel et al. 2017) is the Frechet distance between
-two Gaussians, ||mu_x - mu_y||^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)), which is biased upwards with few images.
-Both are lower for more similar sets. KID is given raw; papers print it times 100.
+as the unbiased estimate averaged over random subsets. FID (Heusel et al. 2017) is the Frechet distance between
+two Gaussians, ||mu_x - mu_y||^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)), and is biased upwards for few images.
+Lower is more similar for both. KID is returned raw; papers print it times 100.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from agit_core.errors import BadInput
 
 MINIMUM = 2
-"""Images per set below which neither distance is defined."""
+"""Smallest number of images per set for which the distances are defined."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """KID over subsets.
+    """KID averaged over subsets.
 
-    ``std`` is the deviation between subsets, which share images: it is what papers print behind the sign
-    +-, not a confidence interval (see ``agit_core.scores.bootstrap`` for those).
+    ``std`` is the standard deviation between subsets, which share images: papers print it after +-, but it is not
+    a confidence interval (see ``agit_core.scores.bootstrap``).
     """
 
     mean: float
@@ -40,7 +40,7 @@ class Estimate:
 
 
 class _Identity(nn.Identity):
-    """torchmetrics computes features with a module; ours are there already, for all metrics and caches."""
+    """Pass-through feature extractor for torchmetrics: our features are computed once, outside, and cached."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -50,8 +50,8 @@ class _Identity(nn.Identity):
 def kid(x: Tensor, y: Tensor, subsets: int = 10, subset_size: int = 50, seed: int = 0) -> Estimate:
     """Kernel Inception Distance of features x (N, d) and y (M, d).
 
-    A set smaller than ``subset_size`` shrinks the subsets to its size, and the estimate says so. The same
-    seed draws the same subsets from sets of the same sizes, so that two models are compared on equal terms.
+    If a set is smaller than ``subset_size``, subsets shrink to its size and the estimate carries a warning. Equal
+    seeds draw equal subsets from sets of equal size, which keeps models comparable.
 
     Raises:
         BadInput: fewer than two images in a set, or features that are not finite.
@@ -61,8 +61,8 @@ def kid(x: Tensor, y: Tensor, subsets: int = 10, subset_size: int = 50, seed: in
     warning = None
     if size < subset_size:
         warning = (
-            f"KID subsets hold {size} images instead of {subset_size}: the smaller set has no more than that; "
-            "its deviation between subsets says little"
+            f"KID subsets have {size} images instead of {subset_size}, the size of the smaller set; "
+            "the deviation between subsets means little"
         )
     from torchmetrics.image.kid import KernelInceptionDistance  # takes seconds to import
 
@@ -80,8 +80,8 @@ def kid(x: Tensor, y: Tensor, subsets: int = 10, subset_size: int = 50, seed: in
 def fid(x: Tensor, y: Tensor) -> float:
     """Frechet Inception Distance of features x (N, d) and y (M, d).
 
-    Both sets are first rotated into the space they span, which changes no distance: with few images the
-    matrix root is then taken of an (N + M) x (N + M) matrix instead of a d x d one of the same rank.
+    Both sets are first expressed in the space they span, which leaves the distance unchanged: with few images, the
+    matrix square root is then of an (N + M) x (N + M) matrix instead of a d x d one of the same rank.
 
     Raises:
         BadInput: as :func:`kid`.
@@ -93,12 +93,12 @@ def fid(x: Tensor, y: Tensor) -> float:
     metric = FrechetInceptionDistance(_Identity(x.shape[1]))
     metric.update(y, real=True)
     metric.update(x, real=False)
-    # rounding can leave the distance of two equal sets a hair below zero
+    # rounding can make the distance of equal sets slightly negative
     return max(0.0, float(metric.compute()))
 
 
 def rotated(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Both sets in float64, in an orthonormal basis of the space that they span together."""
+    """Express both sets in an orthonormal basis of their joint span, float64."""
     x, y = x.double(), y.double()
     if len(x) + len(y) >= x.shape[1]:
         return x, y
@@ -107,16 +107,16 @@ def rotated(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def kernel(x: Tensor, y: Tensor) -> Tensor:
-    """k(x, y) of every pair, float64 (N, M)."""
+    """KID kernel k(x, y) of every pair, float64 (N, M)."""
     return (x.double() @ y.double().T / x.shape[1] + 1.0) ** 3
 
 
 def distance_to_target(x: Tensor, source: Tensor, target: Tensor) -> Tensor | None:
-    """Score of single images (N,): 0 looks like the average target image, 1 like the average source image.
+    """Score of single images (N,): 0 resembles the average target image, 1 the average source image.
 
-    The witness function of the KID between source and target, w(x) = mean k(x, source) - mean k(x, target),
-    scaled so that its mean is 0 over the target images and 1 over the source images. None when the two
-    domains cannot be told apart.
+    This is the witness function of the KID between source and target, w(x) = mean k(x, source) - mean k(x, target),
+    scaled so that its mean is 0 over the target images and 1 over the source images. None if source and target are
+    indistinguishable.
     """
 
     def witness(images: Tensor) -> Tensor:
@@ -133,4 +133,6 @@ def _check(x: Tensor, y: Tensor, name: str) -> None:
             "add test images or raise evaluate.max_images"
         )
     if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
-        raise BadInput(f"{name} got features that are not finite; the translated images are damaged")
+        raise BadInput(
+            f"{name} got features that are not finite; check the translated images and the weights"
+        )

@@ -1,6 +1,6 @@
-"""How much a translation changes where it should not, and how well the way back restores the image.
+"""Image metrics: changes to the background, and the cycle's reconstruction error.
 
-Differences are on a scale where black is 0 and white is 1. Structural similarity is torchmetrics'.
+Differences are on a scale from 0 (black) to 1 (white). SSIM is computed by torchmetrics.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 PSNR_CAP = 100.0
-"""Decibels reported for a background without any change, where PSNR is infinite."""
+"""PSNR in dB reported for an unchanged background, where it would be infinite."""
 
 
 def background(image: Tensor, translated: Tensor, outside: Tensor) -> dict[str, Tensor]:
-    """``l1``, ``psnr`` and ``ssim`` of each image over the pixels outside its objects, float64 (N,).
+    """``l1``, ``psnr`` and ``ssim`` per image over the pixels outside its objects, float64 (N,).
 
-    SSIM is the mean of the local similarity over these pixels; its Gaussian window (sigma 1.5, 11 x 11) sees a
-    few pixels across the border. NaN marks an image that has no background.
+    SSIM is the mean local similarity over these pixels; its Gaussian window (sigma 1.5, 11 x 11) reaches a few
+    pixels across the border. NaN for an image without background.
 
     Args:
         image, translated: float (N, 3, H, W) in [-1, 1].
         outside: bool (N, 1, H, W), True on the background.
     """
-    # takes seconds to import
+    # imported late: takes seconds
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     x, y = image.float() / 2 + 0.5, translated.float() / 2 + 0.5
@@ -46,5 +46,5 @@ def background(image: Tensor, translated: Tensor, outside: Tensor) -> dict[str, 
 
 
 def cycle_l1(image: Tensor, restored: Tensor) -> Tensor:
-    """Mean absolute difference of each image from its way there and back, float64 (N,)."""
+    """Mean absolute difference of each image from its reconstruction, float64 (N,); inputs in [-1, 1]."""
     return (image.float() - restored.float()).abs().flatten(1).mean(dim=1).double() / 2

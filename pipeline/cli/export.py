@@ -73,7 +73,7 @@ def export(
     subject, settings = chosen(model, overrides)
     from pipeline import progress
     from pipeline.inference.export import run
-    from pipeline.registry.model_reference import known
+    from pipeline.registry.model_reference import describe
 
     with progress.shown_on(progress.for_terminal()), progress.stage("export") as stage:
         done = run(
@@ -89,7 +89,7 @@ def export(
             progress=stage,
         )
         stage.message = _worst(done)
-    origin = known(subject, settings)
+    origin = describe(subject, settings)
     done = {**done, **origin, "model": {**origin["model"], **done["model"]}}
     return Answer(done, _show, None if done["ok"] else _worst(done))
 
@@ -132,6 +132,10 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 5000,
     device: Device = "auto",
     threshold: Threshold = None,
+    megapixels: Annotated[
+        float,
+        typer.Option(min=0.001, max=50, help="Limit of a request's images together, in million pixels."),
+    ] = 16,
     overrides: Overrides = None,
     json: Json = False,
     debug: Debug = False,
@@ -145,7 +149,11 @@ def serve(
 
     folder = chosen(model, overrides)[0].folder
     url = http.run(
-        lambda: serving.application(folder, device, threshold), host, port, serving.LIMIT, _told("serving")
+        lambda: serving.application(folder, device, threshold, round(megapixels * 1e6)),
+        host,
+        port,
+        serving.LIMIT,
+        _told("serving"),
     )
     return Answer({"url": url, "model": model}, show.mapping)
 

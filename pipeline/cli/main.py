@@ -155,9 +155,9 @@ def evaluate(
             head |= {"run_id": done.run_id, **tasks.known(settings, done.uri)}
         else:
             data = tasks.prepare(settings)
-            subject = model_reference.choose(model, settings)
+            subject = model_reference.resolve(model, settings)
             evaluation = tasks.evaluate_model(settings, data, subject.folder)
-            head |= model_reference.known(subject, settings)
+            head |= model_reference.describe(subject, settings)
     kept = ("metrics", "baseline", "champion", "intervals", "counts", "protocol", "inception", "uri")
     return Answer(head | {key: evaluation.get(key) for key in kept}, scores.show)
 

@@ -13,7 +13,7 @@ from pipeline.cli.output import Answer, Debug, Json
 
 if TYPE_CHECKING:
     from pipeline.config import Config
-    from pipeline.registry.model_reference import Chosen
+    from pipeline.registry.model_reference import ModelReference
 
 TILE_PIXELS = 1024 * 1024  # agit_core.translator.TILE_PIXELS, whose import takes seconds
 
@@ -59,12 +59,12 @@ def add_to(app: typer.Typer) -> None:
     app.command()(translate)
 
 
-def chosen(uri: str, overrides: list[str] | None) -> tuple[Chosen, Config]:
+def chosen(uri: str, overrides: list[str] | None) -> tuple[ModelReference, Config]:
     """The model of ``--model``, and the settings whose registry was asked."""
     settings = read_config("demo", overrides)
-    from pipeline.registry.model_reference import choose
+    from pipeline.registry.model_reference import resolve
 
-    return choose(uri, settings), settings
+    return resolve(uri, settings), settings
 
 
 def translate(
@@ -128,7 +128,7 @@ def translate(
     subject, settings = chosen(model, overrides)
     from pipeline import progress
     from pipeline.inference.translate import translate as run
-    from pipeline.registry.model_reference import known
+    from pipeline.registry.model_reference import describe
 
     with progress.shown_on(progress.for_terminal()), progress.stage("translate") as stage:
         done = run(
@@ -149,7 +149,7 @@ def translate(
             progress=stage,
         )
         stage.message = _counts(done)
-    return Answer({**done, **known(subject, settings)}, _show)
+    return Answer({**done, **describe(subject, settings)}, _show)
 
 
 def _counts(done: dict[str, Any]) -> str:

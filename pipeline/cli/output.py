@@ -21,6 +21,7 @@ import typer
 
 from agit_core.errors import BadInput, RunFailed
 from pipeline import logs
+from pipeline.redact import redact
 
 DONE, FAILED, WRONG_CALL = 0, 1, 2
 _ERROR_LOG = Path(".agit/last-error.log")
@@ -157,7 +158,7 @@ def _fail(status: int, message: str) -> int:
     if _State.debug:
         traceback.print_exc()
     sys.stdout.flush()
-    print(f"agit: {logs.printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
+    print(f"agit: {logs.printable(redact(' '.join(message.split())))}", file=sys.stderr, flush=True)
     return status
 
 
@@ -174,7 +175,7 @@ def _interrupted(error: BaseException) -> bool:
 def _keep(error: BaseException) -> str:
     try:
         _ERROR_LOG.parent.mkdir(parents=True, exist_ok=True)
-        _ERROR_LOG.write_text("".join(traceback.format_exception(error)))
+        _ERROR_LOG.write_text(redact("".join(traceback.format_exception(error))))
     except OSError:
         return "--debug shows the traceback"
     return f"traceback in {_ERROR_LOG}"

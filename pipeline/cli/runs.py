@@ -21,6 +21,7 @@ def add_to(app: typer.Typer) -> None:
     app.command()(models)
     app.command()(promote)
     app.command()(rollback)
+    app.command()(clean)
 
 
 def status(
@@ -103,3 +104,30 @@ def rollback(
     from pipeline.registry import models as registry
 
     return Answer(registry.rollback(settings, reason), cli_show.changed)
+
+
+def clean(
+    older_than: Annotated[
+        float,
+        typer.Option("--older-than", metavar="DAYS", min=0, help="Only what nobody has changed for so long."),
+    ] = 30,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this it is only shown.")] = False,
+    overrides: Overrides = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Old runs without a registered model, data sets that no run refers to, and caches: show them, or remove them.
+
+    What a registered model needs always stays.
+    """
+    settings = read_config("demo", overrides)
+    from dataclasses import asdict
+
+    from pipeline import clean as cleaning
+
+    found = cleaning.find(settings, older_than)
+    if yes:
+        cleaning.remove(found)
+    told = {"storage": settings.storage, "older_than_days": older_than, "removed": yes}
+    things = [asdict(thing) for thing in found]
+    return Answer({**told, "bytes": sum(thing.bytes for thing in found), "found": things}, cli_show.unused)

@@ -135,6 +135,27 @@ def _why(event: dict[str, Any]) -> str:
     return str(event.get("reason") or "; ".join(decision.get("reasons", [])))
 
 
+def unused(value: dict[str, Any]) -> None:
+    """What `agit clean` found."""
+    from rich.filesize import decimal
+
+    rows = [
+        {
+            "kind": thing["kind"],
+            "size": decimal(thing["bytes"]),
+            "last changed": _when(thing["updated"]),
+            "what": thing["uri"],
+            "why": thing["reason"],
+        }
+        for thing in value["found"]
+    ]
+    nothing = f"nothing in {value['storage']} is both unused and older than {value['older_than_days']:g} days"
+    table_of(rows, list(rows[0]) if rows else [], nothing)
+    if rows:
+        done = "removed" if value["removed"] else "would be removed with --yes"
+        print(f"{decimal(value['bytes'])} in {len(rows)} places {done}")
+
+
 def mapping(value: dict[str, Any]) -> None:
     _pairs(value)
 

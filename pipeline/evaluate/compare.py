@@ -157,12 +157,19 @@ class Judge:
             values, name = arrays.get(metric.name), metric.key(direction)
             if values is None:
                 continue
+            if values.ndim == 2:
+                values = _best_candidate(values)
             usable = values[~torch.isnan(values)]
             if broken or not len(usable):
                 figures.metrics[name] = None
                 continue
             figures.put(name, float(usable.mean()))
             figures.values[name] = values
+
+
+def _best_candidate(values: Tensor) -> Tensor:
+    """Of (N, K) values the column (N,) with the highest mean; NaN rows, which are so for all, do not count."""
+    return values[:, int(torch.nan_to_num(values.nanmean(dim=0), nan=-math.inf).argmax())]
 
 
 def whole(arrays: Arrays) -> bool:

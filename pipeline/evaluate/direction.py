@@ -13,7 +13,7 @@ from agit_core.networks import Networks
 from agit_core.scores.inception import Inception
 from agit_core.translation import Translation, translate
 from pipeline.evaluate.feature_cache import Arrays
-from pipeline.evaluate.test_images import Batch, Domain
+from pipeline.evaluate.scored_images import Batch, Domain
 from pipeline.metrics import catalog
 from pipeline.metrics.measure import Translated
 

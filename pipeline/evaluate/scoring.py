@@ -27,8 +27,8 @@ from pipeline.evaluate import compare, feature_cache
 from pipeline.evaluate.compare import Figures, Judge
 from pipeline.evaluate.direction import Direction
 from pipeline.evaluate.feature_cache import Arrays
+from pipeline.evaluate.scored_images import Domain, Images, open_domain
 from pipeline.evaluate.strips import EACH_END, keep_extremes
-from pipeline.evaluate.test_images import Domain, Images, open_domain
 from pipeline.metrics import catalog
 from pipeline.metrics.catalog import DIRECTIONS
 from pipeline.metrics.measure import PAINTED

@@ -11,7 +11,7 @@ from agit_core import preview
 from agit_core.augment import to_float
 from agit_core.networks import Networks
 from pipeline import storage
-from pipeline.evaluate.test_images import Domain
+from pipeline.evaluate.scored_images import Domain
 
 EACH_END = 4
 """Pictures kept of the best and as many of the worst, per direction."""

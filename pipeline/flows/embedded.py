@@ -23,6 +23,7 @@ from dotenv import dotenv_values
 
 from agit_core.errors import BadInput, RunFailed
 from pipeline import http_health
+from pipeline.flows import secret_overrides
 from pipeline.redact import redact
 
 HOME = Path(".agit/prefect")
@@ -54,6 +55,8 @@ def run_flow(name: str, debug: bool = False, **parameters: Any) -> Any:
         module, function = _FLOWS[name]
         flow = getattr(importlib.import_module(module), function)
         started.wait()
+        if "overrides" in parameters:
+            parameters["overrides"] = secret_overrides.hide(parameters["overrides"])
         try:
             return flow(**parameters)
         finally:

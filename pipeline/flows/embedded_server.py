@@ -7,17 +7,18 @@ origin may read an answer, and a name that somebody has pointed at this machine 
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
-import threading
-import time
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pipeline.flows import prefect_schema
+from pipeline.process_identity import when_orphaned
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
-
-_WATCH_SECONDS = 1.0
 
 
 def main(descriptor: int, parent: int) -> None:
@@ -29,7 +30,9 @@ def main(descriptor: int, parent: int) -> None:
         PREFECT__SERVER_FINAL="1",
         PREFECT_SERVER_CORS_ALLOWED_ORIGINS="",
     )
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    when_orphaned(parent, lambda: os._exit(0))  # SQLite survives it, as it survives a power cut
+    prefect_schema.create(Path(os.environ["PREFECT_HOME"], "prefect.db"))
+    gc.disable()  # a sixth of the imports' time is spent on collecting what stays
     import uvicorn
 
     config = uvicorn.Config(
@@ -47,13 +50,10 @@ def application() -> ASGIApp:
     from prefect.server.api.server import create_app
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    return TrustedHostMiddleware(create_app(), allowed_hosts=["127.0.0.1", "localhost"])
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_WATCH_SECONDS)
-    os._exit(0)  # SQLite survives it, as it survives a power cut
+    served = TrustedHostMiddleware(create_app(), allowed_hosts=["127.0.0.1", "localhost"])
+    gc.freeze()
+    gc.enable()
+    return served
 
 
 if __name__ == "__main__":

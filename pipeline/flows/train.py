@@ -18,7 +18,7 @@ from pydantic import Field
 from agit_core.errors import RunFailed
 from pipeline import retrain, tasks
 from pipeline.config import Config, load, presets
-from pipeline.flows import artifacts, limits, log
+from pipeline.flows import artifacts, limits, log, secret_overrides
 from pipeline.records import Data, Run
 
 RETRY_SECONDS = [2, 10]
@@ -114,7 +114,7 @@ def resolve(
     extra = [f"storage={storage}"] if storage else []
     extra += [f"cluster.address={cluster}"] if cluster else []
     extra += [f"train.max_steps={max_steps}"] if max_steps else []
-    return load(config, [*overrides, *extra])
+    return load(config, [*secret_overrides.whole(overrides), *extra])
 
 
 def _run_name() -> str:

@@ -20,7 +20,7 @@ from agit_core.model_folder import DIRECTIONS, Model
 from agit_core.networks import STRIDE
 from pipeline import storage
 from pipeline.metrics import catalog
-from pipeline.metrics.catalog import IOU, KID_MEAN, KID_TARGET, Metric
+from pipeline.metrics.catalog import BLOB, EVERYWHERE, IOU, KID_MEAN, KID_TARGET, Metric
 from pipeline.metrics.format import Estimate, Opponent
 from pipeline.records import EVALUATION, MANIFEST
 from pipeline.redact import redact
@@ -149,9 +149,11 @@ class _Scores:
                 elif mine and nothing and mine.value >= nothing.value:
                     said.append(f"{label}: by {how} it is worse than leaving the images as they are.")
             iou = self._mine.estimate(IOU.key(direction))
-            ones = self._mine.estimate(f"attention_iou_everywhere_{direction[0]}")
-            if iou and ones and iou.value <= ones.value:
-                said.append(f"{label}: its attention finds the object no better than a mask of ones.")
+            for yardstick, what in ((EVERYWHERE, "a mask of ones"), (BLOB, "a fixed blob in the middle")):
+                other = self._mine.estimate(yardstick.key(direction))
+                if iou and other and iou.value <= other.value:
+                    said.append(f"{label}: its attention finds the object no better than {what}.")
+                    break
         return said
 
 

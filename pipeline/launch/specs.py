@@ -16,6 +16,7 @@ from agit_core.errors import BadInput
 from pipeline import records, storage
 from pipeline.config import Config, fingerprint
 from pipeline.data.format import manifest
+from pipeline.redact import redact
 from pipeline.train import lease
 
 # What only says where and how the same training runs.
@@ -125,6 +126,8 @@ def parse_verdict(line: str) -> dict[str, str] | None:
 def _absolute_config(config: Config, start: str | None) -> dict[str, Any]:
     tree = config.plain()
     tree["storage"] = absolute(config.storage)
+    # the job reads prepared data; where it came from is for people
+    tree["data"]["source"], tree["data"]["masks"] = redact(config.data.source), redact(config.data.masks)
     tree["train"]["start_from"] = start or start_of(config)
     return tree
 

@@ -84,7 +84,9 @@ class PerImage(Metric):
     """The mean of one value per image.
 
     Attributes:
-        compute: float64 (N,) of a batch; NaN where it is undefined for an image, which is left out of the mean.
+        compute: float64 (N,) of a batch; NaN where it is undefined for an image, which is left out of the mean. Or
+            (N, K) of K candidates that are the same for every image: the figure is that of the one with the highest
+            mean.
         on: ``test`` images; those with a true mask (``truth``); or those with a true mask and, in a domain that has
             none, the test images (``background``).
         attention: only models with attention have it.
@@ -146,6 +148,34 @@ IOU = PerImage(
     compute=lambda batch: batch.agreement["iou"],
 )
 
+EVERYWHERE = PerImage(
+    name="attention_iou_everywhere",
+    label="IoU of attending everywhere",
+    hint="what a mask of ones would get",
+    better=None,
+    places=DOMAINS,
+    scale=100,
+    digits=0,
+    unit=" %",
+    on="truth",
+    attention=True,
+    compute=lambda batch: batch.everywhere,
+)
+BLOB = PerImage(
+    name="attention_iou_blob",
+    label="IoU of a fixed blob",
+    hint="the best ellipse in the middle of every image, chosen with the masks in hand",
+    better=None,
+    places=DOMAINS,
+    scale=100,
+    digits=0,
+    unit=" %",
+    on="truth",
+    attention=True,
+    compute=lambda batch: batch.blob,
+)
+"""What objects in the middle give away: attention that finds them has to beat it."""
+
 METRICS: tuple[Distance | PerImage, ...] = (
     KID_TARGET,
     Distance(
@@ -198,18 +228,28 @@ METRICS: tuple[Distance | PerImage, ...] = (
         compute=lambda batch: batch.background["ssim"],
     ),
     IOU,
+    EVERYWHERE,
+    BLOB,
     PerImage(
-        name="attention_iou_everywhere",
-        label="IoU of attending everywhere",
-        hint="what a mask of ones would get",
-        better=None,
+        name="attention_auc",
+        label="Attention, AUC",
+        hint="area under the ROC curve of the soft mask, with no threshold; higher is better",
+        better="higher",
         places=DOMAINS,
-        scale=100,
-        digits=0,
-        unit=" %",
         on="truth",
         attention=True,
-        compute=lambda batch: batch.everywhere,
+        identity=0.5,
+        compute=lambda batch: batch.auc,
+    ),
+    PerImage(
+        name="attention_auc_blob",
+        label="AUC of a fixed blob",
+        hint="of a mask that falls off from the middle of every image",
+        better=None,
+        places=DOMAINS,
+        on="truth",
+        attention=True,
+        compute=lambda batch: batch.centre_auc,
     ),
     PerImage(
         name="attention_precision",

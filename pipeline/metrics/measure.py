@@ -63,6 +63,18 @@ class Translated:
     def everywhere(self) -> Tensor:
         return attention.everywhere(self._true())
 
+    @property
+    def blob(self) -> Tensor:
+        return attention.blob_iou(self._true())
+
+    @property
+    def auc(self) -> Tensor:
+        return attention.auc(self.mask, self._true())
+
+    @property
+    def centre_auc(self) -> Tensor:
+        return attention.centre_auc(self._true())
+
     @cached_property
     def background(self) -> dict[str, Tensor]:
         """Outside the true masks, or where there are none outside the predicted attention."""

@@ -1,1 +1,1 @@
-"""Versions of models, who is champion, and why: files in the storage and MLflow."""
+"""Model registry: versions, champion and challenger, and the gate's decisions, in MLflow and in storage."""

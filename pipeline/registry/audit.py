@@ -1,4 +1,4 @@
-"""The audit trail of a model: who or what changed its champion, when and why; one file per event."""
+"""Audit trail of a model: every change of its champion with time, author and reason; one file per event."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pipeline import storage
 
 
 def record(storage_uri: str, name: str, file: str, **event: Any) -> dict[str, Any]:
-    """Writes an event with its time and author; one that an interrupted call has written is kept."""
-    told = {
+    """Write an event with its time and author and return it; an event already stored under ``file`` is kept."""
+    entry = {
         "time": time.time(),
         "model": name,
         "by": _person(),
@@ -24,29 +24,29 @@ def record(storage_uri: str, name: str, file: str, **event: Any) -> dict[str, An
     uri = storage.join(storage_uri, "models", name, "audit", f"{file}.json")
     if storage.exists(uri):
         return dict(storage.read_json(uri))
-    storage.write_json(uri, told)
-    return told
+    storage.write_json(uri, entry)
+    return entry
 
 
 def events(storage_uri: str, name: str, runs: Mapping[int, str]) -> list[dict[str, Any]]:
-    """The events of a model in the order of time.
+    """The events of a model, oldest first.
 
-    Registries that share a storage count their versions alike: an event with ``mlflow_run_id`` tells about the version
-    of that run alone. Those of earlier releases have none.
+    Several registries can share a storage, with the same version numbers: ``mlflow_run_id`` identifies the version
+    that an event is about. Events of earlier releases lack it and are all included.
 
     Args:
-        runs: the registry's versions and their MLflow runs.
+        runs: MLflow run of each version in this registry.
     """
     folder = storage.join(storage_uri, "models", name, "audit")
-    found = [storage.read_json(uri) for uri in storage.list_(folder) if uri.endswith(".json")]
-    own = [event for event in found if event.get("mlflow_run_id") in {None, runs.get(event["version"])}]
-    return sorted(own, key=lambda event: float(event["time"]))
+    stored = [storage.read_json(uri) for uri in storage.list_(folder) if uri.endswith(".json")]
+    ours = [event for event in stored if event.get("mlflow_run_id") in {None, runs.get(event["version"])}]
+    return sorted(ours, key=lambda event: float(event["time"]))
 
 
-def champions(told: list[dict[str, Any]]) -> list[int]:
-    """Champions that a rollback can return to, the present one last: each rollback takes one off."""
+def champions(events: list[dict[str, Any]]) -> list[int]:
+    """Stack of champions for rollbacks, the current one last; each rollback in ``events`` pops one."""
     stack: list[int] = []
-    for event in told:
+    for event in events:
         if event["action"] == "rollback":
             while stack and stack[-1] != event["version"]:
                 stack.pop()
@@ -58,5 +58,5 @@ def champions(told: list[dict[str, Any]]) -> list[int]:
 def _person() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):  # a container's user may have no name
         return f"uid {os.getuid()}"

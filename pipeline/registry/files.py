@@ -1,4 +1,4 @@
-"""What a person finds in MLflow beside the figures: configuration, scores, lineage, pictures and where the rest is."""
+"""Artifacts and description of an MLflow run: configuration, scores, lineage, sample pictures and links."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KEPT = ("metrics", "baseline", "intervals", "counts", "inception", "protocol")
 def of_run(
     run_uri: str, config: Mapping[str, Any], evaluation: Mapping[str, Any], lineage: Mapping[str, Any]
 ) -> dict[str, bytes]:
-    """The run's artifacts, path to content; a run without pictures has none."""
+    """The run's artifacts as path -> content; sample pictures only if there are any."""
     scores = {key: evaluation[key] for key in _KEPT if key in evaluation}
     files = {
         "config.yaml": yaml.safe_dump(redact(dict(config)), sort_keys=False, allow_unicode=True).encode(),
@@ -33,7 +33,7 @@ def of_run(
 
 
 def note(tags: Mapping[str, str]) -> str:
-    """The run's description: where its report, model, data and code are."""
+    """The run's description (Markdown): locations of its report, model, data and code."""
     rows = [
         ("report", tags.get("agit.report_uri")),
         ("model", tags.get("agit.model_uri")),
@@ -42,8 +42,8 @@ def note(tags: Mapping[str, str]) -> str:
         ("data fingerprint", tags.get("agit.data_fingerprint")),
         ("code", tags.get("agit.code")),
     ]
-    told = [f"- {name}: {_linked(value)}" for name, value in rows if value]
-    return "\n".join([*told, f"- rebuild it: `agit reproduce {tags.get('agit.model_uri', '')}`"])
+    lines = [f"- {name}: {_linked(value)}" for name, value in rows if value]
+    return "\n".join([*lines, f"- reproduce: `agit reproduce {tags.get('agit.model_uri', '')}`"])
 
 
 def _linked(value: str) -> str:

@@ -1,9 +1,9 @@
-"""The gate: may a model be challenger, and does a challenger become champion? Every answer has its reasons.
+"""The gate: decides, with reasons, whether a model becomes challenger and whether a challenger becomes champion.
 
-A model that passes its evaluation is challenger: all its figures are finite, no mask has collapsed, and it
-beats doing nothing. It becomes champion when there is none, or when it beats the present one in the policy's
-metric, measured on the same images, by more than the margin and by more than noise, and is nowhere worse than
-the policy allows. The policy is ``register.gate``.
+A model becomes challenger if it passes its evaluation: all metrics are finite, no mask has collapsed, it beats the
+identity baseline and, where there are true masks, its attention beats a fixed blob in the middle. It becomes champion
+if there is none, or if it beats the current one in the policy's metric, measured on the same images, by more than the
+margin and beyond noise, and no other metric regresses by more than the policy (``register.gate``) allows.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Any
 
 from pipeline.config import GateConfig
 from pipeline.metrics.catalog import (
+    BLOB,
     COVERAGE,
     DIRECTIONS,
     DOMAINS,
+    IOU,
     KID_TARGET,
     NOTHING,
     check_deciding,
@@ -26,12 +28,12 @@ from pipeline.metrics.catalog import (
 
 @dataclass(frozen=True)
 class Decision:
-    """What the gate decided.
+    """Decision of the gate.
 
     Attributes:
-        passed: the evaluation was passed; the model may be challenger.
-        promoted: it becomes champion.
-        reasons: sentences, what spoke against it or for it.
+        passed: whether the model passed its evaluation and may become challenger.
+        promoted: whether it becomes champion.
+        reasons: sentences for or against it.
     """
 
     passed: bool
@@ -43,10 +45,10 @@ class Decision:
 
 
 def check(policy: GateConfig) -> None:
-    """Whether the policy can ever be met, as far as its names tell.
+    """Check that the policy names only existing metrics.
 
     Raises:
-        BadInput: it asks for a metric that no evaluation measures.
+        BadInput: it names a metric that no evaluation measures.
     """
     check_deciding("register.gate.metric", policy.metric)
     for stem in policy.maximum_regression:
@@ -54,17 +56,17 @@ def check(policy: GateConfig) -> None:
 
 
 def decide(policy: GateConfig, evaluation: Mapping[str, Any], champion: Mapping[str, Any] | None) -> Decision:
-    """Judges an evaluation.
+    """Judge an evaluation.
 
     Args:
-        evaluation: content of ``evaluation.json``.
-        champion: the present champion (``name``, ``version``, ``weights_sha256``), None when there is none.
+        evaluation: contents of ``evaluation.json``.
+        champion: the current champion (``name``, ``version``, ``weights_sha256``), or None.
     """
-    against = forbidden(policy, evaluation)
-    if against:
-        return Decision(False, False, against)
+    objections = forbidden(policy, evaluation)
+    if objections:
+        return Decision(False, False, objections)
     if champion is None:
-        return Decision(True, True, ["there was no champion and the evaluation is passed"])
+        return Decision(True, True, ["there was no champion, and the model passed its evaluation"])
     weights = (evaluation.get("model") or {}).get("weights_sha256")
     if weights is not None and weights == champion.get("weights_sha256"):
         return Decision(
@@ -78,17 +80,17 @@ def decide(policy: GateConfig, evaluation: Mapping[str, Any], champion: Mapping[
             True,
             False,
             [
-                f"it was not compared with the present champion, version {champion['version']}, on the same "
-                "images; the same command again compares them, or promote it by hand"
+                f"it was not compared with the current champion, version {champion['version']}, on the same "
+                "images; run the same command again to compare them, or promote it manually"
             ],
         )
-    against = regressions(policy, evaluation["metrics"], measured["metrics"])
+    objections = regressions(policy, evaluation["metrics"], measured["metrics"])
     beats, sentence = _beats(policy, evaluation, measured)
-    return Decision(True, beats and not against, [sentence, *against])
+    return Decision(True, beats and not objections, [sentence, *objections])
 
 
 def forbidden(policy: GateConfig, evaluation: Mapping[str, Any]) -> list[str]:
-    """What no champion and no challenger may show, in sentences; empty when the evaluation is passed."""
+    """Reasons, as sentences, why the evaluation is not passed; empty if it is."""
     metrics: Mapping[str, float | None] = evaluation["metrics"]
     baseline: Mapping[str, float | None] = evaluation.get("baseline") or {}
     reasons = []
@@ -99,7 +101,7 @@ def forbidden(policy: GateConfig, evaluation: Mapping[str, Any]) -> list[str]:
     )
     if broken:
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
-        reasons.append(f"figures are not finite: {', '.join(broken[:3])}{more}")
+        reasons.append(f"metrics are not finite: {', '.join(broken[:3])}{more}")
     for domain in "ab":
         coverage = metrics.get(COVERAGE.key(domain))
         if coverage is None:
@@ -119,14 +121,21 @@ def forbidden(policy: GateConfig, evaluation: Mapping[str, Any]) -> list[str]:
         value, nothing = metrics.get(name), baseline.get(name)
         if value is not None and nothing is not None and value >= nothing:
             reasons.append(f"{name} {value:.4f} is no better than doing nothing ({nothing:.4f})")
+    for domain in DOMAINS if policy.better_than_blob else ():
+        iou, blob = metrics.get(IOU.key(domain)), metrics.get(BLOB.key(domain))
+        if iou is not None and blob is not None and iou <= blob:
+            reasons.append(
+                f"{IOU.key(domain)} {iou:.3f} is no better than that of a fixed blob in the middle ({blob:.3f})"
+            )
     return reasons
 
 
 def _undefined(name: str, metrics: Mapping[str, float | None]) -> bool:
-    """What has nothing to divide by, in a sound model: the precision of attention that takes no side anywhere (recall
-    is 0), and the background where there are no true masks and the model paints over everything.
+    """Whether a metric can be undefined for a sound model, because its denominator is 0.
 
-    Images that are not finite show in every other figure, too.
+    This holds for the precision of attention that is nowhere above the threshold (recall is 0), and for the background
+    metrics if there are no true masks and attention covers the whole image. Images that are not finite make all other
+    metrics undefined too, so nothing is missed.
     """
     kind, separator, domain = name.partition("precision_")
     nowhere = bool(separator) and metrics.get(f"{kind}recall_{domain}") == 0.0
@@ -136,7 +145,7 @@ def _undefined(name: str, metrics: Mapping[str, float | None]) -> bool:
 def regressions(
     policy: GateConfig, metrics: Mapping[str, float | None], champion: Mapping[str, float | None]
 ) -> list[str]:
-    """Metrics that are worse than the champion's by more than ``maximum_regression`` allows, in sentences."""
+    """Metrics that are worse than the champion's by more than ``maximum_regression`` allows, as sentences."""
     reasons = []
     for stem, allowed in policy.maximum_regression.items():
         names = [name for name in metrics if name == stem or _is_part_of(name, stem)]
@@ -155,12 +164,13 @@ def regressions(
 
 
 def _is_part_of(name: str, stem: str) -> bool:
-    """``attention_iou_a`` is the ``attention_iou`` of one domain; ``attention_iou_everywhere_a`` is not."""
+    """Whether ``name`` is ``stem`` for one domain or direction: ``attention_iou_a`` is a part of
+    ``attention_iou``, ``attention_iou_everywhere_a`` is not."""
     return name.startswith(f"{stem}_") and name.removeprefix(f"{stem}_") in (*DIRECTIONS, *DOMAINS)
 
 
 def value_of(metrics: Mapping[str, float | None], name: str) -> float | None:
-    """A metric by name, or the mean over its directions or domains."""
+    """Value of a metric, or the mean over its directions or domains; None if it was not measured."""
     if name in metrics:
         return metrics[name]
     parts = [value for key, value in metrics.items() if _is_part_of(key, name)]
@@ -178,8 +188,8 @@ def _beats(
     gain = theirs - mine if lower_is_better(name) is not False else mine - theirs
     figures = f"{name} {mine:.4f} against {theirs:.4f} of the champion, version {champion['version']}"
     if gain <= policy.margin:
-        wanted = f"better by more than {policy.margin:g}" if policy.margin else "better"
-        return False, f"{figures}, is not {wanted}"
+        required = f"better by more than {policy.margin:g}" if policy.margin else "better"
+        return False, f"{figures}, is not {required}"
     verdict = _verdict(evaluation.get("intervals") or {}, name)
     if policy.beyond_noise and verdict != "better":
         if verdict is None:
@@ -192,9 +202,9 @@ def _beats(
 
 
 def _verdict(intervals: Mapping[str, Any], name: str) -> str | None:
-    """Of the comparison with the champion; a mean without its own is better when each of its parts is."""
+    """Verdict of the comparison with the champion; a mean without an interval is better if all its parts are."""
     names = [name] if name in intervals else [key for key in intervals if _is_part_of(key, name)]
-    told = [((intervals[key] or {}).get("champion") or {}).get("verdict") for key in names]
-    if not told or None in told:
+    verdicts = [((intervals[key] or {}).get("champion") or {}).get("verdict") for key in names]
+    if not verdicts or None in verdicts:
         return None
-    return "better" if set(told) == {"better"} else "noise"
+    return "better" if set(verdicts) == {"better"} else "noise"

@@ -1,4 +1,4 @@
-"""What makes two models the same, wherever they are stored."""
+"""Identity of a model's weights, independent of where and how they are stored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.config import fingerprint
 
 
 def weights_digest(model: Model) -> str:
-    """SHA-256 of what a model does: its weights (but the discriminators'), architecture and threshold."""
+    """SHA-256 over all that determines translations: weights (without discriminators), architecture, threshold."""
     digest = hashlib.sha256()
     method = saved_method.identity(replace(model.method, networks=model.method.networks.architecture))
     digest.update(fingerprint([method["networks"], method["threshold_at_test"]]).encode())

@@ -1,4 +1,4 @@
-"""Where a model comes from: what is written beside it so that it can be traced back and rebuilt."""
+"""Lineage of a model: the record stored with it, by which it can be traced and reproduced."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _PACKAGES = ("agit", "torch", "torchvision", "ray", "prefect", "mlflow-skinny", 
 
 
 def of(config: Config, data: Data, run: Run) -> dict[str, Any]:
-    """The lineage of a finished run: configuration, data, code and libraries, all JSON-ready.
+    """Lineage of a finished run: configuration, data, code and libraries, JSON-ready.
 
-    The configuration is as it was typed, which the run's name is made of. Beside it stands where what it names is
-    found from any working directory and at any later time: ``sources``, and ``start`` (``uri`` and ``digest`` of the
-    model folder or checkpoint whose weights the training started from).
+    The configuration is recorded as typed, because the run id is derived from it. ``sources`` and ``start`` add what
+    does not depend on the working directory or the time: absolute sources, and ``uri`` and ``digest`` of the model
+    folder or checkpoint whose weights the training started from.
     """
     return {
         "run_id": run.run_id,
@@ -50,22 +50,22 @@ def _absolute(uri: str) -> str:
 
 
 def _sources(config: Config) -> dict[str, str]:
-    """``data.source`` and ``data.masks`` as they are found from any working directory."""
-    named = {"source": opening.absolute(config.data.source)}
+    """``data.source`` and ``data.masks`` as absolute paths; values that are not paths are left out."""
+    absolute = {"source": opening.absolute(config.data.source)}
     if config.data.masks:
-        named["masks"] = _absolute(config.data.masks)
+        absolute["masks"] = _absolute(config.data.masks)
     typed = {"source": config.data.source, "masks": config.data.masks}
-    return {key: value for key, value in named.items() if value != typed[key] or value.startswith("/")}
+    return {key: value for key, value in absolute.items() if value != typed[key] or value.startswith("/")}
 
 
 def _start(run_uri: str) -> dict[str, str] | None:
     start = START.read(run_uri)
-    return start.plain() if start else None  # None also where an earlier release trained it
+    return start.plain() if start else None  # earlier releases did not record it
 
 
 @cache
 def code_version() -> dict[str, Any]:
-    """Package version, SHA-256 of the two packages' Python files and, in a work tree, the git commit."""
+    """Package version, SHA-256 of the Python files of both packages and, in a git work tree, the commit."""
     digest = hashlib.sha256()
     for package in ("agit_core", "pipeline"):
         root = Path(str(resources.files(package)))
@@ -84,12 +84,12 @@ def code_version() -> dict[str, Any]:
 
 
 def packages() -> dict[str, str | None]:
-    """Versions of Python and of the libraries that decide the result."""
+    """Versions of Python and of the libraries that affect results."""
     return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
 
 
 def machine() -> dict[str, Any]:
-    """What the last bits of a result depend on: kernels are chosen by the processor and split over its cores."""
+    """Processor and number of cores; kernels depend on both, and so do the last bits of a result."""
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""A model that a command was given: its folder, and what is known of where it comes from."""
+"""References to models on the command line: their folder, and a summary of their origin."""
 
 from __future__ import annotations
 
@@ -15,40 +15,41 @@ from pipeline.registry import models
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """A model or checkpoint folder, and of a registered model its version as MLflow describes it."""
+class ModelReference:
+    """A model or checkpoint folder and, for a registered model, its MLflow version."""
 
     uri: str
-    """As it was given."""
+    """As given by the user."""
     folder: str
     version: Any | None = None
 
 
-def choose(uri: str, config: Config) -> Chosen:
-    """The folder behind ``models:/NAME@ALIAS``, ``models:/NAME/3`` or ``pretrained:NAME``; of a finished run its
-    last checkpoint.
+def resolve(uri: str, config: Config) -> ModelReference:
+    """Resolve ``models:/NAME@ALIAS``, ``models:/NAME/3``, ``pretrained:NAME``, a run, or a folder.
+
+    A finished run stands for its last checkpoint.
 
     Raises:
         BadInput: there is no such version, or the run is not finished.
     """
     if uri.startswith("models:"):
         version = models.find(uri, config)
-        return Chosen(uri, str(version.source), version)
+        return ModelReference(uri, str(version.source), version)
     if uri.startswith(f"{pretrained.SCHEME}:"):
-        return Chosen(uri, str(pretrained.folder(uri)))
-    return Chosen(uri, run_status.last_checkpoint(uri) or uri)
+        return ModelReference(uri, str(pretrained.folder(uri)))
+    return ModelReference(uri, run_status.last_checkpoint(uri) or uri)
 
 
-def known(chosen: Chosen, config: Config) -> dict[str, Any]:
-    """``run_id``, ``storage``, ``steps``, ``metrics``, ``model`` and ``report``, as every command names them.
+def describe(model: ModelReference, config: Config) -> dict[str, Any]:
+    """``run_id``, ``storage``, ``steps``, ``metrics``, ``model`` and ``report``, under the names used by every command.
 
-    None for what is not known: a checkpoint has no version, and a folder that was carried here no report.
+    Unknown values are None: a checkpoint has no version, and a copied folder no report.
     """
-    manifest = _json(chosen.folder, model_folder.MANIFEST) or _json(chosen.folder, checkpoint.MANIFEST)
+    manifest = _json(model.folder, model_folder.MANIFEST) or _json(model.folder, checkpoint.MANIFEST)
     lineage = manifest.get("lineage") or {}
-    run_uri = lineage.get("run_uri") or _run_of(chosen.folder)
-    version = chosen.version
-    scores = _scores(chosen.folder, run_uri)
+    run_uri = lineage.get("run_uri") or _run_of(model.folder)
+    version = model.version
+    scores = _scores(model.folder, run_uri)
     return {
         "run_id": lineage.get("run_id") or (storage.name(run_uri) if run_uri else None),
         "storage": config.storage,
@@ -58,20 +59,20 @@ def known(chosen: Chosen, config: Config) -> dict[str, Any]:
             "name": version.name if version is not None else manifest.get("name"),
             "version": int(version.version) if version is not None else None,
             "aliases": sorted(version.aliases) if version is not None else [],
-            "uri": chosen.uri,
+            "uri": model.uri,
         },
         "report": _report(run_uri),
     }
 
 
 def _run_of(folder: str) -> str | None:
-    """The run whose checkpoint this is."""
-    run_uri, found, _ = folder.rpartition("/checkpoints/")
-    return run_uri if found and records.SPEC.peek(run_uri) else None
+    """URI of the run that a checkpoint folder belongs to, or None."""
+    run_uri, separator, _ = folder.rpartition("/checkpoints/")
+    return run_uri if separator and records.SPEC.peek(run_uri) else None
 
 
 def _scores(folder: str, run_uri: str | None) -> dict[str, Any]:
-    """What was measured of these very weights."""
+    """Evaluation of exactly these weights; empty if there is none."""
     of_run = _json(run_uri, records.EVALUATION.name) if run_uri else {}
     if (of_run.get("model") or {}).get("uri") == folder:
         return of_run
@@ -79,14 +80,14 @@ def _scores(folder: str, run_uri: str | None) -> dict[str, Any]:
 
 
 def _report(run_uri: str | None) -> str | None:
-    with contextlib.suppress(BadInput, RunFailed):  # the run's storage may be another's, or gone
+    with contextlib.suppress(BadInput, RunFailed):  # the run's storage may be inaccessible
         if run_uri and storage.exists(uri := storage.join(run_uri, records.REPORT)):
             return uri
     return None
 
 
 def _json(folder: str, name: str) -> dict[str, Any]:
-    """What a file says; nothing where it cannot be read: the command has done its work, and this only adds to it."""
+    """Contents of a JSON file; empty if it cannot be read, since this information is optional."""
     with contextlib.suppress(OSError, ValueError, TypeError, BadInput, RunFailed):
         return dict(storage.read_json(storage.join(folder, name)))
     return {}

@@ -1,8 +1,8 @@
-"""The models of the registry: their versions, who is challenger and champion, and why.
+"""Registered models: lookup, history, and manual promotion and rollback of the champion.
 
-MLflow keeps versions, aliases and tags; the model folders and the audit trail are files in storage:
-``models/{name}/{run_id}/`` and ``models/{name}/audit/*.json``, one per event, never changed. Only the process
-of the flow or of a person's command comes here; workers do not.
+MLflow stores versions, aliases and tags. Model folders and the audit trail are files in storage:
+``models/{name}/{run_id}/`` and ``models/{name}/audit/*.json``, one per event and never changed. Only the process of a
+flow or of a command accesses the registry; training workers do not.
 """
 
 from __future__ import annotations
@@ -27,57 +27,60 @@ def model_name(config: Config) -> str:
 
 
 def champion(config: Config) -> dict[str, Any] | None:
-    """The champion, None without one: see :func:`pipeline.registry.versions.holder`; ``uri`` is its model folder."""
+    """The champion as described by :func:`pipeline.registry.versions.holder`, or None."""
     return versions.holder(tracking_uri(config), model_name(config), CHAMPION)
 
 
 def promote(config: Config, version: int | str, reason: str) -> dict[str, Any]:
-    """A person makes a version the champion, whatever the gate said. Returns the event that was recorded.
+    """Make a version the champion manually, regardless of the gate. Returns the recorded audit event.
 
     Args:
         version: a number or an alias, such as ``challenger``.
 
     Raises:
-        BadInput: no such version, it is the champion already, or no reason.
+        BadInput: no such version, it is already the champion, or the reason is empty.
     """
     uri, name = tracking_uri(config), model_name(config)
     target = versions.named(uri, name, str(version))
-    present = champion(config)
-    if present is not None and present["version"] == target:
-        raise BadInput(f"version {target} of '{name}' is the champion already; nothing to promote")
-    return _change(config, "promote", target, present, reason)
+    current = champion(config)
+    if current is not None and current["version"] == target:
+        raise BadInput(f"version {target} of '{name}' is already the champion; nothing to promote")
+    return _change(config, "promote", target, current, reason)
 
 
 def rollback(config: Config, reason: str) -> dict[str, Any]:
-    """The champion before the present one becomes champion again. Returns the event that was recorded.
+    """Make the previous champion the champion again. Returns the recorded audit event.
 
     Raises:
-        BadInput: there is no earlier champion, or no reason.
+        BadInput: there is no previous champion, or the reason is empty.
     """
-    present = champion(config)
+    current = champion(config)
     name = model_name(config)
     stack = audit.champions(events(config))
-    if present is not None and present["version"] in stack:
-        # above it lies what was announced and never became champion, because the registry failed
-        while stack.pop() != present["version"]:
+    if current is not None and current["version"] in stack:
+        # entries above the current champion were recorded, but the registry failed before they became champion
+        while stack.pop() != current["version"]:
             pass
-    if present is None or not stack:
-        raise BadInput(f"model '{name}' has no earlier champion to roll back to; promote a version instead")
+    if current is None or not stack:
+        raise BadInput(f"model '{name}' has no previous champion to roll back to; promote a version instead")
     target = versions.named(tracking_uri(config), name, str(stack[-1]))
-    return _change(config, "rollback", target, present, reason)
+    return _change(config, "rollback", target, current, reason)
 
 
 def history(config: Config) -> dict[str, Any]:
-    """Versions with aliases, decision and scores, newest first, and the audit's events, oldest first."""
+    """Versions with aliases, decisions and scores, newest first, and the audit events, oldest first."""
     uri, name = tracking_uri(config), model_name(config)
-    told = []
-    for item in versions.versions(uri, name):
-        # the search leaves the aliases out
-        full = versions.get(uri, name, int(item.version))
-        told.append(
+    rows = []
+    found = versions.versions(uri, name)
+    # MLflow's search does not return aliases; one request for all versions, as there may be hundreds
+    aliases = versions.aliases(uri, name) if found else {}
+    for full in found:
+        rows.append(
             {
                 "version": int(full.version),
-                "aliases": sorted(full.aliases),
+                "aliases": sorted(
+                    alias for alias, number in aliases.items() if int(number) == int(full.version)
+                ),
                 "run_id": full.tags.get("agit.run_id"),
                 "source": full.source,
                 "created": int(full.creation_timestamp) / 1000,
@@ -85,8 +88,8 @@ def history(config: Config) -> dict[str, Any]:
                 "metrics": json.loads(full.tags.get("agit.metrics", "{}")),
             }
         )
-    told.sort(key=lambda row: row["version"], reverse=True)
-    return {"name": name, "versions": told, "events": events(config)}
+    rows.sort(key=lambda row: row["version"], reverse=True)
+    return {"name": name, "versions": rows, "events": events(config)}
 
 
 def events(config: Config) -> list[dict[str, Any]]:
@@ -96,9 +99,9 @@ def events(config: Config) -> list[dict[str, Any]]:
 
 
 def resolve(uri: str, config: Config | None = None) -> str:
-    """The model folder behind ``models:/h2z@champion`` or ``models:/h2z/3``; any other URI as it is.
+    """Resolve ``models:/h2z@champion`` or ``models:/h2z/3`` to its model folder; return any other URI unchanged.
 
-    Without a configuration the registry of ``MLFLOW_TRACKING_URI``, or of ``./.agit``, is asked.
+    Without a configuration, the registry is that of ``MLFLOW_TRACKING_URI``, or else of ``./.agit``.
 
     Raises:
         BadInput: there is no such model, version or alias.
@@ -109,7 +112,7 @@ def resolve(uri: str, config: Config | None = None) -> str:
 
 
 def find(uri: str, config: Config | None = None) -> Any:
-    """The version behind ``models:/h2z@champion`` or ``models:/h2z/3``, as MLflow describes it.
+    """MLflow's version object for ``models:/h2z@champion`` or ``models:/h2z/3``.
 
     Raises:
         BadInput: there is no such model, version or alias.
@@ -123,10 +126,10 @@ def find(uri: str, config: Config | None = None) -> Any:
 
 
 def _change(
-    config: Config, action: str, target: int, present: dict[str, Any] | None, reason: str
+    config: Config, action: str, target: int, current: dict[str, Any] | None, reason: str
 ) -> dict[str, Any]:
     if not reason.strip():
-        raise BadInput(f"`agit {action}` needs a reason: tell it with --reason, for whoever asks later")
+        raise BadInput(f"`agit {action}` needs a reason for the audit trail; give it with --reason")
     uri, name = tracking_uri(config), model_name(config)
     event = audit.record(
         config.storage,
@@ -135,7 +138,7 @@ def _change(
         action=action,
         version=target,
         mlflow_run_id=versions.get(uri, name, target).run_id,
-        previous=present["version"] if present else None,
+        previous=current["version"] if current else None,
         champion=target,
         reason=reason.strip(),
     )

@@ -1,4 +1,4 @@
-"""Registers a finished run's model as a version, with everything that explains it, and lets the gate decide."""
+"""Registration of a finished run's model as a version, with its lineage and scores, and the gate's decision."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from pipeline.registry.models import CHALLENGER, CHAMPION, model_name
 from pipeline.registry.tracking import client, explained, tracking_uri
 
 _STATE, _REGISTERED = "agit.state", "registered"
-"""A version's tag, and its value once all that follows from the decision is done."""
+"""A version's tag, and its value once the gate's decision has been carried out."""
 _BY_PEOPLE = ("agit.promote", "agit.rollback")
-"""Tags of a version that somebody made champion."""
+"""Tags of a version that was made champion manually."""
 
 
 def register(
     config: Config, run_uri: str, evaluation: Mapping[str, Any], lineage: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Registers a finished run's model as a version and lets the gate decide about it.
+    """Register a finished run's model as a version and apply the gate's decision.
 
-    The same weights of the same run are registered once: a second call returns the version that is there. A
-    call that was interrupted is finished by the next one. A version that has never been champion is decided about
-    again when its evaluation or the gate's policy has changed.
+    Idempotent: the same weights of the same run are registered once, a second call returns the existing version, and
+    an interrupted call is completed by the next one. A version that has never been champion is judged again if its
+    evaluation or the gate's policy has changed.
 
     Args:
-        evaluation: what :func:`pipeline.evaluate.scoring.evaluate` returned for this run.
+        evaluation: result of :func:`pipeline.evaluate.scoring.evaluate` for this run.
         lineage: JSON-ready; written into the model folder and the tags.
 
     Returns:
-        ``name``, ``version``, ``aliases``, ``decision`` (passed, promoted, reasons; against which champion, on what
-        basis, the how manieth), ``source`` (the model folder), ``mlflow`` (tracking URI, run id) and ``lineage``; also
-        in ``registration.json`` of the run.
+        ``name``, ``version``, ``aliases``, ``decision`` (``passed``, ``promoted``, ``reasons``; ``against`` which
+        champion, on what ``basis``, ``number`` of the decision), ``source`` (model folder), ``mlflow`` (tracking URI,
+        run id) and ``lineage``; also written to the run's ``registration.json``.
 
     Raises:
         BadInput: the run is not finished.
-        RunFailed: the storage or the tracking server does not answer.
+        RunFailed: the storage or the tracking server does not respond.
     """
     run = _Finished.read(config, run_uri, evaluation, lineage)
     name, uri = run.name, tracking_uri(config)
@@ -71,7 +71,7 @@ def register(
 
 @dataclass(frozen=True)
 class _Finished:
-    """A finished run that is about to be a version."""
+    """A finished run to be registered."""
 
     config: Config
     uri: str
@@ -92,7 +92,7 @@ class _Finished:
     ) -> _Finished:
         result = records.RESULT.read(uri)
         if result is None:
-            raise BadInput(f"the run at {uri} is not finished, so there is nothing to register")
+            raise BadInput(f"the run at {uri} is not finished; finish it before registering its model")
         run_id, checkpoint = result.run_id or storage.name(uri), result.checkpoint
         model = model_folder.read(checkpoint)
         origin = redact(dict(lineage or {"run_id": run_id, "run_uri": uri}))
@@ -103,40 +103,44 @@ class _Finished:
 
 
 def _version(uri: str, run: _Finished) -> Any:
-    """The version of these weights, new or there already.
+    """The version of these weights, existing or newly created.
 
-    A model folder that is gone is written again; where that is in another storage, for a version of its own.
+    A missing model folder is written again; if that is now in another storage, a new version is created for it.
     """
-    there = versions.of_weights(uri, run.name, run.run_id, run.digest)
-    for version in there:
+    existing = versions.of_weights(uri, run.name, run.run_id, run.digest)
+    for version in existing:
         if _holds_model(str(version.source)):
             return version
     source = _write_folder(run)
-    return next((version for version in there if version.source == source), None) or _create(uri, run, source)
+    same = next((version for version in existing if version.source == source), None)
+    return same or _create(uri, run, source)
 
 
 def _holds_model(source: str) -> bool:
     try:
         return storage.exists(storage.join(source, model_folder.MANIFEST))
-    except (BadInput, RunFailed):  # another storage than this run's, which does not answer: it cannot be told
+    except (
+        BadInput,
+        RunFailed,
+    ):  # another storage than this run's, and it is unreachable: assume that it does
         return True
 
 
 def _write_folder(run: _Finished) -> str:
-    """The model folder of the version; ``model.json``, which makes it valid, is uploaded last."""
+    """Write the version's model folder, ``model.json`` (which makes it valid) last; return its URI."""
     uri = storage.join(run.config.storage, "models", run.name, run.run_id)
     if not storage.is_remote(uri):
-        uri = str(storage.local_path(uri))  # the registry outlives the present working directory
+        uri = str(storage.local_path(uri))  # absolute: the registry is read from other working directories
     manifest_uri = storage.join(uri, model_folder.MANIFEST)
     if storage.exists(manifest_uri):
-        there = storage.read_json(manifest_uri).get("lineage", {}).get("weights_sha256")
-        if there == run.digest:
+        stored = storage.read_json(manifest_uri).get("lineage", {}).get("weights_sha256")
+        if stored == run.digest:
             return uri
-        # the same run trained anew with another outcome: the version registered before keeps its folder
+        # the run was trained again with a different result: the earlier version keeps its folder
         uri = f"{uri}-{run.digest[:8]}"
     kept = ("metrics", "baseline", "intervals", "counts", "inception", "protocol")
     scores = {key: run.evaluation[key] for key in kept if key in run.evaluation}
-    from pipeline.serve import pyfunc  # pandas and MLflow's servers, which no other command needs
+    from pipeline.serve import pyfunc  # imported late: pulls in pandas and MLflow's servers
 
     model = replace(run.model, name=run.name, lineage={**run.lineage, "weights_sha256": run.digest})
     card = model_card.render(model, scores, manifest=model_card.manifest_of(model))
@@ -159,7 +163,7 @@ def _write_folder(run: _Finished) -> str:
 
 
 def _create(uri: str, run: _Finished, source: str) -> Any:
-    """Logs the run to MLflow and creates its version, with where everything is as tags."""
+    """Log the run to MLflow and create its version, with the locations of its parts as tags."""
     code, data = run.lineage.get("code") or {}, run.evaluation.get("data") or {}
     tags = {
         "agit.key": f"{run.run_id}-{run.digest[:12]}",
@@ -213,7 +217,7 @@ def _create(uri: str, run: _Finished, source: str) -> Any:
 
 
 def _basis(config: Config, evaluation: Mapping[str, Any]) -> str:
-    """Identifies what a decision follows from, but for who is champion at the time."""
+    """Fingerprint of a decision's inputs: policy, metrics, and the champion's metrics in the evaluation."""
     champion = evaluation.get("champion") or {}
     figures = [evaluation.get(key) for key in ("metrics", "baseline", "intervals")]
     against = [champion.get(key) for key in ("version", "metrics")]
@@ -221,7 +225,7 @@ def _basis(config: Config, evaluation: Mapping[str, Any]) -> str:
 
 
 def _settled(version: Any, basis: str) -> bool:
-    """Whether there is nothing to decide: it was champion once, or was judged on the same basis before."""
+    """Whether no decision is needed: the version has been champion, or was judged on the same basis."""
     if version.tags.get(_STATE) != _REGISTERED:
         return False
     decision = json.loads(version.tags["agit.decision"])
@@ -230,7 +234,10 @@ def _settled(version: Any, basis: str) -> bool:
 
 
 def _decide(config: Config, uri: str, version: Any, evaluation: Mapping[str, Any], basis: str) -> None:
-    """Asks the gate; an interrupted call goes on from what was decided, unless basis or champion have changed."""
+    """Apply the gate's decision to a version.
+
+    An interrupted call is completed with the stored decision, unless the basis or the champion has changed.
+    """
     name, number = str(version.name), int(version.version)
     connection = client(uri)
     again = _STATE in version.tags
@@ -241,21 +248,21 @@ def _decide(config: Config, uri: str, version: Any, evaluation: Mapping[str, Any
             connection.set_model_version_tag(name, str(number), "agit.metrics", metrics)
     decision = json.loads(version.tags.get("agit.decision", "null"))
     while True:
-        present = versions.holder(uri, name, CHAMPION)
-        now = present["version"] if present else 0
-        # another registration may have come first while this one was being decided
+        champion = versions.holder(uri, name, CHAMPION)
+        current = champion["version"] if champion else 0
+        # re-read after each decision: a concurrent registration may have changed the champion meanwhile
         if decision is not None and (
-            now == number or (decision.get("basis"), decision.get("against")) == (basis, now)
+            current == number or (decision.get("basis"), decision.get("against")) == (basis, current)
         ):
             break
-        decision = gate.decide(config.register_.gate, evaluation, present).plain() | {
-            "against": now,
+        decision = gate.decide(config.register_.gate, evaluation, champion).plain() | {
+            "against": current,
             "basis": basis,
             "number": 1 if decision is None else decision.get("number", 1) + 1,
         }
         with explained(uri):
             connection.set_model_version_tag(name, str(number), "agit.decision", json.dumps(decision))
-    # one that an earlier release was interrupted after says neither
+    # decisions of earlier releases have neither key
     previous, count = decision.get("against") or None, decision.get("number", 1)
     audit.record(
         config.storage,

@@ -1,4 +1,4 @@
-"""MLflow, kept quiet: one client per server or SQLite file, errors in one sentence, a run with its curves."""
+"""MLflow access: one client per server or SQLite file, errors as one sentence, logging of finished runs."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from pipeline.redact import redact
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# before the first import of MLflow, which asks for them and else makes an installation id in the home directory
+# must be set before MLflow is imported, or it creates an installation id in the home directory
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-# the defaults (7 retries, 120 s each) would keep a person waiting for minutes before an error
+# with the defaults (7 retries, 120 s each), an error takes minutes to appear
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 LOCAL_DATABASE = "mlflow.db"
 CURVE_POINTS = 500
-"""At most this many rows of the training's metrics are logged, evenly spread: the rest stays in storage."""
+"""Maximum number of training metric rows to log, evenly spaced; all rows remain in storage."""
 _ABSENT = "RESOURCE_DOES_NOT_EXIST"
 _PARAMETERS_PER_CALL, _METRICS_PER_CALL = 100, 1000
 _LONGEST_PARAMETER = 6000
@@ -39,50 +39,50 @@ _LONGEST_DIGEST = 36
 
 
 def tracking_uri(config: Config | None = None) -> str:
-    """``register.tracking_uri``, else ``MLFLOW_TRACKING_URI``, else a SQLite file beside the local storage.
+    """``register.tracking_uri``, else ``MLFLOW_TRACKING_URI``, else a SQLite file in the local storage.
 
-    A file in object storage cannot be a database: with ``s3://`` storage it stands in ``./.agit``.
+    With ``s3://`` storage, the SQLite file is in ``./.agit``: a database cannot be in object storage.
     """
-    chosen = (config.register_.tracking_uri if config else None) or os.environ.get("MLFLOW_TRACKING_URI")
-    if chosen:
-        return chosen
+    configured = (config.register_.tracking_uri if config else None) or os.environ.get("MLFLOW_TRACKING_URI")
+    if configured:
+        return configured
     root = "./.agit" if config is None or storage.is_remote(config.storage) else config.storage
     return f"sqlite:///{storage.local_path(root) / LOCAL_DATABASE}"
 
 
 def check_storage(config: Config) -> None:
-    """Whether the registry takes models from the configuration's storage.
+    """Check that the registry accepts models from the configured storage.
 
     Raises:
-        BadInput: an MLflow server, which takes none from a local folder, its own machine's included.
+        BadInput: the registry is an MLflow server, even a local one, and the storage is a local folder.
     """
     uri = tracking_uri(config)
     if uri.startswith(("http://", "https://")) and not storage.is_remote(config.storage):
-        raise _takes_no_folder(redact(uri))
+        raise _local_folder(redact(uri))
 
 
-def _takes_no_folder(shown: str) -> BadInput:
+def _local_folder(server: str) -> BadInput:
     return BadInput(
-        f"the tracking server {shown} takes no models from a local folder; use storage=s3://... with a server, or "
-        "set neither register.tracking_uri nor MLFLOW_TRACKING_URI"
+        f"the tracking server {server} does not accept models from a local folder; use storage=s3://... with a "
+        "server, or set neither register.tracking_uri nor MLFLOW_TRACKING_URI"
     )
 
 
 def database(uri: str) -> Path | None:
-    """The file of a SQLite tracking URI, None for a server."""
+    """File of a SQLite tracking URI; None for a server."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
 @lru_cache(maxsize=8)
 def client(uri: str) -> MlflowClient:
-    """The client of a tracking URI; the SQLite file is created where there is none."""
+    """Client of a tracking URI; creates the SQLite file if there is none."""
     file = database(uri)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
     with explained(uri):
         from mlflow import MlflowClient
 
-        # MLflow tells about every table that it creates
+        # otherwise MLflow logs every table that it creates
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -90,9 +90,12 @@ def client(uri: str) -> MlflowClient:
 
 @contextlib.contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """MLflow's errors as ours: :class:`BadInput` for a refused request, :class:`RunFailed` for no answer.
+    """Convert MLflow's errors.
 
-    ``LookupError`` stands for something that is not there.
+    Raises:
+        BadInput: the request was refused.
+        RunFailed: no response, or a server error.
+        LookupError: the requested object does not exist.
     """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -102,33 +105,35 @@ def explained(uri: str) -> Iterator[None]:
         yield
     except MlflowException as error:
         text = redact(" ".join(str(error).split()))[:300]
-        # an unknown alias is an invalid parameter to MLflow
+        # MLflow reports an unknown alias as an invalid parameter
         if error.error_code == _ABSENT or ("alias" in text and "not found" in text):
             raise LookupError(text) from None
         if "model version source" in text:
-            raise _takes_no_folder(shown) from None
+            raise _local_folder(shown) from None
         if error.error_code in {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "PERMISSION_DENIED"}:
-            raise BadInput(f"MLflow at {shown} refuses: {text}") from error
-        raise RunFailed(f"MLflow at {shown} failed: {text}; check that it runs and try again") from error
+            raise BadInput(f"MLflow at {shown} refused the request: {text}") from error
+        raise RunFailed(
+            f"MLflow at {shown} failed: {text}; check that it is running and try again"
+        ) from error
     except (SQLAlchemyError, OSError) as error:
         text = redact(" ".join(str(error).split()))[:300]
         raise RunFailed(f"MLflow at {shown} cannot be used: {text}") from error
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as ``a.b.c`` to text."""
-    found: dict[str, str] = {}
+    """Flatten nested settings to dotted keys with string values."""
+    settings: dict[str, str] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            found |= flat(value, f"{prefix}{key}.")
+            settings |= flat(value, f"{prefix}{key}.")
         else:
             text = value if isinstance(value, str) else json.dumps(value)
-            found[f"{prefix}{key}"] = text[:_LONGEST_PARAMETER]
-    return found
+            settings[f"{prefix}{key}"] = text[:_LONGEST_PARAMETER]
+    return settings
 
 
 def curves(run_uri: str) -> list[dict[str, Any]]:
-    """Rows of ``metrics/*.jsonl`` by step, thinned to :data:`CURVE_POINTS`; nested figures as ``losses.x``."""
+    """Rows of the run's ``metrics/*.jsonl`` by step, thinned to :data:`CURVE_POINTS`."""
     rows, _ = records.metric_rows(run_uri)
     if len(rows) <= CURVE_POINTS:
         return rows
@@ -155,26 +160,26 @@ def log_run(
     data: dict[str, Any],
     files: dict[str, bytes],
 ) -> str:
-    """A finished MLflow run with settings, curves, scores, data set and files, and its id.
+    """Log a finished run with settings, curves, scores, data set and files; return its MLflow run id.
 
-    Runs that an interrupted call left behind under the same name and key are removed.
+    MLflow runs with the same key, left by an interrupted call, are deleted.
 
     Args:
-        artifacts: where a new experiment's files go; the pipeline's own stay where they are, named by tags.
-        tags: ``agit.key`` tells which of several attempts of one run this is.
-        data: ``name``, ``fingerprint`` and ``uri`` of what it was trained on.
-        files: path to content.
+        artifacts: artifact location of a new experiment; the pipeline's files stay in place, named by tags.
+        tags: must include ``agit.key``, which identifies the registered weights.
+        data: ``name``, ``fingerprint`` and ``uri`` of the training data.
+        files: artifacts as path -> content.
     """
     connection = client(uri)
     with explained(uri):
         from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
-        found = connection.get_experiment_by_name(experiment)
-        if found is None:
+        existing = connection.get_experiment_by_name(experiment)
+        if existing is None:
             experiment_id = connection.create_experiment(experiment, artifact_location=artifacts)
         else:
-            experiment_id = found.experiment_id
-            if found.lifecycle_stage == "deleted":  # by a person; the name stays taken until it is purged
+            experiment_id = existing.experiment_id
+            if existing.lifecycle_stage == "deleted":  # by a user; the name stays reserved until it is purged
                 connection.restore_experiment(experiment_id)
         query = f"tags.`agit.key` = '{tags['agit.key']}'"
         for old in connection.search_runs([experiment_id], query):
@@ -208,7 +213,7 @@ def log_run(
 
 
 def _store(connection: MlflowClient, run: Any, files: dict[str, bytes]) -> None:
-    """Puts files where the run's artifacts are: by ourselves where we can reach it, else through the server."""
+    """Write the run's artifacts: directly if their location is accessible, otherwise through the server."""
     root = str(run.info.artifact_uri)
     if "://" not in root or root.startswith(("file://", "s3://")):
         for path, content in files.items():

@@ -1,7 +1,7 @@
-"""The charts of the report, as Plotly figures; the page draws them from JSON with the bundled plotly.js.
+"""Charts of the report as Plotly figures; the page draws them from JSON with the bundled plotly.js.
 
-Colours are written in the light palette; the page swaps them for their dark partners (``DARK``). The palette
-is Okabe and Ito's, which people with any colour vision can tell apart; domains also differ in dash.
+Figures use the light palette; in dark mode, the page replaces each colour by its counterpart in ``DARK``. The palette
+(Okabe and Ito) is safe for all kinds of colour vision; domains also differ in dash.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from pipeline.metrics.format import Estimate
 BLUE, VERMILLION, GREEN, GREY, PURPLE = "#0072b2", "#c04f00", "#00795a", "#6b7280", "#a1497c"
 DARK = {BLUE: "#63b8ea", VERMILLION: "#f08c4a", GREEN: "#3ecfa0", GREY: "#9aa3b2", PURPLE: "#dd9bc2"}
 A, B = BLUE, VERMILLION
-MOST_POINTS = 600
-_SMOOTHED_FROM = 40
+MOST_POINTS = 600  # per curve
+_SMOOTHED_FROM = 40  # points; shorter curves are drawn unsmoothed
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure with what a reader who cannot see it is told."""
+    """A figure with its caption and a ``summary`` as alternative text."""
 
     key: str
     title: str
@@ -48,7 +48,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Line:
-    """One quantity over the steps: ``value`` takes a row of the metrics to a number or None."""
+    """One quantity over the steps: ``value`` extracts a number or None from a row of the metrics."""
 
     name: str
     value: Callable[[dict[str, Any]], Any]
@@ -58,7 +58,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Series:
-    """One competitor in a chart of intervals."""
+    """One of the compared models in a chart of intervals."""
 
     name: str
     colour: str
@@ -68,9 +68,9 @@ class Series:
 
 @functools.cache
 def bundle() -> tuple[str, str]:
-    """plotly.js from the installed package: (gzip as base64, sha256 of the text for the page's policy).
+    """plotly.js from the installed package: (base64 of its gzip, base64 of its SHA-256 for the page's policy).
 
-    Packed, because the package has only the full bundle (4.8 MB, 2 MB packed); browsers unpack it natively.
+    The package contains only the full bundle (4.8 MB, 2 MB compressed); browsers decompress it natively.
     """
     text = get_plotlyjs().encode()
     packed = base64.b64encode(gzip.compress(text, 9, mtime=0)).decode()
@@ -78,14 +78,14 @@ def bundle() -> tuple[str, str]:
 
 
 def curves(rows: list[dict[str, Any]], names: tuple[str, str], switch: int | None) -> list[Chart]:
-    """Losses, learning rate and speed over the steps; those without any number are left out."""
+    """Charts of losses, learning rate and speed over the steps; charts without data are left out."""
     a, b = names
     arrow = {"ab": f"{a} → {b}", "ba": f"{b} → {a}"}
-    wanted = [
+    specifications = [
         (
             "generator",
             "Generator loss",
-            "How well each generator deceives its discriminator (lower deceives better).",
+            "How well each generator deceives its discriminator; lower is better.",
             [
                 Line(arrow["ab"], _loss("generator_ab"), A),
                 Line(arrow["ba"], _loss("generator_ba"), B, "dash"),
@@ -94,13 +94,13 @@ def curves(rows: list[dict[str, Any]], names: tuple[str, str], switch: int | Non
         (
             "discriminator",
             "Discriminator loss",
-            "Near 0 the discriminator always wins; a balanced game stays well above.",
+            "Near 0 the discriminator always wins; balanced training stays well above.",
             [Line(a, _loss("discriminator_a"), A), Line(b, _loss("discriminator_b"), B, "dash")],
         ),
         (
             "cycle",
             "Cycle error",
-            "Mean absolute difference after there and back, on [-1, 1].",
+            "Mean absolute difference between an image and its reconstruction, on [-1, 1].",
             [
                 Line(f"{a} → {b} → {a}", _loss("cycle_a"), A),
                 Line(f"{b} → {a} → {b}", _loss("cycle_b"), B, "dash"),
@@ -115,7 +115,7 @@ def curves(rows: list[dict[str, Any]], names: tuple[str, str], switch: int | Non
         (
             "learning-rate",
             "Learning rate",
-            "Constant, then falling linearly to zero.",
+            "Constant, then linear decay to zero.",
             [Line("learning rate", _top("learning_rate"), GREEN)],
         ),
         (
@@ -126,9 +126,9 @@ def curves(rows: list[dict[str, Any]], names: tuple[str, str], switch: int | Non
         ),
     ]
     charts = []
-    for key, title, caption, lines in wanted:
+    for key, title, caption, lines in specifications:
         if key == "identity" and not any(line.value(row) for line in lines for row in rows):
-            continue  # zeros when the loss is off
+            continue  # all zeros: the loss is off
         chart = _over_steps(key, title, caption, lines, rows, switch, smooth=key not in {"learning-rate"})
         if chart:
             charts.append(chart)
@@ -141,17 +141,17 @@ def mask_health(
     switch: int | None,
     limits: tuple[float, float],
 ) -> list[Chart]:
-    """How much the attention covers, how decided it is, and how much it varies inside an image.
+    """Charts of mask health over the steps.
 
     Args:
-        limits: coverage below the first or above the second counts as a collapse.
+        limits: coverage below the first or above the second value counts as a collapse.
     """
     charts = []
     for key in HEALTH_KEYS:
         metric = catalog.get(f"attention_{key}")
         caption = f"{metric.hint[:1].upper()}{metric.hint[1:]}."
         if key == "coverage":
-            caption += " The shaded bands are a collapse: nothing or all."
+            caption += " Values in the shaded bands are a collapse, to all zeros or all ones."
         lines = [
             Line(names[0], _health(f"{key}_a"), A),
             Line(names[1], _health(f"{key}_b"), B, "dash"),
@@ -175,11 +175,11 @@ def intervals(
     groups: Sequence[str],
     series: Sequence[Series],
 ) -> Chart:
-    """Points with intervals, one row of the chart per group.
+    """Chart of points with intervals, one row per group.
 
     Args:
-        groups: row labels, from the top.
-        series: the competitors, with one estimate per group, None where there is none.
+        groups: row labels, top to bottom.
+        series: the compared models, each with one estimate per group, or None.
     """
     figure = blank()
     spread = 0.5 / max(len(series), 1)
@@ -208,11 +208,11 @@ def intervals(
         range=[-(len(groups) - 0.45), 0.55],
         zeroline=False,
     )
-    said = "; ".join(
+    summary = "; ".join(
         f"{group}: " + ", ".join(f"{one.name} {e.value:.2f}" for one in series if (e := one.points[i]))
         for i, group in enumerate(groups)
     )
-    return Chart(key, title, caption, said, figure)
+    return Chart(key, title, caption, summary, figure)
 
 
 def _loss(key: str) -> Callable[[dict[str, Any]], Any]:
@@ -237,14 +237,14 @@ def _over_steps(
     smooth: bool,
 ) -> Chart | None:
     figure = blank()
-    said = []
+    summaries = []
     for line in lines:
         points = [(int(row["step"]), float(v)) for row in rows if _finite(v := line.value(row))]
         if not points:
             continue
         steps, values = thin(points, MOST_POINTS)
         style = {"color": line.colour, "dash": line.dash, "width": 2}
-        name = html.escape(line.name)  # plotly reads a little HTML in names
+        name = html.escape(line.name)  # plotly interprets some HTML in names
         if smooth and len(values) >= _SMOOTHED_FROM:
             faint = {"color": line.colour, "width": 1}
             figure.add_scatter(
@@ -252,8 +252,8 @@ def _over_steps(
             )
             values = smoothed(values)
         figure.add_scatter(x=steps, y=values, mode="lines", name=name, line=style)
-        said.append(f"{line.name} from {points[0][1]:.3g} to {points[-1][1]:.3g}")
-    if not said:
+        summaries.append(f"{line.name} from {points[0][1]:.3g} to {points[-1][1]:.3g}")
+    if not summaries:
         return None
     if switch is not None:
         figure.add_vline(x=switch, line={"color": GREY, "width": 1.5, "dash": "dot"})
@@ -266,12 +266,12 @@ def _over_steps(
             showarrow=False,
             font={"size": 11, "color": GREY},
         )
-    figure.update_layout(showlegend=len(said) > 1)
-    return Chart(key, title, caption, f"{title}: " + "; ".join(said) + ".", figure)
+    figure.update_layout(showlegend=len(summaries) > 1)
+    return Chart(key, title, caption, f"{title}: " + "; ".join(summaries) + ".", figure)
 
 
 def blank() -> go.Figure:
-    """An empty figure in the style of the report."""
+    """Create an empty figure in the report's style."""
     figure = go.Figure()
     figure.update_layout(
         template=None,
@@ -292,7 +292,7 @@ def _finite(value: Any) -> bool:
 
 
 def thin(points: list[tuple[int, float]], most: int) -> tuple[list[int], list[float]]:
-    """Means over bins of equally many points when there are more than ``most``, each at its bin's last step."""
+    """Reduce to at most ``most`` points by averaging bins of equal size; a bin is placed at its last step."""
     if len(points) > most:
         width = math.ceil(len(points) / most)
         bins = [points[i : i + width] for i in range(0, len(points), width)]
@@ -301,7 +301,7 @@ def thin(points: list[tuple[int, float]], most: int) -> tuple[list[int], list[fl
 
 
 def smoothed(values: list[float]) -> list[float]:
-    """A centred moving mean over about a twentieth of the curve, shorter at its ends."""
+    """Centred moving average over about a twentieth of the curve, shorter at its ends."""
     reach = max(1, len(values) // 40)
     out = []
     for i in range(len(values)):

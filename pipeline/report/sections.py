@@ -9,7 +9,7 @@ from typing import Any
 from agit_core.errors import BadInput, RunFailed
 from agit_core.stages import faint
 from pipeline.config import Config
-from pipeline.metrics.catalog import COVERAGE, DIRECTIONS, KID_MEAN, KID_TARGET
+from pipeline.metrics.catalog import BLOB, COVERAGE, DIRECTIONS, IOU, KID_MEAN, KID_TARGET
 from pipeline.metrics.format import Opponent, Scores
 from pipeline.redact import redact
 from pipeline.registry import audit, tracking, versions
@@ -196,6 +196,12 @@ def alarms(config: Config, run: Run, names: tuple[str, str]) -> list[str]:
             found.append(
                 f"The attention on {name} is faint: {opacity:.2f} on average where it is above τ, so that "
                 "translations are half-transparent there."
+            )
+        iou, blob = metrics.get(IOU.key(domain)), metrics.get(BLOB.key(domain))
+        if isinstance(iou, int | float) and isinstance(blob, int | float) and iou <= blob:
+            found.append(
+                f"The attention on {name} finds the objects no better than a fixed blob in the middle of every "
+                f"image: IoU {IOU.text(iou)} against {BLOB.text(blob)}."
             )
     progress = run.progress or {}
     if progress.get("state") == "failed" and not run.result:

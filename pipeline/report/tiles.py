@@ -1,7 +1,7 @@
-"""The pictures of the report: strips cut into tiles, attention made an overlay, all inside a size budget.
+"""Pictures of the report: strips cut into tiles, attention as an overlay, within a size budget.
 
-A strip is one PNG, the :data:`pipeline.report.run_data.COLUMNS` side by side. The page needs the tiles apart,
-so that sliders can lay them over each other; the attention tile becomes one colour whose opacity is the mask.
+A strip is one PNG with the :data:`pipeline.report.run_data.COLUMNS` side by side. The page overlays the tiles with
+sliders, so they are cut apart; the attention tile becomes a single colour with the mask as opacity.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from pipeline import storage
 from pipeline.report.run_data import COLUMNS, Run, SampleStep
 
 LARGEST_TILE = 256
-"""Tiles are shown at most this large: bigger ones are reduced."""
+"""Largest side of a tile in pixels; larger ones are downscaled."""
 LOSSLESS_TILE = 96
+"""Tiles up to this side are stored as PNG."""
 VIEWER_BUDGET = 8_000_000
-"""Bytes (as base64) for the fixed images over all checkpoints; steps are left out evenly to stay below."""
+"""Budget in base64 bytes for the sample images over all checkpoints; steps are thinned evenly to stay below it."""
 MOST_STEPS = 40
 OVERLAY_COLOUR = (255, 0, 170)
-"""Magenta: rare in photographs, and its lightness differs from both dark and light surroundings."""
-_QUALITY = 84
+"""Magenta: rare in photographs, and distinct in lightness from both dark and light surroundings."""
+_QUALITY = 84  # of WebP
 _LARGEST_PIXELS = 64_000_000
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """One fixed image, as data URIs; ``overlay`` is transparent where attention is zero."""
+    """The tiles of one sample image as data URIs; ``overlay`` is transparent where attention is zero."""
 
     real: str
     overlay: str
@@ -47,7 +48,7 @@ class Tiles:
 
 @dataclass
 class Viewer:
-    """The fixed images over training: ``directions[d]["images"][i]["steps"][k]`` belongs to ``steps[k]``."""
+    """The sample images over training: ``directions[d]["images"][i]["steps"][k]`` belongs to ``steps[k]``."""
 
     steps: list[int] = field(default_factory=list)
     saved_steps: int = 0
@@ -60,7 +61,7 @@ class Viewer:
 
 
 def cut(data: bytes, columns: Sequence[str] = COLUMNS) -> Tiles | None:
-    """Cuts a strip (any format Pillow reads, tiles of equal width) into tiles; None when it is unreadable."""
+    """Cut a strip (any format Pillow reads, columns of equal width) into tiles; None if it is unreadable."""
     try:
         with Image.open(io.BytesIO(data)) as opened:
             if opened.width * opened.height > _LARGEST_PIXELS:
@@ -92,11 +93,11 @@ def cut(data: bytes, columns: Sequence[str] = COLUMNS) -> Tiles | None:
 
 
 def viewer(run: Run, labels: dict[str, str]) -> Viewer:
-    """The pictures for the checkpoint slider.
+    """Pictures for the checkpoint slider.
 
     Args:
-        run: as read.
-        labels: of the directions ``a2b`` and ``b2a``.
+        run: the run's data; unreadable pictures are noted in ``run.missing``.
+        labels: labels of the directions ``a2b`` and ``b2a``.
     """
     if not run.samples:
         return Viewer()
@@ -107,27 +108,27 @@ def viewer(run: Run, labels: dict[str, str]) -> Viewer:
         return Viewer()
     changing = sum(t.bytes - len(t.real) for t in finished.values())
     room = (VIEWER_BUDGET - sum(len(t.real) for t in finished.values())) // max(changing, 1)
-    chosen = thinned([s.step for s in run.samples], int(min(max(room, 2), MOST_STEPS)))
+    steps = thinned([s.step for s in run.samples], int(min(max(room, 2), MOST_STEPS)))
     by_step = {s.step: s for s in run.samples}
-    shown = Viewer(steps=chosen, saved_steps=len(run.samples), tile=_side(finished))
-    cuts = {step: finished if step == last.step else _cut_step(by_step[step]) for step in chosen}
+    view = Viewer(steps=steps, saved_steps=len(run.samples), tile=_side(finished))
+    cuts = {step: finished if step == last.step else _cut_step(by_step[step]) for step in steps}
     for direction in ("a2b", "b2a"):
         names = [name for name in last.strips if name in finished and name.startswith(f"{direction}-")]
         images = [
             {
                 "name": name.rsplit(".", 1)[0],
                 "real": finished[name].real,
-                "steps": [_frame(cuts[step].get(name)) for step in chosen],
+                "steps": [_frame(cuts[step].get(name)) for step in steps],
             }
             for name in names
         ]
         if images:
-            shown.directions.append({"key": direction, "label": labels[direction], "images": images})
-    return shown
+            view.directions.append({"key": direction, "label": labels[direction], "images": images})
+    return view
 
 
 def thinned(steps: Sequence[int], most: int) -> list[int]:
-    """At most ``most`` of the sorted steps, evenly spread by position, the first and the last among them."""
+    """Select at most ``most`` of the sorted steps, evenly by position, including the first and the last."""
     if len(steps) <= most:
         return list(steps)
     if most < 2:
@@ -137,7 +138,7 @@ def thinned(steps: Sequence[int], most: int) -> list[int]:
 
 
 def strip_tiles(run: Run, name: str | None) -> Tiles | None:
-    """Tiles of a strip that the evaluation kept, by its base name (with or without ``.png``)."""
+    """Tiles of a strip stored by the evaluation, by its base name (with or without ``.png``)."""
     if not name:
         return None
     uri = run.pictures.get(name) or run.pictures.get(f"{name}.png")
@@ -183,8 +184,11 @@ def _reduced(tile: Image.Image) -> Image.Image:
 
 
 def _encoded(image: Image.Image) -> str:
-    """A data URI: WebP, the one format with both photographs and transparency at this size. Small tiles are
-    PNG, without loss, since a browser enlarges them and every artefact with them."""
+    """Encode an image as a data URI.
+
+    WebP, because it compresses photographs well and supports transparency. Small tiles are lossless PNG, because a
+    browser enlarges them and any artefacts with them.
+    """
     buffer = io.BytesIO()
     if max(image.size) <= LOSSLESS_TILE:
         image.save(buffer, "PNG", optimize=True)

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.metrics.catalog import COVERAGE, DIRECTIONS, IOU, KID_MEAN, KID_TARGET
+from pipeline.metrics.catalog import (
+    BLOB,
+    COVERAGE,
+    DIRECTIONS,
+    DOMAINS,
+    EVERYWHERE,
+    IOU,
+    KID_MEAN,
+    KID_TARGET,
+    Metric,
+)
 from pipeline.metrics.format import Judgement, Scores
 from pipeline.report.run_data import Run
 
@@ -145,11 +155,17 @@ def tiles(run: Run, scores: Scores) -> list[dict[str, str]]:
 
 
 def _attention_tile(scores: Scores) -> list[dict[str, str]]:
-    for metric in (IOU, COVERAGE):
-        found = [scores.estimate(metric.key(domain)) for domain in "ab"]
-        if all(found):
-            value = " · ".join(metric.text(e.value) for e in found if e)
-            return [_tile(f"{metric.label}, {scores.names[0]} · {scores.names[1]}", value, metric.hint)]
+    def both(metric: Metric) -> str | None:
+        found = [scores.estimate(metric.key(domain)) for domain in DOMAINS]
+        return " · ".join(metric.text(e.value) for e in found if e) if all(found) else None
+
+    yardsticks = [
+        f"{name}: {text}" for name, text in (("a blob", both(BLOB)), ("ones", both(EVERYWHERE))) if text
+    ]
+    for metric, note in ((IOU, "; ".join(yardsticks)), (COVERAGE, "")):
+        if value := both(metric):
+            label = f"{metric.label}, {scores.names[0]} · {scores.names[1]}"
+            return [_tile(label, value, note or metric.hint)]
     return []
 
 

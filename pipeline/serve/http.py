@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import json
@@ -15,9 +16,15 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agit_core.errors import BadInput
+from pipeline.serve.connections import Places, PromptProtocol
 
 LOOPBACK = "127.0.0.1"
-_CONCURRENT = 64
+_CONCURRENT = 32
+"""Requests at a time, whose bodies are in memory."""
+BODY_SECONDS = 30.0
+"""For the next piece of a request's body."""
+_DEPTH = 16
+_LARGEST_NUMBER = 2**53
 _JSON = "application/json"
 _GRACE_SECONDS = 10
 
@@ -39,7 +46,13 @@ class BodyLimit:
         pieces, length, more = list[bytes](), 0, True
         too_large = announced.isdigit() and int(announced) > self._limit
         while more and not too_large:
-            message = await receive()
+            try:
+                message = await asyncio.wait_for(receive(), BODY_SECONDS)
+            except TimeoutError:
+                sentence = f"nothing more of the request came for {BODY_SECONDS:g} s"
+                late = JSONResponse({"error": sentence}, 408, headers={"Connection": "close"})
+                await late(scope, receive, send)
+                return
             if message["type"] == "http.disconnect":
                 return
             pieces.append(message.get("body", b""))
@@ -80,7 +93,10 @@ class JsonOnly:
 
 
 class KnownParameters:
-    """Refuses requests whose ``params`` hold an unknown name, which MLflow would ignore, with status 400."""
+    """Refuses with status 400 what MLflow would fail at or ignore.
+
+    That is what is not JSON, is nested deeply, or holds a number that no double can count, and unknown ``params``.
+    """
 
     def __init__(self, app: ASGIApp, names: tuple[str, ...]) -> None:
         self._app, self._names = app, names
@@ -92,16 +108,8 @@ class KnownParameters:
         messages: list[Message] = []
         while not messages or messages[-1].get("more_body"):
             messages.append(await receive())
-        body = b"".join(message.get("body", b"") for message in messages)
-        unknown: list[str] = []
-        with contextlib.suppress(
-            ValueError, AttributeError, TypeError
-        ):  # MLflow says what is wrong with these
-            unknown = (
-                sorted(set(json.loads(body)["params"]) - set(self._names)) if b'"params"' in body else []
-            )
-        if unknown:
-            sentence = f"unknown parameter '{unknown[0]}' in params; known: {', '.join(self._names)}"
+        sentence = self._problem(b"".join(message.get("body", b"") for message in messages))
+        if sentence is not None:
             await JSONResponse({"error": sentence}, 400)(scope, receive, send)
             return
 
@@ -109,6 +117,34 @@ class KnownParameters:
             return messages.pop(0) if messages else await receive()
 
         await self._app(scope, replay, send)
+
+    def _problem(self, body: bytes) -> str | None:
+        try:
+            value = json.loads(body, parse_int=_number, parse_float=_number, parse_constant=_number)
+            _check_depth(value)
+        except RecursionError:
+            return f"the request's JSON is nested more than {_DEPTH} deep"
+        except (ValueError, OverflowError) as error:  # also bytes that are no text
+            return f"the request is not JSON that can be used ({str(error)[:100]})"
+        params = value.get("params") if isinstance(value, dict) else None
+        if isinstance(params, dict) and (unknown := sorted(set(params) - set(self._names))):
+            return f"unknown parameter '{unknown[0]}' in params; known: {', '.join(self._names)}"
+        return None
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not abs(value) <= _LARGEST_NUMBER:
+        raise ValueError(f"the number {text[:20]} is too large")
+    return value
+
+
+def _check_depth(value: object, left: int = _DEPTH) -> None:
+    if isinstance(value, dict | list):
+        if not left:
+            raise RecursionError
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_depth(item, left - 1)
 
 
 def run(build: Callable[[], ASGIApp], host: str, port: int, limit: int, ready: Callable[[str], None]) -> str:
@@ -126,7 +162,7 @@ def run(build: Callable[[], ASGIApp], host: str, port: int, limit: int, ready: C
     listening = _bind(host, port)
     url = f"http://{'localhost' if host == 'localhost' else _bracketed(host)}:{listening.getsockname()[1]}"
     with listening:
-        app: ASGIApp = BodyLimit(build(), limit)
+        app: ASGIApp = Places(BodyLimit(build(), limit), _CONCURRENT)
         if _is_loopback(host):  # a page elsewhere cannot reach it by pointing its own name at this machine
             names = ["localhost", LOOPBACK, "[::1]", _bracketed(host)]
             app = TrustedHostMiddleware(app, allowed_hosts=names)
@@ -134,7 +170,7 @@ def run(build: Callable[[], ASGIApp], host: str, port: int, limit: int, ready: C
             uvicorn.Config(
                 app,
                 log_level="warning",
-                limit_concurrency=_CONCURRENT,
+                http=PromptProtocol,
                 timeout_graceful_shutdown=_GRACE_SECONDS,
                 server_header=False,
             )

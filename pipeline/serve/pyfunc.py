@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 FILE = "MLmodel"
 MOST_IMAGES = 64
 """Per request: answers are held in memory as a whole."""
-MOST_PIXELS = uploads.LARGEST_PIXELS
-"""Of all images of a request together."""
+MOST_PIXELS = 16_000_000
+"""Of all images of a request together, unless the server is given more: 12 million take a processor a minute."""
 MOST_WAITING = 8
 """Requests that wait for their turn; who comes later is told so at once."""
 
@@ -65,8 +65,9 @@ class Refusal(MlflowException):
 class Served:
     """What MLflow calls; one image per row, one request at a time: more would share cores and multiply the memory."""
 
-    def __init__(self, translator: Translator) -> None:
+    def __init__(self, translator: Translator, most_pixels: int | None = None) -> None:
         self._translator = translator
+        self._most_pixels = MOST_PIXELS if most_pixels is None else most_pixels
         self._turn = threading.Lock()
         self._places = threading.BoundedSemaphore(1 + MOST_WAITING)
 
@@ -105,10 +106,10 @@ class Served:
             try:
                 picture = uploads.decode_base64(text)
                 pixels += picture.width * picture.height
-                if pixels > MOST_PIXELS:
+                if pixels > self._most_pixels:
                     raise BadInput(
-                        f"with this one the request has more than {MOST_PIXELS // 1_000_000} million pixels; "
-                        "send the images in several requests"
+                        f"with this one the request has {pixels / 1e6:.3g} million pixels, more than the server's "
+                        f"limit of {self._most_pixels / 1e6:.3g} million; send smaller images, or several requests"
                     )
                 done = self._translator.translate(picture, direction)
             except BadInput as error:

@@ -25,8 +25,13 @@ LIMIT = 2 * uploads.LARGEST_BYTES
 """Of a request: an image of the largest size is a third larger as base64."""
 
 
-def application(model_uri: str, device: str = "auto", threshold: float | None = None) -> ASGIApp:
+def application(
+    model_uri: str, device: str = "auto", threshold: float | None = None, most_pixels: int | None = None
+) -> ASGIApp:
     """The server's application.
+
+    Args:
+        most_pixels: of the images of a request together; None: :data:`pipeline.serve.pyfunc.MOST_PIXELS`.
 
     Raises:
         BadInput: no model there.
@@ -34,6 +39,6 @@ def application(model_uri: str, device: str = "auto", threshold: float | None = 
     os.environ.setdefault(MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.name, str(_LONGEST_SECONDS))
     translator = Translator.load(model_uri, device, threshold=threshold)
     described = MlflowModel.from_dict(yaml.safe_load(pyfunc.mlmodel(translator.model)))
-    model = PyFuncModel(described, pyfunc.Served(translator))
+    model = PyFuncModel(described, pyfunc.Served(translator, most_pixels))
     # MLflow reads Parquet and CSV too; a small Parquet file unpacks to more than the machine's memory
     return http.JsonOnly(http.KnownParameters(scoring_server.init(model), ("direction",)))

@@ -113,6 +113,7 @@ class Saver:
                 snapshot, self._snapshot = self._snapshot or snapshot, None
                 if self._closed:
                     return
+            began = time.monotonic()
             try:
                 if snapshot is not None:
                     self._check()
@@ -129,7 +130,7 @@ class Saver:
                 raise
             except (RunFailed, OSError) as error:
                 now = time.monotonic()
-                failing_since = failing_since or now
+                failing_since = failing_since or began  # it may have waited for long before it failed
                 if now - failing_since >= self._patience_s:
                     raise
                 log.warning("cannot store yet, trying again: %s", error)

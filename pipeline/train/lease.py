@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import socket
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
+from pipeline.process_identity import is_here, process_started, this_process
 from pipeline.records import ALIVE, PROGRESS, SPEC, Alive, Progress
+
+__all__ = ["is_here", "process_started", "this_process"]
 
 TOKEN = "AGIT_RUN_TOKEN"
 """Environment variable with the owner's token, in every process that a job starts, however deep."""
@@ -36,18 +36,6 @@ _AGAIN_SECONDS = 6.0
 
 class TakenOver(RunFailed):
     """Another job trains this run now."""
-
-
-def this_process() -> dict[str, Any]:
-    """An owner that lives as long as this process."""
-    pid = os.getpid()
-    return {
-        "host": socket.gethostname(),
-        "pid": pid,
-        "started": process_started(pid),
-        "token": secrets.token_hex(16),
-        **_machine(),
-    }
 
 
 def refuse_second(run_uri: str, unless: dict[str, Any] | None = None) -> dict[str, Any] | None:
@@ -104,13 +92,6 @@ def check(spec: dict[str, Any]) -> None:
         raise _taken_over(now)
 
 
-def is_here(owner: dict[str, Any]) -> bool:
-    """Whether it is a process that can be seen from here; clones and containers may have a host's name in common."""
-    here = _machine()
-    same = all(owner[key] == here.get(key) for key in ("boot_id", "pid_namespace") if key in owner)
-    return same and owner.get("host") == socket.gethostname() and "pid" in owner
-
-
 @contextlib.contextmanager
 def alive(run_uri: str) -> Iterator[None]:
     """Tells, while the block runs, that a job of this process is at work on the run."""
@@ -151,24 +132,6 @@ def _told(run_uri: str) -> float | None:
     """When a job last told anything; None when the last of it was an end."""
     progress = PROGRESS.peek(run_uri)
     return last_sign(run_uri, progress) if progress and progress.state in UNDER_WAY else None
-
-
-def _machine() -> dict[str, str]:
-    """What tells machines and containers with equal names apart, as far as it can be read (Linux)."""
-    found = {}
-    with contextlib.suppress(OSError):
-        found["boot_id"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    with contextlib.suppress(OSError):
-        found["pid_namespace"] = os.readlink("/proc/self/ns/pid")
-    return found
-
-
-def process_started(pid: int) -> int | None:
-    """When a process started, in ticks since boot: tells it from a later one with the same number (Linux)."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return None
 
 
 def _taken_over(now: dict[str, Any]) -> TakenOver:

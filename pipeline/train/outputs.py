@@ -15,7 +15,7 @@ from agit_core.config import NetworkConfig
 from agit_core.errors import RunFailed
 from agit_core.loader import ImageSource
 from agit_core.stages import HEALTH_KEYS, collapse, faint
-from agit_core.trainer import Figures
+from agit_core.trainer import MeanFigures
 from pipeline import records, storage
 
 _COLLAPSED_WINDOWS = 3
@@ -34,7 +34,9 @@ class MaskWatch:
     def __init__(self) -> None:
         self._windows, self.alarmed = 0, False
 
-    def __call__(self, window: Figures, epochs: Sequence[tuple[int, Figures]], step: int) -> str | None:
+    def __call__(
+        self, window: MeanFigures, epochs: Sequence[tuple[int, MeanFigures]], step: int
+    ) -> str | None:
         """The alarm, when it is time for it.
 
         Args:

@@ -38,11 +38,11 @@ class PatientImages:
             return self._patiently(lambda: self._images.read(index))
 
     def expect(self, index: int) -> None:
-        """As :class:`agit_core.loader.Foretold`."""
+        """As :class:`agit_core.loader.Prefetching`."""
         self._images.expect(index)
 
     def forget(self) -> None:
-        """As :class:`agit_core.loader.Foretold`."""
+        """As :class:`agit_core.loader.Prefetching`."""
         self._images.forget()
 
 
@@ -68,7 +68,7 @@ def start_model(config: Config) -> Model:
     """The model named by ``train.start_from``: a model or checkpoint folder of the same architecture."""
     uri = str(config.train.start_from)
     model = model_folder.read(uri)
-    if not model.judges:
+    if not model.has_discriminators:
         raise BadInput(
             f"train.start_from: the model at {uri} has no discriminators, as it is for inference only; "
             "give a checkpoint or a registered model"

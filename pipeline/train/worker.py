@@ -20,7 +20,7 @@ from agit_core.checkpoint import Snapshot
 from agit_core.errors import Diverged, RunFailed
 from agit_core.loader import Batch, ImageSource, Loader
 from agit_core.sampling import SamplePlan
-from agit_core.trainer import Figures, StepResult, Trainer
+from agit_core.trainer import MeanFigures, StepResult, Trainer
 from agit_core.world import World
 from pipeline import logs, records, storage
 from pipeline.config import Config
@@ -94,7 +94,7 @@ class _Worker:
         self.checkpoint_every = max(1, train.checkpoint_every // 2)
         self.checkpointed = -1
         self.rows: list[dict[str, Any]] = []
-        self.figures: Figures | None = None
+        self.figures: MeanFigures | None = None
         self.logged = (0.0, 0)
         """Time and step of the row before, for the speed."""
         self.looked = (0.0, 0)
@@ -102,7 +102,7 @@ class _Worker:
         self.look_at = 0
         # a Ray of the run's own exports nothing
         self.gauges = Gauges(spec["run_id"], self.end) if watch_preemption and not self.world.rank else None
-        self.epochs: list[tuple[int, Figures]] = []
+        self.epochs: list[tuple[int, MeanFigures]] = []
         self.mask_watch = MaskWatch()
         self.samples: Samples | None = None
         self.seconds = {"data_wait": 0.0, "checkpoint": 0.0, "sample": 0.0}

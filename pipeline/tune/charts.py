@@ -1,6 +1,6 @@
-"""The charts of a search: scores over the steps, one panel per setting, and all settings side by side.
+"""Charts of a search: scores over the steps, one panel per setting, and all settings in parallel coordinates.
 
-Plotly's own parallel coordinates need ``eval``, which the page's policy forbids; here they are lines.
+The parallel coordinates are drawn as plain lines: Plotly's trace type needs ``eval``, which the page's policy forbids.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _COLOURS = {"finished": BLUE, "stopped": GREY, "collapsed": VERMILLION, "failed"
 
 
 def all_of(search: Search, trials: list[Trial], best: Trial | None) -> list[Chart]:
-    """The charts that can be drawn; none before the first score."""
+    """All charts of a search; empty before the first score."""
     scored = [trial for trial in trials if trial.value(search.config.tune.metric) is not None]
     if not scored:
         return []
@@ -29,7 +29,7 @@ def all_of(search: Search, trials: list[Trial], best: Trial | None) -> list[Char
 
 
 def values_of(search: Search, trial: Trial) -> dict[str, Any]:
-    """Every searched setting of a trial; trial 0 has the configuration's own."""
+    """Every searched setting of a trial by key; trial 0 has the configuration's values."""
     config = search.config_of(trial.number)
     return {one.key: space.value_of(config, one.key) for one in search.ranges}
 
@@ -51,9 +51,9 @@ def _over_steps(search: Search, trials: list[Trial], best: Trial | None) -> Char
     drawn.update_layout(height=340, hovermode="closest", showlegend=False)
     drawn.update_xaxes(title="step", type="log" if len(search.rungs) > 2 else "linear", tickvals=search.rungs)
     drawn.update_yaxes(title={"text": metric, "standoff": 14})
-    said = "; ".join(f"trial {t.number} {t.value(metric):.4g} after {t.step} steps" for t in trials)
+    summary = "; ".join(f"trial {t.number} {t.value(metric):.4g} after {t.step} steps" for t in trials)
     caption = "One line per trial, the best in green; a line that ends early was stopped."
-    return Chart("tune-steps", f"{metric} over the steps", caption, said, drawn)
+    return Chart("tune-steps", f"{metric} over the steps", caption, summary, drawn)
 
 
 def _parallel(search: Search, trials: list[Trial], best: Trial | None) -> Chart:
@@ -65,7 +65,7 @@ def _parallel(search: Search, trials: list[Trial], best: Trial | None) -> Chart:
         for i in range(len(names))
     ]
     for at, trial in enumerate(trials):
-        told = [f"{html.escape(n)}: {text(v)}" for n, v in zip(names, rows[trial.number], strict=True)]
+        labels = [f"{html.escape(n)}: {text(v)}" for n, v in zip(names, rows[trial.number], strict=True)]
         drawn.add_scatter(
             x=list(range(len(names))),
             y=[axis[at] for axis in places],
@@ -74,7 +74,7 @@ def _parallel(search: Search, trials: list[Trial], best: Trial | None) -> Chart:
             line={"color": _colour(trial, best), "width": 3 if trial is best else 1.5},
             marker={"size": 7, "symbol": _symbol(trial)},
             opacity=1.0 if trial is best else 0.65,
-            hovertext=[f"trial {trial.number} ({trial.state})<br>{line}" for line in told],
+            hovertext=[f"trial {trial.number} ({trial.state})<br>{label}" for label in labels],
             hoverinfo="text",
             connectgaps=True,
         )
@@ -91,8 +91,8 @@ def _parallel(search: Search, trials: list[Trial], best: Trial | None) -> Chart:
     drawn.update_xaxes(range=[-0.3, len(names) - 0.7])
     drawn.update_yaxes(visible=False, range=[-0.16, 1.16])
     caption = "One line per trial through its settings, ending at its last score; the best in green."
-    said = "; ".join(f"trial {t.number}: {', '.join(map(text, rows[t.number]))}" for t in trials)
-    return Chart("tune-parallel", "All settings side by side", caption, said, drawn)
+    summary = "; ".join(f"trial {t.number}: {', '.join(map(text, rows[t.number]))}" for t in trials)
+    return Chart("tune-parallel", "All settings side by side", caption, summary, drawn)
 
 
 def _by_setting(search: Search, trials: list[Trial], best: Trial | None, index: int) -> Chart:
@@ -125,10 +125,10 @@ def _by_setting(search: Search, trials: list[Trial], best: Trial | None, index: 
         ticks = [low, math.sqrt(low * high), high]
         drawn.update_xaxes(tickvals=ticks, ticktext=[f"{tick:.2g}" for tick in ticks])
         drawn.update_xaxes(range=[math.log10(low) - 0.05, math.log10(high) + 0.05])
-    said = "; ".join(f"{text(x)}: {t.value(metric):.4g}" for t, x in zip(trials, xs, strict=True))
-    caption = f"{one}. The last score of every trial; those that were stopped have trained less."
+    summary = "; ".join(f"{text(x)}: {t.value(metric):.4g}" for t, x in zip(trials, xs, strict=True))
+    caption = f"{one}. The last score of every trial; stopped trials have trained for fewer steps."
     caption += " Trials that leave it unset are not shown." if unset else ""
-    return Chart(f"tune-setting-{index}", one.key, caption, said, drawn)
+    return Chart(f"tune-setting-{index}", one.key, caption, summary, drawn)
 
 
 def _colour(trial: Trial, best: Trial | None) -> str:
@@ -144,7 +144,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _places(values: list[Any], logarithmic: bool) -> list[float | None]:
-    """Where the values lie on an axis from 0 to 1; None for one that is not set."""
+    """Positions of the values on an axis from 0 to 1; None for unset values."""
     given = [value for value in values if value is not None]
     if all(_is_number(value) for value in given):
         numbers = [math.log(value) if logarithmic and value > 0 else float(value) for value in given]
@@ -152,12 +152,12 @@ def _places(values: list[Any], logarithmic: bool) -> list[float | None]:
         order = sorted({str(value) for value in given})
         numbers = [float(order.index(str(value))) for value in given]
     low, high = min(numbers, default=0.0), max(numbers, default=0.0)
-    found = iter([0.5 if high == low else (number - low) / (high - low) for number in numbers])
-    return [None if value is None else next(found) for value in values]
+    positions = iter([0.5 if high == low else (number - low) / (high - low) for number in numbers])
+    return [None if value is None else next(positions) for value in values]
 
 
 def _ends(values: list[Any], places: list[float | None]) -> tuple[str, str]:
-    """What stands at the lower and the upper end of an axis."""
+    """Labels for the lower and the upper end of an axis."""
     pairs = [(place, value) for place, value in zip(places, values, strict=True) if place is not None]
     if not pairs:
         return "", ""
@@ -166,7 +166,7 @@ def _ends(values: list[Any], places: list[float | None]) -> tuple[str, str]:
 
 
 def text(value: Any) -> str:
-    """A setting for a person."""
+    """Format a setting's value for display, HTML-escaped."""
     if value is None:
         return "not set"
     return f"{value:.4g}" if isinstance(value, float) else html.escape(str(value))

@@ -1,8 +1,7 @@
-"""The job of a search: ``python -m pipeline.tune.job SPEC_URI``, locally and on a cluster the same.
+"""The job of a search: ``python -m pipeline.tune.job SPEC_URI``, the same locally and on a cluster.
 
-Ray Tune runs the trials and ASHA decides at every rung which of them go on. What has been scored before this
-job was started is told to ASHA again, in the same order, so that a search that was killed goes on as if it had
-not been; a trial that was stopped stays stopped.
+Ray Tune runs the trials, and ASHA decides at every rung which of them continue. Scores from before a restart are
+replayed to ASHA in the same order, so that a killed search resumes as if uninterrupted; stopped trials stay stopped.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ log = logging.getLogger("pipeline.tune.job")
 
 _PROGRESS_SECONDS = 2.0
 _TUNE = {
-    # its own result files and progress tables: ours are in storage
+    # no result files and progress tables by Tune: the search's records are in storage
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
 
 
 def run(spec_uri: str) -> dict[str, Any]:
-    """Searches what the specification says; returns and stores ``result.json``.
+    """Run the specified search; store ``result.json`` and return its contents.
 
     Raises:
         BadInput: the specification does not fit the data or the cluster.
@@ -43,7 +42,7 @@ def run(spec_uri: str) -> dict[str, Any]:
     os.environ.update(_TUNE)
     train, side_by_side = search.config.train, search.config.tune.concurrent
     with lease.alive(spec["run_uri"]), train_job.failure_told(spec):
-        # a trial's driver needs a slot, too
+        # one more CPU per trial for its driver
         with ray_session.connected(search.config, cpus=side_by_side * (train.workers + 1)) as scratch:
             _search(spec, search, scratch)
         result = _result(search)
@@ -94,7 +93,7 @@ def _search(spec: dict[str, Any], search: Search, scratch: str) -> None:
             raise cause
         if isinstance(cause, PERMANENT):
             raise RunFailed(f"a trial stopped with an error of the program: {sentence(cause)}") from cause
-        # the launcher starts this job again, which finds what there is
+        # the launcher restarts this job, which resumes from the stored records
         raise RuntimeError(f"a trial was lost: {sentence(cause)}") from cause
 
 
@@ -102,27 +101,27 @@ def _watch(spec: dict[str, Any], search: Search) -> Any:
     from ray import tune
 
     class Watch(tune.Callback):
-        """Notes which trials ASHA stopped, and how far the search is."""
+        """Records which trials ASHA stopped, and the progress of the search."""
 
         def __init__(self) -> None:
-            self._told = 0.0
+            self._last_report = 0.0  # time.monotonic()
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             if (trial.last_result or {}).get("ended"):
                 return
             stopped = search.trial(int(trial.config["trial"]))
             if stopped.state in ENDED:
-                # its scores were being told again, in an order in which ASHA decides otherwise
+                # already ended: its scores were being replayed, and ASHA may decide differently then
                 return
             stopped.state = "stopped"
-            stopped.message = f"ASHA stopped it at step {stopped.step}"
+            stopped.message = f"stopped by ASHA at step {stopped.step}"
             search.store(stopped)
             of_run = {"run_uri": stopped.run_uri, "attempt": 1}
             train_job.tell(of_run, "stopped", step=stopped.step, message="stopped by the search")
 
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-            if time.monotonic() - self._told >= _PROGRESS_SECONDS:
-                self._told = time.monotonic()
+            if time.monotonic() - self._last_report >= _PROGRESS_SECONDS:
+                self._last_report = time.monotonic()
                 with contextlib.suppress(RunFailed):
                     train_job.tell(spec, "running", **_progress(search.trials(), search))
 
@@ -130,22 +129,22 @@ def _watch(spec: dict[str, Any], search: Search) -> Any:
 
 
 def _progress(trials: list[Trial], search: Search) -> dict[str, Any]:
-    """What ``progress.json`` says: trials that ended, and what the others are doing."""
-    doing = []
+    """Contents of ``progress.json``: the number of ended trials, and the state of the running ones."""
+    status = []
     for trial in trials:
         if trial.state == "running":
             with contextlib.suppress(RunFailed):
                 if state := records.PROGRESS.peek(trial.run_uri):
-                    doing.append(f"trial {trial.number} at step {state.step}")
+                    status.append(f"trial {trial.number} at step {state.step}")
     metric, best = search.config.tune.metric, search.best(trials)
     if best is not None:
-        doing.append(f"best {metric} {best.value(metric):.4g} (trial {best.number}, step {best.step})")
+        status.append(f"best {metric} {best.value(metric):.4g} (trial {best.number}, step {best.step})")
     return {
         "step": None,
         "done": sum(trial.state in (*ENDED, "failed") for trial in trials),
         "total": len(trials),
         "unit": "trials",
-        "message": ", ".join(doing),
+        "message": ", ".join(status),
     }
 
 
@@ -153,8 +152,8 @@ def _result(search: Search) -> dict[str, Any]:
     trials = search.trials()
     best = search.best(trials)
     if best is None:
-        told = next((trial.message for trial in trials if trial.message), "nothing was scored")
-        raise RunFailed(f"none of the {len(trials)} trials has a score: {told}")
+        reason = next((trial.message for trial in trials if trial.message), "no trial was scored")
+        raise RunFailed(f"none of the {len(trials)} trials has a score: {reason}")
     return {"search_id": search.search_id, "trials": len(trials), "best": best.number}
 
 

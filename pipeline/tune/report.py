@@ -1,4 +1,4 @@
-"""The report of a search: which trial won and by how much, all trials as a table, and what mattered."""
+"""Report of a search: the best trial and its margin, a table of all trials, and charts of the settings."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _PICTURES = 4
 
 
 def build(search: Search) -> str:
-    """Writes ``report.html`` of the search from what its trials have scored so far; returns its URI."""
+    """Write ``report.html`` of the search from the scores so far; return its URI."""
     uri = storage.join(search.uri, records.REPORT)
     storage.write_text(uri, render(search, search.trials()))
     return uri
 
 
 def render(search: Search, trials: list[Trial]) -> str:
-    """The page as text."""
+    """Render the report as HTML."""
     metric, best = search.config.tune.metric, search.best(trials)
     charts = tune_charts.all_of(search, trials, best)
     packed, library_hash = report_charts.bundle() if charts else ("", "")
@@ -72,27 +72,27 @@ def _verdict(search: Search, trials: list[Trial], best: Trial | None) -> str:
     value = best.value(metric)
     base = trials[0].value(metric, best.resource)
     if best.number == 0:
-        return f"The configuration as it is does best: {metric} {value:.4g}."
+        return f"The unchanged configuration is best: {metric} {value:.4g}."
     if base is None or value is None:
-        return f"Trial {best.number} does best: {metric} {value:.4g}."
+        return f"Trial {best.number} is best: {metric} {value:.4g}."
     word = "below" if value < base else "above"
     return (
-        f"Trial {best.number} does best: {metric} {value:.4g}, {abs(1 - value / base):.0%} {word} the "
-        f"configuration as it is ({base:.4g})."
+        f"Trial {best.number} is best: {metric} {value:.4g}, {abs(1 - value / base):.0%} {word} the "
+        f"unchanged configuration ({base:.4g})."
     )
 
 
 def _because(search: Search, best: Trial | None) -> str:
     tune, kid = search.config.tune, search.config.evaluate
     inception = best.scores[-1].get("inception") if best and best.scores else None
-    behind = f", of {network(inception)}" if inception else ""
+    features = f", with features of {network(inception)}" if inception else ""
     rungs = ", ".join(f"{rung:,}" for rung in search.rungs)
     return (
-        "Every trial is an ordinary training. "
-        f"It is scored on {search.images} test images per domain at steps {rungs}; "
-        f"at each of them ASHA lets about one in {tune.reduction} go on. KID is the mean of {kid.subsets} subsets of "
-        f"up to {kid.subset_size} images{behind}. The scores of so few images are noisy, and the best of several is "
-        "flattered by chance: train the preset with another seed before believing a small difference."
+        "Every trial is an ordinary training, "
+        f"scored on {search.images} test images per domain at steps {rungs}; "
+        f"at each of these ASHA keeps about 1/{tune.reduction} of the trials. KID is the mean over {kid.subsets} "
+        f"subsets of up to {kid.subset_size} images{features}. Scores of few images are noisy, and the best of several "
+        "trials partly owes its place to chance: train the preset with another seed before trusting a small difference."
     )
 
 
@@ -117,7 +117,7 @@ def _tiles(search: Search, trials: list[Trial], best: Trial | None) -> list[dict
 
 
 def _ranked(search: Search, trials: list[Trial]) -> list[Trial]:
-    """Furthest first, then best first."""
+    """Trials sorted by progress (furthest first), then by score (best first)."""
     sign = 1 if search.lower_is_better else -1
 
     def rank(trial: Trial) -> tuple[float, float, int]:
@@ -152,14 +152,14 @@ def _space(search: Search, best: Trial | None) -> list[dict[str, str]]:
 
 
 def _pictures(best: Trial | None) -> list[dict[str, Any]]:
-    """The best trial's sample strips at its last score."""
+    """Sample strips of the best trial at its last score."""
     uris = best.scores[-1].get("samples", []) if best and best.scores else []
-    shown = []
+    pictures = []
     for uri in uris[:_PICTURES] if len(uris) <= _PICTURES else [*uris[:2], *uris[-2:]]:
         try:
             cut = tiles.cut(storage.read_bytes(uri))
         except FileNotFoundError:
             continue
         if cut is not None:
-            shown.append({"name": storage.name(uri).removesuffix(".png"), "tiles": cut})
-    return shown
+            pictures.append({"name": storage.name(uri).removesuffix(".png"), "tiles": cut})
+    return pictures

@@ -1,8 +1,8 @@
-"""A search as it stands in storage: its identity, its trials and what they have scored so far.
+"""Searches in storage: identity, trials and their scores so far.
 
 ``{storage}/tune/{search_id}/trials/0003.json`` is a trial's record, written after every score; the trials
-themselves are ordinary runs below ``{storage}/runs``. The same configuration on the same data is the same
-search: called again it goes on, and with a larger ``tune.trials`` it grows.
+themselves are ordinary runs under ``{storage}/runs``. The same configuration on the same data is the same search:
+called again, it resumes; with a larger ``tune.trials``, it is extended.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from pipeline.tune import space
 from pipeline.tune.space import Range, Values
 
 ENDED = ("finished", "stopped", "collapsed")
-"""States of trials that are not gone on with; ``failed`` ones get another chance when the search is called again."""
+"""Final states; ``failed`` is not among them, since calling the search again retries failed trials."""
 
 
 @dataclass
 class Trial:
-    """One trial: what it changes, which run it is, and its scores by the step that all trials share.
+    """One trial: its changed settings, its run, and its scores.
 
     Attributes:
-        state: ``waiting``, ``running`` or how it ended: ``finished``, ``stopped`` (by ASHA), ``collapsed``
+        state: ``waiting``, ``running``, or the outcome: ``finished``, ``stopped`` (by ASHA), ``collapsed``
             (a mask of zeros or ones; losses, weights or scores that are not finite), ``failed``.
-        scores: rows of ``resource`` (the step at which trials are compared), ``step`` (the trial's own, which
-            differs with the batch size where epochs count) and ``metrics``.
+        scores: rows of ``resource`` (the step on the search's common scale), ``step`` (the trial's actual step,
+            which differs if the trial's batch size does and the length is set in epochs) and ``metrics``.
     """
 
     number: int
@@ -48,7 +48,7 @@ class Trial:
     scores: list[dict[str, Any]] = field(default_factory=list)
 
     def value(self, metric: str, resource: int | None = None) -> float | None:
-        """The metric at a resource, or the last one."""
+        """Value of a metric at a resource, by default the last; None if it was not scored."""
         rows = [row for row in self.scores if resource in (None, row["resource"])]
         value = rows[-1]["metrics"].get(metric) if rows else None
         return None if value is None else float(value)
@@ -64,7 +64,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Search:
-    """Everything about a search that does not change while it runs."""
+    """The fixed properties of a search, and access to its trials' records."""
 
     config: Config
     data_uri: str
@@ -73,10 +73,10 @@ class Search:
 
     @staticmethod
     def of(config: Config, data_uri: str) -> Search:
-        """The search of a configuration on prepared data; every trial's configuration has been checked.
+        """Build the search of a configuration on prepared data, and check every trial's configuration.
 
         Raises:
-            BadInput: the space or the settings of the search do not fit.
+            BadInput: the space or the search's settings are invalid.
         """
         config, uri = _with_absolute_start(config), specs.absolute(data_uri)
         manifest = manifests.read(uri)
@@ -107,22 +107,22 @@ class Search:
 
     @property
     def total(self) -> int:
-        """Steps of a whole trial, and the scale on which trials are compared."""
+        """Steps of a full trial: the common scale on which trials are compared."""
         return _total_steps(self.config, self.manifest)
 
     @property
     def images(self) -> int:
-        """Test images per domain that a score takes, should there be so many."""
+        """Maximum number of test images per domain for a score."""
         return min(self.config.tune.images, self.config.evaluate.max_images or self.config.tune.images)
 
     @property
     def rungs(self) -> list[int]:
-        """Steps at which trials are compared; the last is the end."""
-        found, at = [], self.config.tune.grace_steps
+        """Steps at which trials are compared, ending with the last step."""
+        steps, at = [], self.config.tune.grace_steps
         while at < self.total:
-            found.append(at)
+            steps.append(at)
             at *= self.config.tune.reduction
-        return [*found, self.total]
+        return [*steps, self.total]
 
     @property
     def lower_is_better(self) -> bool:
@@ -132,11 +132,11 @@ class Search:
         return space.trial_values(self.ranges, self.config.seed, number)
 
     def config_of(self, number: int) -> Config:
-        """The configuration of a trial, which also is that of the preset, should it be the best."""
+        """Configuration of a trial; for the best trial, this is the preset."""
         return space.applied(self.config, self.values(number), where=f"trial {number}")
 
     def steps_of(self, number: int) -> list[int]:
-        """A trial's own steps at the rungs: the same share of its training as everybody's."""
+        """A trial's steps at the rungs, at the same share of its training as for all other trials."""
         total = _total_steps(self.config_of(number), self.manifest)
         return [max(1, round(rung * total / self.total)) for rung in self.rungs]
 
@@ -146,7 +146,7 @@ class Search:
         return storage.join(self.uri, "trials", f"{number:04d}.json")
 
     def trial(self, number: int) -> Trial:
-        """The trial as stored, or a new one."""
+        """The stored trial, or a new one."""
         with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
             return Trial(**storage.read_json(self.record_uri(number)))
         run_id = specs.run_id(self.config_of(number), self.manifest)
@@ -160,7 +160,7 @@ class Search:
         return [self.trial(number) for number in range(self.config.tune.trials)]
 
     def best(self, trials: list[Trial]) -> Trial | None:
-        """The best of those that came furthest: scores after different numbers of steps are not compared."""
+        """The best of the trials that trained longest; scores at different steps are not comparable."""
         metric = self.config.tune.metric
         scored = [t for t in trials if t.state in (*ENDED, "running") and t.state != "collapsed"]
         scored = [t for t in scored if t.value(metric) is not None]
@@ -175,18 +175,18 @@ class Search:
 
 
 def preset(search: Search, trial: Trial) -> str:
-    """The trial's whole configuration as YAML that ``agit run`` takes."""
+    """The trial's full configuration as YAML for ``agit run``."""
     metric, value = search.config.tune.metric, trial.value(search.config.tune.metric)
     changed = ", ".join(f"{key} = {value}" for key, value in trial.values.items()) or "nothing changed"
     head = (
-        f"# The best of {search.config.tune.trials} trials of search {search.search_id}: trial {trial.number}, "
+        f"# Best of {search.config.tune.trials} trials of search {search.search_id}: trial {trial.number}, "
         f"{metric} {value:.4g} on {search.images} test images at step {trial.step}.\n# {changed}\n"
     )
     return head + yaml.safe_dump(search.config_of(trial.number).plain(), sort_keys=False, allow_unicode=True)
 
 
 def from_spec(spec: Mapping[str, Any]) -> Search:
-    """The search that a job is told about."""
+    """The search of a job's specification."""
     return Search(
         config := parse(spec["config"], where=records.SPEC.name),
         spec["data_uri"],
@@ -196,7 +196,7 @@ def from_spec(spec: Mapping[str, Any]) -> Search:
 
 
 def _with_absolute_start(config: Config) -> Config:
-    """The identity of a search must not depend on the working directory of whoever looks at it."""
+    """Make ``train.start_from`` absolute: a search's identity must not depend on the working directory."""
     train = config.train.model_copy(update={"start_from": specs.start_of(config)})
     return config.model_copy(update={"train": train})
 

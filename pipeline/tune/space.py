@@ -1,9 +1,9 @@
-"""The search space of ``agit tune``: dotted config keys, each with a range or a list of choices.
+"""Search space of ``agit tune``: dotted config keys, each with a range or a list of choices.
 
 A range is one of ``uniform: [low, high]``, ``loguniform: [low, high]``, ``quniform: [low, high, step]``,
-``randint: [low, high]`` (both ends included) and ``choice: [...]``; a plain list is a choice, too. Trial 0 is
-the configuration as it is; the values of trial k depend on the seed and k alone, so more trials can be asked
-for later and the first ones stay what they were.
+``randint: [low, high]`` (both ends included) and ``choice: [...]``; a plain list is also a choice. Trial 0 is the
+unchanged configuration. The values of trial k depend only on the seed and k, so a search can be extended later
+without changing its first trials.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from pipeline.config import Config, parse
 
 Values = dict[str, Any]
 SEARCHABLE = ("method.", "train.batch_size", "seed")
-"""What a trial may differ in; everything else says what is learnt, for how long, or where it runs."""
-_DIGITS = 4
+"""Settings that a trial may change; all others define the task, its length, or where it runs."""
+_DIGITS = 4  # significant digits of sampled values
 
 
 @dataclass(frozen=True)
 class Range:
-    """The values that one key may take: ``kind`` as in the configuration, with its arguments."""
+    """Possible values of one key: ``kind`` as in the configuration, and its arguments."""
 
     key: str
     kind: str
     arguments: tuple[Any, ...]
 
     def ends(self) -> list[Any]:
-        """Values that must all be valid: every choice, or both ends."""
+        """Values to validate: every choice, or both ends of the range."""
         if self.kind == "choice":
             return list(self.arguments)
         return [self.arguments[0], self.arguments[1]]
@@ -57,10 +57,10 @@ class _Kind:
 
 
 def ranges(config: Config) -> list[Range]:
-    """The ranges of ``tune.space``, every end of which was tried on the configuration.
+    """Parse ``tune.space`` and validate the ends of every range against the configuration.
 
     Raises:
-        BadInput: an empty space, an unknown key or kind (with the nearest name), a value that does not fit.
+        BadInput: an empty space, an unknown key or kind (suggests the nearest name), or an invalid value.
     """
     space = config.tune.space
     if not space:
@@ -68,26 +68,26 @@ def ranges(config: Config) -> list[Range]:
             "tune.space is empty; give it keys with ranges, such as "
             "{method.optimizer.learning_rate: {loguniform: [1e-4, 1e-3]}}"
         )
-    found = [_range(key, given) for key, given in space.items()]
-    for one in found:
+    parsed = [_range(key, spec) for key, spec in space.items()]
+    for one in parsed:
         for value in one.ends():
             applied(config, {one.key: value}, where=f"tune.space: {one.key} = {value}")
-    return found
+    return parsed
 
 
-def trial_values(found: list[Range], seed: int, number: int) -> Values:
-    """What trial ``number`` changes: nothing in trial 0."""
+def trial_values(space: list[Range], seed: int, number: int) -> Values:
+    """Settings that trial ``number`` changes; empty for trial 0."""
     if number == 0:
         return {}
-    # one stream per key: adding a key leaves the values of the others
-    return {one.key: one.sample(random.Random(f"{seed}:{number}:{one.key}")) for one in found}
+    # a random stream per key: adding a key does not change the values of the others
+    return {one.key: one.sample(random.Random(f"{seed}:{number}:{one.key}")) for one in space}
 
 
 def applied(config: Config, values: Values, where: str = "trial") -> Config:
-    """The configuration with these values.
+    """Apply dotted settings to a configuration.
 
     Raises:
-        BadInput: an unknown key (with the nearest name) or a value that the configuration refuses.
+        BadInput: an unknown key (suggests the nearest name) or an invalid value.
     """
     tree = config.plain()
     for key, value in values.items():
@@ -112,17 +112,15 @@ def value_of(config: Config, key: str) -> Any:
     return node
 
 
-def _range(key: str, given: Any) -> Range:
+def _range(key: str, spec: Any) -> Range:
     where = f"tune.space: {key}"
     if not key.startswith(SEARCHABLE):
-        raise BadInput(
-            f"{where} cannot be searched; a trial may differ in method.*, train.batch_size and seed"
-        )
-    if isinstance(given, list):
-        given = {"choice": given}
-    if not isinstance(given, dict) or len(given) != 1:
-        raise BadInput(f"{where} takes a list of choices or one of {_usages()}, not {given!r}")
-    [(kind, arguments)] = given.items()
+        raise BadInput(f"{where} cannot be searched; a trial may change method.*, train.batch_size and seed")
+    if isinstance(spec, list):
+        spec = {"choice": spec}
+    if not isinstance(spec, dict) or len(spec) != 1:
+        raise BadInput(f"{where} takes a list of choices or one of {_usages()}, not {spec!r}")
+    [(kind, arguments)] = spec.items()
     if kind not in _KINDS:
         near = difflib.get_close_matches(str(kind), _KINDS, 1)
         hint = f"did you mean '{near[0]}'?" if near else f"it takes one of {_usages()}"
@@ -135,7 +133,7 @@ def _range(key: str, given: Any) -> Range:
         try:
             problem = _KINDS[kind].problem(*arguments)
         except TypeError:
-            problem = "these are not the numbers that it takes"
+            problem = f"got {arguments}"
     if problem is not None:
         raise BadInput(f"{where}: write {_KINDS[kind].usage}; {problem}")
     return Range(key, kind, tuple(arguments))
@@ -169,7 +167,7 @@ def _whole(low: int, high: int) -> str | None:
 
 
 def _rounded(value: float) -> float:
-    """Few digits, so that a preset can be read aloud."""
+    """Round to a few significant digits, to keep presets readable."""
     return float(f"{value:.{_DIGITS}g}")
 
 

@@ -1,4 +1,4 @@
-"""The stages of ``agit tune`` as plain functions: prepare (the run's own), search, report."""
+"""The stages of ``agit tune`` as plain functions: search and report; data preparation is that of a run."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pipeline.tune.search import Search, Trial
 from pipeline.tune.search import preset as preset_of
 
 PRESETS = Path(".agit/presets")
-"""Where presets of searches in object storage are copied to, for ``agit run`` reads local files."""
+"""Local folder for presets of searches in object storage, because ``agit run`` reads local files."""
 
 
 def check(config: Config) -> None:
-    """Refuses a space that cannot be searched before anything is prepared.
+    """Validate the search space before any data is prepared.
 
     Raises:
         BadInput: see :func:`pipeline.tune.space.ranges`.
@@ -29,98 +29,98 @@ def check(config: Config) -> None:
 
 
 def search(config: Config, data: Data) -> Search:
-    """Runs the trials, goes on with them or finds them done.
+    """Run the trials, resume them, or reuse a finished search.
 
     Raises:
-        BadInput: the space or the configuration does not fit.
-        RunFailed: the job did not finish; the same call goes on.
+        BadInput: the space or the configuration is invalid.
+        RunFailed: the job did not finish; the same call resumes it.
     """
-    found = Search.of(config, data.uri)
+    opened = Search.of(config, data.uri)
     with progress.stage("tune") as stage:
-        if done(found):
-            stage.reuse(f"finished search {found.search_id}")
+        if done(opened):
+            stage.reuse(f"finished search {opened.search_id}")
         else:
-            spec = specs.spec_of(config, found.data_uri, found.search_id)
-            spec |= {"run_uri": found.uri, "job": "pipeline.tune.job"}
-            # one with fewer trials, or with some that failed
-            storage.remove(records.JOB_RESULT.uri(found.uri))
-            follow.run_job(config, spec, Allowance(lambda: _scores(found), config.train.max_failures), stage)
-            stage.message = f"{config.tune.trials} trials, search {found.search_id}"
-    return found
+            spec = specs.spec_of(config, opened.data_uri, opened.search_id)
+            spec |= {"run_uri": opened.uri, "job": "pipeline.tune.job"}
+            # an outdated result: of fewer trials, or with failed ones
+            storage.remove(records.JOB_RESULT.uri(opened.uri))
+            follow.run_job(config, spec, Allowance(lambda: _scores(opened), config.train.max_failures), stage)
+            stage.message = f"{config.tune.trials} trials, search {opened.search_id}"
+    return opened
 
 
-def done(found: Search) -> bool:
-    """Whether all the trials that are asked for have ended, none of them with a failure."""
-    result = records.JOB_RESULT.peek(found.uri)
-    if result is None or result["trials"] != found.config.tune.trials:
+def done(search: Search) -> bool:
+    """Whether all requested trials have ended without a failure."""
+    result = records.JOB_RESULT.peek(search.uri)
+    if result is None or result["trials"] != search.config.tune.trials:
         return False
-    return all(trial.state != "failed" for trial in found.trials())
+    return all(trial.state != "failed" for trial in search.trials())
 
 
-def report(found: Search) -> str:
-    """Builds the search's report and returns its URI."""
+def report(search: Search) -> str:
+    """Build the search's report and return its URI."""
     from pipeline.tune.report import build
 
     with progress.stage("report") as stage:
-        uri = stage.message = build(found)
+        uri = stage.message = build(search)
     return uri
 
 
-def summarize(found: Search, report_uri: str, preset_to: Path | None = None) -> dict[str, Any]:
-    """The object that ``--json`` prints, also kept as ``summary.json``; writes the best trial's preset.
+def summarize(search: Search, report_uri: str, preset_to: Path | None = None) -> dict[str, Any]:
+    """Write the best trial's preset and the search's ``summary.json``, the object that ``--json`` prints.
 
-    ``run_id``, ``steps`` and ``metrics`` are the best trial's, under the names that they have for a run.
+    ``run_id``, ``steps`` and ``metrics`` are those of the best trial, under the same names as for a run.
 
     Args:
-        preset_to: where the preset is written besides ``best.yaml`` of the search.
+        preset_to: file to write the preset to, in addition to the search's ``best.yaml``.
     """
-    trials, metric = found.trials(), found.config.tune.metric
-    best = found.best(trials)
+    trials, metric = search.trials(), search.config.tune.metric
+    best = search.best(trials)
     preset = None
     if best is not None:
-        text, uri = preset_of(found, best), storage.join(found.uri, records.BEST_PRESET)
+        text, uri = preset_of(search, best), storage.join(search.uri, records.BEST_PRESET)
         storage.write_text(uri, text)
-        local = preset_to or (PRESETS / f"{found.search_id}.yaml" if storage.is_remote(uri) else None)
+        local = preset_to or (PRESETS / f"{search.search_id}.yaml" if storage.is_remote(uri) else None)
         if local is not None:
             storage.write_text(str(local), text)
         preset = str(local or uri)
     summary = {
-        "search_id": found.search_id,
+        "search_id": search.search_id,
         "run_id": best.run_id if best else None,
-        "storage": found.config.storage,
+        "storage": search.config.storage,
         "steps": best.step if best else None,
         "metrics": best.scores[-1]["metrics"] if best else None,
-        "model": None,  # a search registers nothing: that is left to a run of its preset
+        "model": None,  # a search registers no model; a run of its preset does
         "metric": metric,
-        "trials": [_row(trial, found) for trial in trials],
-        "best": _row(best, found) if best else None,
+        "trials": [_row(trial, search) for trial in trials],
+        "best": _row(best, search) if best else None,
         "preset": preset,
         "report": report_uri,
     }
-    records.SUMMARY.write(found.uri, summary)
+    records.SUMMARY.write(search.uri, summary)
     return summary
 
 
-def _row(trial: Trial, found: Search) -> dict[str, Any]:
-    values = {one.key: trial.values.get(one.key, base_value(found, one.key)) for one in found.ranges}
+def _row(trial: Trial, search: Search) -> dict[str, Any]:
+    values = {one.key: trial.values.get(one.key, base_value(search, one.key)) for one in search.ranges}
     return {
         "trial": trial.number,
         "state": trial.state,
         "step": trial.step,
-        found.config.tune.metric: trial.value(found.config.tune.metric),
+        search.config.tune.metric: trial.value(search.config.tune.metric),
         "values": values,
         "run_id": trial.run_id,
         "message": trial.message,
     }
 
 
-def base_value(found: Search, key: str) -> Any:
-    """What the configuration itself says, which is what trial 0 has."""
+def base_value(search: Search, key: str) -> Any:
+    """Value of a setting in the configuration itself, i.e. in trial 0."""
     from pipeline.tune import space
 
-    return space.value_of(found.config, key)
+    return space.value_of(search.config, key)
 
 
-def _scores(found: Search) -> int:
-    """Grows with every score, so that a job that was lost is started again for as long as it gets on."""
-    return sum(len(trial.scores) for trial in found.trials())
+def _scores(search: Search) -> int:
+    """Number of scores so far: the measure of progress by which a lost job is restarted."""
+    return sum(len(trial.scores) for trial in search.trials())

@@ -1,8 +1,8 @@
-"""A trial in Ray Tune: the ordinary training, rung by rung, with a score on the test images at each of them.
+"""A trial in Ray Tune: an ordinary training, scored on the test images at each rung.
 
-Nothing of a trial runs while Tune decides about it: training stops at the rung with a checkpoint, as it does
-for a lost node, and goes on from there with the same bits if the trial goes on. So a stopped trial leaves no
-process, and a trial that trained to its end is the run that ``agit run`` would have made.
+Training stops at each rung with a checkpoint and, if Tune continues the trial, resumes from it exactly, as after a
+lost node. A stopped trial therefore leaves no process behind, and a trial that trained to its end is identical to the
+run that ``agit run`` would have made.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from pipeline.tune.search import ENDED, Search, from_spec
 log = logging.getLogger(__name__)
 
 WORST = 1e9
-"""Stands for the score of a trial that has none, in a search for the lowest; Tune compares numbers only."""
+"""Score of a trial that has none, if lower is better; Tune compares only numbers."""
 
 
 class TuneTrial(tune.Trainable):
-    """One actor serves one trial after the other."""
+    """Actor that runs trials one after another."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        self._told: dict[str, Any] = config["spec"]
-        self._search: Search = from_spec(self._told)
+        self._spec: dict[str, Any] = config["spec"]
+        self._search: Search = from_spec(self._spec)
         self._scratch: str = config["scratch"]
         self._own_ray: bool = config["own_ray"]
         self._begin(int(config["trial"]))
@@ -45,7 +45,7 @@ class TuneTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Trains to the next rung and scores, or tells again what was scored there before."""
+        """Train to the next rung and score, or replay the score that the rung already has."""
         trial, at = self._trial, self._next
         self._next += 1
         if at >= len(trial.scores) and trial.state not in ENDED:
@@ -63,11 +63,11 @@ class TuneTrial(tune.Trainable):
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """Nothing: the storage has everything."""
+        """Do nothing: checkpoints are in the run's storage."""
         return {}
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing, likewise."""
+        """Do nothing, as in :meth:`save_checkpoint`."""
 
     # ------------------------------------------------------------------ one trial
 
@@ -81,11 +81,11 @@ class TuneTrial(tune.Trainable):
         self._next = 0
 
     def _rung(self) -> int:
-        """The next rung that has no score."""
+        """The first rung without a score."""
         return next((rung for rung in self._search.rungs if rung > self._trial.resource), self._search.total)
 
     def _advance(self) -> None:
-        """Trains to the next rung and scores, which may be the trial's end."""
+        """Train to the next rung, score, and store the trial's new state."""
         search, trial = self._search, self._trial
         rungs = dict(zip(search.rungs, search.steps_of(trial.number), strict=True))
         trial.state = "running"
@@ -93,28 +93,28 @@ class TuneTrial(tune.Trainable):
         config = _executed(search, trial.number)
         spec = specs.spec_of(config, search.data_uri, trial.run_id)
         spec |= {"attempt": 1, "until": rungs[self._rung()]}
-        lease.check(self._told)
+        lease.check(self._spec)
         try:
             result = _train(spec, config, search.uri, self._scratch, self._own_ray)
             scored = _score(config, result["checkpoint"], search.data_uri)
         except (BadInput, RunFailed) as error:
-            lease.check(self._told)
-            # not those from which it recovered before it failed of something else
-            ends = {"mask_collapsed", "diverged"}
-            messages = [e["message"] for e in events.read(trial.run_uri) if e["kind"] in ends]
+            lease.check(self._spec)
+            # the error must be that of the event: a trial can recover from a divergence and then fail otherwise
+            kinds = {"mask_collapsed", "diverged"}
+            messages = [e["message"] for e in events.read(trial.run_uri) if e["kind"] in kinds]
             collapsed = any(message in str(error) for message in messages)
             trial.state, trial.message = "collapsed" if collapsed else "failed", str(error)
             train_job.tell(spec, trial.state, message=trial.message)
             search.store(trial)
             return
         step, metrics = int(result["steps"]), scored["metrics"]
-        # a run that somebody has trained further is scored where it stands
+        # the run may be past the requested step, if it was trained further outside of this search
         resource = max(rung for rung, at in rungs.items() if at <= step)
-        how = _collapsed(metrics, search.config.tune.metric)
+        reason = _collapsed(metrics, search.config.tune.metric)
         row = {"resource": resource, "step": step, "time": time.time(), **scored}
-        trial.scores.append(row | {"samples": result["samples"], "collapsed": how is not None})
-        if how is not None:
-            trial.state, trial.message = "collapsed", how
+        trial.scores.append(row | {"samples": result["samples"], "collapsed": reason is not None})
+        if reason is not None:
+            trial.state, trial.message = "collapsed", reason
         elif resource == search.total:
             trial.state = "finished"
         search.store(trial)
@@ -124,7 +124,7 @@ class TuneTrial(tune.Trainable):
 
 
 def _collapsed(metrics: dict[str, float | None], metric: str) -> str | None:
-    """Why there is no sense in going on with what was scored so, if there is none."""
+    """Why a trial with these scores has collapsed; None if it has not."""
     if metrics.get(metric) is None:
         return "the scores are not finite"
     for domain in "ab":
@@ -135,7 +135,7 @@ def _collapsed(metrics: dict[str, float | None], metric: str) -> str | None:
 
 
 def _executed(search: Search, number: int) -> Config:
-    """How a trial is run: what is changed here is no part of its identity."""
+    """Configuration to run a trial with; the settings changed here are not part of a run's identity."""
     config = search.config_of(number)
     train: dict[str, Any] = {"stop_on_collapse": True}
     side_by_side = search.config.tune.concurrent
@@ -154,12 +154,12 @@ def _executed(search: Search, number: int) -> Config:
 def _train(
     spec: dict[str, Any], config: Config, search_uri: str, scratch: str, own_ray: bool
 ) -> dict[str, Any]:
-    """Trains to ``spec["until"]``, or finds the training finished."""
+    """Train to step ``spec["until"]``, or return the result of a training that is already finished."""
     from pipeline.train.driver import drive
 
     if (done := records.RESULT.read(spec["run_uri"])) is not None:
         return done.plain()
-    # what an earlier attempt of this search left is its own
+    # a lease left by an earlier attempt of this search does not block it
     lease.refuse_second(spec["run_uri"], unless={"search": search_uri})
     owner = lease.this_process() | {"search": search_uri}
     specs.write_spec({key: value for key, value in spec.items() if key != "until"}, 1, owner)
@@ -174,8 +174,7 @@ def _train(
 
 
 def _score(config: Config, checkpoint_uri: str, data_uri: str) -> dict[str, Any]:
-    """``metrics`` and the ``inception`` behind them, from a process of Ray's, which keeps that loaded and has a GPU
-    if the training had one."""
+    """Score a checkpoint in a Ray worker, on a GPU if training uses one: ``metrics`` and the ``inception`` used."""
     from pipeline.train.driver import needs_gpu
 
     task = ray.remote(_score_here).options(
@@ -186,7 +185,7 @@ def _score(config: Config, checkpoint_uri: str, data_uri: str) -> dict[str, Any]
 
 
 _inceptions: dict[Any, Any] = {}
-"""What this process has loaded."""
+"""Inception networks loaded by this process; Ray reuses worker processes, so each loads one only once."""
 
 
 def _score_here(tree: dict[str, Any], checkpoint_uri: str, data_uri: str) -> dict[str, Any]:

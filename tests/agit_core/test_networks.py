@@ -221,7 +221,7 @@ def test_convolutions_of_images_are_pytorchs_own(
     [
         (
             {"networks": NetworkConfig(preset="uaggan", attention_decoder="3x3")},
-            "for the preset agit, not for uaggan",
+            "applies to the preset agit, not to uaggan",
         ),
         ({"networks": NetworkConfig(generator_width=0)}, "generator_width must be at least 1"),
         ({"networks": NetworkConfig(discriminator_width=-4)}, "discriminator_width must be at least 1"),

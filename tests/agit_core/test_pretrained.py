@@ -22,8 +22,8 @@ def slim(folder: Path, **changed: torch.Tensor) -> Path:
 def test_half_precision_differs_by_a_grey_level_or_two(tmp_path: Path) -> None:
     small = Translator.load(slim(tmp_path))
     full = Translator.load(tmp_path / "full")
-    assert full.model.judges
-    assert not small.model.judges
+    assert full.model.has_discriminators
+    assert not small.model.has_discriminators
     image = models.photograph(64, 48)
     for direction in ("a2b", "b2a"):
         there, here = (t.translate(image, direction).image.astype(int) for t in (full, small))

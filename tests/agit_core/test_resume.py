@@ -19,7 +19,7 @@ import torch
 from agit_core.checkpoint import Snapshot
 from agit_core.config import MethodConfig
 from agit_core.errors import BadInput
-from agit_core.trainer import Figures, Trainer
+from agit_core.trainer import MeanFigures, Trainer
 from tests.agit_core import dying, tiny
 
 LOSSES_THEN = (("generator", ("ab", "ba")), ("cycle", "ab"), ("identity", "ab"), ("discriminator", "ab"))
@@ -117,7 +117,7 @@ def test_killed_while_writing_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     assert len(left) > 1, "the children must have been writing"
 
 
-def _resumed(snapshot: Snapshot) -> tuple[Trainer, list[tuple[int, Figures]]]:
+def _resumed(snapshot: Snapshot) -> tuple[Trainer, list[tuple[int, MeanFigures]]]:
     """A run resumed in the middle of epoch 0 and trained beyond the end of that, with the epochs that ended."""
     trainer = tiny.trainer(with_average())
     # the run takes the snapshot's tensors over

@@ -29,6 +29,38 @@ def test_agreement_with_a_mask_by_hand() -> None:
     assert attention.everywhere(truth)[1].isnan()
 
 
+def test_the_auc_is_the_share_of_pairs_in_the_right_order() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mask = (torch.rand(3, 1, 9, 9, generator=generator) * 5).round() / 5  # with ties
+    truth = torch.rand(3, 1, 9, 9, generator=generator) < 0.3
+    for found, attended, objects in zip(attention.auc(mask, truth), mask, truth, strict=True):
+        inside, outside = attended[objects], attended[~objects]
+        pairs = (inside[:, None] > outside).double() + 0.5 * (inside[:, None] == outside)
+        assert found.item() == pytest.approx(pairs.mean().item())
+    assert attention.auc(truth.float(), truth).tolist() == [1.0] * 3
+    assert attention.auc(torch.full_like(mask, 0.7), truth).tolist() == [0.5] * 3
+    assert attention.auc(mask, torch.ones_like(truth)).isnan().all()
+    assert attention.auc(mask, torch.zeros_like(truth)).isnan().all()
+
+
+def test_a_blob_finds_what_lies_in_the_middle_and_nothing_else() -> None:
+    truth = torch.zeros(3, 1, 40, 40, dtype=torch.bool)
+    y, x = torch.meshgrid(*[torch.arange(40) - 19.5] * 2, indexing="ij")
+    truth[0, 0] = (x / 16) ** 2 + (y / 8) ** 2 <= 1  # half axes 0.4 and 0.2 of the side
+    truth[1, 0, :4, :4] = True
+    iou = attention.blob_iou(truth)
+    assert iou.shape == (3, attention.BLOBS)
+    assert iou[0].max() == 1.0
+    assert iou[1].max() < 0.05
+    assert iou[2].isnan().all()
+    everything = torch.ones(1, 1, 40, 40, dtype=torch.bool)
+    assert attention.blob_iou(everything).max() > 0.95
+    auc = attention.centre_auc(truth)
+    assert auc[0] > 0.9
+    assert auc[1] < 0.05
+    assert auc[2].isnan()
+
+
 def test_the_threshold_counts() -> None:
     mask, truth = squares()
     assert attention.agreement(mask, truth, threshold=0.1)["recall"][0].item() == 1.0

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agit_core.config import HistoryConfig, LossConfig, MethodConfig
+from agit_core.config import HistoryConfig, LossConfig, MethodConfig, OptimizerConfig
 from agit_core.errors import BadInput
 from agit_core.networks import Networks, cancelled_biases
 from agit_core.stages import collapse
@@ -143,10 +143,26 @@ def test_what_each_option_trains(case: str) -> None:
     assert {n for n in after if not torch.equal(before[n], after[n])} == expected
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["full", "masked"])
-def test_the_benchmarks_plain_step_does_the_same_work(masked: bool) -> None:
+PORT = replace(
+    options(networks={"preset": "uaggan"}),
+    history=HistoryConfig(size=0),
+    optimizer=OptimizerConfig(learning_rate=2e-3, attention_learning_rate=0.0),
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "masked"),
+    [
+        (options(switch_at=9), False),
+        (options(switch_at=0), True),
+        (CASES["cyclegan"], False),
+        (PORT, False),
+    ],
+    ids=["full", "masked", "cyclegan", "uaggan"],
+)
+def test_the_benchmarks_plain_step_does_the_same_work(config: MethodConfig, masked: bool) -> None:
     """What `make bench` compares with is this method: the same losses and weights, step after step."""
-    trainer = tiny.trainer(options(switch_at=0 if masked else 9))
+    trainer = tiny.trainer(config)
     plain = PlainStep(trainer.networks, trainer.config, masked)
     for _ in range(2):
         batch = tiny.next_batch(trainer)

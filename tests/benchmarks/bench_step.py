@@ -1,16 +1,26 @@
-"""One training step at 256 x 256, preset agit, beside the plain eager fp32 channels-first step."""
+"""One training step of each preset beside the plain eager fp32 channels-first step of its original."""
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from agit_core.config import HistoryConfig, MethodConfig, PrecisionConfig, StageConfig
+from agit_core.config import (
+    HistoryConfig,
+    LossConfig,
+    MethodConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    StageConfig,
+)
 from agit_core.loader import Batch
 from agit_core.precision import make_deterministic, make_exact, pick_device, resolve
 from agit_core.sampling import SamplePlan
@@ -18,13 +28,80 @@ from agit_core.trainer import Trainer
 from tests.benchmarks.plain_step import PlainStep, as_on_gpus
 from tests.benchmarks.result import Result, table
 
-KEYS = ("step_ratio_default", "step_ratio_fp32")
+KEYS = ("step_ratio_default", "step_ratio_fp32", "step_ratio_presets")
 
 SIZE = 256
 FP32 = PrecisionConfig(autocast="off", channels_last="off", compile="off")
+_STAGES = StageConfig(switch_at=10**6)
+AGIT = MethodConfig(stages=_STAGES, history=HistoryConfig(size=4))
+OTHERS = {
+    # what presets h2z-cyclegan and h2z-uaggan train
+    "cyclegan": MethodConfig(
+        networks=NetworkConfig(preset="cyclegan"),
+        losses=LossConfig(identity_weight=0.5),
+        stages=_STAGES,
+        history=HistoryConfig(size=4),
+    ),
+    "uaggan": MethodConfig(
+        networks=NetworkConfig(preset="uaggan"),
+        stages=_STAGES,
+        history=HistoryConfig(size=0),
+        optimizer=OptimizerConfig(attention_learning_rate=0.0),
+    ),
+}
+PEER_SIZE, PEER_BATCHES = 128, (1, 4)
 
 
 def run(size: int = SIZE, rounds: int = 5, warm_up: int = 2) -> Result:
+    """Preset agit at 256 px with batch 1, then the other presets as their originals train them."""
+    result, peers = agit(size, rounds, warm_up), others(min(size, PEER_SIZE), rounds, warm_up)
+    return Result({**result.keys, **peers.keys}, [*result.lines, "", *peers.lines])
+
+
+def others(size: int, rounds: int, warm_up: int) -> Result:
+    """Steps of pytorch-CycleGAN and of the first port over ours, in fp32; seconds of the processor without a GPU."""
+    device = pick_device()
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    ratios: dict[str, float] = {}
+    rows = []
+    for (name, config), batch in itertools.product(OTHERS.items(), PEER_BATCHES):
+        steps = {
+            "plain": plain(size, device, config, batch),
+            "ours": ours(PrecisionConfig(autocast="off"), size, device, config, batch),
+        }
+        times = _in_turns(steps, rounds, warm_up, device, clock)
+        best = {which: statistics.median(t) for which, t in times.items()}
+        ratios[f"{name}_batch_{batch}"] = round(best["plain"] / best["ours"], 3)
+        rows.append((f"{name}, batch {batch}", best["plain"], best["ours"], best["plain"] / best["ours"]))
+    numerics = resolve(PrecisionConfig(autocast="off"), device)
+    return Result(
+        {"step_ratio_presets": ratios},
+        [
+            f"{size} x {size}, fp32, ours: {numerics.describe()}",
+            *table(("step", "seconds plain", "ours", "plain over ours"), rows),
+        ],
+    )
+
+
+def _in_turns(
+    steps: dict[str, Callable[[], Any]],
+    rounds: int,
+    warm_up: int,
+    device: torch.device,
+    clock: Callable[[], float],
+) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(warm_up + rounds):
+        for name, step in steps.items():
+            begun = clock()
+            step()
+            _wait(device)
+            if turn >= warm_up:
+                times[name].append(clock() - begun)
+    return times
+
+
+def agit(size: int, rounds: int, warm_up: int) -> Result:
     """Plain, ours in plain fp32 and ours by default take turns; ratios of the median times.
 
     Both compute the same step of stage ``full`` with batch 1 (a test holds them to it). A peak is what the same
@@ -40,14 +117,7 @@ def run(size: int = SIZE, rounds: int = 5, warm_up: int = 2) -> Result:
     types = {"ours, default": numerics.autocast or torch.float32}
     # from an eager step, whose operations can be counted; ours needs fewer, as attention is upsampled last
     flops = {"plain": count(steps["plain"]), "ours": count(ours(FP32, size, device))}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(warm_up + rounds):
-        for name, step in steps.items():
-            begun = time.perf_counter()
-            step()
-            _wait(device)
-            if turn >= warm_up:
-                times[name].append(time.perf_counter() - begun)
+    times = _in_turns(steps, rounds, warm_up, device, time.perf_counter)
     seconds = {name: statistics.median(t) for name, t in times.items()}
     peaks = {dtype: matrix_peak(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
     rows, rates = [], {}
@@ -75,10 +145,12 @@ def run(size: int = SIZE, rounds: int = 5, warm_up: int = 2) -> Result:
     )
 
 
-def ours(precision: PrecisionConfig, size: int, device: torch.device) -> Callable[[], Any]:
-    """Our step, on the same two images over and over."""
-    trainer = _trainer(precision, size, device)
-    a, b = _images(size, device)
+def ours(
+    precision: PrecisionConfig, size: int, device: torch.device, config: MethodConfig = AGIT, batch: int = 1
+) -> Callable[[], Any]:
+    """Our step, on the same images over and over."""
+    trainer = _trainer(replace(config, precision=precision), size, device, batch)
+    a, b = _images(size, device, batch)
 
     def step() -> Any:
         # of the whole process, and the others want them otherwise
@@ -89,11 +161,11 @@ def ours(precision: PrecisionConfig, size: int, device: torch.device) -> Callabl
     return step
 
 
-def plain(size: int, device: torch.device) -> Callable[[], Any]:
+def plain(size: int, device: torch.device, config: MethodConfig = AGIT, batch: int = 1) -> Callable[[], Any]:
     """The yardstick, with the same initial weights, and PyTorch's settings as they come: on GPUs TF32 in cuDNN."""
-    trainer = _trainer(FP32, size, device)
+    trainer = _trainer(replace(config, precision=FP32), size, device, batch)
     plain_step = PlainStep(trainer.networks, trainer.config, masked=False)
-    a, b = _images(size, device)
+    a, b = _images(size, device, batch)
 
     def step() -> Any:
         make_deterministic(device, False)
@@ -131,13 +203,11 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def _trainer(precision: PrecisionConfig, size: int, device: torch.device) -> Trainer:
-    stages = StageConfig(switch_at=10**6)
-    config = MethodConfig(stages=stages, history=HistoryConfig(size=4), precision=precision)
-    return Trainer(config, SamplePlan(0, 1000, 1000, 1), size, 10**6, device)
+def _trainer(config: MethodConfig, size: int, device: torch.device, batch: int) -> Trainer:
+    return Trainer(config, SamplePlan(0, 1000, 1000, batch), size, 10**6, device)
 
 
-def _images(size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _images(size: int, device: torch.device, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    pair = torch.rand(2, 1, 3, size, size, generator=generator) * 2 - 1
+    pair = torch.rand(2, batch, 3, size, size, generator=generator) * 2 - 1
     return pair[0].to(device), pair[1].to(device)

@@ -3,7 +3,7 @@
 Eager, fp32, channels first; PyTorch's own layers in the published order; one discriminator pass for the real
 images and one for the fakes; a backward per discriminator; ``torch.optim.Adam`` as it comes; losses read with
 ``.item()``. The discriminators are frozen in the generators' half, as the most used CycleGAN code does. It
-computes what :class:`agit_core.step.TrainingStep` computes, which a test holds both to.
+computes what :class:`agit_core.step.TrainingStep` computes, for every preset, which a test holds both to.
 """
 
 from __future__ import annotations
@@ -54,13 +54,15 @@ def as_on_gpus() -> Iterator[None]:
 
 
 class ImagePool:
-    """Earlier fakes with their masks: the usual pool, image by image."""
+    """Earlier fakes with their masks: the usual pool, image by image. Without room it hands back what it is given."""
 
     def __init__(self, size: int = 50) -> None:
         self.size = size
         self.entries: list[tuple[Tensor, Tensor]] = []
 
     def query(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.size:
+            return images, masks
         answer = []
         for entry in zip(images, masks, strict=True):
             if len(self.entries) < self.size:
@@ -79,11 +81,12 @@ class PlainStep:
         self.nets = as_published(networks)
         self.config, self.masked = config, masked
         nets, adam = self.nets, config.optimizer
-        attention = [nets.attention_a, nets.attention_b]
+        attention = [net for net in (nets.attention_a, nets.attention_b) if net is not None]
         if masked:
             for net in (*attention, nets.discriminator_a.norms, nets.discriminator_b.norms):
                 net.requires_grad_(False)
-            attention = []
+        if masked or adam.attention_learning_rate == 0:
+            attention = []  # the first port gives it to no optimiser, and computes its gradients all the same
         generators = [nets.generator_ab, nets.generator_ba, *attention]
         self.discriminators = [nets.discriminator_a, nets.discriminator_b]
         settings = {"lr": adam.learning_rate, "betas": (adam.beta1, adam.beta2)}
@@ -96,6 +99,7 @@ class PlainStep:
             **settings,  # type: ignore[arg-type]
         )
         self.pool_a, self.pool_b = ImagePool(config.history.size), ImagePool(config.history.size)
+        self.identity = config.losses.identity_weight
         self.mse, self.l1 = nn.MSELoss(), nn.L1Loss()
 
     def seen(self, image: Tensor, mask: Tensor) -> Tensor:
@@ -105,14 +109,21 @@ class PlainStep:
         scores = net(image, normalise=not self.masked)
         return self.mse(scores, torch.full_like(scores, float(real)))
 
+    def translate(
+        self, image: Tensor, generator: nn.Module, attention: nn.Module | None
+    ) -> tuple[Tensor, Tensor]:
+        """The translation and its mask; without attention the generator's output and ones."""
+        if attention is None:
+            return generator(image), torch.ones_like(image[:, :1])
+        mask = attention(image)
+        return mask * generator(image) + (1 - mask) * image, mask
+
     def __call__(self, a: Tensor, b: Tensor) -> dict[str, float]:
         nets, weight = self.nets, self.config.losses.cycle_weight
-        mask_a, mask_b = nets.attention_a(a), nets.attention_b(b)
-        fake_b = mask_a * nets.generator_ab(a) + (1 - mask_a) * a
-        fake_a = mask_b * nets.generator_ba(b) + (1 - mask_b) * b
-        mask_fake_b, mask_fake_a = nets.attention_b(fake_b), nets.attention_a(fake_a)
-        back_a = mask_fake_b * nets.generator_ba(fake_b) + (1 - mask_fake_b) * fake_b
-        back_b = mask_fake_a * nets.generator_ab(fake_a) + (1 - mask_fake_a) * fake_a
+        fake_b, mask_a = self.translate(a, nets.generator_ab, nets.attention_a)
+        fake_a, mask_b = self.translate(b, nets.generator_ba, nets.attention_b)
+        back_a, _ = self.translate(fake_b, nets.generator_ba, nets.attention_b)
+        back_b, _ = self.translate(fake_a, nets.generator_ab, nets.attention_a)
 
         trained = list(self.optimizer_d.param_groups[0]["params"])
         for p in trained:
@@ -121,7 +132,11 @@ class PlainStep:
         gan_ab = self.judge(nets.discriminator_b, self.seen(fake_b, mask_a), True)
         gan_ba = self.judge(nets.discriminator_a, self.seen(fake_a, mask_b), True)
         cycle_a, cycle_b = self.l1(back_a, a), self.l1(back_b, b)
-        (gan_ab + gan_ba + weight * cycle_a + weight * cycle_b).backward()
+        total = gan_ab + gan_ba + weight * cycle_a + weight * cycle_b
+        if self.identity:
+            same_a, same_b = self.l1(nets.generator_ba(a), a), self.l1(nets.generator_ab(b), b)
+            total = total + weight * self.identity * (same_a + same_b)
+        total.backward()
         self.optimizer_g.step()
 
         for p in trained:

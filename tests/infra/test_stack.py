@@ -171,7 +171,10 @@ def test_deployments_with_their_forms_and_work_pools(stack: Running) -> None:
 
 
 def test_the_bare_name_of_a_deployment_trains(stack: Running) -> None:
-    parameters = {"config": "tiny.yaml", "overrides": ["register.gate.better_than_nothing=false"]}
+    parameters = {
+        "config": "tiny.yaml",
+        "overrides": ["register.gate.better_than_nothing=false", "register.gate.better_than_blob=false"],
+    }
     run = ("prefect", "deployment", "run", "train-demo", "--watch", "--params", json.dumps(parameters))
     done = stack.call(*run)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -219,7 +222,10 @@ def test_the_worker_picks_up_a_scheduled_retraining(stack: Running) -> None:
         seconds=10
     )  # the scheduler may look later: then it is the next minute
     # after the training above: nothing is new
-    parameters = {"config": "tiny.yaml", "overrides": ["register.gate.better_than_nothing=false"]}
+    parameters = {
+        "config": "tiny.yaml",
+        "overrides": ["register.gate.better_than_nothing=false", "register.gate.better_than_blob=false"],
+    }
     schedule = {"interval": 60, "anchor_date": soon.isoformat(), "timezone": "UTC"}
     body = [{"schedule": schedule, "active": True, "parameters": parameters}]
     stack.api("POST", f"/deployments/{deployment}/schedules", json=body)

@@ -175,6 +175,8 @@ def _evaluation(run: Path, kept: int) -> None:
         "attention_iou_a": (0.71, 0.03, None, 0.66, None, "better"),
         "attention_iou_b": (0.64, 0.04, None, 0.65, None, "noise"),
         "attention_iou_everywhere_a": (0.22, 0.02, None, 0.22, None, None),
+        "attention_iou_blob_a": (0.31, 0.02, None, 0.31, None, None),
+        "attention_iou_blob_b": (0.66, 0.02, None, 0.66, None, None),
         "attention_precision_a": (0.83, 0.02, None, 0.82, None, "noise"),
         "attention_coverage_a": (0.24, 0.01, None, 0.25, None, None),
         "attention_coverage_b": (0.29, 0.01, None, 0.28, None, None),

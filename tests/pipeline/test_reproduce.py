@@ -122,7 +122,7 @@ def test_what_cannot_be_reproduced_is_told_in_one_sentence(root: Path, tmp_path:
     with pytest.raises(BadInput, match="another --storage"):
         reproduce.settings(origin, config.storage)
     run = storage.join(config.storage, "runs", str(origin.lineage["run_id"]))
-    with pytest.raises(BadInput, match="does not say where it comes from"):
+    with pytest.raises(BadInput, match="is incomplete"):
         reproduce.reproduce(records.RESULT.read(run).checkpoint, config)  # type: ignore[union-attr]
 
 
@@ -165,7 +165,7 @@ class TestStart:
 
     def test_an_alias_without_a_note_of_its_version_is_refused(self) -> None:
         origin, config = self.origin("models:/h2z@champion")
-        with pytest.raises(BadInput, match="did not note which version"):
+        with pytest.raises(BadInput, match="did not record the version"):
             reproduce.start(origin, config, config)
 
     def test_other_weights_than_then_are_refused(self, tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ class TestStart:
         origin, config = self.origin("models:/h2z@champion", start={"uri": uri, "digest": digest})
         assert reproduce.start(origin, config, config) == uri
         other, _ = self.origin("models:/h2z@champion", start={"uri": uri, "digest": "another"})
-        with pytest.raises(BadInput, match="holds another model now"):
+        with pytest.raises(BadInput, match="now holds another model"):
             reproduce.start(other, config, config)
         shutil.rmtree(tmp_path / "first")
         with pytest.raises(BadInput, match="no model at"):

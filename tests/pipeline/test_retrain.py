@@ -36,6 +36,7 @@ def config_of(root: Path, source: Path, *more: str) -> Config:
         f"storage={root / 'storage'}",
         f"data.source={source}",
         "register.gate.better_than_nothing=false",
+        "register.gate.better_than_blob=false",
     )
     return load(str(root / "tiny.yaml"), [*settings, "register.gate.minimum_coverage=0", *more])
 
@@ -88,7 +89,7 @@ def test_settings_of_another_release_train(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(models, "history", lambda _: {"versions": [version]})
     decision = retrain.decide(config, Data("data/x", {"fingerprint": "f"}, True))
     assert (decision.train, decision.version) == (True, 3)
-    assert decision.reason == "the settings of version 3 are of another release: trains"
+    assert decision.reason == "the settings of version 3 are from another release: trains"
     del tree["train"]["steps_per_night"]
     storage.write_json(str(tmp_path / "model/model.json"), {"lineage": lineage})
     assert not retrain.decide(config, Data("data/x", {"fingerprint": "f"}, True)).train
@@ -153,7 +154,7 @@ def test_data_that_is_gone_trains(first: Trained, source: Path) -> None:
     finally:
         aside.rename(before)
     assert decision.train
-    assert decision.reason == f"the images of version {first.version} are gone: trains"
+    assert decision.reason == f"the data of version {first.version} no longer exists: trains"
 
 
 @pytest.mark.long

@@ -83,13 +83,13 @@ def test_status_tells_failures_and_recoveries(tmp_path: Path) -> None:
     text = "\n".join(run_status.describe(status))
     assert "step 40 of 100 (40 %)" in text
     assert "checkpoints: step 40 (newest)" in text
-    assert "survived: 1 failure, 7 steps done again" in text
+    assert "survived: 1 failure, 7 steps repeated" in text
     assert "started at step 0, 2 workers" in text
     assert "worker failed: a process of the training died" in text
     assert max(map(len, text.splitlines())) < 200
-    assert "went on from step 30 0 s later, 7 steps done again, 2 workers" in text
+    assert "resumed from step 30 0 s later, 7 steps repeated, 2 workers" in text
     assert "attempt 2, started by process 1 of h" in text
-    assert "nothing trains it now, for 5 min;" in text
+    assert "no process has been training this run for 5 min;" in text
 
 
 def test_status_of_a_running_job_on_a_cluster(tmp_path: Path) -> None:
@@ -132,8 +132,8 @@ def test_a_long_story_is_cut(tmp_path: Path) -> None:
     for step in range(40):
         events.record(uri, "resumed", step=step)
     lines = run_status.describe(run_status.status(uri))
-    assert "... 10 events before (--json has them all)" in lines
-    assert lines[-1].endswith("went on from step 39, 0 steps done again")
+    assert "... 10 earlier events (--json lists all)" in lines
+    assert lines[-1].endswith("resumed from step 39, 0 steps repeated")
 
 
 def test_result_is_the_last_word(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from typing import Any
 
 import pyarrow as pa
@@ -32,6 +34,32 @@ def read(uri: str) -> dict[str, Any]:
             f"{uri} has format {manifest.get('format')}, this version reads {FORMAT}; prepare the data again"
         )
     return manifest
+
+
+def checksum(manifest: dict[str, Any]) -> str:
+    """SHA-256 of all that a manifest says beside its own ``checksum``."""
+    told = {key: value for key, value in manifest.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def problem(manifest: dict[str, Any]) -> str | None:
+    """What in a manifest contradicts itself; None where nothing does. Older ones have no ``checksum``."""
+    if checksum(manifest) != manifest.get("checksum", checksum(manifest)):
+        return "the manifest was changed after it had been written"
+    for split, told in manifest["splits"].items():
+        if told["rows"] != sum(shard["rows"] for shard in told["shards"]):
+            return f"the manifest's shards of {split} do not have the {told['rows']} rows that it promises"
+    return None
+
+
+def check(uri: str, manifest: dict[str, Any]) -> None:
+    """Refuse a manifest that contradicts itself.
+
+    Raises:
+        BadInput: says where, and what to do.
+    """
+    if (found := problem(manifest)) is not None:
+        raise BadInput(f"{storage.join(uri, NAME)}: {found}; remove {uri} and prepare the data again")
 
 
 def find(uri: str) -> dict[str, Any] | None:
@@ -65,6 +93,9 @@ def read_index(uri: str, manifest: dict[str, Any], split: str, columns: list[str
             fs, path = storage.filesystem(where)
             with storage.explained(where, "read"), fs.open(path, "rb", cache_type="none") as file:
                 return shards.read_table(file, columns, pre_buffer=True)
-        return shards.read_table(io.BytesIO(storage.read_bytes(where)), columns)
+        data = storage.read_bytes(where)
+        if hashlib.sha256(data).hexdigest() != index["sha256"]:
+            raise BadInput(f"the index {where} is not what its manifest says; remove {uri} and prepare again")
+        return shards.read_table(io.BytesIO(data), columns)
     except (FileNotFoundError, pa.ArrowInvalid, OSError) as error:
         raise BadInput(f"the index {where} cannot be read ({error}); prepare the data again") from None

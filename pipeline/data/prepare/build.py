@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.data.format.shards import Row, ShardWriter, Written, read_rows, read_table
+from pipeline.data.prepare.claim import Claim
 from pipeline.data.prepare.decode import ImagePolicy
 from pipeline.data.prepare.encode import Encoded, Task, encode
 from pipeline.data.prepare.parallel import on_cluster, ordered_map
@@ -34,6 +35,7 @@ _META = b"agit"
 
 def build(
     uri: str,
+    claim: Claim,
     plans: list[ShardPlan],
     policies: dict[str, ImagePolicy],
     *,
@@ -47,6 +49,7 @@ def build(
 
     Args:
         uri: folder of the data set.
+        claim: on that folder.
         policies: per split.
         remote: reading an entry waits for a network.
         workers: processes; default: one per core of this machine or of the Ray cluster.
@@ -58,7 +61,7 @@ def build(
     """
     finished = _finished(uri, plans)
     todo = [
-        _Work(uri, plan, policies[plan.split], rows_per_group, earlier)
+        _Work(uri, claim, plan, policies[plan.split], rows_per_group, earlier)
         for plan in plans
         if plan.note not in finished
     ]
@@ -91,13 +94,14 @@ def build(
     return [by_note[plan.note] for plan in plans]
 
 
-def without(uri: str, done: Done, dropped: dict[str, str], rows_per_group: int) -> Done:
+def without(uri: str, claim: Claim, done: Done, dropped: dict[str, str], rows_per_group: int) -> Done:
     """A shard without the rows of some names, which are quarantined for the given reasons instead."""
     present = set(done.index["name"].to_pylist()) & dropped.keys()
     if not present:
         return done
     # Without its note, a run that is killed in between builds the whole shard again.
-    storage.remove(storage.join(uri, done.plan.note))
+    with claim.putting():
+        storage.remove(storage.join(uri, done.plan.note))
     target = storage.join(uri, done.plan.path)
     with tempfile.TemporaryDirectory(prefix="agit-shards-") as folder:
         old, new = Path(folder) / "old.parquet", Path(folder) / "new.parquet"
@@ -105,7 +109,8 @@ def without(uri: str, done: Done, dropped: dict[str, str], rows_per_group: int) 
         writer = ShardWriter(new, done.plan.number, rows_per_group)
         writer.add(row for row in read_rows(old, done.index) if row.name not in present)
         written = writer.close()
-        storage.upload_file(new, target)
+        with claim.putting():
+            storage.upload_file(new, target)
     digests = {entry.name: entry.digest for entry in done.plan.entries}
     rejected = [{"name": n, "reason": dropped[n], "digest": digests[n]} for n in sorted(present)]
     return replace(
@@ -126,11 +131,18 @@ class _Work:
     """One shard on its way: rows of an earlier set merged with newly encoded ones, in the plan's order."""
 
     def __init__(
-        self, uri: str, plan: ShardPlan, policy: ImagePolicy, rows_per_group: int, earlier: Earlier | None
+        self,
+        uri: str,
+        claim: Claim,
+        plan: ShardPlan,
+        policy: ImagePolicy,
+        rows_per_group: int,
+        earlier: Earlier | None,
     ) -> None:
         self.plan = plan
         self.policy = policy
         self._uri = uri
+        self._claim = claim
         self._rows_per_group = rows_per_group
         self._earlier = earlier
         self._known = earlier.known(plan) if earlier else Known()
@@ -190,13 +202,16 @@ class _Work:
         target = storage.join(self._uri, self.plan.path)
         if self._writer is None or self._path is None:
             assert self._earlier is not None
-            done = self._earlier.copied(self.plan, self._known, target)
+            with self._claim.putting():
+                done = self._earlier.copied(self.plan, self._known, target)
         else:
             written = self._writer.close()
-            storage.upload_file(self._path, target)
+            with self._claim.putting():
+                storage.upload_file(self._path, target)
             self._path.unlink()
             done = self._done(written)
-        _write_note(self._uri, done)
+        with self._claim.putting():
+            _write_note(self._uri, done)
         return done
 
     def _reject(self, entry: Entry, reason: str) -> None:

@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -20,6 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from agit_core.errors import BadInput, RunFailed
+from pipeline.process_identity import when_orphaned
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -110,7 +109,7 @@ def _in_processes(function: Callable[[T], R], tasks: Iterable[T], workers: int) 
         came = True
         return found
 
-    with ProcessPoolExecutor(workers, context, initializer=_follow, initargs=(os.getpid(),)) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
         try:
             yield from _in_order(
                 tasks, workers, lambda task: pool.submit(function, task), result, Future.cancel
@@ -157,12 +156,6 @@ def _cluster() -> Iterator[int]:
             ray.shutdown()
 
 
-def _follow(parent: int) -> None:
-    """Ends this worker when the process that started it is gone: a killed run must not leave processes."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _end_with(parent: int) -> None:
+    """A killed run must not leave processes."""
+    when_orphaned(parent, lambda: os._exit(1))

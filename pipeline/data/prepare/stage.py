@@ -26,6 +26,7 @@ from pipeline.config import Config, DataConfig, fingerprint
 from pipeline.data.format import manifest
 from pipeline.data.prepare import duplicates
 from pipeline.data.prepare.build import build, without
+from pipeline.data.prepare.claim import Claim, Superseded
 from pipeline.data.prepare.decode import VERSION, ImagePolicy
 from pipeline.data.prepare.plan import PARTS, Done, plan_shards
 from pipeline.data.prepare.previous import DamagedEarlier, Earlier
@@ -71,9 +72,20 @@ def prepare(config: Config, progress: Progress | None = None) -> Prepared:
         if found is not None:
             _check_quarantined(config.data, found)
             return Prepared(uri, found, reused=True)
-        made = _make(config, key, uri, source, report)
-    _sweep(config, uri)
-    return Prepared(uri, made, reused=False)
+        claim = Claim(uri)
+        try:
+            with claim.held(report) as free:
+                made = _make(config, key, uri, claim, source, report) if free else manifest.read(uri)
+        except Superseded:
+            found = manifest.find(uri)
+            if found is None:
+                raise
+            storage.remove(storage.join(uri, PARTS))  # a lock that was asked for in the last moment
+            return Prepared(uri, found, reused=True)
+    if free:
+        storage.remove(storage.join(uri, PARTS))
+        _sweep(config, uri)
+    return Prepared(uri, made, reused=not free)
 
 
 def find(config: Config, progress: Progress | None = None) -> Prepared | None:
@@ -91,7 +103,7 @@ def find(config: Config, progress: Progress | None = None) -> Prepared | None:
 @contextlib.contextmanager
 def _opened(config: Config, report: Progress) -> Iterator[tuple[Source, str, str]]:
     """The source, the fingerprint of its contents and settings, and the folder that bears it."""
-    report({"message": f"looking at {config.data.source}"})
+    report({"message": f"looking at {redact(config.data.source)}"})
     with open_source(config.data, storage.downloads(config.storage), report) as source:
         key = fingerprint({"settings": shaping(config.data), "contents": source.digest()})
         yield source, key, storage.join(config.storage, "data", f"{config.name}-{key}")
@@ -105,7 +117,9 @@ def shaping(config: DataConfig) -> dict[str, Any]:
     return {**values, "format": manifest.FORMAT, "images": VERSION}
 
 
-def _make(config: Config, key: str, uri: str, source: Source, report: Progress) -> dict[str, Any]:
+def _make(
+    config: Config, key: str, uri: str, claim: Claim, source: Source, report: Progress
+) -> dict[str, Any]:
     settings = shaping(config.data)
     policies = {split: _policy(config.data, split) for split in SPLITS}
     plans = [
@@ -119,6 +133,7 @@ def _make(config: Config, key: str, uri: str, source: Source, report: Progress) 
     def shards(earlier: Earlier | None) -> list[Done]:
         return build(
             uri,
+            claim,
             plans,
             policies,
             remote=source.remote,
@@ -133,13 +148,13 @@ def _make(config: Config, key: str, uri: str, source: Source, report: Progress) 
         done = shards(earlier)
     except DamagedEarlier:
         done = shards(None)
-    _check_usable(config.data, done, uri)
+    _check_usable(config.data, done, uri, claim)
     report({"message": "looking for duplicates"})
     copies = duplicates.find(_column(done, "source_sha256"), _column(done, "look"))
     names = _Names(done)
     if config.data.duplicates == "drop":
-        done = _without_copies(uri, done, names, copies, config.data.rows_per_group)
-        _check_left(config.data, done, uri)
+        done = _without_copies(uri, claim, done, names, copies, config.data.rows_per_group)
+        _check_left(config.data, done, uri, claim)
     made = {
         "format": manifest.FORMAT,
         "name": config.name,
@@ -149,16 +164,19 @@ def _make(config: Config, key: str, uri: str, source: Source, report: Progress) 
         "image_size": config.data.image_size,
         "load_size": config.data.load_size,
         "domains": {domain: {"name": source.names[domain]} for domain in "ab"},
-        "splits": {split: _split(uri, split, [d for d in done if d.plan.split == split]) for split in SPLITS},
+        "splits": {
+            split: _split(uri, claim, split, [d for d in done if d.plan.split == split]) for split in SPLITS
+        },
         **_described(names, copies, config.data.duplicates),
         "left_out": [{"name": name, "reason": reason} for name, reason in source.left_out],
         "settings": settings,
         "kept": sum(item.kept for item in done),
     }
     made["totals"] = _totals(made["splits"])
+    made["checksum"] = manifest.checksum(made)
     storage.sweep(uri)
-    records.MANIFEST.write(uri, made)
-    storage.remove(storage.join(uri, PARTS))
+    with claim.putting():
+        records.MANIFEST.write(uri, made)
     return made
 
 
@@ -167,7 +185,7 @@ def _policy(config: DataConfig, split: str) -> ImagePolicy:
     return ImagePolicy(size, config.encoding, config.jpeg_quality, config.minimum_size, config.resize)
 
 
-def _check_usable(config: DataConfig, done: list[Done], uri: str) -> None:
+def _check_usable(config: DataConfig, done: list[Done], uri: str, claim: Claim) -> None:
     """Refuses a set that is broken rather than blemished, and leaves nothing of it behind."""
     rejected = [(item.plan.split, entry) for item in done for entry in item.rejected]
     total = sum(len(item.plan.entries) for item in done)
@@ -175,7 +193,8 @@ def _check_usable(config: DataConfig, done: list[Done], uri: str) -> None:
     empty = [split for split in SPLITS if not rows[split]]
     if not empty and len(rejected) <= config.maximum_quarantined * total:
         return
-    storage.remove(uri)
+    with claim.putting():
+        storage.remove(uri)
     split, first = next((one for one in rejected if not empty or one[0] == empty[0]), rejected[0])
     if empty:
         example = f"{split}/{first['name']}: {first['reason']}"
@@ -204,11 +223,12 @@ def _too_many(config: DataConfig, rejected: list[tuple[str, dict[str, str]]], to
     )
 
 
-def _check_left(config: DataConfig, done: list[Done], uri: str) -> None:
+def _check_left(config: DataConfig, done: list[Done], uri: str, claim: Claim) -> None:
     """Refuses a set of which a split consisted of other splits' images, and leaves nothing of it behind."""
     for split in SPLITS:
         if not any(item.shard["rows"] for item in done if item.plan.split == split):
-            storage.remove(uri)
+            with claim.putting():
+                storage.remove(uri)
             raise BadInput(
                 f"every image of {split} in {config.source} is a copy of one in another split, so data.duplicates=drop "
                 "leaves none; give other images or set it to report"
@@ -264,6 +284,7 @@ def _leaks(names: _Names, groups: list[list[int]]) -> list[list[str]]:
 
 def _without_copies(
     uri: str,
+    claim: Claim,
     done: list[Done],
     names: _Names,
     copies: duplicates.Duplicates,
@@ -276,15 +297,16 @@ def _without_copies(
         for row in others:
             split, name = names[row]
             dropped.setdefault(split, {}).setdefault(name, f"{duplicates.COPY_OF} {'/'.join(names[first])}")
-    return [without(uri, item, dropped.get(item.plan.split, {}), rows_per_group) for item in done]
+    return [without(uri, claim, item, dropped.get(item.plan.split, {}), rows_per_group) for item in done]
 
 
-def _split(uri: str, split: str, done: list[Done]) -> dict[str, Any]:
+def _split(uri: str, claim: Claim, split: str, done: list[Done]) -> dict[str, Any]:
     """Writes a split's index and describes the split."""
     path = f"index/{split}.parquet"
     buffer = io.BytesIO()
     pq.write_table(pa.concat_tables([item.index for item in done]), buffer)
-    storage.write_bytes(storage.join(uri, path), buffer.getvalue())
+    with claim.putting():
+        storage.write_bytes(storage.join(uri, path), buffer.getvalue())
     return {
         "rows": sum(item.shard["rows"] for item in done),
         "files_in": sum(len(item.plan.entries) for item in done),

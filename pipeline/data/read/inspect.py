@@ -89,13 +89,16 @@ def verify(uri: str, progress: Progress = lambda event: None) -> dict[str, Any]:
             reasons.append(reason)
             progress({"done": len(reasons), "total": len(files), "unit": "files"})
     known = {storage.join(uri, file["path"]) for file in files} | {storage.join(uri, manifests.NAME)}
+    damaged = [
+        {"path": file["path"], "reason": reason}
+        for file, reason in zip(files, reasons, strict=True)
+        if reason
+    ]
+    if (changed := manifests.problem(manifest)) is not None:
+        damaged.insert(0, {"path": manifests.NAME, "reason": changed})
     return {
-        "ok": not any(reasons),
+        "ok": not damaged,
         "checked": len(files),
-        "damaged": [
-            {"path": file["path"], "reason": reason}
-            for file, reason in zip(files, reasons, strict=True)
-            if reason
-        ],
+        "damaged": damaged,
         "unknown": [file for file in storage.list_(uri, recursive=True) if file not in known],
     }

@@ -17,12 +17,14 @@ from agit_core import checkpoint, model_folder, networks, saved_method
 from agit_core.checkpoint import Snapshot
 from agit_core.config import MethodConfig, NetworkConfig
 from agit_core.errors import BadInput
+from agit_core.scores import attention as masks
 from agit_core.scores import inception as inceptions
 from agit_core.scores.inception import Inception
 from agit_core.stages import HEALTH_KEYS
 from pipeline import config as configs
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.data.format import manifest
 from pipeline.data.prepare.stage import prepare
 from pipeline.evaluate import compare, test_images
 from pipeline.evaluate.compare import Judge
@@ -214,8 +216,21 @@ def test_a_mask_of_ones_has_the_trivial_iou(config: Config, data_uri: str) -> No
     assert metrics["attention_iou_a"] == pytest.approx(metrics["attention_iou_everywhere_a"])
     assert 0 < metrics["attention_iou_a"] < 0.6
     assert metrics["attention_recall_b"] == 1.0
+    assert metrics["attention_auc_a"] == 0.5
     for name in ("inside", "outside", "opacity"):
         assert metrics[f"attention_{name}_a"] == pytest.approx(0.999, abs=1e-3)
+
+
+def test_the_best_blob_is_one_for_all_images(config: Config, first: Any, data_uri: str) -> None:
+    """One shape for a whole domain: no more than the mean of each image's own best, no less than any other's."""
+    metrics = first[0]["metrics"]
+    for domain in "ab":
+        masked = test_images.open_domain(config, data_uri, manifest.read(data_uri), domain).masked
+        assert masked is not None
+        each = torch.cat([masks.blob_iou(batch.masks) for batch in masked.batches(3)])  # type: ignore[arg-type]
+        assert metrics[f"attention_iou_blob_{domain}"] == pytest.approx(float(each.mean(dim=0).max()))
+        assert metrics[f"attention_iou_blob_{domain}"] < float(each.max(dim=1).values.mean())
+        assert first[0]["intervals"][f"attention_iou_blob_{domain}"]["low"] > 0
 
 
 def test_the_second_evaluation_computes_no_features(
@@ -271,7 +286,7 @@ def test_the_champion_stands_beside_the_next_model(
     """Registers the first as champion (with an open gate) and evaluates both against it."""
     tree = _tree(root)
     tree["register"] = {
-        "gate": {"better_than_nothing": False},
+        "gate": {"better_than_nothing": False, "better_than_blob": False},
         "tracking_uri": f"sqlite:///{root}/champion.db",
     }
     settings = configs.parse(tree)

@@ -259,7 +259,9 @@ def test_a_server_that_takes_no_models_from_a_folder_is_told_before_anything_is_
     from pipeline.flows.train import agit as flow
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:5000")
-    with pytest.raises(BadInput, match="takes no models from a local folder; use storage=s3") as caught:
+    with pytest.raises(
+        BadInput, match="does not accept models from a local folder; use storage=s3"
+    ) as caught:
         flow.fn(str(tiny_config(tmp_path)), storage=str(tmp_path / "state"))
     assert "secret" not in str(caught.value)
     assert not (tmp_path / "state").exists()

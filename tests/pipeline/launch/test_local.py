@@ -22,6 +22,7 @@ from pipeline.config import Config, load, parse
 from pipeline.launch import follow, local, specs
 from pipeline.train import events
 from pipeline.train.checkpoints import CheckpointStore
+from tests import doors
 from tests.chaos import processes
 from tests.pipeline.training import TINY, prepared, spec_of, tiny, wait_for
 
@@ -210,7 +211,13 @@ def test_an_ended_launcher_takes_the_job_with_it(data: str, tmp_path: Path) -> N
         with pytest.raises(RunFailed, match=f"is being trained by process {follower.pid} of this machine"):
             follow.train(config, data)
         token = token_of(run_uri)
-        assert local.carriers(token)
+        ports = doors.listening(local.carriers(token))
+        assert ports
+        assert [port for port in ports if port.address not in doors.LOOPBACK] == []
+        spec = storage.read_json(storage.join(run_uri, "spec.json"))
+        sessions = list(Path(spec["owner"]["folder"]).glob("ray/session_2*"))
+        assert sessions
+        assert [session for session in sessions if doors.enterable(session)] == []
         os.kill(follower.pid, end)
         status = follower.wait(300)
         if end == signal.SIGTERM:

@@ -8,7 +8,7 @@ import pytest
 from agit_core.errors import BadInput
 from pipeline import storage
 from pipeline.config import load
-from pipeline.registry.model_reference import choose, known
+from pipeline.registry.model_reference import describe, resolve
 from tests.agit_core import models
 
 
@@ -21,15 +21,15 @@ def test_a_finished_runs_last_checkpoint_is_told_with_the_runs_scores(tmp_path: 
         str(run / "evaluation.json"), {"metrics": {"fid_a2b": 7}, "model": {"uri": str(model)}}
     )
     (run / "report.html").write_text("")
-    chosen, config = choose(str(run), load("demo", [])), load("demo", [])
+    chosen, config = resolve(str(run), load("demo", [])), load("demo", [])
     assert chosen.folder == str(model)
-    told = known(chosen, config)
+    told = describe(chosen, config)
     assert told["metrics"] == {"fid_a2b": 7}
     assert told["report"] == str(run / "report.html")
     assert told["model"] == {"name": "tiny", "version": None, "aliases": [], "uri": str(run)}
     # another checkpoint of the same run has no scores
     other = models.write_model(run / "checkpoints" / "step-00000020")
-    assert known(choose(str(other), config), config)["metrics"] is None
+    assert describe(resolve(str(other), config), config)["metrics"] is None
 
 
 @pytest.mark.parametrize("text", ["[]", "no JSON", '{"metrics"'])
@@ -38,7 +38,7 @@ def test_what_cannot_be_read_is_not_known(tmp_path: Path, text: str) -> None:
     folder = models.write_model(tmp_path / "model")
     for name in ("evaluation.json", "model.json"):
         (folder / name).write_text(text)
-        told = known(choose(str(folder), load("demo", [])), load("demo", []))
+        told = describe(resolve(str(folder), load("demo", [])), load("demo", []))
         assert (told["metrics"], told["report"]) == (None, None)
 
 
@@ -47,7 +47,7 @@ def test_the_packaged_model_is_what_demo_ui_takes_by_itself_and_brings_its_score
 
     uri = inspect.signature(export.demo_ui).parameters["model"].default
     config = load("demo", [])
-    told = known(choose(uri, config), config)
+    told = describe(resolve(uri, config), config)
     assert told["model"] == {"name": "h2z128", "version": None, "aliases": [], "uri": "pretrained:h2z128"}
     assert told["steps"] > 0
     assert 0 < told["metrics"]["kid_target_a2b"] < 1
@@ -55,4 +55,4 @@ def test_the_packaged_model_is_what_demo_ui_takes_by_itself_and_brings_its_score
 
 def test_an_unknown_packaged_model_is_refused() -> None:
     with pytest.raises(BadInput, match="use pretrained:h2z128"):
-        choose("pretrained:zebra", load("demo", []))
+        resolve("pretrained:zebra", load("demo", []))

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from agit_core.checkpoint import Snapshot
 from agit_core.config import MethodConfig, NetworkConfig
 from agit_core.errors import BadInput, RunFailed
 from infra.stack_state import free_port
+from pipeline import clean, storage, tasks
 from pipeline import config as configs
-from pipeline import storage, tasks
 from pipeline.config import Config, GateConfig
 from pipeline.launch import specs
 from pipeline.records import Result, Run
@@ -35,7 +36,9 @@ METHOD = MethodConfig(
 Register = Callable[..., dict[str, Any]]
 
 
-def evaluation(kid: float = 0.05, nothing: float = 0.2, coverage: float = 0.3) -> dict[str, Any]:
+def evaluation(
+    kid: float = 0.05, nothing: float = 0.2, coverage: float = 0.3, **others: float
+) -> dict[str, Any]:
     metrics: dict[str, float | None] = {"kid_mean": kid}
     baseline: dict[str, float | None] = {}
     for direction in ("a2b", "b2a"):
@@ -44,7 +47,7 @@ def evaluation(kid: float = 0.05, nothing: float = 0.2, coverage: float = 0.3) -
         metrics[f"attention_coverage_{direction[0]}"] = coverage
         metrics[f"attention_iou_{direction[0]}"] = 0.6
     return {
-        "metrics": metrics,
+        "metrics": metrics | others,
         "baseline": baseline,
         "champion": None,
         "intervals": {},
@@ -123,6 +126,10 @@ class TestGate:
             (evaluation(kid=0.21), "no better than doing nothing"),
             (evaluation(coverage=0.99), "collapsed to all ones"),
             (evaluation(coverage=0.001), "collapsed to nothing"),
+            (
+                evaluation(attention_iou_b=0.31, attention_iou_blob_b=0.35),
+                "attention_iou_b 0.310 is no better than that of a fixed blob in the middle (0.350)",
+            ),
         ],
     )
     def test_forbidden_outcomes_are_neither_challenger_nor_champion(
@@ -180,7 +187,7 @@ class TestGate:
     def test_a_champion_that_was_not_measured_alongside_stays(self) -> None:
         decision = gate.decide(GateConfig(), against(evaluation(), 3, 0.1), {"version": 4})
         assert not decision.promoted
-        assert "was not compared with the present champion" in decision.reasons[0]
+        assert "was not compared with the current champion" in decision.reasons[0]
 
     def test_a_metric_of_one_direction_or_where_more_is_better_decides_too(self) -> None:
         told = against(evaluation(kid=0.05), 4, 0.08)
@@ -324,6 +331,14 @@ def test_the_same_run_keeps_its_version(config: Config, register: Register) -> N
     assert len(models.history(config)["events"]) == 1
 
 
+def test_cleaning_removes_the_runs_that_no_version_came_from(config: Config, register: Register) -> None:
+    kept = register(seed=1)
+    make_run(config.storage, "h2z-run2", seed=2)
+    clean.remove(clean.find(config, 0, now=time.time() + 7200))
+    assert [path.name for path in Path(config.storage, "runs").iterdir()] == ["h2z-run1"]
+    assert model_folder.read(kept["source"]).name == "h2z"
+
+
 def test_a_version_that_was_not_promoted_is_decided_again_when_policy_or_evaluation_change(
     config: Config, register: Register, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -426,7 +441,7 @@ def test_a_decision_against_a_champion_that_is_gone_is_taken_again(
     models.promote(config, 3, "looks better")
     told = register(seed=2, told=better)
     assert (told["version"], told["decision"]["promoted"]) == (2, False)
-    assert "not compared with the present champion, version 3" in told["decision"]["reasons"][0]
+    assert "not compared with the current champion, version 3" in told["decision"]["reasons"][0]
     assert models.champion(config)["version"] == 3  # type: ignore[index]
     assert [(e["action"], e["version"]) for e in models.history(config)["events"]][-2:] == [
         ("promote", 3),
@@ -465,7 +480,7 @@ def test_a_champion_that_another_registration_makes_meanwhile_is_not_replaced_un
     assert champion is not None
     assert champion["metrics"]["kid_mean"] == 0.01
     assert later["aliases"] == ["challenger"]
-    assert "was not compared with the present champion" in later["decision"]["reasons"][0]
+    assert "was not compared with the current champion" in later["decision"]["reasons"][0]
 
 
 def test_a_promotion_that_failed_is_nothing_to_roll_back_to(
@@ -494,7 +509,7 @@ def test_promotion_refusal_and_rollback_with_their_audit(config: Config, registe
     found = models.champion(config)
     assert found is not None
     assert (found["version"], found["uri"]) == (3, third["source"])
-    with pytest.raises(BadInput, match="is the champion already"):
+    with pytest.raises(BadInput, match="is already the champion"):
         models.promote(config, 3, "again")
     with pytest.raises(BadInput, match="needs a reason"):
         models.promote(config, 2, " ")
@@ -502,7 +517,7 @@ def test_promotion_refusal_and_rollback_with_their_audit(config: Config, registe
     assert models.resolve("models:/h2z@champion", config).endswith("h2z-run2")
     assert models.rollback(config, "the customer was wrong")["version"] == 3
     assert models.rollback(config, "and so were we")["version"] == 1
-    with pytest.raises(BadInput, match="no earlier champion"):
+    with pytest.raises(BadInput, match="no previous champion"):
         models.rollback(config, "further")
 
     told = models.history(config)
@@ -531,7 +546,7 @@ def test_registries_that_share_a_storage_tell_their_own_stories(
     [only] = models.history(other)["events"]
     assert (only["action"], only["version"], only["champion"]) == ("gate", 1, 1)
     assert only["mlflow_run_id"] == versions.get(tracking.tracking_uri(other), "h2z", 1).run_id
-    with pytest.raises(BadInput, match="no earlier champion"):
+    with pytest.raises(BadInput, match="no previous champion"):
         models.rollback(other, "it is bad")
     assert [e["champion"] for e in models.history(config)["events"]] == [1, 2, 1]
     assert models.rollback(config, "it is not")["champion"] == 2

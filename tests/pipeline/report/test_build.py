@@ -252,13 +252,20 @@ def test_the_switch_stands_where_its_checkpoint_is(
     assert build._position(steps, switch) == expected
 
 
+def test_attention_stands_beside_a_blob(html: str) -> None:
+    assert "a blob: 31 % · 66 %" in html
+    assert html.count("no better than a fixed blob in the middle of every image: IoU 64 % against 66 %") == 1
+
+
 def test_published_numbers_only_beside_their_data_set(html: str, tmp_path: Path) -> None:
     assert "U-GAT-IT" not in html
     _, run, data = fabricate(tmp_path)
     horses = load("h2z")
     said = Path(build.build(horses, run, data)).read_text()
     assert "7.58 ± 0.71" in said
-    assert said.count("[unverified]</strong>") == sum(not row["verified"] for row in published.ROWS) == 2
+    assert "none of its figures may be compared" not in said
+    assert "was scored on" in said
+    assert said.count("[unverified]</strong>") == sum(not row.verified for row in published.ROWS) == 2
 
 
 # ---------------------------------------------------------------- its parts

@@ -6,11 +6,13 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,13 @@ from starlette.testclient import TestClient
 from agit_core import Translator
 from agit_core.errors import BadInput
 from agit_core.translator import Result
-from pipeline.serve import http, pyfunc, server
+from pipeline.serve import connections, http, pyfunc, server
 from pipeline.serve import uploads as serve_images
 from tests.agit_core import models
 from tests.pipeline.command import agit, environment
 from tests.pipeline.served import eventually, started
+
+JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +156,90 @@ def test_requests_are_json(folder: Path) -> None:
         assert client.get(path).status_code == 200
 
 
+def test_json_that_nobody_means_is_a_wrong_call(folder: Path) -> None:
+    client = TestClient(server.application(str(folder), device="cpu"), raise_server_exceptions=False)
+    good = json.dumps({"inputs": {"image": [encoded(models.photograph(20, 20))]}})
+    assert client.post("/invocations", content=good, headers=JSON).status_code == 200
+    for body, said in (
+        ("[" * 100_000, "nested"),
+        ('{"inputs":' * 90_000, "nested"),
+        ('{"inputs": {"image": ' + "[" * 40 + "]" * 40 + "}}", "nested"),
+        ('{"inputs": {"image": [1e400]}}', "too large"),
+        ('{"inputs": {"image": [-1e30]}}', "too large"),
+        (f'{{"inputs": {{"image": [{"9" * 5000}]}}}}', "too large"),
+        (f'{{"params": {{"direction": {"9" * 30}}}, "inputs": {{"image": []}}}}', "too large"),
+        ('{"inputs": {"image": [NaN]}}', "too large"),
+        ("\xff", "not JSON"),
+        ("{", "not JSON"),
+        ("5", ""),
+        ("null", ""),
+        ('{"inputs": 5}', ""),
+        ('{"inputs": null}', ""),
+        ('{"inputs": {"image": [[1], [2, 3]]}}', ""),
+        ('{"inputs": {"image": {"a": 1}}}', ""),
+        ('{"inputs": {"image": [null]}}', ""),
+        ('{"dataframe_split": {"columns": 3, "data": "x"}}', ""),
+        ('{"dataframe_split": {"columns": ["image"], "data": [[1, 2]], "index": {}}}', ""),
+        ('{"dataframe_records": [1, "x"]}', ""),
+        ('{"instances": [{"image": 3}]}', ""),
+        (good[:-1] + ', "params": 3}', ""),
+        (good[:-1] + ', "params": {"direction": 3}}', ""),
+        (good[:-1] + ', "params": {"direction": ["a2b"]}}', ""),
+    ):
+        answer = client.post("/invocations", content=body.encode("latin-1"), headers=JSON)
+        assert answer.status_code == 400, (body[:80], answer.text[:300])
+        assert said in answer.text
+        assert "stack_trace" not in answer.json(), body[:80]
+
+
+@pytest.fixture
+def small_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
+    """A server of nothing in a thread of this process, whose limits are short."""
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 3.0)
+    monkeypatch.setattr(http, "BODY_SECONDS", 3.0)
+    ready, servers = threading.Event(), list[uvicorn.Server]()
+    address = list[str]()
+    real = uvicorn.Server.run
+
+    def run(self: uvicorn.Server, sockets: Any = None) -> None:
+        servers.append(self)
+        self.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+        ready.set()
+        real(self, sockets)
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    serve = partial(http.run, lambda: PlainTextResponse("here"), "127.0.0.1", 0, 1000, address.append)
+    thread = threading.Thread(target=serve)
+    thread.start()
+    assert ready.wait(60)
+    port = int(address[0].rpartition(":")[2])
+    yield address[0], port
+    servers[0].should_exit = True
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def test_half_a_header_ends_soon_and_closes_the_door_for_nobody(small_server: tuple[str, int]) -> None:
+    url, port = small_server
+    half = [socket.create_connection(("127.0.0.1", port), 60) for _ in range(80)]
+    for number, connection in enumerate(half):
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost" if number % 2 else b"")
+    assert httpx.get(url, timeout=60).text == "here"
+    body = socket.create_connection(("127.0.0.1", port), 60)
+    body.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nx")
+    assert b" 408 " in body.recv(4096).splitlines()[0]
+    later = socket.create_connection(("127.0.0.1", port), 60)
+    later.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    answer = b""
+    while not answer.endswith(b"here"):
+        answer += later.recv(4096)
+    later.sendall(b"GET /")  # half of a second request
+    assert [connection.recv(1) for connection in (*half, later)] == [b""] * (len(half) + 1)
+    assert httpx.get(url, timeout=60).text == "here"
+    for connection in (*half, body, later):
+        connection.close()
+
+
 class Slow:
     """A translator that stands still until it is let go, and counts how many do so at once."""
 
@@ -190,12 +278,13 @@ def test_one_request_at_a_time_and_a_queue_that_ends() -> None:
     assert len(served.predict(table)) == 1
 
 
-def test_a_requests_pixels_are_limited_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    served = pyfunc.Served(Translator.load(folder, device="cpu"))
+def test_a_requests_pixels_are_limited_together(folder: Path) -> None:
+    served = pyfunc.Served(Translator.load(folder, device="cpu"), 1200)
     image = encoded(np.zeros((20, 30, 3), np.uint8))
-    monkeypatch.setattr(pyfunc, "MOST_PIXELS", 1200)
     assert len(served.predict(pd.DataFrame({"image": [image] * 2}))) == 2
-    with pytest.raises(MlflowException, match="image 2: with this one the request has more than"):
+    with pytest.raises(
+        MlflowException, match=r"image 2: with this one the request has 0\.0018 million pixels"
+    ):
         served.predict(pd.DataFrame({"image": [image] * 3}))
 
 

@@ -70,10 +70,10 @@ TREE: dict[str, Any] = {
 }
 SEARCH = """
 import sys
-from pipeline import config, journey
+from pipeline import config, tasks
 from pipeline.tune import stages
 settings = config.load(sys.argv[1])
-stages.search(settings, journey.prepare(settings))
+stages.search(settings, tasks.prepare(settings))
 """
 
 
@@ -458,7 +458,7 @@ def test_only_those_that_came_as_far_are_compared(data: str, tmp_path: Path) -> 
     assert best is not None
     assert best.number == 2
     text = tune_search.preset(search, best)
-    assert text.startswith("# The best of 6 trials")
+    assert text.startswith("# Best of 6 trials")
     assert configs.parse(yaml.safe_load(text)) == search.config_of(2)
 
 
@@ -478,7 +478,7 @@ def test_the_report_opens_in_a_browser_with_all_its_charts(
         search.store(trial)
     page = browser.open(f"file://{report.build(search)}")
     page.wait_for_selector("html[data-charts]", timeout=120_000)
-    assert "Trial 3 does best: kid_target 0.18" in page.inner_text(".verdict")
+    assert "Trial 3 is best: kid_target 0.18" in page.inner_text(".verdict")
     assert "25% below" in page.inner_text(".verdict")
     rows = page.locator("#trials tbody tr").all_inner_texts()
     assert len(rows) == 6

@@ -1,0 +1,154 @@
+"""What nobody needs any more: old runs without a registered model, data sets that no run refers to, caches.
+
+Nothing that a registered model needs is ever in the list: its folder, its run, that run's data, and the model or run
+whose weights it started from. What changed within the last hour stays as well, as somebody may be at work on it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from agit_core import model_folder
+from pipeline import records, run_status, storage
+from pipeline.config import Config
+from pipeline.launch.specs import absolute
+from pipeline.redact import redact
+from pipeline.registry import tracking, versions
+from pipeline.train import lease
+
+_LEAST_SECONDS = 3600.0
+_DEPTH = {"runs": 1, "data": 1, "models": 2, "evaluations": 1, "features": 1, "downloads": 1}
+"""Folders of a storage, and how deep below each of them the things lie that are kept or removed as a whole."""
+# without these the rest is no finished run, no data set and no model, should the removal be cut off
+_FIRST = {
+    "runs": (records.DONE.name, records.RESULT.name),
+    "data": (records.MANIFEST.name,),
+    "models": (model_folder.MANIFEST,),
+}
+
+
+@dataclass(frozen=True)
+class Unused:
+    """Something that can go, and why."""
+
+    kind: str
+    uri: str
+    bytes: int
+    updated: float
+    """Unix time of its newest file."""
+    reason: str
+
+
+def find(config: Config, older_than_days: float, now: float | None = None) -> list[Unused]:
+    """What nobody needs and nobody has changed for so long, the largest first; removes nothing.
+
+    Raises:
+        BadInput, RunFailed: the storage or the registry does not answer, so that it cannot be known.
+    """
+    now = time.time() if now is None else now
+    root = absolute(config.storage)
+    limit = now - max(older_than_days * 86400, _LEAST_SECONDS)
+    stored = {kind: _things(storage.join(root, kind), depth) for kind, depth in _DEPTH.items()}
+    if storage.is_remote(root):
+        stored["downloads"] = _things(str(storage.downloads(root).absolute()), 1)
+    registered = _registered(config)
+    kept = _kept_runs(config, stored["runs"], limit, registered)
+    needed = registered | _references(kept)
+    unsure = any(not _data_of(run) for run in kept)
+    reasons: dict[str, tuple[str, Callable[[str], bool]]] = {
+        "runs": ("no registered model", lambda uri: uri not in kept),
+        "data": ("no run refers to it", lambda uri: not unsure and uri not in needed),
+        "models": ("no registered version", lambda uri: uri not in needed),
+        "evaluations": ("scores of a model that can be scored again", lambda uri: uri not in needed),
+        "features": ("a cache, computed again when it is needed", lambda uri: True),
+        "downloads": ("a cache, fetched again when it is needed", lambda uri: True),
+    }
+    found = [
+        Unused(kind, uri, size, updated, reasons[kind][0])
+        for kind, things in stored.items()
+        for uri, (size, updated) in things.items()
+        if updated < limit and reasons[kind][1](uri)
+    ]
+    return sorted(found, key=lambda thing: -thing.bytes)
+
+
+def remove(things: Iterable[Unused]) -> None:
+    """Removes them; cut off in between, it leaves nothing that passes for whole."""
+    for thing in things:
+        for name in _FIRST.get(thing.kind, ()):
+            storage.remove(storage.join(thing.uri, name))
+        storage.remove(thing.uri)
+
+
+def _things(folder: str, depth: int) -> dict[str, tuple[int, float]]:
+    """URI -> bytes and time of the newest file, of everything at a depth of a folder."""
+    found: dict[str, tuple[int, float]] = {}
+    for file in storage.details(folder):
+        parts = file.uri[len(folder.rstrip("/")) + 1 :].split("/")
+        if depth > 1 and (len(parts) <= depth or parts[depth - 1] == "audit"):
+            continue  # the audit trail of a model belongs to no version
+        uri = storage.join(folder, *parts[:depth])
+        size, updated = found.get(uri, (0, 0.0))
+        found[uri] = (size + file.bytes, max(updated, file.modified))
+    return found
+
+
+def _registered(config: Config) -> set[str]:
+    """Folders, runs and data of all versions of the registry; a run also by its id."""
+    tags = ("agit.run_uri", "agit.data_uri", "agit.run_id", "agit.model_uri")
+    found = set()
+    for version in versions.all_versions(tracking.tracking_uri(config)):
+        found |= {
+            str(version.source).rstrip("/"),
+            *(version.tags[tag] for tag in tags if tag in version.tags),
+        }
+    return found
+
+
+def _kept_runs(
+    config: Config, runs: dict[str, tuple[int, float]], limit: float, registered: set[str]
+) -> set[str]:
+    states = {run["run_uri"]: run["state"] for run in run_status.list_runs(absolute(config.storage))}
+    kept = {
+        uri
+        for uri, (_, updated) in runs.items()
+        if updated >= limit
+        or states.get(uri) in lease.UNDER_WAY
+        or {uri, storage.name(uri)} & registered
+        or _registered_elsewhere(config, uri)
+    }
+    # a model that another run started from can be asked for when that one is reproduced
+    while True:
+        starts = [start.uri for uri in kept if (start := records.START.peek(uri)) is not None]
+        more = {
+            uri for uri in runs.keys() - kept if any(f"{start}/".startswith(f"{uri}/") for start in starts)
+        }
+        if not more:
+            return kept
+        kept |= more
+
+
+def _registered_elsewhere(config: Config, run: str) -> bool:
+    """Whether a run's model stands in another registry than this one, or in one that cannot be told."""
+    if not records.REGISTRATION.exists(run):
+        return False
+    registration = records.REGISTRATION.peek(run) or {}
+    return (registration.get("mlflow") or {}).get("tracking_uri") != redact(tracking.tracking_uri(config))
+
+
+def _data_of(run: str) -> str | None:
+    spec = records.SPEC.peek(run) or {}
+    return str(spec["data_uri"]).rstrip("/") if spec.get("data_uri") else None
+
+
+def _references(runs: set[str]) -> set[str]:
+    """What these runs refer to: their data, their registered model, what they started from."""
+    found = {data for run in runs if (data := _data_of(run))}
+    for run in runs:
+        if (registration := records.REGISTRATION.peek(run)) is not None:
+            found.add(str(registration["source"]).rstrip("/"))
+        if (start := records.START.peek(run)) is not None:
+            found.add(start.uri.rstrip("/"))
+    return found
