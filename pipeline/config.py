@@ -215,11 +215,12 @@ class ReportConfig(Section):
 
 
 class ClusterConfig(Section):
-    """Where the training job runs."""
+    """Where preparation, training and evaluation run."""
 
     address: str | None = Field(
         None,
-        description="Ray Jobs address (http://head:8265); default: a local Ray, started and stopped by the run",
+        description="Ray Jobs address (http://head:8265) of the cluster that prepares, trains and evaluates; default: "
+        "this machine, with a local Ray that is started and stopped by the run",
     )
     working_dir: str | None = Field(
         None, description="code to upload with the job; default: what is installed on the cluster"

@@ -50,7 +50,7 @@ def run(spec_uri: str) -> dict[str, Any]:
 def _on_a_node(spec: dict[str, Any], config: Config) -> dict[str, Any]:
     import ray
 
-    gpu = spec["stage"] == "evaluate" and _uses_gpu(config)
+    gpu = _uses_gpu(_device(spec, config))
     task = ray.remote(_work).options(
         name=spec["run_id"], num_cpus=1, num_gpus=1 if gpu else 0, max_retries=_RETRIES
     )
@@ -67,14 +67,24 @@ def _on_a_node(spec: dict[str, Any], config: Config) -> dict[str, Any]:
         ) from None
 
 
-def _uses_gpu(config: Config) -> bool:
-    """Whether the stage takes one of the GPUs that the cluster has, or may have once it has grown."""
+def _device(spec: dict[str, Any], config: Config) -> str:
+    """What the stage's own process computes on; the actors of a batch ask for GPUs themselves."""
+    if spec["stage"] == "evaluate":
+        return config.evaluate.device
+    given = spec["arguments"]
+    return "cpu" if spec["stage"] == "prepare" or given["batch"] else str(given["device"])
+
+
+def _uses_gpu(device: str) -> bool:
+    """Whether it takes one of the GPUs that the cluster has, or may have once it has grown."""
+    if device == "cpu":
+        return False
     from pipeline.train.driver import gpus
 
-    found = gpus()
-    if config.evaluate.device == "cuda" and not found:
-        raise BadInput("evaluate.device is cuda, but the cluster has no GPU; set evaluate.device=auto or cpu")
-    return config.evaluate.device != "cpu" and found > 0
+    found = gpus() > 0
+    if device != "auto" and not found:
+        raise BadInput(f"the device is to be {device}, but the cluster has no GPU; take auto or cpu")
+    return found
 
 
 def _work(spec: dict[str, Any]) -> dict[str, Any]:

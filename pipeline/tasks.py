@@ -8,8 +8,13 @@ evaluation by its checkpoint and settings, a registration by its source.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 from agit_core.errors import BadInput, RunFailed
 from pipeline import logs, progress, records, storage
@@ -18,6 +23,8 @@ from pipeline.metrics import catalog
 from pipeline.metrics.catalog import DIRECTIONS, KID_TARGET
 from pipeline.records import DONE, EVALUATION, REGISTRATION, REPORT, RESULT, SUMMARY, Data, Result, Run
 from pipeline.registry import lineage
+
+T = TypeVar("T")
 
 
 def prepare(config: Config) -> Data:
@@ -56,8 +63,8 @@ def prepare(config: Config) -> Data:
 
 
 def _prepared(config: Config, stage: progress.Stage) -> Data:
-    """Here, or as a job of the cluster."""
-    if config.cluster.address is not None:
+    """Here, or as a job of the cluster unless only this machine has the images."""
+    if config.cluster.address is not None and not _only_here(config):
         from pipeline.data.format import manifest
         from pipeline.launch import stages
 
@@ -70,6 +77,47 @@ def _prepared(config: Config, stage: progress.Stage) -> Data:
     return Data(made.uri, made.manifest, made.reused)
 
 
+def _only_here(config: Config) -> bool:
+    """Whether the images lie in a folder of this machine while everything else is in object storage.
+
+    Where the storage is a folder, too, the nodes share it (or are this machine), and so the images.
+    """
+    from pipeline.data.sources.opening import absolute
+
+    parts = absolute(config.data.source).split(",")
+    return storage.is_remote(config.storage) and any(os.path.exists(part.strip()) for part in parts)
+
+
+def _apart(config: Config, function: Callable[..., T], *arguments: Any) -> T:
+    """``function(config, *arguments)``, which needs torch.
+
+    With a cluster in a process that ends with it: the flow's own lives for days and is to stay small.
+    """
+    if config.cluster.address is None:
+        return function(config, *arguments)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, config, *arguments).result()
+        except BrokenProcessPool:
+            raise RunFailed(
+                "the process that registers or reports was killed (out of memory?); run the same command again"
+            ) from None
+
+
+def _register(
+    config: Config, run_uri: str, evaluation: dict[str, Any], origin: dict[str, Any]
+) -> dict[str, Any]:
+    from pipeline.registry.registration import register
+
+    return register(config, run_uri, evaluation, origin)
+
+
+def _build_report(config: Config, run_uri: str, data_uri: str) -> str:
+    from pipeline.report.build import build
+
+    return build(config, run_uri, data_uri)
+
+
 def _scored(config: Config, uri: str, data_uri: str, stage: progress.Stage) -> dict[str, Any]:
     """The evaluation of a model, made here or by a job of the cluster, which does not reach the registry."""
     if config.cluster.address is not None:
@@ -80,7 +128,8 @@ def _scored(config: Config, uri: str, data_uri: str, stage: progress.Stage) -> d
         champion = models.champion(config)
         if champion is not None:
             champion |= {"uri": absolute(champion["uri"])}
-        model = absolute(models.resolve(uri, config))
+        model = models.resolve(uri, config)
+        model = model if ":" in model else absolute(model)
         return stages.submit(
             config, "evaluate", stage, uri=model, data_uri=absolute(data_uri), champion=champion
         )
@@ -259,11 +308,9 @@ def register(config: Config, data: Data, run: Run, evaluation: dict[str, Any]) -
     Raises:
         RunFailed: the tracking server does not answer.
     """
-    from pipeline.registry.registration import register as run_stage
-
     with progress.stage("register") as stage:
         before = REGISTRATION.peek(run.uri)
-        registration = run_stage(config, run.uri, evaluation, lineage.of(config, data, run))
+        registration = _apart(config, _register, run.uri, evaluation, lineage.of(config, data, run))
         aliases = ", ".join(registration.get("aliases") or []) or "no alias"
         stage.message = f"{registration['name']} version {registration['version']} ({aliases})"
         same = ("version", "decision")
@@ -274,10 +321,8 @@ def register(config: Config, data: Data, run: Run, evaluation: dict[str, Any]) -
 
 def report(config: Config, data: Data, run_uri: str) -> str:
     """Builds the report of a run as far as it has come, and returns its URI."""
-    from pipeline.report.build import build
-
     with progress.stage("report") as stage:
-        uri = build(config, run_uri, data.uri)
+        uri = _apart(config, _build_report, run_uri, data.uri)
         stage.message = uri
     return uri
 

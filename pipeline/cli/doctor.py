@@ -51,7 +51,6 @@ def examine(
         ("storage", _storage(config)),
         ("data source", _source(config, find_source)),
         ("servers", _servers(config, tracking_uri, prefect_url)),
-        ("ray cluster", _cluster(config)),
         ("programs", _programs()),
     )
     checks = [check for name, part in parts for check in _all_of(name, part)]
@@ -218,15 +217,18 @@ def _servers(config: Config, tracking_uri: str, prefect_url: str | None) -> Iter
             shown if problem is None else f"{shown} does not answer ({problem})",
             f"start the server, or correct {setting} or leave it out",
         )
+        if name == "ray" and problem is None:
+            yield _on_cluster(config)
 
 
-def _cluster(config: Config) -> Iterator[Check]:
-    """What a job finds on the cluster."""
-    if config.cluster.address is None:
-        return
+def _on_cluster(config: Config) -> Check:
+    """What a job finds on the cluster that answers."""
     from pipeline.launch.cluster import probe
 
-    yield _check("ray cluster", True, probe(config.cluster))
+    try:
+        return _check("ray cluster", True, probe(config.cluster))
+    except (BadInput, RunFailed) as error:
+        return _check("ray cluster", False, "cannot run a job", str(redact(str(error))))
 
 
 def _programs() -> Iterator[Check]:

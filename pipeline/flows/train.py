@@ -150,8 +150,8 @@ def agit(
         config: A preset's name (demo, h2z, ...) or the path of a YAML file where the flow runs.
         overrides: Settings that differ, one key=value each, as after `agit run --set`: `train.workers=4`.
         storage: Folder or s3://bucket/prefix for everything the run writes; empty: the configuration's.
-        cluster: Jobs address of the Ray cluster that trains; empty: the configuration's, and without one a
-            Ray of the run's own on the worker's machine.
+        cluster: Jobs address of the Ray cluster that prepares, trains and scores; empty: the configuration's, and
+            without one the worker's machine.
         max_steps: Stop training after this many steps; empty: the configuration's epochs.
         only_when_changed: Skip the training unless images or settings differ from the newest version's.
         start_from: Weights to start from. config: what train.start_from says; champion: the champion's, or
