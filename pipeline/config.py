@@ -165,6 +165,11 @@ class EvaluateConfig(Section):
         None, description="URI of the 2015-12-05 Inception TorchScript; default: packaged, then download"
     )
     bootstrap: int = Field(200, ge=0, description="resamples for the intervals")
+    workers: int = Field(
+        1,
+        ge=1,
+        description="with cluster.address: processes, each with a GPU where there are any, that share the images",
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 

@@ -12,8 +12,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from agit_core.errors import BadInput, RunFailed
 from pipeline import logs, ray_session, records, storage, train_job
@@ -21,6 +21,10 @@ from pipeline.config import Config, parse
 from pipeline.launch.specs import read_spec
 from pipeline.train import lease
 from pipeline.train.failures import PERMANENT
+
+if TYPE_CHECKING:
+    from pipeline.evaluate.feature_cache import Arrays
+    from pipeline.evaluate.shares import Share, Spread
 
 log = logging.getLogger("pipeline.stage_job")
 
@@ -70,7 +74,7 @@ def _on_a_node(spec: dict[str, Any], config: Config) -> dict[str, Any]:
 def _device(spec: dict[str, Any], config: Config) -> str:
     """What the stage's own process computes on; the actors of a batch ask for GPUs themselves."""
     if spec["stage"] == "evaluate":
-        return config.evaluate.device
+        return config.evaluate.device if config.evaluate.workers == 1 else "cpu"
     given = spec["arguments"]
     return "cpu" if spec["stage"] == "prepare" or given["batch"] else str(given["device"])
 
@@ -114,7 +118,30 @@ def _evaluate(
     """The evaluation; ``champion``: as the registry describes it, which the cluster does not reach."""
     from pipeline.evaluate.scoring import evaluate
 
-    return evaluate(config, uri, data_uri, report, champion=champion)
+    if config.evaluate.workers == 1:
+        return evaluate(config, uri, data_uri, report, champion=champion)
+    spread = _spread(config, data_uri)
+    # its workers have the GPUs; what is left to this process is arithmetic on their features and a few pictures
+    here = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"device": "cpu"})})
+    return evaluate(here, uri, data_uri, report, champion=champion, spread=spread)
+
+
+def _spread(config: Config, data_uri: str) -> Spread:
+    import ray
+
+    from pipeline.evaluate.shares import compute
+
+    gpus = 1 if _uses_gpu(config.evaluate.device) else 0
+    task = ray.remote(compute).options(num_cpus=1, num_gpus=gpus, max_retries=_RETRIES)
+
+    def spread(shares: Sequence[Share]) -> Iterator[Arrays]:
+        for pending in [task.remote(config, data_uri, share) for share in shares]:
+            try:
+                yield ray.get(pending)
+            except ray.exceptions.RayTaskError as error:
+                raise (error.cause or error) from None
+
+    return spread
 
 
 def _translate(config: Config, report: Report, **arguments: Any) -> dict[str, Any]:

@@ -265,7 +265,7 @@ def _evaluation_key(config: Config, manifest: dict[str, Any], result: Result) ->
         {
             "checkpoint": result.checkpoint,
             "data": manifest["fingerprint"],
-            "evaluate": config.evaluate.model_dump(mode="json", exclude={"device", "batch_size"}),
+            "evaluate": config.evaluate.model_dump(mode="json", exclude={"device", "batch_size", "workers"}),
             "threshold": config.method.threshold_at_test,
             "metrics": catalog.digest(),
         }

@@ -28,6 +28,7 @@ from pipeline.evaluate.compare import Figures, Judge
 from pipeline.evaluate.direction import Direction
 from pipeline.evaluate.feature_cache import Arrays
 from pipeline.evaluate.scored_images import Domain, Images, open_domain
+from pipeline.evaluate.shares import Spread, cut, gathered, real_features, split
 from pipeline.evaluate.strips import EACH_END, keep_extremes
 from pipeline.metrics import catalog
 from pipeline.metrics.catalog import DIRECTIONS
@@ -56,6 +57,7 @@ def evaluate(
     data_uri: str,
     progress: Progress | None = None,
     champion: Mapping[str, Any] | Literal["registry"] | None = "registry",
+    spread: Spread | None = None,
 ) -> dict[str, Any]:
     """Scores a model on the test images of prepared data and writes ``evaluation.json``.
 
@@ -64,6 +66,7 @@ def evaluate(
             checkpoint or model folder, or ``models:/name@alias`` (written below ``{storage}/evaluations``).
         progress: called with ``{"done", "total", "unit", "images_per_s", "eta_s", "message"}``.
         champion: as :func:`pipeline.registry.models.champion` describes it; default: the registry is asked.
+        spread: computes the shares of ``evaluate.workers`` processes; default: this process computes everything.
 
     Returns:
         The content of ``evaluation.json``: ``metrics`` (flat, by contract names, KID raw, with
@@ -86,14 +89,15 @@ def evaluate(
     domains = {name: open_domain(config, data_uri, described, name) for name in "ab"}
     try:
         scorer = _Scorer(config, described, domains, inception, device, progress, rivals=rival is not None)
+        scorer.spread = spread
         real = {name: scorer.real(name) for name in "ab"}
         judge = Judge(config.evaluate, config.seed, real["a"], real["b"])
-        outcome = scorer.outcome(subject.model, "the model")
+        outcome = scorer.outcome(subject.model, "the model", subject.model_uri)
         mine = judge.model(outcome)
         nothing = judge.nothing(mine)
         others = {"do_nothing": nothing}
         if rival is not None and rival_model is not None:
-            others["champion"] = judge.model(scorer.outcome(rival_model, "the champion"))
+            others["champion"] = judge.model(scorer.outcome(rival_model, "the champion", str(rival["uri"])))
             rival |= {"metrics": others["champion"].metrics, "intervals": _own(others["champion"])}
         rows = _per_image(outcome, domains, real)
         pictures = storage.join(subject.folder, records.PICTURES)
@@ -172,6 +176,7 @@ class _Scorer:
         # a champion's cached scores may be another machine's: fp32 means the same everywhere
         precision.make_exact(precision.Numerics(None, False, False), device)
         self.message = ""
+        self.spread: Spread | None = None
         self._progress = progress
         self._done, self._skipped, self._started = 0, 0, time.monotonic()
         real = sum(len(domain.test) for domain in domains.values())
@@ -202,16 +207,23 @@ class _Scorer:
         self.message = f"real images, {test.split}"
 
         def compute() -> Arrays:
-            size = self.config.evaluate.batch_size
-            parts = []
-            for batch in test.batches(size):
-                parts.append(self.inception.features(batch.images, size))
-                self(len(batch.indices))
-            return {"features": torch.cat(parts)}
+            if self.spread is not None:
+                return self._spread(self.spread, domain, None)
+            return real_features(test, self.inception, self.config.evaluate.batch_size, self)
 
         return self._cached(self._key(domain), compute, test, len(test))["features"]
 
-    def outcome(self, model: Model, message: str) -> dict[str, Arrays]:
+    def _spread(self, spread: Spread, name: str, model_uri: str | None) -> Arrays:
+        domain, evaluate = self.domains[name[0]], self.config.evaluate
+        shares = split(domain, name, model_uri, evaluate.batch_size, evaluate.workers)
+        found = []
+        for share, arrays in zip(shares, spread(shares), strict=True):
+            found.append(arrays)
+            mine = cut(domain, share, evaluate.batch_size)
+            self(len(mine.test) if model_uri is None else _model_images(mine))
+        return gathered(found)
+
+    def outcome(self, model: Model, message: str, model_uri: str) -> dict[str, Arrays]:
         """What the model makes of both domains' images, by direction."""
         digest = weights_digest(model)
         networks: Any = None
@@ -222,6 +234,8 @@ class _Scorer:
 
             def compute(name: str = name, domain: Domain = domain) -> Arrays:
                 nonlocal networks
+                if self.spread is not None:
+                    return self._spread(self.spread, name, model_uri)
                 networks = networks or self.networks(model)
                 direction = Direction(networks, model.method, name, self.device)
                 return direction.score(domain, self.inception, self.config.evaluate.batch_size, self)

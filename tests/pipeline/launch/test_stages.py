@@ -74,7 +74,12 @@ def test_every_stage_is_a_job_of_the_cluster_and_the_flow_imports_no_torch(
 ) -> None:
     address = head[1]
     # the environment's interpreter is found although no PATH leads there
-    config = configured(tmp_path / "there", address, cluster={"env": {"PATH": "/usr/bin:/bin"}})
+    config = configured(
+        tmp_path / "there",
+        address,
+        cluster={"env": {"PATH": "/usr/bin:/bin"}},
+        evaluate={"workers": 2, "batch_size": 2},
+    )
     (tmp_path / "config.json").write_text(json.dumps(config.plain()))
     flow = [sys.executable, "-c", _FLOW, str(tmp_path / "config.json"), str(tmp_path / "told.json")]
     done = subprocess.run(flow, env=environment(), capture_output=True, text=True, timeout=900)
@@ -85,7 +90,7 @@ def test_every_stage_is_a_job_of_the_cluster_and_the_flow_imports_no_torch(
     ran = {name.split("-")[0]: status for name, status in jobs(address).items()}
     assert ran == {"prepare": "SUCCEEDED", "tiny": "SUCCEEDED", "evaluate": "SUCCEEDED"}
     # the same as in one process
-    here = configured(tmp_path / "here", None)
+    here = configured(tmp_path / "here", None, evaluate={"batch_size": 2})
     data = tasks.prepare(here)
     assert contents(told["data"]) == contents(data.uri) != {}
     scored = tasks.evaluate_model(here, data, told["run"])["metrics"]
