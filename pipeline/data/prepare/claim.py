@@ -35,10 +35,15 @@ class Superseded(RunFailed):
 class Claim:
     """This process's right to write a data set."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, owner: dict[str, Any] | None = None) -> None:
+        """``owner``: of the claim in whose name this process puts files into place; default: this process."""
         self._uri = uri
-        self._owner = this_process()
+        self._owner = owner or this_process()
         self._lock = None if storage.is_remote(uri) else FileLock(self._lock_path)
+
+    def __reduce__(self) -> tuple[type[Claim], tuple[str, dict[str, Any]]]:
+        """On its way to a task that works for the owner."""
+        return Claim, (self._uri, self._owner)
 
     @property
     def _lock_path(self) -> str:
