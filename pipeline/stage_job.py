@@ -42,12 +42,12 @@ def run(spec_uri: str) -> dict[str, Any]:
     spec = read_spec(spec_uri)
     logs.bind(run_id=spec["run_id"])
     config = parse(spec["config"], where=spec_uri)
-    train_job.tell(spec, "starting", message="waiting for a node", stage=None)
+    train_job.tell(spec, "starting", message="waiting for a node", stage=None, step=None)
     with lease.alive(spec["run_uri"]), train_job.failure_told(spec):
         with ray_session.connected(config):
             result = _on_a_node(spec, config)
         records.JOB_RESULT.write(spec["run_uri"], result)
-    train_job.tell(spec, "finished", stage=None)
+    train_job.tell(spec, "finished", stage=None, step=None)
     return result
 
 
@@ -185,4 +185,4 @@ def _reporting(spec: dict[str, Any]) -> Iterator[Report]:
 
 
 if __name__ == "__main__":
-    sys.exit(train_job.main(sys.argv[1:], run))
+    sys.exit(train_job.main(sys.argv[1:], run, "stage"))

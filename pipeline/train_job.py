@@ -34,7 +34,7 @@ log = logging.getLogger("pipeline.train_job")
 _WATCH_SECONDS = 2.0
 
 
-def main(arguments: list[str], job: Callable[[str], Any] | None = None) -> int:
+def main(arguments: list[str], job: Callable[[str], Any] | None = None, what: str = "training") -> int:
     """Runs the job (``run``, or a search's) and says in the last line how it ended."""
     # as the command does (pipeline.cli.start): a job on a cluster is not started by it
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -53,7 +53,7 @@ def main(arguments: list[str], job: Callable[[str], Any] | None = None) -> int:
         return _verdict(BadInput(f"{error}; prepare the data and start the run again"))
     except PERMANENT as error:
         log.exception("the driver failed")
-        return _verdict(RunFailed(f"the training stopped with an error of the program: {sentence(error)}"))
+        return _verdict(RunFailed(f"the {what} stopped with an error of the program: {sentence(error)}"))
     return 0
 
 

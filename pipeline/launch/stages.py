@@ -49,7 +49,7 @@ def submit(
     }
     # of an earlier job: what it found may have changed
     storage.remove(records.JOB_RESULT.uri(folder))
-    return follow.run_job(config, spec, Allowance(lambda: 0, config.train.max_failures), progress)
+    return follow.run_job(config, spec, Allowance(lambda: 0, config.train.max_failures, stage), progress)
 
 
 def _settings(config: Config) -> dict[str, Any]:

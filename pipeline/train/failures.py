@@ -34,8 +34,9 @@ class Allowance:
     A weekend on pre-emptible machines may see dozens of failures; only those that bring nothing count.
     """
 
-    def __init__(self, newest: Callable[[], int], limit: int) -> None:
-        """``newest`` tells the step of the newest checkpoint; ``limit`` is ``train.max_failures``."""
+    def __init__(self, newest: Callable[[], int], limit: int, what: str = "training") -> None:
+        """``newest`` tells the step of the newest checkpoint; ``limit`` is ``train.max_failures``. ``what`` fails, for the messages."""
+        self._what = what
         self._look = newest
         self._limit = limit
         self._newest = 0
@@ -56,7 +57,7 @@ class Allowance:
             raise cause
         if isinstance(cause, PERMANENT):
             raise RunFailed(
-                f"the training stopped with an error of the program: {sentence(cause)}"
+                f"the {self._what} stopped with an error of the program: {sentence(cause)}"
             ) from cause
         newest = self._newest
         with contextlib.suppress(RunFailed, FileNotFoundError):
@@ -65,7 +66,9 @@ class Allowance:
         self._newest = newest
         if 0 <= self._limit < self._failures:
             times = f"{self._failures} times without a new checkpoint" if self._failures > 1 else ""
-            raise RunFailed(f"the training failed {times}: {sentence(cause)}".replace(" :", ":")) from cause
+            raise RunFailed(
+                f"the {self._what} failed {times}: {sentence(cause)}".replace(" :", ":")
+            ) from cause
 
 
 def root_cause(*errors: BaseException) -> BaseException:
