@@ -35,7 +35,7 @@ class Allowance:
     """
 
     def __init__(self, newest: Callable[[], int], limit: int, what: str = "training") -> None:
-        """``newest`` tells the step of the newest checkpoint; ``limit`` is ``train.max_failures``. ``what`` fails, for the messages."""
+        """``newest``: the newest checkpoint's step; ``limit``: ``train.max_failures``; ``what`` fails, in messages."""
         self._what = what
         self._look = newest
         self._limit = limit
