@@ -33,12 +33,15 @@ _NO_AGENT = "No available agent"
 T = TypeVar("T")
 
 PYTHON = (
-    "$(tr '\\0' '\\n' < /proc/$RAY_RAYLET_PID/cmdline 2>/dev/null"
+    "$(tr '\\0' '\\n' < /proc/$(tr '\\0' '\\n' < /proc/$PPID/environ 2>/dev/null"
+    " | sed -n 's/^RAY_RAYLET_PID=//p')/cmdline 2>/dev/null"
     " | sed -n 's/^--python_worker_command=\\([^ ]*\\) .*/\\1/p' | grep . || echo python)"
 )
-"""The interpreter with which the head starts its workers, in a shell on the head; else the first on its PATH, which is
-another one where Ray was started from a virtual environment that is not active."""
+"""The interpreter with which the head starts its workers, in the shell that Ray's job supervisor, such a worker, starts;
+else the first on the PATH, which is another one where Ray was started from a virtual environment that is not active."""
 _TAIL_LINES = 200
+_NOT_FOUND = 127
+"""A shell's exit status where there is no such program."""
 
 
 class _Client(JobSubmissionClient):
@@ -229,6 +232,9 @@ def hopeless(lines: list[str], status: int | None) -> dict[str, str] | None:
             f"the Python of the cluster's nodes has no package '{missing[1]}'; install agit there with its "
             "dependencies, best by the image of infra/docker, or start Ray from the environment that has it"
         )
+        return {"kind": "BadInput", "message": message}
+    if status == _NOT_FOUND:
+        message = "the head of the cluster has no `python` on its PATH; start Ray from the environment that has agit"
         return {"kind": "BadInput", "message": message}
     if status == 2:
         last = tail[-1][-300:] if tail else "nothing was said"

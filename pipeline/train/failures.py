@@ -65,7 +65,9 @@ class Allowance:
         self._failures = 1 if newest > self._newest else self._failures + 1
         self._newest = newest
         if 0 <= self._limit < self._failures:
-            times = f"{self._failures} times without a new checkpoint" if self._failures > 1 else ""
+            times = f"{self._failures} times" if self._failures > 1 else ""
+            if times and self._what == "training":
+                times += " without a new checkpoint"
             raise RunFailed(
                 f"the {self._what} failed {times}: {sentence(cause)}".replace(" :", ":")
             ) from cause

@@ -175,6 +175,7 @@ def test_nodes_without_the_package_are_one_sentence_at_once(
     [
         (["/venv/bin/python: No module named pipeline"], 1, "has no package 'pipeline'"),
         (["Traceback", "ModuleNotFoundError: No module named 'pyarrow.lib'"], 1, "no package 'pyarrow.lib'"),
+        (["/bin/sh: 1: python: not found"], 127, "no `python` on its PATH"),
         (["usage: x", "x: error: one argument, please", ""], 2, "a wrong call: x: error: one argument"),
     ],
 )
