@@ -37,8 +37,8 @@ PYTHON = (
     " | sed -n 's/^RAY_RAYLET_PID=//p')/cmdline 2>/dev/null"
     " | sed -n 's/^--python_worker_command=\\([^ ]*\\) .*/\\1/p' | grep . || echo python)"
 )
-"""The interpreter with which the head starts its workers, in the shell that Ray's job supervisor, such a worker, starts;
-else the first on the PATH, which is another one where Ray was started from a virtual environment that is not active."""
+"""The interpreter with which the head starts its workers, in the shell that Ray's job supervisor, itself one, starts;
+else the first on the PATH: another one where Ray was started from a virtual environment that is not active."""
 _TAIL_LINES = 200
 _NOT_FOUND = 127
 """A shell's exit status where there is no such program."""
