@@ -6,6 +6,8 @@ the gathered arrays are the same.
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +15,7 @@ import torch
 
 from agit_core import model_folder, precision
 from agit_core.scores.inception import Inception
-from pipeline.config import Config
+from pipeline.config import Config, parse
 from pipeline.data.format import manifest
 from pipeline.evaluate import feature_cache
 from pipeline.evaluate.direction import Direction
@@ -81,7 +83,7 @@ def compute(config: Config, data_uri: str, share: Share) -> Arrays:
     """
     device = precision.pick_device(config.evaluate.device)
     precision.make_exact(precision.Numerics(None, False, False), device)
-    inception = feature_cache.load_inception(config, device)
+    inception = _inception(json.dumps(config.plain(), sort_keys=True), device)
     domain = open_domain(config, data_uri, manifest.read(data_uri), share.name[0])
     size = config.evaluate.batch_size
     try:
@@ -93,6 +95,12 @@ def compute(config: Config, data_uri: str, share: Share) -> Arrays:
         return direction.score(mine, inception, size, lambda images: None)
     finally:
         domain.close()
+
+
+@functools.lru_cache(maxsize=1)
+def _inception(settings: str, device: torch.device) -> Inception:
+    """Kept for the next share: a process computes several, and compiling the network takes longer than few images."""
+    return feature_cache.load_inception(parse(json.loads(settings)), device)
 
 
 def _batches(images: Images, batch_size: int) -> int:
