@@ -122,6 +122,8 @@ def locate(config: Config, data: Data) -> tuple[str, str]:
 def train(config: Config, data: Data, start: str | None = None) -> Run:
     """Trains, resumes or finds the finished training.
 
+    A finished one whose last checkpoint is damaged, before a model was registered from it, goes one checkpoint back.
+
     Args:
         start: the folder of the weights to start from, when ``train.start_from`` no longer leads there.
 
@@ -129,16 +131,32 @@ def train(config: Config, data: Data, start: str | None = None) -> Run:
         RunFailed: the job did not finish; the same call resumes it.
     """
     from pipeline.launch.follow import train as run_stage
+    from pipeline.train import events
+    from pipeline.train.damage import damage
 
     name, uri = locate(config, data)
     with progress.stage("train") as stage:
-        done = RESULT.read(uri)
+        done = RESULT.peek(uri)
+        if done is not None and (reason := damage(done.checkpoint)) and not _registered(uri):
+            events.record(uri, "checkpoint_damaged", f"the last checkpoint is damaged ({reason})")
+            storage.remove(RESULT.uri(uri))  # the job goes on from the newest whole one
+            done = None
         if done is None:
             done = run_stage(config, data.uri, stage, start).result
             stage.message = f"{done.steps} steps, run {name}"
         else:
             stage.reuse(f"finished training {name} ({done.steps} steps)")
     return Run(name, uri, done, stage.reused)
+
+
+def _registered(uri: str) -> bool:
+    """Whether a run's model is scored and registered, so that its checkpoints are needed no more."""
+    registration = REGISTRATION.peek(uri)
+    return (
+        registration is not None
+        and EVALUATION.peek(uri) is not None
+        and storage.is_folder(registration["source"])
+    )
 
 
 def trained(config: Config, data: Data) -> Run:
@@ -166,13 +184,21 @@ def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
         RunFailed: the storage does not answer.
     """
     from pipeline.evaluate.scoring import evaluate as run_stage
+    from pipeline.train.damage import damage
 
     key = _evaluation_key(config, data.manifest, run.result)
     with progress.stage("evaluate") as stage:
-        evaluation = EVALUATION.read(run.uri)
+        evaluation = EVALUATION.peek(run.uri)
         if evaluation is not None and evaluation.get("key") == key and _compared(config, run, evaluation):
             stage.reuse("scores of this checkpoint")
         else:
+            storage.sweep(run.uri)  # what an evaluation that was killed has left
+            storage.sweep(storage.join(config.storage, "features"))
+            if reason := damage(run.result.checkpoint):
+                raise BadInput(
+                    f"the last checkpoint of run {run.run_id} is damaged ({reason}); remove "
+                    f"{RESULT.uri(run.uri)} and run `agit train` with the same settings, which goes one checkpoint back"
+                )
             evaluation = {**run_stage(config, run.uri, data.uri, stage), "key": key}
             EVALUATION.write(run.uri, evaluation)
         shown = scores_line(evaluation)
@@ -321,8 +347,8 @@ def _settings_key(config: Config) -> str:
 
 def known(config: Config, run_uri: str) -> dict[str, Any]:
     """``steps``, ``metrics``, ``model`` and ``report`` of a run as far as it has come; None for what is not there."""
-    result, scores = RESULT.read(run_uri), EVALUATION.read(run_uri)
-    registration, report_uri = REGISTRATION.read(run_uri), storage.join(run_uri, REPORT)
+    result, scores = RESULT.peek(run_uri), EVALUATION.peek(run_uri)
+    registration, report_uri = REGISTRATION.peek(run_uri), storage.join(run_uri, REPORT)
     return {
         "steps": result.steps if result else None,
         "metrics": scores["metrics"] if scores else None,

@@ -21,7 +21,7 @@ from typing import Any
 
 from agit_core import checkpoint
 from agit_core.checkpoint import CheckpointDamaged, Snapshot
-from agit_core.errors import RunFailed
+from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
 from pipeline.records import CHECKPOINTS
 
@@ -60,9 +60,13 @@ class CheckpointStore:
         return next(iter(self.steps()), 0)
 
     def info(self, step: int) -> dict[str, Any]:
-        """A checkpoint's manifest."""
+        """A checkpoint's manifest; empty where it cannot be understood, which :meth:`load` then says."""
         if step not in self._info:
-            self._info[step] = storage.read_json(storage.join(self.folder(step), checkpoint.MANIFEST))
+            try:
+                found = storage.read_json(storage.join(self.folder(step), checkpoint.MANIFEST))
+            except (ValueError, RecursionError):
+                found = None
+            self._info[step] = found if isinstance(found, dict) else {}
         return self._info[step]
 
     def best(self) -> int | None:
@@ -74,13 +78,13 @@ class CheckpointStore:
         steps = self.steps()
         if self.best_by is None or not steps:
             return None
-        stage = self.info(steps[0])["stage"]
+        stage = next((info["stage"] for info in map(self.info, steps) if "stage" in info), None)
         scored = {
             step: float(self.info(step)["scores"][self.best_by])
             for step in steps
             if self.best_by in self.info(step).get("scores", {})
         }
-        of_stage = {step: score for step, score in scored.items() if self.info(step)["stage"] == stage}
+        of_stage = {step: score for step, score in scored.items() if self.info(step).get("stage") == stage}
         finite = {step: score for step, score in of_stage.items() if math.isfinite(score)}
         if of_stage and not finite:
             return max((step for step, score in scored.items() if math.isfinite(score)), default=None)
@@ -133,6 +137,24 @@ class CheckpointStore:
             return checkpoint.read(Path(scratch))
 
     # ------------------------------------------------------------------ writing
+
+    def check_room(self, size: int) -> None:
+        """Refuse, before a long training, a disk that has no room for one checkpoint.
+
+        Args:
+            size: bytes of a checkpoint, roughly.
+
+        Raises:
+            BadInput: names the folder (that of temporary files for object storage) and what is free.
+        """
+        remote = storage.is_remote(self.uri)
+        folder = Path(tempfile.gettempdir()) if remote else storage.local_path(self.uri)
+        folder.mkdir(parents=True, exist_ok=True)
+        if (free := shutil.disk_usage(folder).free) < size:
+            raise BadInput(
+                f"{folder} has {free / 1e6:.0f} MB free and a checkpoint of this run takes about {size / 1e6:.0f} MB; "
+                f"make room, or {'set TMPDIR to' if remote else 'give a storage on'} a larger disk"
+            )
 
     def write(self, snapshot: Snapshot, check: Callable[[], None] = lambda: None) -> None:
         """Stores a snapshot under its step and removes what need not be kept. May be repeated after a failure.

@@ -14,10 +14,11 @@ import torch
 
 from agit_core import checkpoint
 from agit_core.checkpoint import MANIFEST, CheckpointDamaged, Snapshot
-from agit_core.errors import RunFailed
+from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
 from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.lease import TakenOver
+from tests.pipeline.disk import small_disk
 from tests.pipeline.s3 import S3Server
 from tests.pipeline.training import differences
 
@@ -229,3 +230,13 @@ def test_a_killed_writers_rest_is_swept(tmp_path: Path) -> None:
     assert store.steps() == []
     store.write(snapshot(20))
     assert not rest.exists()
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_refused_by_its_path(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        store = CheckpointStore(str(disk / "run"), 1)
+        store.check_room(500_000)
+        with pytest.raises(
+            BadInput, match=rf"{disk}/run/checkpoints has 1 MB free .* about 50 MB; make room"
+        ):
+            store.check_room(50_000_000)
