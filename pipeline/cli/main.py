@@ -231,7 +231,9 @@ def show_config(
     debug: Debug = False,
 ) -> Answer:
     """The resolved configuration, every default included, as YAML that `agit run` takes."""
-    plain: dict[str, Any] = read_config(config, overrides).plain()
+    from pipeline.redact import redact
+
+    plain: dict[str, Any] = redact(read_config(config, overrides).plain())
     if output is not None:
         from pipeline import storage
 

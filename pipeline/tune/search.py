@@ -21,6 +21,7 @@ from pipeline.config import Config, fingerprint, parse
 from pipeline.data.format import manifest as manifests
 from pipeline.launch import specs
 from pipeline.metrics import catalog
+from pipeline.redact import redact
 from pipeline.tune import space
 from pipeline.tune.space import Range, Values
 
@@ -182,7 +183,9 @@ def preset(search: Search, trial: Trial) -> str:
         f"# Best of {search.config.tune.trials} trials of search {search.search_id}: trial {trial.number}, "
         f"{metric} {value:.4g} on {search.images} test images at step {trial.step}.\n# {changed}\n"
     )
-    return head + yaml.safe_dump(search.config_of(trial.number).plain(), sort_keys=False, allow_unicode=True)
+    return head + yaml.safe_dump(
+        redact(search.config_of(trial.number).plain()), sort_keys=False, allow_unicode=True
+    )
 
 
 def from_spec(spec: Mapping[str, Any]) -> Search:
