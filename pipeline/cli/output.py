@@ -6,11 +6,13 @@ to standard error. Errors are one line: exit status 2 for a wrong call, 1 for a 
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from pipeline.redact import redact
 
 DONE, FAILED, WRONG_CALL = 0, 1, 2
 _ERROR_LOG = Path(".agit/last-error.log")
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _RESUME = "run the same command again to resume"
 
 
@@ -117,6 +120,12 @@ def execute(app: typer.Typer) -> int:
             return _fail(FAILED, f"interrupted; {_RESUME}")
         if hasattr(error, "format_message"):
             return _fail(WRONG_CALL, _usage(error))
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            where = (
+                error.filename
+                or f"one of the working directory, the storage and {tempfile.gettempdir()} (TMPDIR)"
+            )
+            return _fail(FAILED, f"cannot write {where}: {error.strerror}; make room, then {_RESUME}")
         return _fail(FAILED, f"{type(error).__name__}: {error}; {_RESUME} ({_keep(error)})")
     except BaseException as error:
         if not _interrupted(error):
