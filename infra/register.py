@@ -1,8 +1,7 @@
-"""``python -m infra.register [process|docker|kubernetes]``: everything that a Prefect server has to know.
+"""``python -m infra.register [process|docker|kubernetes]``: set up a Prefect server for this project.
 
-The work pool with its base job template, the automation that tells of flow runs whose process is gone, and the
-deployments of ``infra/prefect.yaml``. Doing it again brings them up to date. ``AGIT_IMAGE`` names the image of flow
-runs that are containers.
+Creates or updates the work pool with its base job template, the automation that marks flow runs with a dead process as
+crashed, and the deployments of ``infra/prefect.yaml``. ``AGIT_IMAGE`` names the image for containerised flow runs.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ FOLDER = Path(__file__).parent
 POOL = "agit"
 TYPES = ("process", "docker", "kubernetes")
 DEAD_RUNS = "agit: flow runs whose process is gone"
-_BEAT = "prefect.flow-run.heartbeat"
+_HEARTBEAT = "prefect.flow-run.heartbeat"
 _ENDS = ("Completed", "Failed", "Cancelled", "Crashed")
 
 
 def pool_template(kind: str, image: str | None = None) -> dict[str, Any]:
-    """The base job template of a kind of work pool; ``image``: of the flow runs' containers."""
+    """Base job template of a kind of work pool; ``image`` is the default image for the flow runs' containers."""
     template: dict[str, Any] = json.loads((FOLDER / "pools" / f"{kind}.json").read_text())
     if image and "image" in (variables := template["variables"]["properties"]):
         variables["image"]["default"] = image
@@ -32,7 +31,7 @@ def pool_template(kind: str, image: str | None = None) -> dict[str, Any]:
 
 
 def register(kind: str) -> None:
-    """Creates or updates pool, automation and deployments on the server that Prefect is configured for."""
+    """Create or update pool, automation and deployments on the configured Prefect server."""
     from prefect import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
 
@@ -41,7 +40,7 @@ def register(kind: str) -> None:
         client.create_work_pool(
             WorkPoolCreate(name=POOL, type=kind, base_job_template=template), overwrite=True
         )
-    _tell_dead_runs()
+    _mark_dead_runs()
     deploy = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     subprocess.run(
         [*deploy, "--prefect-file", str(FOLDER / "prefect.yaml")],
@@ -50,8 +49,11 @@ def register(kind: str) -> None:
     )
 
 
-def _tell_dead_runs(silent: timedelta = timedelta(seconds=540)) -> None:
-    """Without it a run whose process was killed says Running for ever (heartbeats come every 180 s)."""
+def _mark_dead_runs(timeout: timedelta = timedelta(seconds=540)) -> None:
+    """Create the automation that marks a flow run as crashed after a heartbeat timeout.
+
+    Without it, a run whose process was killed stays in state Running forever. Heartbeats are sent every 180 s.
+    """
     from prefect.automations import Automation
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState
@@ -59,42 +61,45 @@ def _tell_dead_runs(silent: timedelta = timedelta(seconds=540)) -> None:
 
     automation = Automation(
         name=DEAD_RUNS,
-        description="Crashed, when a flow run that sent heartbeats sends no more and did not end.",
+        description="Marks a flow run as crashed when its heartbeats stop before it has ended.",
         trigger=EventTrigger(
-            after={_BEAT},
-            expect={_BEAT, *(f"prefect.flow-run.{state}" for state in _ENDS)},
+            after={_HEARTBEAT},
+            expect={_HEARTBEAT, *(f"prefect.flow-run.{state}" for state in _ENDS)},
             match={"prefect.resource.id": ["prefect.flow-run.*"]},
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
-            within=silent,
+            within=timeout,
         ),
         actions=[
             ChangeFlowRunState(
                 state=StateType.CRASHED,
-                message="Its process sends no heartbeats any more; the same parameters go on with the run.",
+                message="Heartbeat timeout: its process is gone. Run it again with the same parameters to resume.",
             )
         ],
     )
-    # on one import both kinds of calls are there: without an event loop they answer at once
+    # these methods are synchronous here because no event loop is running
     try:
-        present: Any = Automation.read(name=DEAD_RUNS)
+        existing: Any = Automation.read(name=DEAD_RUNS)
     except ValueError:
         automation.create()
         return
-    automation.id = present.id
+    automation.id = existing.id
     automation.update()
 
 
 def main(arguments: list[str]) -> int:
     kind = arguments[0] if arguments else "process"
     if kind not in TYPES or len(arguments) > 1:
-        print(f"call it as: python -m infra.register [{'|'.join(TYPES)}]", file=sys.stderr)
+        print(f"usage: python -m infra.register [{'|'.join(TYPES)}]", file=sys.stderr)
         return 2
     try:
         register(kind)
     except subprocess.CalledProcessError as error:
-        print(f"`prefect deploy` ended with status {error.returncode}", file=sys.stderr)
+        print(
+            f"`prefect deploy` failed with exit status {error.returncode}; see its output above",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

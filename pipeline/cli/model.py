@@ -1,4 +1,4 @@
-"""Commands that use a model: ``translate``, ``export``."""
+"""The command ``translate``, and the options by which commands refer to a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pipeline.config import Config
     from pipeline.registry.model_reference import ModelReference
 
-TILE_PIXELS = 1024 * 1024  # agit_core.translator.TILE_PIXELS, whose import takes seconds
+TILE_PIXELS = 1024 * 1024  # copy of agit_core.translator.TILE_PIXELS, whose import takes seconds
 
 
 PRETRAINED = "pretrained:h2z128"
@@ -37,8 +37,8 @@ ModelUri = Annotated[
     typer.Option(
         "--model",
         metavar="URI",
-        help="pretrained:h2z128, models:/NAME@champion, a model or checkpoint folder, a finished run's, "
-        "or s3:// of one.",
+        help="pretrained:h2z128, models:/NAME@champion, or the path or s3:// URI of a model folder, a checkpoint "
+        "folder or a finished run.",
     ),
 ]
 
@@ -48,19 +48,19 @@ Threshold = Annotated[
     typer.Option(
         min=0,
         max=1,
-        help="Keep the source to the pixel where the attention is below it; default: the model's own "
-        "method.threshold_at_test, else the soft mask.",
+        help="Keep source pixels unchanged where the attention is below this. Default: the model's "
+        "method.threshold_at_test, else blend with the soft mask.",
     ),
 ]
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds the commands of this file."""
+    """Add the commands of this file."""
     app.command()(translate)
 
 
-def chosen(uri: str, overrides: list[str] | None) -> tuple[ModelReference, Config]:
-    """The model of ``--model``, and the settings whose registry was asked."""
+def model_of(uri: str, overrides: list[str] | None) -> tuple[ModelReference, Config]:
+    """Resolve ``--model``; return it with the settings that name the registry."""
     settings = read_config("demo", overrides)
     from pipeline.registry.model_reference import resolve
 
@@ -77,42 +77,49 @@ def translate(
     ],
     output: Annotated[
         str,
-        typer.Argument(metavar="OUTPUT", help="A folder or .zip; for one image or video also a file's name."),
+        typer.Argument(metavar="OUTPUT", help="A folder or .zip; for a single image or video also a file."),
     ],
     model: ModelUri,
     direction: Annotated[
-        Direction, typer.Option(help="From which of the two kinds of picture to which.")
+        Direction, typer.Option(help="From domain A to B (e.g. horse to zebra), or back.")
     ] = Direction.a2b,
     masks: Annotated[
         bool, typer.Option("--masks", help="Also write the attention masks, as NAME.mask.png.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     batch: Annotated[
         bool,
         typer.Option(
-            "--batch", help="Spread the images over Ray: RAY_ADDRESS, or the cores of this machine."
+            "--batch", help="Distribute the images over Ray: the cluster at RAY_ADDRESS, or this machine."
         ),
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Ray workers; default: one per GPU, else one per two CPUs.")
+        int | None,
+        typer.Option(min=1, help="Ray workers for --batch. Default: one per GPU, else one per two CPUs."),
     ] = None,
     smooth: Annotated[
         float,
-        typer.Option(help="Videos: less flicker, 0 (none) to below 1; 0.8 removes most where nothing moves."),
+        typer.Option(
+            help="Temporal smoothing of videos, 0 (off) to below 1; 0.8 removes most flicker of static areas."
+        ),
     ] = 0.0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
     autocast: Annotated[
-        Autocast, typer.Option(help="bf16 is faster on hardware that has it and differs by some grey levels.")
+        Autocast,
+        typer.Option(
+            help="bf16: faster on hardware that supports it, differs by a few grey levels; auto: if supported."
+        ),
     ] = Autocast.off,
     tile_pixels: Annotated[
-        int, typer.Option(help="Larger images are translated in blended tiles of so many pixels.")
+        int,
+        typer.Option(help="Translate larger images in blended tiles of at most this many pixels."),
     ] = TILE_PIXELS,
     work_side: Annotated[
         int | None,
         typer.Option(
             metavar="PIXELS",
-            help="Let the networks see larger images scaled down to this side (such as twice the training "
-            "size) and add the change to the full image: faster, and objects keep the size they were learned at.",
+            help="Translate larger images scaled down to this longer side (e.g. twice the training size) and add the "
+            "change to the full image: faster, and objects appear at the size seen in training.",
         ),
     ] = None,
     threshold: Threshold = None,
@@ -120,12 +127,18 @@ def translate(
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Translate images of any size, folders, archives, Parquet or a video with a trained model.
+    """Translate images or a video with a trained model.
 
-    Names are kept, nothing is overwritten unless asked for, and the same command again goes on where an
-    interrupted one was. What cannot be read is listed and skipped.
+    Images can have any size and come from a folder, an archive or Parquet. File names are kept and existing files
+    are not overwritten. Running the same command again resumes an interrupted one. Unreadable files are listed and
+    skipped.
+
+    \b
+    Examples:
+      agit translate photo.jpg out.jpg --model pretrained:h2z128 --direction a2b
+      agit translate photos/ out/ --model models:/h2z@champion --masks
     """
-    subject, settings = chosen(model, overrides)
+    subject, settings = model_of(model, overrides)
     from pipeline import progress
     from pipeline.inference.translate import translate as run
     from pipeline.registry.model_reference import describe

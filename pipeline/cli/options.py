@@ -1,4 +1,4 @@
-"""Arguments and options that many commands share."""
+"""Arguments and options shared by several commands."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="A setting that differs, such as data.source=./photos or storage=s3://bucket/prefix.",
+        help="Override a setting, e.g. data.source=./photos or storage=s3://bucket/prefix; repeatable.",
     ),
 ]
 
 
 def read_config(config: str, overrides: list[str] | None) -> Config:
-    """The configuration that CONFIG and ``--set`` describe; imports the schema only now, so that help is quick."""
-    from pipeline.config import load
+    """Load the configuration given by CONFIG and ``--set``."""
+    from pipeline.config import load  # imported late, which keeps --help fast
 
     return load(config, overrides or [])

@@ -1,7 +1,7 @@
-"""What the commands print and how they end.
+"""Output and exit status of the commands.
 
-``--json`` gives standard output to one JSON object, printed last; whatever a library prints before that goes
-to standard error. Errors are one line: exit status 2 for a wrong call, 1 for a run that failed.
+With ``--json``, standard output contains exactly one JSON object; anything else that is printed goes to standard
+error. Errors are one line; exit status 2 for a wrong call or configuration, 1 for a failed run.
 """
 
 from __future__ import annotations
@@ -33,16 +33,18 @@ _RESUME = "run the same command again to resume"
 
 @dataclass
 class Answer:
-    """What a command found: an object for ``--json``, a way to show it to a person, and, where it is bad news
-    (exit status 1), the sentence that says so."""
+    """Result of a command."""
 
     value: Any
+    """JSON-ready; printed by ``--json``."""
     show: Callable[[Any], None] | None = None
+    """Prints ``value`` for people."""
     failure: str | None = None
+    """Error message; if set, the exit status is 1."""
 
 
 class _State:
-    """The two switches that every command has."""
+    """State of the options that every command has."""
 
     debug = bool(os.environ.get("AGIT_DEBUG"))
     json_to: int | None = None
@@ -51,6 +53,7 @@ class _State:
 def _on_json(value: bool) -> bool:
     if value and _State.json_to is None:
         sys.stdout.flush()
+        # descriptor 1 becomes standard error, also for child processes and C libraries
         _State.json_to = os.dup(1)
         os.dup2(2, 1)
     return value
@@ -65,9 +68,7 @@ def _on_debug(value: bool) -> bool:
 
 Json = Annotated[
     bool,
-    typer.Option(
-        "--json", help="Print one JSON object, last, on standard output.", callback=_on_json, is_eager=True
-    ),
+    typer.Option("--json", help="Print the result as one JSON object.", callback=_on_json, is_eager=True),
 ]
 Debug = Annotated[
     bool,
@@ -79,10 +80,10 @@ def _log_from(level: int) -> None:
     root = logging.getLogger()
     root.setLevel(level)
     for handler in root.handlers:
-        # the handlers as well: libraries set levels of their own on their loggers
+        # also on the handlers, because libraries set the levels of their loggers
         handler.setLevel(min(level, logging.INFO) if logs.as_json() else level)
         if level > logging.DEBUG:
-            # what a run does is shown by pipeline.progress, and how it fails by its exception
+            # redundant: progress is shown by pipeline.progress, failures by their exceptions
             handler.addFilter(lambda record: not record.name.startswith("prefect"))
 
 
@@ -91,19 +92,19 @@ def debugging() -> bool:
 
 
 def execute(app: typer.Typer) -> int:
-    """Runs the command line and returns the exit status; the last line on standard error names the cause."""
+    """Run the command line and return the exit status; the last line on standard error names the cause of an error."""
     try:
         logs.set_up()
     except BadInput as error:
         return _fail(WRONG_CALL, str(error))
     _log_from(logging.DEBUG if _State.debug else logging.WARNING)
     try:
-        # A termination asked for by a scheduler ends like Ctrl-C: the workers and servers of the run are stopped.
+        # treat SIGTERM, e.g. from a scheduler, like Ctrl-C, so that the run's workers and servers are stopped
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        if callable(signal.getsignal(signal.SIGINT)):  # not where a shell has it ignored
+        if callable(signal.getsignal(signal.SIGINT)):  # not if the shell has it ignored
             signal.signal(signal.SIGINT, signal.default_int_handler)
         outcome = app(standalone_mode=False)
-        if outcome == 130:  # how typer answers Ctrl-C
+        if outcome == 130:  # typer's exit code for Ctrl-C
             return _fail(FAILED, f"interrupted; {_RESUME}")
         return _answer(outcome)
     except BadInput as error:
@@ -143,7 +144,7 @@ def _answer(outcome: Any) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         with os.fdopen(_State.json_to, "w") as out:
-            from pipeline import storage  # loads fsspec
+            from pipeline import storage  # imported late: loads fsspec
 
             out.write(json.dumps(storage.finite(answer.value), indent=1, allow_nan=False, default=str) + "\n")
     elif answer.show is not None:
@@ -152,14 +153,14 @@ def _answer(outcome: Any) -> int:
 
 
 def _usage(error: Any) -> str:
-    """One line out of typer's usage error."""
-    # a command without arguments: the message is the help, which belongs on standard output
+    """Format typer's usage error as one line."""
+    # no_args_is_help: the message is the help text, which belongs on standard output
     if type(error).__name__ == "NoArgsIsHelpError":
         print(error.format_message())
         error.message = ""
     context = getattr(error, "ctx", None)
     hint = f" (see `{context.command_path} --help`)" if context is not None else ""
-    # without a command there is help on standard output, and no message
+    # NoArgsIsHelpError has no message left
     return f"{error.format_message().rstrip('.') or 'no command was given'}{hint}"
 
 
@@ -172,7 +173,7 @@ def _fail(status: int, message: str) -> int:
 
 
 def _interrupted(error: BaseException) -> bool:
-    """True when a signal began it; what fails after that (a server that is gone) is only its echo."""
+    """Whether a signal is in the error's chain of causes: later errors, e.g. of a stopped server, follow from it."""
     link: BaseException | None = error
     while link is not None:
         if isinstance(link, KeyboardInterrupt) or type(link).__name__ == "TerminationSignal":

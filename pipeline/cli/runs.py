@@ -1,4 +1,4 @@
-"""Commands about what is there already: runs and their state, versions of a model, promotion and rollback."""
+"""Commands for existing runs and models: status, versions, promotion, rollback, clean-up."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pipeline.cli import show as cli_show
 from pipeline.cli.options import ConfigName, Overrides, read_config
 from pipeline.cli.output import Answer, Debug, Json
 
-Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the model's audit trail.")]
+Reason = Annotated[str, typer.Option("--reason", help="The reason, recorded in the model's audit trail.")]
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds the commands of this file."""
+    """Add the commands of this file."""
     app.command()(status)
     app.command()(runs)
     app.command()(models)
@@ -27,26 +27,41 @@ def add_to(app: typer.Typer) -> None:
 def status(
     run: Annotated[
         str | None,
-        typer.Argument(help="A run's id or URI, or a config's name for its newest run; default: the newest."),
+        typer.Argument(
+            help="A run's id or URI, or a configuration's name for its newest run. Default: the newest run."
+        ),
     ] = None,
     overrides: Overrides = None,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """How far a run is: step, images per second, time left, checkpoints, failures and recoveries."""
+    """Show a run's progress, checkpoints and failures.
+
+    \b
+    Examples:
+      agit status
+      agit status h2z --set storage=s3://bucket/prefix
+    """
     from pipeline import run_status as stored
 
-    return Answer(stored.status(_find(run, overrides)), lambda found: cli_show.lines(stored.describe(found)))
+    return Answer(
+        stored.status(_find(run, overrides)), lambda status: cli_show.lines(stored.describe(status))
+    )
 
 
 def runs(overrides: Overrides = None, json: Json = False, debug: Debug = False) -> Answer:
-    """All runs in a storage (`--set storage=URI`), the one that was last active first."""
+    """List the runs in a storage, most recently active first.
+
+    \b
+    Example:
+      agit runs --set storage=s3://bucket/prefix
+    """
     from pipeline import run_status as stored
 
-    def show(found: dict[str, Any]) -> None:
-        told = stored.rows(found["runs"])
-        columns = [name for name in told[0] if any(run[name] for run in told)] if told else []
-        cli_show.table_of(told, columns, f"no run in {found['storage']}")
+    def show(answer: dict[str, Any]) -> None:
+        rows = stored.rows(answer["runs"])
+        columns = [name for name in rows[0] if any(row[name] for row in rows)] if rows else []
+        cli_show.table_of(rows, columns, f"no run in {answer['storage']}")
 
     root = _storage(overrides)
     return Answer({"storage": root, "runs": stored.list_runs(root)}, show)
@@ -63,18 +78,23 @@ def _find(run: str | None, overrides: list[str] | None) -> str:
     if run and "/" in run:
         return run
     root = _storage(overrides)
-    names = [str(found["run_id"]) for found in stored.list_runs(root)]
-    fitting = [name for name in names if run is None or name == run or name.rsplit("-", 1)[0] == run]
-    if not fitting:
+    names = [str(entry["run_id"]) for entry in stored.list_runs(root)]
+    matching = [name for name in names if run is None or name == run or name.rsplit("-", 1)[0] == run]
+    if not matching:
         what = f"no run '{run}'" if run else "no run"
-        raise BadInput(f"{what} in {root}; `agit runs` lists those in a storage (--set storage=URI)")
-    return records.run_uri(root, fitting[0])
+        raise BadInput(f"{what} in {root}; list the runs of a storage with `agit runs --set storage=URI`")
+    return records.run_uri(root, matching[0])
 
 
 def models(
     config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False
 ) -> Answer:
-    """The versions of a model with aliases and scores, and who changed what, when and why."""
+    """List a model's versions and its champion's audit trail.
+
+    \b
+    Example:
+      agit models h2z
+    """
     settings = read_config(config, overrides)
     from pipeline.registry import models as registry
 
@@ -89,7 +109,12 @@ def promote(
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Make a version the champion, whatever the gate said."""
+    """Make a version the champion, regardless of the gate.
+
+    \b
+    Example:
+      agit promote h2z challenger --reason "looks better on our photographs"
+    """
     settings = read_config(config, overrides)
     from pipeline.registry import models as registry
 
@@ -99,7 +124,12 @@ def promote(
 def rollback(
     config: ConfigName, reason: Reason, overrides: Overrides = None, json: Json = False, debug: Debug = False
 ) -> Answer:
-    """Make the champion before the present one champion again."""
+    """Make the previous champion the champion again.
+
+    \b
+    Example:
+      agit rollback h2z --reason "version 4 fails on foals"
+    """
     settings = read_config(config, overrides)
     from pipeline.registry import models as registry
 
@@ -109,16 +139,22 @@ def rollback(
 def clean(
     older_than: Annotated[
         float,
-        typer.Option("--older-than", metavar="DAYS", min=0, help="Only what nobody has changed for so long."),
+        typer.Option("--older-than", metavar="DAYS", min=0, help="Only items unchanged for this many days."),
     ] = 30,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this it is only shown.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove the items; default: only list them.")] = False,
     overrides: Overrides = None,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Old runs without a registered model, data sets that no run refers to, and caches: show them, or remove them.
+    """List or remove old runs, data sets and caches.
 
-    What a registered model needs always stays.
+    These are runs without a registered model, data sets that no run refers to, and caches. Everything that a
+    registered model needs is kept.
+
+    \b
+    Examples:
+      agit clean --older-than 60
+      agit clean --older-than 60 --yes
     """
     settings = read_config("demo", overrides)
     from dataclasses import asdict
@@ -128,6 +164,6 @@ def clean(
     found = cleaning.find(settings, older_than)
     if yes:
         cleaning.remove(found)
-    told = {"storage": settings.storage, "older_than_days": older_than, "removed": yes}
+    answer = {"storage": settings.storage, "older_than_days": older_than, "removed": yes}
     things = [asdict(thing) for thing in found]
-    return Answer({**told, "bytes": sum(thing.bytes for thing in found), "found": things}, cli_show.unused)
+    return Answer({**answer, "bytes": sum(thing.bytes for thing in found), "found": things}, cli_show.unused)

@@ -1,4 +1,4 @@
-"""How an evaluation looks to a person: every figure with its interval, doing nothing and the champion beside it."""
+"""Terminal table of an evaluation: each metric with its interval, the identity baseline and the champion."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _VERDICT = {"better": "[green]better[/green]", "worse": "[red]worse[/red]", "noi
 
 
 def show(evaluation: Mapping[str, Any]) -> None:
-    """Prints the table of an ``evaluation.json``'s content."""
+    """Print the contents of an ``evaluation.json`` as a table."""
     champion = evaluation.get("champion")
     table = console.plain_table()
     table.add_column("score", min_width=20)
@@ -38,18 +38,18 @@ def show(evaluation: Mapping[str, Any]) -> None:
             f"FID and KID: features of {network(evaluation['inception'])}", markup=False, soft_wrap=True
         )
     console.write(
-        "better, worse: than that one, by more than the 95 % interval of the difference; noise: by less"
+        "better, worse: the score differs from that column's by more than the 95 % interval; noise: by less"
     )
     for warning in (evaluation.get("protocol") or {}).get("warnings", []):
         console.write(printable(f"note: {warning}"), markup=False, soft_wrap=True)
 
 
 def rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
-    """Score, value, interval, doing nothing and verdict (, champion and verdict) as text."""
+    """Rows of text: score, value, interval, doing nothing with verdict and, if there is one, champion with verdict."""
     metrics, baseline = evaluation["metrics"], evaluation.get("baseline") or {}
     champion, intervals = evaluation.get("champion"), evaluation.get("intervals") or {}
     mine = Opponent(metrics, intervals)
-    found = []
+    table = []
     for metric in catalog.METRICS:
         for place in metric.places:
             name = f"{metric.name}_{place}"
@@ -61,8 +61,8 @@ def rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
             row.append(_rival(metric, baseline.get(name), tested.get("do_nothing")))
             if champion:
                 row.append(_rival(metric, champion["metrics"].get(name), tested.get("champion")))
-            found.append(row)
-    return found
+            table.append(row)
+    return table
 
 
 def _rival(metric: Metric, value: float | None, tested: Mapping[str, Any] | None) -> str:

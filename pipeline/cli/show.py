@@ -1,4 +1,4 @@
-"""How the commands' answers look to a person; ``--json`` prints the same values as they are."""
+"""Terminal output of the commands' results; ``--json`` prints the same values unformatted."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def summary(value: dict[str, Any]) -> None:
 def prepared(value: dict[str, Any]) -> None:
     for split, entries in value["quarantined"].items():
         for entry in entries:
-            told = f"quarantined {split}/{entry['name']}: {entry['reason']}"
-            console.write(printable(told), markup=False)
+            message = f"quarantined {split}/{entry['name']}: {entry['reason']}"
+            console.write(printable(message), markup=False)
     for kind, pairs in (("is", value["leaks"]), ("looks like", value["near_leaks"])):
         for train, test in pairs[:_MOST_LEAKS]:
             console.write(printable(f"leak: {test} {kind} {train}"), markup=False)
@@ -77,9 +77,7 @@ def reproduced(value: dict[str, Any]) -> None:
         {
             "model": value["model"],
             "run": f"{value['run_id']}, {value['steps']} steps, in {value['storage']}",
-            "weights": "identical, bit for bit"
-            if value["identical"]
-            else f"they differ, by at most {apart:.3g}",
+            "weights": "bit-identical" if value["identical"] else f"different, by at most {apart:.3g}",
         }
     )
 
@@ -89,11 +87,11 @@ def findings(value: dict[str, Any]) -> None:
     for column in ("", "what", "found", "remedy"):
         table.add_column(column, overflow="fold")
     for check in value["checks"]:
-        told = (check["name"], check["found"], check.get("remedy") or "")
-        table.add_row(_MARKS[check["state"]], *(console.literal(printable(text)) for text in told))
+        cells = (check["name"], check["found"], check.get("remedy") or "")
+        table.add_row(_MARKS[check["state"]], *(console.literal(printable(cell)) for cell in cells))
     console.write(table)
     console.write(
-        "A local run can work." if value["ok"] else "A local run cannot work yet: see what is missing."
+        "A local run is possible." if value["ok"] else "A local run is not possible yet: see what is missing."
     )
 
 
@@ -113,7 +111,7 @@ def versions(value: dict[str, Any]) -> None:
             for row in value["versions"]
         ],
         ["version", "aliases", "run_id", "kid_target_a2b", "kid_target_b2a"],
-        f"no version of '{value['name']}' is registered; `agit run` registers one",
+        f"no version of '{value['name']}' is registered; register one with `agit run`",
     )
     if not value["events"]:
         return
@@ -136,7 +134,7 @@ def _why(event: dict[str, Any]) -> str:
 
 
 def unused(value: dict[str, Any]) -> None:
-    """What `agit clean` found."""
+    """The result of `agit clean`."""
     from rich.filesize import decimal
 
     rows = [
@@ -171,7 +169,7 @@ def yaml_text(value: Any) -> str:
 
 
 def table_of(rows: list[dict[str, Any]], columns: list[str], nothing: str = "nothing there") -> None:
-    """A plain table of dicts; nested values are written out."""
+    """Print dicts as a plain table; nested values are flattened to text."""
     if not rows:
         console.write(printable(nothing), markup=False)
         return
@@ -179,7 +177,7 @@ def table_of(rows: list[dict[str, Any]], columns: list[str], nothing: str = "not
     for column in columns:
         table.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
-        # texts, as square brackets in somebody's file names are no markup
+        # literal: square brackets in file names are not markup
         table.add_row(*(console.literal(_cell(row.get(column))) for column in columns))
     console.write(table)
 

@@ -1,4 +1,4 @@
-"""``agit tune`` searches for better settings; ``agit reproduce`` rebuilds a model and compares the weights."""
+"""The commands ``tune`` (hyperparameter search) and ``reproduce`` (train a registered model again)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.cli.output import Answer, Debug, Json
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds the commands of this file."""
+    """Add the commands of this file."""
     app.command()(tune)
     app.command()(reproduce)
 
@@ -23,15 +23,22 @@ def tune(
     overrides: Overrides = None,
     preset: Annotated[
         Path | None,
-        typer.Option("--preset", "-o", metavar="FILE", help="Also write the best configuration here."),
+        typer.Option(
+            "--preset", "-o", metavar="FILE", help="Also write the best configuration to this file."
+        ),
     ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Search `tune.space` for the best settings with Ray Tune and ASHA, as the Prefect flow `agit-tune`.
+    """Search for better settings with Ray Tune and ASHA.
 
-    Trials are ordinary runs. The same command again goes on with a search that was interrupted; a larger
-    `tune.trials` adds trials to it. The best configuration is written as a preset for `agit run`.
+    Runs as the Prefect flow `agit-tune`. `tune.space` lists the settings; trials are ordinary runs. Running the
+    same command again resumes an interrupted search; a larger `tune.trials` extends it. The best configuration is
+    written as a preset for `agit run`.
+
+    \b
+    Example:
+      agit tune h2z64 --set "tune.space={method.optimizer.learning_rate: {loguniform: [1e-4, 1e-3]}}"
     """
     settings = read_config(config, overrides)
     from pipeline import progress
@@ -54,32 +61,40 @@ def reproduce(
     model: Annotated[
         str,
         typer.Argument(
-            help="models:/h2z@champion, models:/h2z/3, a version's number, or a model folder's URI."
+            help="models:/h2z@champion, models:/h2z/3, a version number, or the URI of a model folder."
         ),
     ],
     config: Annotated[
         str,
         typer.Option(
-            "--config", metavar="CONFIG", help="Whose registry and cluster, and whose model a number means."
+            "--config",
+            metavar="CONFIG",
+            help="Configuration that names the registry, the cluster and, for a version number, the model.",
         ),
     ] = "demo",
     overrides: Overrides = None,
     storage: Annotated[
         str | None,
         typer.Option(
-            "--storage", help="Where the new run goes; default: reproductions/RUN below the model's."
+            "--storage",
+            help="Storage of the new run. Default: reproductions/RUN in the storage of the original.",
         ),
     ] = None,
     from_prepared: Annotated[
-        bool, typer.Option("--from-prepared", help="Train on the stored shards; do not look at the source.")
+        bool,
+        typer.Option("--from-prepared", help="Train on the original shards instead of preparing the source."),
     ] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Train a registered model again from its lineage and say whether the weights are bit for bit the same.
+    """Train a registered model again; compare the weights.
 
-    Checks that the source still gives the same images and tells what else differs. Exit status 1 when the
-    weights differ.
+    Follows the model's lineage. Verifies that the source still contains the same images, and lists other
+    differences (code, libraries, machine). Exit status 1 if the weights differ.
+
+    \b
+    Example:
+      agit reproduce models:/h2z@champion
     """
     settings = read_config(config, overrides)
     from pipeline import progress
@@ -88,6 +103,6 @@ def reproduce(
 
     name = f"models:/{models.model_name(settings)}/{model}" if model.isdigit() else model
     with progress.shown_on(progress.for_terminal()):
-        told = stages.reproduce(name, settings, storage, from_prepared)
-    failure = None if told["identical"] else f"the weights differ from those of {name}"
-    return Answer(told, show.reproduced, failure)
+        result = stages.reproduce(name, settings, storage, from_prepared)
+    failure = None if result["identical"] else f"the weights differ from those of {name}"
+    return Answer(result, show.reproduced, failure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import re
 import warnings
@@ -9,12 +10,22 @@ import warnings
 import simplejpeg
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-Image.init()
-FORMATS = tuple(
-    name
-    for name in ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "ICO", "TGA")
-    if name in Image.OPEN
-)
+_PLUGINS = {
+    "JPEG": "Jpeg",
+    "PNG": "Png",
+    "WEBP": "WebP",
+    "AVIF": "Avif",
+    "BMP": "Bmp",
+    "GIF": "Gif",
+    "TIFF": "Tiff",
+    "PPM": "Ppm",
+    "JPEG2000": "Jpeg2K",
+    "ICO": "Ico",
+    "TGA": "Tga",
+}
+for _name in _PLUGINS.values():  # Image.init() would load four times as many
+    importlib.import_module(f"PIL.{_name}ImagePlugin")
+FORMATS = tuple(name for name in _PLUGINS if name in Image.OPEN)
 """What is read, recognised by its contents. Not EPS and its like, which would start another program."""
 
 _HEIF = {

@@ -1,1 +1,1 @@
-"""``agit translate``: :func:`pipeline.inference.translate.translate` and what it reads, writes and spreads."""
+"""Inference with trained models: ``agit translate`` (images, videos, Ray batches) and ``agit export``."""

@@ -1,4 +1,4 @@
-"""The images on which an exported model is compared with the one it came from."""
+"""Images for comparing an exported model with the original."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from pipeline.inference import inputs
 
 GENERATED = "generated images"
 LONGEST = 512
-"""Larger photographs are scaled down to this longest side: the check is about numbers, not about memory."""
+"""Longest side in pixels; larger photographs are scaled down, because the check tests numerics, not memory."""
 OTHER = (0.75, 1.25)
-"""The second size, as factors of height and width: another size and another aspect."""
+"""Factors of height and width for the second size, which also changes the aspect ratio."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class CheckImages:
     """Images of one direction's source domain.
 
     Attributes:
-        images: float (1, 3, H, W) in [-1, 1], sides multiples of 4.
-        source: where they are from, for people.
+        images: float (1, 3, H, W) in [-1, 1]; H and W are multiples of 4.
+        source: their origin, for display.
     """
 
     images: Sequence[Tensor]
     source: str
 
     def resized(self) -> list[Tensor]:
-        """The same at another size, two of one size at a time."""
+        """The images at the second size, in batches of up to two of equal size."""
         other = [
             _at(image, [_side(n * f) for n, f in zip(image.shape[2:], OTHER, strict=True)])
             for image in self.images
@@ -56,12 +56,12 @@ class CheckImages:
 
 
 def choose(model: Model, direction: str, folder: str | None, count: int) -> CheckImages:
-    """Up to ``count`` images: of the folder, else of the model's test split, else generated ones.
+    """Up to ``count`` images from ``folder``, else from the model's test split, else generated ones.
 
-    A folder with ``testA`` and ``testB`` gives each direction the images it is made for.
+    If the folder contains ``testA`` and ``testB``, each direction uses the images of its source domain.
 
     Raises:
-        BadInput: the folder that was asked for holds no image that can be read.
+        BadInput: ``folder`` contains no readable image.
     """
     split = "testA" if direction == "a2b" else "testB"
     if folder is not None:
@@ -71,7 +71,7 @@ def choose(model: Model, direction: str, folder: str | None, count: int) -> Chec
     if data:
         try:
             return _read(storage.join(data, split), count)
-        except (BadInput, RunFailed, OSError):  # the data has been moved or is out of reach here
+        except (BadInput, RunFailed, OSError):  # the data was moved or is not accessible here
             pass
     domain = "a" if direction == "a2b" else "b"
     pictures = [draw(0, "test", domain, index, model.image_size).image for index in range(count)]
@@ -86,14 +86,14 @@ def _read(uri: str, count: int) -> CheckImages:
         try:
             images.append(_prepared(Image.open(io.BytesIO(item.read()))))
         except (OSError, ValueError, Image.DecompressionBombError):
-            continue  # a damaged one says nothing about the export
+            continue  # damaged images do not matter for this check
     if not images:
-        raise BadInput(f"no image in {uri} can be read; give --check another folder")
+        raise BadInput(f"no image in {uri} can be read; give another folder with --check")
     return CheckImages(images, uri)
 
 
 def _prepared(picture: Image.Image) -> Tensor:
-    """At its own size where that can be: padded to the stride, as at inference."""
+    """float (1, 3, H, W) in [-1, 1]: padded to the stride as at inference, or resized if too small or too large."""
     pixels = to_float(open_picture(picture).pixels)
     if max(pixels.shape[2:]) > LONGEST or min(pixels.shape[2:]) < SMALLEST:
         factor = min(1.0, LONGEST / max(pixels.shape[2:]))

@@ -1,4 +1,4 @@
-"""``agit translate --batch``: the images spread over a Ray cluster, each actor with its own model."""
+"""``agit translate --batch``: translation on a Ray cluster, with one copy of the model per actor."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OBJECT_STORE_BYTES = 100 * 2**20
 
 
 class _Worker:
-    """One process with the model loaded once."""
+    """Actor that loads the model once."""
 
     def __init__(self, settings: Settings, threads: int) -> None:
         import torch
@@ -33,20 +33,20 @@ class _Worker:
         self.translator = settings.translator()
 
     def translate(self, todo: list[tuple[Item, str]]) -> list[tuple[Item, str | None]]:
-        """Each item with None or the reason why it failed."""
+        """Translate items; return each with None, or with the reason of its failure."""
         return list(translate_items(self.translator, todo, self.settings.direction, self.settings.masks))
 
 
 def run(
     todo: list[tuple[Item, str]], settings: Settings, workers: int | None
 ) -> Iterator[tuple[Item, str | None]]:
-    """Yields items as they are finished. What a lost machine had is done again by another.
+    """Translate on a Ray cluster and yield items as they finish; the work of a lost machine is repeated by another.
 
-    The images travel from the storage to the actors directly; what passes through Ray are their names.
+    Actors read images directly from the storage; only names pass through Ray.
 
     Raises:
-        BadInput: more workers than the cluster has GPUs or, without them, CPUs.
-        RunFailed: the workers died again and again.
+        BadInput: more workers than the cluster has GPUs or, without GPUs, CPUs.
+        RunFailed: the workers died repeatedly.
     """
     with _session() as ray:
         from ray.util.actor_pool import ActorPool
@@ -57,12 +57,12 @@ def run(
         count = min(workers or gpus or max(1, sum(cpus) // 2), len(todo))
         if count > (gpus or sum(cpus)):
             kind = f"GPUs and the cluster has {gpus}" if gpus else f"CPUs and the cluster has {sum(cpus)}"
-            raise BadInput(f"{count} workers need as many {kind}; ask for fewer workers")
+            raise BadInput(f"{count} workers need as many {kind}; lower --workers")
         each = _share(cpus, count)
         actor = ray.remote(_Worker).options(
             num_cpus=each,
             num_gpus=1 if gpus else 0,
-            # a translation can be repeated without harm: it is written whole, under the same name
+            # safe to retry: a translation is written atomically, under the same name
             max_restarts=_ATTEMPTS,
             max_task_retries=_ATTEMPTS,
         )
@@ -81,13 +81,13 @@ def run(
                 else RunFailed(f"a worker failed: {error.cause}")
             ) from None
         except ray.exceptions.RayError as error:
-            # of an actor that could not start, Ray tells the whole traceback: its last line is the cause
+            # for an actor that could not start, Ray's message is a whole traceback; its last line is the cause
             cause = str(error).strip().splitlines()[-1].strip()
             raise RunFailed(f"the Ray workers were lost ({type(error).__name__}: {cause})") from None
 
 
 def _share(cpus: list[int], count: int) -> int:
-    """The most CPUs that each of ``count`` workers can have when none spreads over two machines."""
+    """Largest number of CPUs per worker such that ``count`` workers fit, each on a single machine."""
     each = sum(cpus) // count
     while each > 1 and sum(machine // each for machine in cpus) < count:
         each -= 1
@@ -95,7 +95,7 @@ def _share(cpus: list[int], count: int) -> int:
 
 
 def _misplaced(target: str) -> str | None:
-    """On a cluster a local path may be another machine's."""
+    """Error for an output that is not here: a local path of another machine; None if it is here."""
     if storage.is_remote(target) or storage.exists(target):
         return None
     return "was written on another machine; give a shared folder or an s3:// output"
@@ -103,9 +103,9 @@ def _misplaced(target: str) -> str | None:
 
 @contextlib.contextmanager
 def _session() -> Iterator[Any]:
-    """Ray, connected: as this process is already, to what ``RAY_ADDRESS`` names, or one of its own."""
-    own = not os.environ.get("RAY_ADDRESS")
-    if own and "ray" not in sys.modules:
+    """Connected Ray: an existing connection, the cluster at ``RAY_ADDRESS``, or a private instance."""
+    private = not os.environ.get("RAY_ADDRESS")
+    if private and "ray" not in sys.modules:
         ray_session.keep_private()
     import ray
 
@@ -113,9 +113,9 @@ def _session() -> Iterator[Any]:
         yield ray
         return
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
-    # sockets live in it: a path longer than 107 bytes would not do
+    # a short path, because it holds sockets, whose paths are limited to 107 bytes
     folder = tempfile.mkdtemp(prefix="agit-", dir="/tmp" if os.path.isdir("/tmp") else None)
-    if own:
+    if private:
         options |= ray_session.options(folder, _OBJECT_STORE_BYTES)
     try:
         ray.init(**options)

@@ -1,7 +1,7 @@
-"""Exporting a model to be used elsewhere: ONNX, ``torch.export`` or safetensors, checked before it is handed out.
+"""Export of a model to ONNX, ``torch.export`` or safetensors, verified before it is published.
 
-Every file is compared with the PyTorch model on images, at their own and at another size, before it gets its
-name. A folder also receives the model card and, last, ``export.json``.
+Every file is compared with the PyTorch model on images, at their own size and at a second one, before it is written
+to the output. A folder also receives the model card and, last, ``export.json``.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from pipeline.inference.check_images import CheckImages, choose
 FORMATS = ("onnx", "torch-export", "safetensors")
 MANIFEST = "export.json"
 TOLERANCE = 1e-3
-"""Largest difference that is let through, on [-1, 1] and on the mask's [0, 1]: an eighth of a grey level."""
+"""Default tolerance on the output's [-1, 1] and the mask's [0, 1]: an eighth of a grey level."""
 COUNT = 20
+"""Default number of images per direction for the check."""
 _SUFFIXES = {**export.SUFFIXES, "safetensors": ".safetensors"}
 Progress = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class _Target:
-    """Where to: a folder, or one file that holds one direction."""
+    """Output of an export: a folder, or one file with one direction."""
 
     uri: str
     directions: tuple[str, ...]
@@ -66,32 +67,32 @@ def run(
     overwrite: bool = False,
     progress: Progress = lambda event: None,
 ) -> dict[str, Any]:
-    """Exports a model.
+    """Export a model and check it against the PyTorch model.
 
     Args:
-        output: a folder (``a2b.onnx``, ``b2a.onnx``, ``README.md``, ``export.json``; for safetensors a model
-            folder), or the name of one file ending in ``.onnx`` or ``.pt2``, which holds one direction.
-        direction: only this one; a file holds ``a2b`` unless told otherwise.
-        check: a folder of images to compare on; default: the model's test images, else generated ones.
+        output: a folder (receives ``a2b.onnx``, ``b2a.onnx``, ``README.md``, ``export.json``; for safetensors, a
+            model folder), or one file ending in ``.onnx`` or ``.pt2``, which holds one direction.
+        direction: export only this direction; default: both, or ``a2b`` for a single file.
+        check: folder of images for the check; default: the model's test images, else generated ones.
         count: images per direction.
-        tolerance: nothing is written when a file differs by more from the PyTorch model.
-        threshold: where the attention is below it the file keeps the source; default: the model's own.
+        tolerance: largest allowed difference from the PyTorch model; above it, nothing is written.
+        threshold: keep source pixels where the attention is below this; default: the model's threshold.
 
     Returns:
-        ``ok``, ``model``, ``format``, ``output``, ``files`` (URIs), ``worst`` (of all, on [-1, 1]),
+        ``ok``, ``model``, ``format``, ``output``, ``files`` (URIs), ``worst`` (largest difference, on [-1, 1]),
         ``worst_grey_levels``, ``worst_mask``, ``tolerance`` and ``checks`` per direction.
 
     Raises:
-        BadInput: no model there, an output that is taken, the model itself or does not fit the format.
+        BadInput: no model there; the output exists, is the model itself, or does not fit the format.
     """
     model_uri = model_folder.resolve(model_uri)
     trained = model_folder.read(model_uri)
     model = trained.with_threshold(threshold)
     target = _Target.of(output, file_format, direction, model)
     if _same(target.uri, model_uri):
-        raise BadInput(f"{target.uri} is the model itself; give another name")
-    _refuse_taken(target, overwrite)
-    # scores of another threshold are not this file's
+        raise BadInput(f"{target.uri} is the model itself; give another output")
+    _refuse_existing(target, overwrite)
+    # the stored scores do not apply with another threshold
     scores = model_card.evaluation_of(model_uri) if model.method == trained.method else {}
     with tempfile.TemporaryDirectory(prefix="agit-export-") as name:
         folder = Path(name)
@@ -121,27 +122,26 @@ def _check(
     model: Model, direction: str, runner: export.Run, images: CheckImages, progress: Progress
 ) -> dict[str, Any]:
     measure = export.compare(model, direction)
-    own, other = list(images.images), images.resized()
-    found, done = [], 0
-    for batch in [*own, *other]:
-        found.append(measure(batch, runner))
+    native, resized = list(images.images), images.resized()
+    differences, done = [], 0
+    for batch in [*native, *resized]:
+        differences.append(measure(batch, runner))
         done += len(batch)
-        progress({"message": f"{direction}: comparing", "done": done, "total": 2 * len(own)})
-    here, there = found[: len(own)], found[len(own) :]
+        progress({"message": f"{direction}: comparing", "done": done, "total": 2 * len(native)})
     return {
-        "images": len(own),
+        "images": len(native),
         "source": images.source,
-        "sizes": _sizes(own),
-        "other_sizes": _sizes(other),
-        "worst": max(d.output for d in here),
-        "worst_other_size": max(d.output for d in there),
-        "worst_mask": max(d.mask for d in found),
-        "undecided_pixels": sum(d.undecided for d in found),
+        "sizes": _sizes(native),
+        "other_sizes": _sizes(resized),
+        "worst": max(d.output for d in differences[: len(native)]),
+        "worst_other_size": max(d.output for d in differences[len(native) :]),
+        "worst_mask": max(d.mask for d in differences),
+        "undecided_pixels": sum(d.undecided for d in differences),
     }
 
 
 def _sizes(batches: list[torch.Tensor]) -> list[str]:
-    """``WIDTHxHEIGHT``, each once."""
+    """Distinct sizes as ``WIDTHxHEIGHT``, sorted."""
     return sorted({f"{batch.shape[3]}x{batch.shape[2]}" for batch in batches})
 
 
@@ -161,11 +161,11 @@ def _result(
         "tolerance": tolerance,
         "checks": checks,
     }
-    return storage.finite(result)  # a file that answers nothing comparable has no difference
+    return storage.finite(result)  # infinite differences (outputs of another shape, NaN) become None
 
 
 def _write_folder(model: Model, scores: Mapping[str, Any], folder: Path) -> None:
-    """The model folder anew: averaged generators in place, no optimiser, the card and the scores."""
+    """Write a model folder with averaged generators in place, no optimiser state, model card and scores."""
     card = model_card.render(model, scores, manifest=model_card.manifest_of(model))
     extra = {model_card.FILE: card.encode()}
     if scores:
@@ -178,7 +178,7 @@ def _write_folder(model: Model, scores: Mapping[str, Any], folder: Path) -> None
 
 
 def _publish(folder: Path, target: _Target, model: Model, result: dict[str, Any]) -> list[str]:
-    """Copies the files to where they are wanted, in place of an earlier export's, what makes them valid last."""
+    """Replace an earlier export at the output by these files, the manifest last; return their URIs."""
     if target.is_file:
         name = f"{target.directions[0]}{_SUFFIXES[result['format']]}"
         storage.upload_file(folder / name, target.uri)
@@ -190,7 +190,7 @@ def _publish(folder: Path, target: _Target, model: Model, result: dict[str, Any]
         "files": {name: checkpoint.sha256(folder / name) for name in names},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-    # of a model folder, model.json
+    # a model folder is valid once it has model.json
     last = [MANIFEST] + [name for name in names if name == model_folder.MANIFEST]
     ordered = [name for name in names if name not in last] + last
     _clear(target.uri, ordered)
@@ -200,18 +200,18 @@ def _publish(folder: Path, target: _Target, model: Model, result: dict[str, Any]
 
 
 def _clear(folder: str, new: list[str]) -> None:
-    """Removes an earlier export: at once what makes it valid, then its files that the new one does not write."""
+    """Remove an earlier export: first the manifests that make it valid, then files that the new one does not write."""
     start = len(storage.join(folder)) + 1
-    there = {uri[start:]: uri for uri in storage.list_(folder, recursive=True)}
+    existing = {uri[start:]: uri for uri in storage.list_(folder, recursive=True)}
     old: set[str] = set()
-    if MANIFEST in there:
-        # a file of somebody else's that only has its name lists nothing
+    if MANIFEST in existing:
+        # an unrelated file of the same name lists nothing to remove
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            old = set(storage.read_json(there[MANIFEST])["files"])
-    valid = {MANIFEST, model_folder.MANIFEST}
-    doomed = there.keys() & ((old - set(new)) | (valid & set(new)))
-    for name in sorted(doomed, key=lambda name: name not in valid):
-        storage.remove(there[name])
+            old = set(storage.read_json(existing[MANIFEST])["files"])
+    manifests = {MANIFEST, model_folder.MANIFEST}
+    stale = existing.keys() & ((old - set(new)) | (manifests & set(new)))
+    for name in sorted(stale, key=lambda name: name not in manifests):
+        storage.remove(existing[name])
 
 
 def _same(one: str, other: str) -> bool:
@@ -220,9 +220,9 @@ def _same(one: str, other: str) -> bool:
     return storage.local_path(one).resolve() == storage.local_path(other).resolve()
 
 
-def _refuse_taken(target: _Target, overwrite: bool) -> None:
-    taken = storage.exists(target.uri) if target.is_file else bool(storage.list_(target.uri))
-    if not target.is_file and not taken and storage.exists(target.uri):
-        raise BadInput(f"{target.uri} is a file; give a folder, or a name that ends as the format does")
-    if taken and not overwrite:
-        raise BadInput(f"{target.uri} is there already; give another name or --overwrite")
+def _refuse_existing(target: _Target, overwrite: bool) -> None:
+    exists = storage.exists(target.uri) if target.is_file else bool(storage.list_(target.uri))
+    if not target.is_file and not exists and storage.exists(target.uri):
+        raise BadInput(f"{target.uri} is a file; give a folder, or a file name with the format's suffix")
+    if exists and not overwrite:
+        raise BadInput(f"{target.uri} already exists; give another output, or --overwrite")

@@ -1,4 +1,4 @@
-"""Encoded images in, encoded translations out; read ahead and written behind while the networks work."""
+"""Translation of encoded images, with reading and writing in the background."""
 
 from __future__ import annotations
 
@@ -31,38 +31,39 @@ _WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
 _ANIMATED = {"PNG", "WEBP", "TIFF"}
 _PIXELS_OF_FRAMES = 2**28
 _READ_AHEAD = 8
-"""Encoded images waiting for the networks: enough to hide an object store's latency."""
+"""Images read in advance: enough to hide an object store's latency."""
 _WRITE_BEHIND = 8
+"""Translations queued for writing."""
 _PIXELS_BEHIND = 32 * 2**20
-"""Translations that wait to be written hold at most so many pixels together (or are one)."""
+"""Total pixels of the translations queued for writing; a single one may be larger."""
 
 
 def output_name(name: str) -> str:
-    """A translation keeps its source's name; formats that are only read become PNG: ``a.gif.png``."""
+    """File name of a translation: the source's name, with ``.png`` appended for read-only formats (``a.gif.png``)."""
     return name if suffix_of(name) in _WRITTEN else f"{name}.png"
 
 
 def mask_name(name: str) -> str:
-    """The mask of the translation ``name``, beside it: an image, or a video for a video."""
+    """File name of the mask of translation ``name``: an image, or a video for a video."""
     suffix = suffix_of(name)
     return f"{name}.mask{suffix}" if suffix in VIDEOS else f"{name}.mask.png"
 
 
 def check_writable(name: str) -> None:
-    """Refuses an output whose suffix names no format that is written.
+    """Check that the suffix of an output names a writable format.
 
     Raises:
-        BadInput: says which suffixes are.
+        BadInput: it does not; the message lists the writable ones.
     """
     if suffix_of(name) not in _WRITTEN:
         raise BadInput(f"cannot write {name}: use one of {', '.join(_WRITTEN)}")
 
 
 def decode(data: bytes) -> Image.Image:
-    """An image of any format that is safe to read, at its first frame.
+    """Decode the first frame of an image of any safe format.
 
     Raises:
-        BadInput: not an image, a truncated one, or one of absurd size.
+        BadInput: not an image, truncated, or too large.
     """
     try:
         image = open_image(data)
@@ -70,23 +71,23 @@ def decode(data: bytes) -> Image.Image:
         return image
     except Unusable as error:
         raise BadInput(f"cannot be read: {error}") from None
-    except Exception as error:  # decoders raise anything on damaged files
+    except Exception as error:  # decoders raise arbitrary types for damaged files
         raise BadInput(f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
 @dataclass(frozen=True)
 class _Frames:
-    """The translations of every frame of a file, of which there is mostly one, and how long each is shown in ms."""
+    """Translations of all frames of a file (usually one), with durations in ms."""
 
     results: list[Result[Image.Image]]
     durations: list[int]
 
 
 def encode(images: list[Image.Image], name: str, durations: list[int] | None = None) -> bytes:
-    """The image, or all frames of an animation, in the format that the name's suffix says.
+    """Encode an image, or all frames of an animation, in the format of the name's suffix.
 
     Raises:
-        BadInput: a suffix that cannot be written; transparency, frames or a size that the format does not have.
+        BadInput: an unsupported suffix; transparency, frames or a size that the format does not support.
     """
     check_writable(name)
     image, *more = images
@@ -102,7 +103,7 @@ def encode(images: list[Image.Image], name: str, durations: list[int] | None = N
     buffer = io.BytesIO()
     try:
         image.save(buffer, kind, **options)
-    except (OSError, ValueError) as error:  # WebP ends at 16383 pixels a side, JPEG at 65535
+    except (OSError, ValueError) as error:  # largest side: 16383 pixels for WebP, 65535 for JPEG
         size = f"{image.width} x {image.height}"
         raise BadInput(f"{name} of {size} pixels cannot be written as {kind} ({error})") from None
     return buffer.getvalue()
@@ -111,13 +112,13 @@ def encode(images: list[Image.Image], name: str, durations: list[int] | None = N
 def translate_items(
     translator: Translator, todo: Iterable[tuple[Item, str]], direction: str, masks: bool
 ) -> Iterator[tuple[Item, str | None]]:
-    """Translates and yields each item with None once it is written, or with the reason why it cannot be.
+    """Translate items; yield each with None once it is written, or with the reason of its failure.
 
     Args:
-        todo: items and where their translations go.
+        todo: items and the URIs of their translations.
 
     Raises:
-        RunFailed: the storage fails, or the device's memory is too small.
+        RunFailed: the storage failed, or the device is out of memory.
     """
     waiting = iter(todo)
     reading: deque[tuple[Item, str, Future[bytes]]] = deque()
@@ -167,10 +168,10 @@ def _read(item: Item) -> bytes:
 
 def _translated(translator: Translator, data: bytes, item: Item, direction: str) -> _Frames:
     image = decode(data)
-    # the further images of an MPO are previews and other views of the same moment
+    # further images of an MPO are previews or other views of the same scene
     count = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
     if count > 1 and count * image.width * image.height > _PIXELS_OF_FRAMES:
-        raise BadInput(f"its {count} frames are too large to be held together; translate it as a video")
+        raise BadInput(f"its {count} frames do not fit into memory together; convert it to a video first")
     results, durations = [], []
     try:
         for number in range(count):
@@ -183,13 +184,13 @@ def _translated(translator: Translator, data: bytes, item: Item, direction: str)
         raise BadInput(f"frame {len(results)} cannot be read: {error}") from None
     except torch.OutOfMemoryError:
         raise RunFailed(
-            f"the memory of {translator.device} is not enough for {item.name}; use smaller tiles "
-            "(--tile-pixels) or --device cpu"
+            f"{translator.device} ran out of memory on {item.name}; use smaller tiles (--tile-pixels) or "
+            "--device cpu"
         ) from None
 
 
 def _write(frames: _Frames, target: str, masks: bool) -> str | None:
-    """Writes the mask first, so that the image's presence means finished; or says why it cannot be."""
+    """Write the mask, then the image, whose presence marks the item as finished; return the reason of a failure."""
     try:
         image = encode([result.image for result in frames.results], target, frames.durations)
         if masks:

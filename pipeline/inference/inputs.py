@@ -1,4 +1,4 @@
-"""What ``agit translate`` is given: one image, a folder, a zip, Parquet; as a list of items to read later."""
+"""Inputs of ``agit translate`` (an image, a folder, a zip, Parquet) as a list of items to read later."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.data.sources.tables import shards_of
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".ppm", ".jp2", ".tga")
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
-"""What is written; read is whatever the library finds a moving picture in."""
+"""Writable video formats; :data:`READ_VIDEOS` lists those that are recognised as inputs."""
 READ_VIDEOS = (
     *VIDEOS,
     *(
@@ -43,7 +43,7 @@ READ_VIDEOS = (
     *(".ogv", ".mxf", ".dv", ".divx", ".mod", ".tod", ".y4m", ".nut"),
 )
 LARGEST_FILE = 2 * 2**30
-"""A zip member that claims to be larger than this is not unpacked."""
+"""Largest declared size in bytes of a zip member; larger ones are refused."""
 _BESIDE_IMAGES = {
     *(
         ".txt",
@@ -62,17 +62,17 @@ _BESIDE_IMAGES = {
         ".xmp",
     ),
 }
-"""Notes that people and programs keep beside photographs; everything else is tried."""
+"""Suffixes of text and metadata files that often accompany photographs; ignored. Everything else is tried."""
 _lock = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image somewhere; small, so that it travels to other machines instead of the image.
+    """Reference to one image; small, so that it can be sent to other machines instead of the image.
 
     Attributes:
-        name: relative path with ``/``: also the translation's.
-        uri: the file that holds it.
+        name: relative path with ``/``; the translation has the same.
+        uri: the file that contains it.
         member: its name in a zip, or (row group, row) in a Parquet file.
     """
 
@@ -81,7 +81,7 @@ class Item:
     member: str | tuple[int, int] | None = None
 
     def read(self) -> bytes:
-        """The encoded image. Raises what the storage or the archive raises."""
+        """Read the encoded image; errors of the storage or archive are passed on."""
         if self.member is None:
             if storage.is_remote(self.uri):
                 return storage.read_bytes(self.uri)
@@ -95,30 +95,30 @@ class Item:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The items of one input, and what in it cannot be one."""
+    """The items of an input, and the refused files."""
 
     kind: str
     """``image``, ``folder``, ``zip``, ``parquet`` or ``video``."""
     items: list[Item]
     refused: list[dict[str, str]]
-    """``name`` and ``reason`` of what was refused unread."""
+    """``name`` and ``reason`` of each file refused without reading it."""
 
 
 def find(uri: str) -> Inputs:
-    """Lists the images of an input; sorted by name.
+    """List the images of an input, sorted by name.
 
     Raises:
-        BadInput: nothing there, or nothing that could be translated.
+        BadInput: nothing there, or nothing to translate.
     """
     suffix = suffix_of(uri)
-    # a folder may be called photos.zip; asking the storage once is cheaper than guessing
+    # list first: a folder may be named photos.zip
     below, unread = _below(uri)
     if not below and unread:
-        raise BadInput(f"{uri} holds nothing that can be read ({unread[0]['name']}: {unread[0]['reason']})")
+        raise BadInput(f"{uri} contains nothing readable ({unread[0]['name']}: {unread[0]['reason']})")
     if not below and not storage.exists(uri):
         raise BadInput(f"there is nothing at {uri}; check the path")
     if not below and not storage.is_remote(uri) and storage.local_path(uri).is_dir():
-        raise BadInput(f"{uri} holds no images: it is an empty folder")
+        raise BadInput(f"{uri} is an empty folder; give one with images")
     if not below and suffix in READ_VIDEOS:
         return Inputs("video", [Item(storage.name(uri), uri)], [])
     if not below and suffix == ".zip":
@@ -134,7 +134,7 @@ def find(uri: str) -> Inputs:
     found.refused.extend(unread)
     if not found.items and not found.refused:
         raise BadInput(
-            f"{uri} holds no images; they are recognised by suffixes such as .jpg, .png, .webp, .tif"
+            f"{uri} contains no images; images are recognised by suffixes such as .jpg, .png, .webp, .tif"
         )
     return found
 
@@ -144,11 +144,11 @@ def suffix_of(uri: str) -> str:
 
 
 def _below(uri: str) -> tuple[list[str], list[dict[str, str]]]:
-    """The files below a folder, and why some of what lies there is none."""
+    """Files under a folder (empty if ``uri`` is not one), and ``name`` and ``reason`` of unreadable entries."""
     if storage.is_remote(uri):
-        found = storage.list_(uri, recursive=True)
-        parents = {parent for item in found for parent in _parents(item)}
-        return [item for item in found if item not in parents], []  # an object that marks a folder
+        listed = storage.list_(uri, recursive=True)
+        parents = {parent for item in listed for parent in _parents(item)}
+        return [item for item in listed if item not in parents], []  # without objects that mark folders
     if not storage.local_path(uri).is_dir():
         return [], []
     files, unread = [], []
@@ -167,7 +167,7 @@ def _parents(uri: str) -> Iterator[str]:
 
 
 def _files(uris: list[str], start: int) -> Inputs:
-    """The images of a folder; ``start`` is where their relative names begin."""
+    """Items of a folder; ``start`` is the offset of the relative names within the URIs."""
     items: list[Item] = []
     refused: list[dict[str, str]] = []
     for uri in uris:
@@ -176,8 +176,8 @@ def _files(uris: list[str], start: int) -> Inputs:
         if in_litter(name) or suffix in _BESIDE_IMAGES:
             continue
         if suffix in READ_VIDEOS:
-            refused.append({"name": name, "reason": "is a video; translate it by itself"})
-        else:  # the contents tell what it is
+            refused.append({"name": name, "reason": "is a video; translate it separately"})
+        else:  # decided by its contents, when it is decoded
             items.append(Item(name, uri))
     return Inputs("folder", items, refused)
 
@@ -187,14 +187,14 @@ def _zip_members(uri: str) -> Inputs:
     try:
         members = _zip(uri).infolist()
     except zipfile.BadZipFile as error:
-        raise BadInput(f"{uri} is not a zip file or a damaged one ({error}); pack it again") from None
+        raise BadInput(f"{uri} is damaged or not a zip file ({error}); create it again") from None
     for member in members:
         path = PurePosixPath(member.filename)
         suffix = path.suffix.lower()
         if member.is_dir() or in_litter(path.as_posix()) or suffix in _BESIDE_IMAGES:
             continue
         if suffix in READ_VIDEOS:
-            refused.append({"name": member.filename, "reason": "is a video; translate it by itself"})
+            refused.append({"name": member.filename, "reason": "is a video; translate it separately"})
         elif reason := _unsafe(member):
             refused.append({"name": member.filename, "reason": reason})
         else:
@@ -204,18 +204,18 @@ def _zip_members(uri: str) -> Inputs:
 
 def _unsafe(member: zipfile.ZipInfo) -> str | None:
     if not safe(member.filename):
-        return "its name leaves the output folder"
+        return "its path leads out of the output folder"
     if stat.S_ISLNK(member.external_attr >> 16):
         return "it is a link"
     if member.flag_bits & 1:
         return "it is encrypted"
     if member.file_size > LARGEST_FILE:
-        return f"it claims to unpack to {member.file_size / 2**30:.0f} GiB"
+        return f"its declared size is {member.file_size / 2**30:.0f} GiB"
     return None
 
 
 def safe(name: str) -> bool:
-    """Whether a name from an archive stays below the folder that it is put into."""
+    """Whether a path from an archive stays inside the folder that it is extracted to."""
     path = PurePosixPath(name)
     inside = not path.is_absolute() and ".." not in path.parts and bool(path.parts)
     return inside and "\\" not in name and not re.match("[A-Za-z]:", name) and "\0" not in name
@@ -228,7 +228,7 @@ def _zip(uri: str) -> zipfile.ZipFile:
 
 
 def _rows(uris: list[str]) -> Inputs:
-    """One item per row; named by the images' own paths, a second one of the same name by its place."""
+    """One item per row, named by the image's path column; duplicates and unsafe names by file, row group and row."""
     items: list[Item] = []
     refused: list[dict[str, str]] = []
     names: set[str] = set()
@@ -243,7 +243,7 @@ def _rows(uris: list[str]) -> Inputs:
         stem = PurePosixPath(storage.name(uri)).stem
         for group, row, path in places:
             place = f"{stem}-{group:04d}-{row:05d}"
-            # data sets that were made elsewhere name images by absolute paths of that machine
+            # data sets from elsewhere may hold absolute paths of another machine: keep the file name
             name = path if safe(path) else PurePosixPath(path.replace("\\", "/")).name
             if not safe(name):
                 name = f"{place}.png"
@@ -255,19 +255,19 @@ def _rows(uris: list[str]) -> Inputs:
 
 
 def _paths(uri: str) -> list[tuple[int, int, str]]:
-    """(row group, row, the image's own path or nothing) of every row; reads no image."""
+    """(row group, row, image path or "") of every row, without reading images."""
     import pyarrow as pa
 
     file = _parquet(uri)
     column = _image_column(file, uri)
-    found: list[tuple[int, int, str]] = []
+    rows: list[tuple[int, int, str]] = []
     try:
         for group in range(file.num_row_groups):
             paths = _values(file, group, column, "path")
-            found += [(group, row, str(path or "")) for row, path in enumerate(paths)]
+            rows += [(group, row, str(path or "")) for row, path in enumerate(paths)]
     except (pa.ArrowException, OSError) as error:
         raise BadInput(f"{uri} is damaged ({str(error).splitlines()[0]})") from None
-    return found
+    return rows
 
 
 @lru_cache(maxsize=4)
@@ -290,20 +290,22 @@ def _row_group(uri: str, group: int) -> list[bytes]:
 
 
 def _values(file: Any, group: int, column: str, part: str) -> list[Any]:
-    # on this thread alone, as shards.read_table
+    # single-threaded, as in shards.read_table
     table = file.read_row_group(group, columns=[f"{column}.{part}"], use_threads=False)
     return [(value or {}).get(part) for value in table.column(column).to_pylist()]
 
 
 def _image_column(file: Any, uri: str) -> str:
-    """The column in the Hugging Face convention: ``struct<bytes, path>``, ``image`` before others."""
+    """Name of the image column by the Hugging Face convention, ``struct<bytes, path>``; prefers ``image``."""
     import pyarrow as pa
 
-    found = [
+    columns = [
         field.name
         for field in file.schema_arrow
         if pa.types.is_struct(field.type) and {"bytes", "path"} <= {part.name for part in field.type}
     ]
-    if not found:
-        raise BadInput(f"{uri} has no image column (struct<bytes, path>, as Hugging Face datasets have)")
-    return "image" if "image" in found else found[0]
+    if not columns:
+        raise BadInput(
+            f"{uri} has no image column (struct<bytes, path>, the Hugging Face datasets convention)"
+        )
+    return "image" if "image" in columns else columns[0]

@@ -1,7 +1,7 @@
-"""The model card: what a model is for, what it has seen, how good it is and where it fails.
+"""Model cards: intended use, training data, evaluation and limitations of a model.
 
-``README.md`` of a model folder and of an export, in the format of Hugging Face's hub (a YAML head, then
-Markdown), written from what is known: a part that is not known is left out, never invented.
+``README.md`` of a model folder or an export, in the format of the Hugging Face Hub (YAML front matter, then Markdown).
+Sections whose data is not available are left out.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from pipeline.redact import redact
 
 FILE = "README.md"
 SCORES = EVALUATION.name
-"""Written beside the weights at registration: what the card says about quality."""
-_FEW_STEPS = 10_000
+"""File of scores that registration adds to a model folder; the card quotes them."""
+_FEW_STEPS = 10_000  # below this, the card warns of a short training
 
 
 def evaluation_of(folder_uri: str) -> dict[str, Any]:
-    """The scores in a model folder; empty for a checkpoint, which has none."""
+    """Scores stored in a model folder; empty if there are none, as for a checkpoint."""
     return EVALUATION.read(folder_uri) or {}
 
 
@@ -42,12 +42,12 @@ def render(
     exported: Mapping[str, Any] | None = None,
     manifest: Mapping[str, Any] | None = None,
 ) -> str:
-    """The card as text.
+    """Render the card.
 
     Args:
         evaluation: ``metrics``, ``baseline``, ``intervals``, ``counts``, ``protocol``, ``inception``; may be empty.
-        exported: what :func:`pipeline.inference.export.run` found, for the card of an export.
-        manifest: of the prepared data, see :func:`manifest_of`.
+        exported: result of :func:`pipeline.inference.export.run`, for the card of an export.
+        manifest: manifest of the prepared data; see :func:`manifest_of`.
     """
     domains = names(manifest)
     labels = {"a2b": f"{domains[0]} → {domains[1]}", "b2a": f"{domains[1]} → {domains[0]}"}
@@ -86,18 +86,18 @@ def render(
 
 
 def manifest_of(model: Model) -> dict[str, Any] | None:
-    """The manifest of the data that the model was trained on, when it is within reach."""
+    """Manifest of the model's training data, or None if it is not accessible."""
     data = model.lineage.get("data_uri")
     if not data:
         return None
     try:
         return MANIFEST.read(str(data))
     except (BadInput, RunFailed):
-        return None  # moved, or on another machine: the card then has no counts of the training images
+        return None  # moved, or on another machine: the card then omits the numbers of training images
 
 
 class _Scores:
-    """The evaluation as the card shows it."""
+    """Formatting of the evaluation for the card."""
 
     def __init__(self, evaluation: Mapping[str, Any]) -> None:
         self._evaluation = evaluation
@@ -105,7 +105,7 @@ class _Scores:
         self._nothing = Opponent(evaluation.get("baseline") or {}, {})
 
     def table(self, direction: str) -> list[tuple[str, str, str]]:
-        """Rows of a direction: label, figure with its interval, doing nothing."""
+        """Rows of a direction: label, value with interval, identity baseline."""
         rows = []
         for metric in catalog.METRICS:
             key = metric.key(direction)
@@ -117,16 +117,16 @@ class _Scores:
         return rows
 
     def metrics(self, direction: str) -> list[dict[str, Any]]:
-        """The same for the card's head, unscaled."""
-        found = []
+        """Judged metrics of a direction for the card's front matter, unscaled."""
+        entries = []
         for metric in catalog.METRICS:
             key = metric.key(direction)
             if metric.judged and (value := self._mine.estimate(key)) is not None:
-                found.append({"type": key.split("_")[0], "name": key, "value": round(value.value, 6)})
-        return found
+                entries.append({"type": key.split("_")[0], "name": key, "value": round(value.value, 6)})
+        return entries
 
     def protocol(self) -> list[str]:
-        """How the figures were taken."""
+        """How the metrics were measured, one item per line."""
         parts = []
         inception = self._evaluation.get("inception") or {}
         if inception.get("name"):
@@ -137,24 +137,26 @@ class _Scores:
         return parts
 
     def against_it(self, labels: Mapping[str, str]) -> list[str]:
-        """What of the scores speaks against the model, in sentences."""
-        said = []
+        """Weaknesses of the model according to its scores, as sentences."""
+        sentences = []
         for direction, label in labels.items():
             for metric, how in ((KID_TARGET, "KID to the target"), (KID_MEAN, "the mean of both KIDs")):
                 key = metric.key(direction)
                 mine, nothing = self._mine.estimate(key), self._nothing.estimate(key)
                 tested = (self._mine.intervals.get(key) or {}).get("do_nothing") or {}
                 if tested.get("verdict") == "noise":
-                    said.append(f"{label}: by {how} it cannot be told from leaving the images as they are.")
+                    sentences.append(
+                        f"{label}: by {how} it cannot be told from leaving the images as they are."
+                    )
                 elif mine and nothing and mine.value >= nothing.value:
-                    said.append(f"{label}: by {how} it is worse than leaving the images as they are.")
+                    sentences.append(f"{label}: by {how} it is worse than leaving the images as they are.")
             iou = self._mine.estimate(IOU.key(direction))
             for yardstick, what in ((EVERYWHERE, "a mask of ones"), (BLOB, "a fixed blob in the middle")):
                 other = self._mine.estimate(yardstick.key(direction))
                 if iou and other and iou.value <= other.value:
-                    said.append(f"{label}: its attention finds the object no better than {what}.")
+                    sentences.append(f"{label}: its attention finds the object no better than {what}.")
                     break
-        return said
+        return sentences
 
 
 def _figure(estimate: Estimate, metric: Metric) -> str:
@@ -183,31 +185,31 @@ def _head(model: Model, scores: _Scores, labels: Mapping[str, str]) -> dict[str,
 
 
 def names(manifest: Mapping[str, Any] | None) -> tuple[str, str]:
-    """Of the two domains, as the data calls them."""
+    """Names of the two domains according to the data; ``A`` and ``B`` if unknown."""
     domains = (manifest or {}).get("domains") or {}
     a, b = (str((domains.get(d) or {}).get("name") or d.upper()) for d in "ab")
     return a, b
 
 
 def _source(uri: str) -> str:
-    """Without the folders of the machine that trained it."""
+    """Source of the data for the card: only the last component of a local path."""
     return uri if storage.is_remote(uri) else storage.name(uri)
 
 
 def _lineage(model: Model) -> dict[str, Any]:
-    told, code = model.lineage, model.lineage.get("code") or {}
+    lineage, code = model.lineage, model.lineage.get("code") or {}
     facts = {
-        "run": told.get("run_id"),
-        "data fingerprint": told.get("data_fingerprint"),
+        "run": lineage.get("run_id"),
+        "data fingerprint": lineage.get("data_fingerprint"),
         "code": code.get("git_commit") or code.get("version"),
-        "packages": ", ".join(f"{k} {v}" for k, v in (told.get("packages") or {}).items() if v),
-        "weights SHA-256": told.get("weights_sha256"),
+        "packages": ", ".join(f"{k} {v}" for k, v in (lineage.get("packages") or {}).items() if v),
+        "weights SHA-256": lineage.get("weights_sha256"),
         "averaged generators": "yes" if model.method.optimizer.average_decay else None,
-        "seed": (told.get("config") or {}).get("seed"),
+        "seed": (lineage.get("config") or {}).get("seed"),
     }
     return {key: value for key, value in facts.items() if value not in (None, "")}
 
 
 def _cell(value: Any) -> str:
-    """Text that stays in its cell and is no markup."""
+    """Escape text for a cell of a Markdown table."""
     return str(value).replace("\n", " ").replace("|", "\\|").replace("<", "&lt;")

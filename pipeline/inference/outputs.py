@@ -1,4 +1,4 @@
-"""Where translations go: names, what an earlier run has finished, and nothing overwritten unless asked for."""
+"""Outputs of ``agit translate``: names, resuming an earlier run, and protection against overwriting."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from pipeline.inference.image_items import check_writable, mask_name, output_nam
 from pipeline.inference.inputs import IMAGES, VIDEOS, Inputs, Item, suffix_of
 
 _LONGEST_NAME = 255
-"""Bytes that file systems take."""
+"""Longest file name in bytes."""
 JOURNAL = ".agit-translate.json"
-"""In the output folder: which model, direction and input its files belong to, and whether all are there."""
+"""File in the output folder that records the model, direction and input of its files, and whether it is complete."""
 
 
 def single(source: str, output: str, suffixes: tuple[str, ...], masks: bool, overwrite: bool) -> str:
-    """Where the translation of one file goes: the output itself, or a file in it when it is a folder."""
+    """URI of the translation of a single file: the output itself, or a file in it if the output is a folder.
+
+    Raises:
+        BadInput: the output has the wrong kind of suffix, is the input itself, or exists.
+    """
     suffix = "" if output.endswith("/") else suffix_of(output)
     named = suffix in suffixes
     if not named and suffix in (*IMAGES, *VIDEOS):
@@ -41,36 +45,40 @@ def single(source: str, output: str, suffixes: tuple[str, ...], masks: bool, ove
     _refuse_file(os.path.dirname(target) if named else output)
     for uri in [target, *([mask_name(target)] if masks else [])]:
         if storage.exists(uri) and not overwrite:
-            raise BadInput(f"{uri} exists; name another output or allow it to be overwritten (--overwrite)")
+            raise BadInput(f"{uri} exists; give another output or --overwrite")
     return target
 
 
 @dataclass(frozen=True)
 class Plan:
+    """Work left for one input and output folder."""
+
     todo: list[tuple[Item, str]]
-    """Items still to be translated, and where to."""
+    """Items to translate, with the URIs of their translations."""
     skipped: int
-    """How many an earlier run has finished."""
+    """Number of items finished by an earlier run."""
     refused: list[dict[str, str]]
+    """``name`` and ``reason`` of items that cannot have an output."""
     journal: dict[str, Any]
     finished: list[dict[str, str]] | None
-    """What a run that came to its end could not translate."""
+    """Failures of an earlier run that completed; None if there is no such run."""
 
 
 def plan(
     found: Inputs, source: str, folder: str, masks: bool, identity: dict[str, Any], overwrite: bool
 ) -> Plan:
-    """Compares the items with what the folder holds, and writes the journal.
+    """Compare the items with the contents of the output folder, and write the journal.
 
     Args:
-        identity: what the translations are made of; files of another one are not taken for finished ones.
+        identity: model, direction and options of the translation; existing files count as finished only if the
+            journal has the same ones.
 
     Raises:
-        BadInput: a file would be overwritten, or the folder lies in the input or is a file.
+        BadInput: a file would be overwritten, or the folder is inside the input or is a file.
     """
-    inside, outside = _real(source), _real(folder)
-    if outside == inside or outside.startswith(inside.rstrip("/") + "/"):
-        raise BadInput(f"the output {folder} lies in the input; name another output")
+    source_path, folder_path = _real(source), _real(folder)
+    if folder_path == source_path or folder_path.startswith(source_path.rstrip("/") + "/"):
+        raise BadInput(f"the output {folder} is inside the input; give another output")
     _refuse_file(folder)
 
     def files(target: str) -> list[str]:
@@ -81,42 +89,42 @@ def plan(
     for item in found.items:
         target = storage.join(folder, output_name(item.name))
         if any(len(os.fsencode(part)) > _LONGEST_NAME for file in files(target) for part in file.split("/")):
-            refused.append({"name": item.name, "reason": "its name is too long for a file beside it"})
+            refused.append({"name": item.name, "reason": "its name is too long for an output file"})
         elif names.isdisjoint(files(target)):
             targets[target] = item
             names.update(files(target))
         else:
-            refused.append({"name": item.name, "reason": "another image's translation has its name"})
-    there = set(storage.list_(folder, recursive=True))
+            refused.append({"name": item.name, "reason": "its translation would overwrite another image's"})
+    existing = set(storage.list_(folder, recursive=True))
     journal_uri = storage.join(folder, JOURNAL)
     journal = {"format": 1, "input": source, **identity}
-    earlier = storage.read_json(journal_uri) if journal_uri in there else {}
-    finished = earlier.pop("failed", None)
-    # an interrupted run that overwrites goes on as well; a finished one starts again
-    resumed = earlier == journal and not (overwrite and finished is not None)
-    taken = [uri for target in targets for uri in files(target) if uri in there]
-    if taken and not resumed:
+    previous = storage.read_json(journal_uri) if journal_uri in existing else {}
+    finished = previous.pop("failed", None)
+    # with --overwrite, an interrupted run is resumed, but a finished one is done again
+    resumed = previous == journal and not (overwrite and finished is not None)
+    conflicts = [uri for target in targets for uri in files(target) if uri in existing]
+    if conflicts and not resumed:
         if not overwrite:
             raise BadInput(
-                f"{taken[0]} exists and is not of this model, direction, options and input; "
-                "name another output or allow it to be overwritten (--overwrite)"
+                f"{conflicts[0]} exists and comes from another model, direction, option or input; "
+                "give another output or --overwrite"
             )
-        # removed at once: should this run be interrupted, what is there is its own
-        for uri in [journal_uri, *taken]:
+        # removed before the first translation: after an interruption, all existing files are from this run
+        for uri in [journal_uri, *conflicts]:
             storage.remove(uri)
-        there -= set(taken)
+        existing -= set(conflicts)
     if targets:
         storage.write_json(journal_uri, journal)
-    todo = [(item, target) for target, item in targets.items() if not there.issuperset(files(target))]
+    todo = [(item, target) for target, item in targets.items() if not existing.issuperset(files(target))]
     return Plan(todo, len(targets) - len(todo), refused, journal, finished if resumed else None)
 
 
 def pack(folder: str, output: str) -> None:
-    """The finished translations as one zip, which takes the folder's place."""
+    """Pack the finished translations of a folder into a zip at ``output``, and remove the folder."""
     start = len(storage.join(folder)) + 1
     with tempfile.TemporaryDirectory(prefix="agit-zip-") as scratch:
         packed = Path(scratch) / "out.zip"
-        with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as file:  # images do not compress twice
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as file:  # images are compressed already
             for uri in storage.list_(folder, recursive=True):
                 if storage.name(uri) != JOURNAL:
                     file.writestr(uri[start:], storage.read_bytes(uri))
@@ -125,13 +133,13 @@ def pack(folder: str, output: str) -> None:
 
 
 def _refuse_file(folder: str) -> None:
-    """A local file cannot be a folder, nor hold one; an object may have the name of a prefix."""
+    """Refuse a local output folder if it or one of its parents is a file; object storage has no such limit."""
     if storage.is_remote(folder):
         return
     path = storage.local_path(folder)
-    there = next(place for place in (path, *path.parents) if place.exists())
-    if not there.is_dir():
-        raise BadInput(f"the output {there} is a file; name a folder or another output")
+    existing = next(place for place in (path, *path.parents) if place.exists())
+    if not existing.is_dir():
+        raise BadInput(f"the output {existing} is a file; give a folder")
 
 
 def _real(uri: str) -> str:

@@ -1,4 +1,4 @@
-"""How to translate: what the command says and every worker is told."""
+"""Settings of a translation, sent from the command to every worker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agit_core.translator import TILE_PIXELS
 
 @dataclass(frozen=True)
 class Settings:
-    """How to translate; small and plain, so that it travels to workers."""
+    """Settings of a translation; picklable. See :class:`agit_core.translator.Translator`."""
 
     model: str
     direction: str = "a2b"

@@ -1,8 +1,8 @@
 """``agit translate``: one image, a folder, a zip, a Parquet URI or a video file.
 
-Inputs and outputs are local paths or ``s3://`` URIs. Each translation appears whole or not at all under its
-source's name, so an interrupted run goes on where it was: ``.agit-translate.json`` in the output folder says
-which model, direction and input its files belong to. What cannot be read is listed and skipped.
+Inputs and outputs are local paths or ``s3://`` URIs. Each translation is written atomically under its source's name,
+so an interrupted run can be resumed: ``.agit-translate.json`` in the output folder records the model, direction and
+input of its files. Unreadable inputs are reported and skipped.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def translate(
     threshold: float | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Translates everything in ``input``.
+    """Translate everything in ``input``.
 
     Args:
         input: an image, a folder (searched recursively), a ``.zip``, a ``.parquet`` file or folder of them
@@ -59,27 +59,27 @@ def translate(
         model: path, ``s3://`` URI or ``models:/name@alias``.
         direction: ``a2b`` or ``b2a``.
         masks: also write each attention mask, as ``NAME.mask.png`` beside the image (videos: a second video).
-        overwrite: replace files that are there.
-        batch: spread the images over a Ray cluster (``RAY_ADDRESS``, or a local one of this process's own).
-        workers: Ray actors of a batch; default: one per GPU, without GPUs one per two CPUs.
-        smooth: videos: share of the previous frame's change that unmoved pixels keep, in [0, 1): 0 translates
-            each frame alone, 0.8 removes most flicker.
+        overwrite: replace existing files.
+        batch: distribute the images over a Ray cluster (``RAY_ADDRESS``, or else a private local one).
+        workers: Ray actors of a batch; default: one per GPU, or without GPUs one per two CPUs.
+        smooth: temporal smoothing of videos, in [0, 1): share of the previous frame's change that static pixels
+            keep. 0 translates each frame independently, 0.8 removes most flicker.
         device, autocast, tile_pixels, work_side, threshold: see :class:`agit_core.translator.Translator`.
         progress: called with ``done``, ``total``, ``unit``, ``message``, ``images_per_s``, ``eta_s``.
 
     Returns:
         JSON-ready: ``input``, ``output``, ``model``, ``direction``, ``translated``, ``skipped`` (finished by
-        an earlier run), ``failed`` (``name`` and ``reason`` each), ``seconds``; videos also ``notes``.
+        an earlier run), ``failed`` (``name`` and ``reason`` each), ``seconds``; for videos also ``notes``.
 
     Raises:
-        BadInput: nothing to translate or none of it readable, an output that would be overwritten, no model.
-        RunFailed: the storage failed in the middle; the same call goes on.
+        BadInput: nothing readable to translate, an output that would be overwritten, or no model.
+        RunFailed: the storage failed; the same call resumes.
     """
     began = time.monotonic()
     head = {"input": input, "output": output, "model": model, "direction": direction}
     if workers is not None and not batch:
-        raise BadInput("workers are those of a batch; add --batch or leave them out")
-    # workers have other working directories, and an alias may move to another version while they load
+        raise BadInput("--workers needs --batch; add it, or leave --workers out")
+    # absolute and resolved: workers have other working directories, and an alias may be moved meanwhile
     input, output = _absolute(input.rstrip("/") or "/"), _absolute(output)
     settings = Settings(
         _absolute(model_folder.resolve(model)),
@@ -92,19 +92,19 @@ def translate(
         threshold,
     )
     found = find(input)
-    # the workers of a batch have the GPUs
+    # in a batch, the GPUs belong to the workers
     translator = (replace(settings, device="cpu") if batch else settings).translator()
     translator.maps(direction)
     if found.kind == "video":
         from pipeline.inference.video import translate_video
 
         if batch:
-            raise BadInput("a video is translated frame after frame; leave --batch out")
+            raise BadInput("a video is translated frame by frame; leave --batch out")
         head["output"] = target = single(input, output, VIDEOS, masks, overwrite)
         counts = translate_video(translator, input, target, direction, smooth, masks, progress)
         return {**head, "skipped": 0, **counts, "seconds": _since(began)}
     if smooth:
-        raise BadInput("smooth is for videos; leave it out for images")
+        raise BadInput("--smooth applies only to videos; leave it out for images")
     if found.kind == "image" and suffix_of(output) != ".zip":
         head["output"] = target = single(input, output, IMAGES, masks, overwrite)
         outcome = _Outcome()
@@ -137,14 +137,14 @@ def _many(
     workers: int | None,
     progress: Progress | None,
 ) -> _Outcome:
-    """Translates a list of images into a folder, and that into a zip if one is asked for."""
+    """Translate a list of images into a folder, and pack that for a ``.zip`` output."""
     zipped = suffix_of(output) == ".zip" and not output.endswith("/")
-    # not packed at once: an interrupted run would have to pack everything again
+    # into a folder first: a zip could not be resumed after an interruption
     folder = f"{output}.parts" if zipped else output
-    there = zipped and not overwrite and storage.exists(output)
-    exists = BadInput(f"{output} exists; name another output or allow it to be overwritten (--overwrite)")
-    if there and not storage.exists(storage.join(folder, JOURNAL)):
-        raise exists
+    packed = zipped and not overwrite and storage.exists(output)
+    conflict = BadInput(f"{output} exists; give another output or --overwrite")
+    if packed and not storage.exists(storage.join(folder, JOURNAL)):
+        raise conflict
     identity = {
         "model": translator.model.digest,
         "direction": settings.direction,
@@ -153,10 +153,10 @@ def _many(
     }
     plan = outputs.plan(found, source, folder, settings.masks, identity, overwrite)
     outcome = _Outcome(skipped=plan.skipped, failed=[*found.refused, *plan.refused])
-    if there:
+    if packed:
         if plan.finished is None:
-            raise exists
-        storage.remove(folder)  # the run before was interrupted after packing
+            raise conflict
+        storage.remove(folder)  # the previous run was interrupted between packing and clean-up
         return replace(outcome, failed=plan.finished)
     _run(plan.todo, outcome, settings, translator, batch, workers, progress)
     if outcome.translated or outcome.skipped:
@@ -176,7 +176,7 @@ def _run(
     workers: int | None,
     progress: Progress | None,
 ) -> None:
-    """Translates, and counts what became of each item."""
+    """Translate the items and record the outcome of each."""
     results: Iterator[tuple[Item, str | None]]
     if batch and todo:
         from pipeline.inference.cluster import run
@@ -194,7 +194,7 @@ def _run(
 
 
 def _absolute(uri: str) -> str:
-    """The same place for a process with another working directory; a closing slash stays."""
+    """Make a local path absolute, keeping a trailing slash."""
     return uri if storage.is_remote(uri) else f"{storage.local_path(uri)}{'/' if uri.endswith('/') else ''}"
 
 
@@ -203,7 +203,7 @@ def _since(began: float) -> float:
 
 
 class _Meter:
-    """Turns what is finished into progress events."""
+    """Converts counts into progress events."""
 
     def __init__(self, progress: Progress | None, total: int, unit: str = "images") -> None:
         self.progress, self.total, self.unit = progress, total, unit

@@ -1,4 +1,4 @@
-"""Translation of a video file, frame by frame, with less flicker if asked for."""
+"""Translation of a video file frame by frame, with optional temporal smoothing."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from pipeline.inference.inputs import suffix_of
 Progress = Callable[[dict[str, Any]], None]
 
 MOVED = 8 / 255
-"""A difference between frames at which half of the smoothing is given up: well above sensor noise."""
+"""Difference between frames, in [0, 1], that halves the smoothing; well above sensor noise."""
 _CODECS = {".webm": ("libvpx-vp9", {"crf": "24", "b": "0"}), ".avi": ("mpeg4", {"q": "3"})}
 _BT709, _BT601 = 1, 6
-# FFmpeg's codes of the matrices between RGB and YUV, as its converter knows them
+# FFmpeg's colour matrix codes, mapped to those of its converter
 _MATRICES = {
     _BT709: Colorspace.ITU709,
     4: Colorspace.FCC,
@@ -42,41 +42,40 @@ _USUAL_CODEC = ("libx264", {"crf": "18", "preset": "medium"})
 
 
 class Smoother:
-    """Exponential smoothing in time of what a translation does, where the source did not move.
+    """Exponential smoothing over time of a translation, where the source does not move.
 
-    With the frame ``a``, the translation ``b`` and the mask ``m`` of each moment, the state ``s`` of each of
-    ``b``, ``b - a`` and ``m`` follows ``s <- w s + (1 - w) x``. The weight ``w`` is ``strength`` where the
-    frame stayed the same and falls to 0 where it moved, so that moving things leave no trail. Shown is ``s_b``
-    where the mask is 1, whose noise is the generator's own, and ``a + s_(b-a)`` where it is 0, so that the
-    background keeps every frame's own pixels.
+    For frame ``a``, translation ``b`` and mask ``m``, the state ``s`` of each of ``b``, ``b - a`` and ``m`` follows
+    ``s <- w s + (1 - w) x``. The weight ``w`` is ``strength`` where the frame is unchanged and falls to 0 where it
+    moves, so that moving objects leave no trail. The output is ``s_b`` where the mask is 1, which removes the
+    generator's noise, and ``a + s_(b-a)`` where it is 0, which keeps the background pixels of each frame.
 
     Args:
-        strength: in [0, 1); 0 changes nothing.
+        strength: in [0, 1); 0 disables smoothing.
     """
 
     def __init__(self, strength: float) -> None:
         if not 0 <= strength < 1:
-            raise BadInput(f"smooth must lie in [0, 1), not {strength}")
+            raise BadInput(f"--smooth must lie in [0, 1), not {strength}")
         self.strength = strength
         self._frame: Tensor | None = None
         self._state = torch.empty(0)
 
     def __call__(self, frame: Tensor, output: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Output and mask to show, from this moment's; all uint8, (3, H, W) and (1, H, W)."""
+        """Smooth the next frame's output (3, H, W) and mask (1, H, W); all uint8."""
         source = frame.float() / 255
         translated = output.float() / 255
         now = torch.cat([translated, translated - source, mask.float() / 255])
         if self._frame is not None and self.strength:
             moved = (source - self._frame).abs().mean(0, keepdim=True)
-            # over a few pixels, so that the noise of one pixel is not taken for movement
+            # averaged over a few pixels, so that single-pixel noise does not count as movement
             moved = F.avg_pool2d(moved[None], 5, 1, 2, count_include_pad=False)[0]
             weight = self.strength / (1 + (moved / MOVED) ** 2)
             now = weight * self._state + (1 - weight) * now
         self._frame, self._state = source, now
         picture, change, attended = now.split([3, 3, 1])
         picture = torch.lerp(source + change, picture, attended)
-        shown = (torch.cat([picture, attended]).clamp(0, 1) * 255).round().to(torch.uint8)
-        return shown[:3], shown[3:]
+        smoothed = (torch.cat([picture, attended]).clamp(0, 1) * 255).round().to(torch.uint8)
+        return smoothed[:3], smoothed[3:]
 
 
 def translate_video(
@@ -88,15 +87,15 @@ def translate_video(
     masks: bool,
     progress: Progress | None,
 ) -> dict[str, Any]:
-    """Writes the translated video, with the times of its frames and its sound, and perhaps one of its masks.
+    """Translate a video with its frame times and sound, and optionally write a video of its masks.
 
-    The files appear when they are complete; an interrupted video starts anew. Damaged frames are left out.
+    Files appear only when complete; an interrupted video starts from the beginning. Damaged frames are left out.
 
     Returns:
-        ``translated``: frames; ``failed``: ``name`` and ``reason`` of damaged ones; ``notes``.
+        ``translated``: number of frames; ``failed``: ``name`` and ``reason`` of damaged ones; ``notes``.
 
     Raises:
-        BadInput: not a video, no readable frame in it, or an output of another kind.
+        BadInput: not a video, or no readable frame in it.
     """
     smoother = Smoother(smooth)
     with tempfile.TemporaryDirectory(prefix="agit-video-") as folder:
@@ -121,7 +120,7 @@ def translate_video(
                 if progress:
                     progress(reader.progress(done))
             if not done:
-                raise BadInput(f"{source} holds no readable video frame")
+                raise BadInput(f"{source} contains no readable video frame")
             for writer in writers:
                 writer.close()
         for uri, path in reversed(outputs.items()):
@@ -130,14 +129,14 @@ def translate_video(
 
 
 class _Moment(NamedTuple):
-    """When a frame is shown."""
+    """Presentation time of a frame, in units of ``time_base`` seconds."""
 
     pts: int
     time_base: Fraction
 
 
 class _Colours(NamedTuple):
-    """How numbers become colours, in codes of FFmpeg: what the source says, or what players assume if it is silent."""
+    """Colour space in FFmpeg's codes: that of the source, or what players assume if it is unspecified."""
 
     matrix: int
     full_range: bool
@@ -157,13 +156,14 @@ class _Colours(NamedTuple):
         return ColorRange.JPEG if self.full_range else ColorRange.MPEG
 
     def rgb(self, frame: av.VideoFrame) -> np.ndarray[Any, Any]:
-        """uint8 (H, W, 3)."""
-        seen = frame.reformat(
+        """Convert a frame to RGB, uint8 (H, W, 3)."""
+        converted = frame.reformat(
             format="rgb24", src_colorspace=_MATRICES[self.matrix], src_color_range=self.range
         )
-        return seen.to_ndarray()
+        return converted.to_ndarray()
 
     def frame(self, rgb: np.ndarray[Any, Any], pixel_format: str) -> av.VideoFrame:
+        """Convert RGB, uint8 (H, W, 3), to a frame in this colour space."""
         frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(
             format=pixel_format, dst_colorspace=_MATRICES[self.matrix], dst_color_range=self.range
         )
@@ -171,42 +171,41 @@ class _Colours(NamedTuple):
         return frame
 
     def tag(self, codec: Any) -> None:
-        """So that players show the frames of :meth:`frame` as they are meant."""
+        """Declare the colour space of the frames from :meth:`frame` in the output stream."""
         codec.colorspace, codec.color_range = self.matrix, self.range
         codec.color_primaries, codec.color_trc = self.primaries, self.transfer
 
 
 class _Reader:
-    """Upright RGB frames of a file."""
+    """Upright RGB frames of a video file; ``name`` is its name in messages."""
 
-    def __init__(self, path: Path, called: str) -> None:
-        self._called = called
+    def __init__(self, path: Path, name: str) -> None:
         try:
             self.container = av.open(str(path))
             self.stream = self.container.streams.video[0]
         except (av.error.FFmpegError, IndexError) as error:
             detail = getattr(error, "strerror", None) or "no video stream"
-            raise BadInput(f"{called} is not a video that can be read ({detail})") from None
+            raise BadInput(f"{name} is not a readable video ({detail})") from None
         self.stream.thread_type = "AUTO"
         self.rate = self.stream.average_rate or self.stream.guessed_rate or Fraction(25)
         self.sound = self.container.streams.audio[:1]
         kinds = (("video", "picture track"), ("audio", "sound track"), ("subtitles", "subtitle track"))
         self.notes = [
-            f"{count} more {name}{'s' if count > 1 else ''} of {called} left out"
-            for kind, name in kinds
+            f"{count} more {track}{'s' if count > 1 else ''} of {name} left out"
+            for kind, track in kinds
             if (count := len(getattr(self.container.streams, kind)) - (kind != "subtitles")) > 0
         ]
         self.rotated = False
         self.failed: list[dict[str, str]] = []
         self.colours: _Colours | None = None
-        """Those of the first frame; None before it."""
+        """Colour space of the first frame; None until it is read."""
         self._began = time.monotonic()
 
     def close(self) -> None:
         self.container.close()
 
     def frames(self, mux_sound: Callable[[Any], None]) -> Iterator[tuple[Tensor, _Moment]]:
-        """Each frame, uint8 (3, H, W), with its time; packets of sound go to ``mux_sound`` as they come."""
+        """Yield each frame, uint8 (3, H, W), with its time; pass sound packets to ``mux_sound`` as they come."""
         number = 0
         for packet in self._packets():
             if packet.stream.type == "audio":
@@ -230,7 +229,7 @@ class _Reader:
                 number += 1
 
     def _packets(self) -> Iterator[Any]:
-        """What can be read; a file that is cut off ends earlier."""
+        """Packets up to the first read error, such as the end of a truncated file."""
         try:
             yield from self.container.demux(self.stream, *self.sound)
         except av.error.FFmpegError as error:
@@ -238,30 +237,32 @@ class _Reader:
 
     def progress(self, done: int) -> dict[str, Any]:
         rate = done / max(time.monotonic() - self._began, 1e-6)
-        told: dict[str, Any] = {"done": done, "unit": "frames", "images_per_s": rate}
-        total = self.stream.frames  # 0 where the container does not say
-        return told | ({"total": total, "eta_s": max(0, total - done) / rate} if total else {})
+        event: dict[str, Any] = {"done": done, "unit": "frames", "images_per_s": rate}
+        total = self.stream.frames  # 0 if the container does not specify it
+        return event | ({"total": total, "eta_s": max(0, total - done) / rate} if total else {})
 
 
 class _Writer:
-    """A video file of frames whose size the first one decides."""
+    """Output video file; its size is that of the first frame."""
 
     def __init__(self, path: Path, reader: _Reader) -> None:
         self.container = av.open(str(path), "w")
         self._reader = reader
         self.notes: list[str] = list(reader.notes)
         codec, options = _CODECS.get(path.suffix, _USUAL_CODEC)
-        # a video codec's stream, which its type does not say
+        # Any: PyAV's type covers streams of all kinds
         self._stream: Any = self.container.add_stream(codec, rate=reader.rate, options=options)
-        # nothing in MPEG-4 says that the full range is used
+        # MPEG-4 cannot signal full colour range
         self._limited = codec == "mpeg4"
-        # MPEG-4 counts frames; the others keep the source's clock, so that uneven times stay as they were
+        # MPEG-4 needs a constant frame rate; the others keep the source's time base and thus uneven frame times
         frames = 1 / Fraction(reader.rate)
         self._clock: Fraction = frames if codec == "mpeg4" else reader.stream.time_base or frames
         self._stream.time_base = self._stream.codec_context.time_base = self._clock
         self._last = -1
         self._sound: Any = None
-        self._waiting: list[Any] | None = []  # sound that comes before the first frame has opened the file
+        self._waiting: (
+            list[Any] | None
+        ) = []  # sound packets before the first frame; None once the file is open
         if reader.sound:
             try:
                 self._sound = self.container.add_stream_from_template(reader.sound[0])
@@ -269,7 +270,7 @@ class _Writer:
                 self.notes.append(f"the sound is left out: {path.suffix} cannot hold it")
 
     def mux_sound(self, packet: Any) -> None:
-        """Copies a packet of the source's sound as it is."""
+        """Copy a packet of the source's sound without re-encoding."""
         if self._sound is None or packet.dts is None:
             return
         if self._waiting is not None:
@@ -279,7 +280,7 @@ class _Writer:
         self.container.mux(packet)
 
     def write(self, picture: Tensor, moment: _Moment) -> None:
-        """Adds a frame, uint8 (3, H, W) or (1, H, W)."""
+        """Append a frame, uint8 (3, H, W) or (1, H, W)."""
         array = picture.permute(1, 2, 0).expand(-1, -1, 3).contiguous().numpy()
         height, width = array.shape[:2]
         colours = self._reader.colours
@@ -289,16 +290,16 @@ class _Writer:
         first = self._waiting is not None
         if first:
             self._stream.width, self._stream.height = width, height
-            if shape := self._reader.stream.sample_aspect_ratio:  # pixels that are not square
+            if shape := self._reader.stream.sample_aspect_ratio:  # non-square pixels
                 ratio = 1 / shape if self._reader.rotated else shape
                 self._stream.codec_context.sample_aspect_ratio = ratio
-            # colour at half the resolution needs even sides, except for a codec that knows nothing else
+            # yuv420p (half colour resolution) needs even sides; use yuv444p for odd ones if the codec supports it
             known = [kind.name for kind in self._stream.codec_context.codec.video_formats or []]
             even = height % 2 == 0 and width % 2 == 0
             self._stream.pix_fmt = "yuv420p" if even or "yuv444p" not in known else "yuv444p"
             colours.tag(self._stream.codec_context)
         frame = colours.frame(array, self._stream.pix_fmt)
-        # two frames at one moment of the clock would be refused
+        # strictly increasing: encoders refuse two frames with the same time
         self._last = max(self._last + 1, round(moment.pts * moment.time_base / self._clock))
         frame.pts, frame.time_base = self._last, self._clock
         self.container.mux(self._stream.encode(frame))

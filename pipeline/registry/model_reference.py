@@ -10,7 +10,6 @@ from agit_core import checkpoint, model_folder, pretrained
 from agit_core.errors import BadInput, RunFailed
 from pipeline import records, run_status, storage
 from pipeline.config import Config
-from pipeline.inference import model_card
 from pipeline.registry import models
 
 
@@ -76,7 +75,7 @@ def _scores(folder: str, run_uri: str | None) -> dict[str, Any]:
     of_run = _json(run_uri, records.EVALUATION.name) if run_uri else {}
     if (of_run.get("model") or {}).get("uri") == folder:
         return of_run
-    return _json(folder, model_card.SCORES)
+    return _json(folder, records.EVALUATION.name)
 
 
 def _report(run_uri: str | None) -> str | None:

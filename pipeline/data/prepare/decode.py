@@ -1,4 +1,4 @@
-"""From whatever bytes a file holds to an upright sRGB image of the stored size, or a reason why not."""
+"""Decoding: the bytes of a file become an upright sRGB image of the stored size, or are refused with a reason."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pipeline.data.images import Unusable, frames_note, open_image, reason
 from pipeline.data.prepare.masks import foreground
 
 VERSION = 3
-"""Raised when the same files would be stored differently: an older set is then neither found nor built upon."""
+"""Part of a data set's identity. Increase it when the same files would be stored differently: sets of an older version
+are then neither found nor built upon."""
 
 _TRANSPOSED_BY_EXIF = {5, 6, 7, 8}
 _LOSSY = {"JPEG", "WEBP", "AVIF", "JPEG2000"}
@@ -25,12 +26,12 @@ class ImagePolicy:
     """How images are stored.
 
     Attributes:
-        size: side of the stored square.
+        size: side of the stored square in pixels.
         encoding: ``jpeg`` or ``png``.
-        jpeg_quality: of newly encoded JPEGs (4:4:4); a JPEG that already fits is stored as it came.
+        jpeg_quality: quality of newly encoded JPEGs (4:4:4); a JPEG that already fits is stored unchanged.
         minimum_size: images with a shorter side are refused.
-        resize: ``squash`` makes any shape a square, as the paper does; ``crop`` takes the largest square in the
-            middle and keeps the proportions.
+        resize: ``squash`` resizes to a square regardless of the aspect ratio, as in the paper; ``crop`` takes the
+            largest central square and keeps the proportions.
     """
 
     size: int
@@ -40,7 +41,7 @@ class ImagePolicy:
     resize: str = "squash"
 
     def fit(self, image: Image.Image, resampling: Image.Resampling) -> Image.Image:
-        """The square that is stored."""
+        """Resize an image to the stored square."""
         size = (self.size, self.size)
         if image.size == size:
             return image
@@ -56,15 +57,15 @@ class ImagePolicy:
 
 @dataclass(frozen=True)
 class StoredImage:
-    """What a row of a shard holds about one image.
+    """A decoded image in the form of a shard's row.
 
     Attributes:
         data: JPEG or PNG, RGB, ``size`` x ``size``.
-        mask: PNG, greyscale, 0 or 255, the same geometry, or None.
-        mask_refused: why a mask that was there is not carried along, or None.
-        notes: what was assumed or left out, such as the further frames of an animation.
-    width, height: of the upright original.
-        look: 16 bytes that change little when the picture changes little (two difference hashes).
+        mask: PNG, greyscale, 0 or 255, same geometry; or None.
+        mask_refused: why the image's mask was not used; or None.
+        notes: assumptions and omissions, such as further frames of an animation.
+        width, height: size of the upright original in pixels.
+        dhash: perceptual hash (:func:`difference_hash`), 16 bytes.
     """
 
     data: bytes
@@ -73,53 +74,56 @@ class StoredImage:
     notes: tuple[str, ...]
     width: int
     height: int
-    look: bytes
+    dhash: bytes
 
     @property
     def sha256(self) -> str:
-        """Of ``data``."""
+        """SHA-256 of ``data``."""
         return hashlib.sha256(self.data).hexdigest()
 
 
 def store(data: bytes, mask: bytes | None, policy: ImagePolicy) -> StoredImage:
-    """Reads, turns, converts and resizes one image and its mask.
+    """Decode, orient, convert and resize an image and its mask.
 
-    The pixels are read as :func:`agit_core.pixels.read` says, and laid over white; of an animation the first frame
-    is taken. Resizing is bicubic with antialiasing.
+    Pixels are read by :func:`agit_core.pixels.read` and composited over white; only the first frame of an animation is
+    used. Resizing is bicubic with antialiasing.
 
     Raises:
         Unusable: not an image, truncated, broken, too small or too large.
     """
     image = open_image(data)
     orientation = _orientation(image)
-    # Pillow gives the size of a TIFF as it is looked at
+    # for TIFF, Pillow reports the size after rotation
     sideways = orientation in _TRANSPOSED_BY_EXIF and image.format != "TIFF"
     width, height = image.size[::-1] if sideways else image.size
     if min(width, height) < policy.minimum_size:
         raise Unusable(f"{width} x {height} pixels is smaller than minimum_size {policy.minimum_size}")
-    plain = _fits_as_it_is(image, policy)
+    unchanged = _stored_unchanged(image, policy)
     try:
         if image.format == "JPEG" and min(image.size) >= 3 * policy.size:
             # libjpeg scales by powers of two while decoding; what it leaves is still resized below
             image.draft("RGB", (2 * policy.size, 2 * policy.size))
         found = pixels.read(image)
         square = policy.fit(pixels.over_white(found), Image.Resampling.BICUBIC)
-    except Exception as error:  # Pillow's decoders let through whatever a broken file makes of them
+    except Exception as error:  # Pillow's decoders raise arbitrary exceptions for broken files
         raise Unusable(reason(error)) from None
     stored_mask, refused = _store_mask(mask, (width, height), orientation, policy) if mask else (None, None)
     return StoredImage(
-        data=data if plain else _encode(square, policy),
+        data=data if unchanged else _encode(square, policy),
         mask=stored_mask,
         mask_refused=refused,
         notes=tuple(note for note in (frames_note(image), found.note) if note),
         width=width,
         height=height,
-        look=look(square),
+        dhash=difference_hash(square),
     )
 
 
-def look(image: Image.Image) -> bytes:
-    """Difference hashes of an RGB image along rows and columns: 128 bits, compared by Hamming distance."""
+def difference_hash(image: Image.Image) -> bytes:
+    """Perceptual hash of an RGB image: difference hashes along rows and columns, 128 bits.
+
+    Similar images have a small Hamming distance.
+    """
     grey = image.convert("L")
     rows = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
     columns = np.asarray(grey.resize((8, 9), Image.Resampling.BOX), dtype=np.int16)
@@ -132,13 +136,13 @@ def _orientation(image: Image.Image) -> int:
         value = int(image.getexif().get(0x0112, 1))
         return value if 1 <= value <= 8 else 1
     except (OSError, ValueError, SyntaxError, TypeError):
-        return 1  # unreadable EXIF says nothing about the pixels
+        return 1  # unreadable EXIF does not make the image unusable
 
 
-def _fits_as_it_is(image: Image.Image, policy: ImagePolicy) -> bool:
-    """Whether the bytes can be stored unchanged: encoding again would only lose quality.
+def _stored_unchanged(image: Image.Image, policy: ImagePolicy) -> bool:
+    """Whether the file's bytes can be stored as they are, which avoids the loss of re-encoding.
 
-    Only a JPEG without metadata qualifies: no profile that others would ignore, nothing about its author.
+    Only a JPEG without metadata qualifies: no colour profile that readers would ignore, no personal data.
     """
     return (
         policy.encoding == "jpeg"
@@ -151,7 +155,7 @@ def _fits_as_it_is(image: Image.Image, policy: ImagePolicy) -> bool:
 
 def _encode(image: Image.Image, policy: ImagePolicy) -> bytes:
     buffer = io.BytesIO()
-    image.info = {}  # Pillow would write comments and profiles of the original
+    image.info = {}  # or Pillow would write the original's comments and profiles
     if policy.encoding == "jpeg":
         image.save(buffer, "JPEG", quality=policy.jpeg_quality, subsampling=0)
     else:
@@ -162,7 +166,12 @@ def _encode(image: Image.Image, policy: ImagePolicy) -> bytes:
 def _store_mask(
     data: bytes, image_size: tuple[int, int], orientation: int, policy: ImagePolicy
 ) -> tuple[bytes | None, str | None]:
-    """The mask as PNG or why it is refused; ``image_size``, ``orientation``: of the upright image, of its file."""
+    """Decode and resize a mask: (PNG, None), or (None, reason) if it is refused.
+
+    Args:
+        image_size: width and height of the upright image.
+        orientation: EXIF orientation of the image's file.
+    """
     try:
         mask = open_image(data)
         own_orientation = _orientation(mask)
@@ -171,7 +180,10 @@ def _store_mask(
         return None, f"the mask cannot be read: {error}"
     upright = own_orientation != 1 or (orientation in _TRANSPOSED_BY_EXIF and grey.size != image_size[::-1])
     if orientation != 1 and not upright:
-        return None, "the image is turned by its EXIF orientation, and whether the mask is cannot be told"
+        return (
+            None,
+            "the image is rotated by its EXIF orientation, but it is ambiguous whether the mask is too",
+        )
     if abs(grey.width * image_size[1] - grey.height * image_size[0]) > max(*grey.size, *image_size):
         return (
             None,

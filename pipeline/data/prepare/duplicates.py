@@ -1,4 +1,4 @@
-"""Pictures that occur more than once: equal files by SHA-256, near copies by perceptual hash."""
+"""Duplicate detection: equal files by SHA-256, near duplicates by perceptual hash."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 NEAR_BITS = 3
-"""Looks (128 bits) that differ in at most so many bits are near copies. With four bands of 32 bits, looks this
-close agree in at least one band, so candidates are found by sorting and none is missed."""
+"""Largest Hamming distance of the perceptual hashes (128 bits) of near duplicates. Hashes within 3 bits agree in at
+least one of four bands of 32 bits, so sorting by each band finds all candidates."""
 
 COPY_OF = "duplicate of"
-"""How the reason begins for which a copy is quarantined."""
+"""Prefix of the quarantine reason of duplicates."""
 _BANDS = NEAR_BITS + 1
-_CROWDED = 4096
+_CROWDED = 4096  # hashes that share a band; pairwise comparison is quadratic
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Groups of two and more rows, as sorted row numbers of the table that was searched.
+    """Groups of at least two rows, as sorted row numbers of the searched table.
 
     Attributes:
-        exact: the originals are equal to the byte.
-        near: they look alike; groups that are already in ``exact`` are not repeated.
-        crowded: bands skipped because more than a few thousand different looks share them (blank pictures).
+        exact: groups of byte-identical originals.
+        near: groups of similar images, except those that are already in ``exact``.
+        crowded: number of bands skipped because more than :data:`_CROWDED` hashes share them (blank images).
     """
 
     exact: list[list[int]]
@@ -35,27 +35,31 @@ class Duplicates:
 
 
 def find(sha256: pa.Array, look: pa.Array) -> Duplicates:
-    """Groups the rows of two fixed-size binary columns (32 and 16 bytes per row)."""
+    """Group the rows by SHA-256 (32 bytes per row) and by perceptual hash (column ``look``, 16 bytes per row)."""
     count = len(sha256)
     if count == 0:
         return Duplicates([], [], 0)
     exact_of = _codes(sha256, 32)
-    looks, look_of = _unique(look, 16)
-    pairs, crowded = _close(looks)
-    _, looks_group = connected_components(
-        coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(looks), len(looks))),
+    hashes, hash_of = _unique(look, 16)
+    pairs, crowded = _close(hashes)
+    _, group_of_hash = connected_components(
+        coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(hashes), len(hashes))),
         directed=False,
     )
     exact = _groups(exact_of)
-    near = [g for g in _groups(looks_group[look_of]) if len(set(exact_of[g])) > 1]
+    near = [g for g in _groups(group_of_hash[hash_of]) if len(set(exact_of[g])) > 1]
     return Duplicates([list(map(int, g)) for g in exact], [list(map(int, g)) for g in near], crowded)
 
 
-def _close(looks: np.ndarray) -> tuple[np.ndarray, int]:
-    """Pairs of different looks within :data:`NEAR_BITS`; ``looks``: uint8 (n, 16), distinct rows."""
-    found: list[np.ndarray] = [np.zeros((0, 2), dtype=np.int64)]
+def _close(hashes: np.ndarray) -> tuple[np.ndarray, int]:
+    """Pairs of hashes within :data:`NEAR_BITS`, int64 (pairs, 2), and the number of skipped bands.
+
+    Args:
+        hashes: uint8 (n, 16), distinct rows.
+    """
+    pairs: list[np.ndarray] = [np.zeros((0, 2), dtype=np.int64)]
     crowded = 0
-    words = np.ascontiguousarray(looks).view(np.uint32)
+    words = np.ascontiguousarray(hashes).view(np.uint32)
     for band in range(_BANDS):
         order = np.argsort(words[:, band], kind="stable")
         sorted_words = words[order, band]
@@ -68,10 +72,10 @@ def _close(looks: np.ndarray) -> tuple[np.ndarray, int]:
                 continue
             for place in range(len(members) - 1):
                 rest = members[place + 1 :]
-                distance = np.bitwise_count(looks[members[place]] ^ looks[rest]).sum(axis=1)
+                distance = np.bitwise_count(hashes[members[place]] ^ hashes[rest]).sum(axis=1)
                 close = rest[distance <= NEAR_BITS]
-                found.append(np.stack([np.full(len(close), members[place]), close], axis=1))
-    return np.concatenate(found), crowded
+                pairs.append(np.stack([np.full(len(close), members[place]), close], axis=1))
+    return np.concatenate(pairs), crowded
 
 
 def _unique(column: pa.Array, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -85,17 +89,17 @@ def _codes(column: pa.Array, width: int) -> np.ndarray:
 
 
 def _bytes(column: pa.Array, width: int) -> np.ndarray:
-    """A fixed-size binary column without nulls as uint8 (n, width)."""
+    """View a fixed-size binary column without nulls as uint8 (n, width)."""
     data = column.buffers()[1]
     values = np.frombuffer(data, dtype=np.uint8).reshape(-1, width)
     return np.ascontiguousarray(values[column.offset : column.offset + len(column)])
 
 
 def _groups(labels: np.ndarray) -> list[np.ndarray]:
-    """Row numbers that share a label, for labels that occur more than once; ordered by their first row."""
+    """Groups of row numbers that share a label, at least two each, ordered by their first row."""
     order = np.argsort(labels, kind="stable")
     starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
     ends = np.append(starts[1:], len(order))
-    several = ends - starts > 1  # an object for every row would fill memory
+    several = ends - starts > 1  # skip singletons early: one array object per row would exhaust memory
     groups = [order[start:end] for start, end in zip(starts[several], ends[several], strict=True)]
     return sorted(groups, key=lambda group: int(group[0]))

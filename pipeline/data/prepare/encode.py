@@ -1,4 +1,4 @@
-"""What a preparing process does: reads a few entries and turns each into a row or a reason."""
+"""The work of a preparation worker: read entries and turn each into a row, or into a reason for its rejection."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _READS_IN_FLIGHT = 16
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """An entry that has no row (or, as a note, not all that its file holds), and why."""
+    """An entry with the reason why it has no row or, as a note, why part of its contents is left out."""
 
     name: str
     reason: str
@@ -25,7 +25,7 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Task:
-    """Some entries of one shard, in its order."""
+    """Some entries of one shard, in the shard's order."""
 
     entries: tuple[Entry, ...]
     policy: ImagePolicy
@@ -34,7 +34,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Encoded:
-    """``rows`` in the order of the task's entries, without the ``rejected``; ``notes``: what was left behind."""
+    """Result of a task: ``rows`` in the order of its entries, ``rejected`` entries, and ``notes`` on omissions."""
 
     rows: list[Row]
     rejected: list[Rejected]
@@ -42,10 +42,10 @@ class Encoded:
 
 
 def encode(task: Task) -> Encoded:
-    """Reads, checks, resizes and encodes the entries of a task; pure: the same task gives the same bytes.
+    """Read, check, resize and encode the entries of a task. Deterministic: equal tasks give equal bytes.
 
     Raises:
-        RunFailed: the storage or network that holds the source does not answer.
+        RunFailed: the source's storage or network does not respond.
     """
     result = Encoded([], [], [])
     for entry, image, mask in _read(task):
@@ -74,14 +74,14 @@ def encode(task: Task) -> Encoded:
                 source_digest=entry.digest,
                 source_width=stored.width,
                 source_height=stored.height,
-                look=stored.look,
+                look=stored.dhash,
             )
         )
     return result
 
 
 def _read(task: Task) -> Iterator[tuple[Entry, bytes | str, bytes | str | None]]:
-    """Each entry with its image and mask as bytes, or as the reason why they cannot be read."""
+    """Yield each entry with its image and mask, each as bytes or as the reason why it cannot be read."""
     if not task.remote:
         yield from map(_read_one, task.entries)
         return

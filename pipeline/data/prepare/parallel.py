@@ -1,9 +1,8 @@
-"""Runs pure functions on many tasks in several processes, and hands the results back in order.
+"""Ordered parallel map of pure functions over processes or a Ray cluster.
 
-On one machine these are processes of its own, which start faster than a Ray and move less (``make bench``
-measures both beside each other). Where ``RAY_ADDRESS`` names a cluster, as it does in every Ray job
-(``ray job submit -- agit prepare h2z ...``), they are Ray tasks on all of its nodes: the same functions on the
-same tasks, so the same bytes.
+On one machine it uses a process pool, which starts faster than Ray and copies less (``make bench`` compares both). If
+``RAY_ADDRESS`` names a cluster, as in every Ray job (``ray job submit -- agit prepare h2z ...``), it uses Ray tasks on
+all nodes: the same functions on the same tasks, hence the same bytes.
 """
 
 from __future__ import annotations
@@ -26,40 +25,40 @@ W = TypeVar("W")
 
 _AHEAD_PER_WORKER = 2
 _KILLED = (
-    "a preparing process was killed (out of memory?); run the same command again, "
+    "a preparation worker was killed (out of memory?); run the same command again, "
     "with fewer data.workers if it happens again"
 )
-_NONE_CAME = (
-    "no preparing process came to work: each was killed (out of memory?), or the script that calls this does so "
-    'outside of `if __name__ == "__main__":`, which new processes need; correct it, or use data.workers=1'
+_NONE_STARTED = (
+    "no preparation worker started: each was killed (out of memory?), or the calling script lacks "
+    '`if __name__ == "__main__":`, which spawned processes need; correct it, or use data.workers=1'
 )
 
 
 def on_cluster() -> bool:
-    """Whether the work is spread over a Ray cluster."""
+    """Whether to use a Ray cluster."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def cores() -> int:
-    """Processor cores this process may use."""
+    """Number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ordered_map(
     function: Callable[[T], R], tasks: Iterable[T], workers: int | None, most: int | None = None
 ) -> Iterator[tuple[T, R]]:
-    """``(task, function(task))`` in the order of the tasks, whatever the number of workers.
+    """Yield ``(task, function(task))`` in the order of the tasks, for any number of workers.
 
-    Only a few tasks per worker are under way at a time, so memory stays bounded however long the stream is;
-    ``tasks`` is drawn from as they are needed. With one worker everything happens in this process.
+    ``tasks`` is consumed lazily: only a few tasks per worker are in flight, which bounds memory. With one worker,
+    everything runs in this process. Exceptions of ``function`` are raised here.
 
     Args:
-        workers: processes; default: one per core of this machine or of the cluster.
-        most: more than so many would have nothing to do.
+        workers: number of workers; default: one per core of this machine or of the cluster.
+        most: upper limit for the number of workers.
 
     Raises:
         BadInput: there is no cluster at ``RAY_ADDRESS``.
-        RunFailed: a worker was killed. What ``function`` raises is raised here.
+        RunFailed: a worker was killed.
     """
     few = most is not None and most <= 1
     if on_cluster() and not few and workers != 1:
@@ -82,7 +81,7 @@ def _in_order(
     result: Callable[[W], R],
     drop: Callable[[W], Any],
 ) -> Iterator[tuple[T, R]]:
-    """``(task, result(start(task)))`` with a few started ahead; those left over at an error are dropped."""
+    """Yield ``(task, result(start(task)))``, starting a few tasks in advance; cancel pending ones after an error."""
     pending: deque[tuple[T, W]] = deque()
     try:
         for task in tasks:
@@ -100,14 +99,14 @@ def _in_order(
 
 
 def _in_processes(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterator[tuple[T, R]]:
-    context = multiprocessing.get_context("spawn")  # a fork would inherit the threads of the storage client
-    came = False
+    context = multiprocessing.get_context("spawn")  # fork is unsafe with the storage client's threads
+    started = False
 
     def result(future: Future[R]) -> R:
-        nonlocal came
-        found = future.result()
-        came = True
-        return found
+        nonlocal started
+        value = future.result()
+        started = True
+        return value
 
     with ProcessPoolExecutor(workers, context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
         try:
@@ -115,13 +114,13 @@ def _in_processes(function: Callable[[T], R], tasks: Iterable[T], workers: int) 
                 tasks, workers, lambda task: pool.submit(function, task), result, Future.cancel
             )
         except BrokenProcessPool:
-            raise RunFailed(_KILLED if came else _NONE_CAME) from None
+            raise RunFailed(_KILLED if started else _NONE_STARTED) from None
 
 
 def _on_ray(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterator[tuple[T, R]]:
     import ray
 
-    # a pure function may run again when a node is lost
+    # retries after a lost node are safe because the functions are pure
     remote = ray.remote(function).options(num_cpus=1, max_retries=3)
 
     def result(reference: Any) -> R:
@@ -137,7 +136,7 @@ def _on_ray(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Ite
 
 @contextlib.contextmanager
 def _cluster() -> Iterator[int]:
-    """Connected to the cluster; yields its number of processors."""
+    """Connect to the cluster; yields its number of CPUs."""
     import ray
 
     ours = not ray.is_initialized()
@@ -157,5 +156,5 @@ def _cluster() -> Iterator[int]:
 
 
 def _end_with(parent: int) -> None:
-    """A killed run must not leave processes."""
+    """End this worker when its parent has died."""
     when_orphaned(parent, lambda: os._exit(1))

@@ -1,7 +1,7 @@
-"""What goes where: every entry's shard and place, decided by the hash of its name.
+"""Shard plan: each entry's shard and position, determined by the hash of its name.
 
-A new file therefore touches one shard, and the order in which files are listed changes nothing. The number of
-shards is a power of two: when a set outgrows it, each shard is split in two.
+A new file therefore changes only one shard, and the order of the listing does not matter. The number of shards is a
+power of two: when a data set outgrows it, each shard is split in two.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pipeline.data.prepare.decode import ImagePolicy
 from pipeline.data.sources.source import Entry
 
 PARTS = ".parts"
-"""Folder of the notes on finished shards; its presence means that the set is not finished."""
+"""Folder of the records of finished shards; it exists only while the data set is unfinished."""
 
-_BYTES_PER_PIXEL = {"jpeg": 0.6, "png": 2.0}
+_BYTES_PER_PIXEL = {"jpeg": 0.6, "png": 2.0}  # estimates, for the number of shards
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """One shard: its number among ``count`` of its split, and its entries in their order."""
+    """One shard: its number among the ``count`` shards of its split, and its entries in order."""
 
     split: str
     number: int
@@ -40,7 +40,8 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Done:
-    """A shard that is in storage. ``shard``: its line in the manifest; ``index``: its part of the index."""
+    """A stored shard. ``shard``: its entry in the manifest; ``index``: its part of the index; ``kept``: number of
+    entries reused from an earlier data set."""
 
     plan: ShardPlan
     shard: dict[str, Any]
@@ -52,7 +53,7 @@ class Done:
 
 
 def plan_shards(split: str, entries: list[Entry], policy: ImagePolicy, shard_bytes: int) -> list[ShardPlan]:
-    """Distributes the entries of a split; the result depends on names alone, not on their order."""
+    """Distribute the entries of a split over shards; the result depends only on their names and number."""
     expected = len(entries) * policy.size**2 * _BYTES_PER_PIXEL[policy.encoding]
     bits = 0
     while expected > 1.5 * shard_bytes * 2**bits:

@@ -1,8 +1,8 @@
-"""The built-in data set: plain and striped animal-like objects on photographic-looking backgrounds.
+"""The built-in data set: plain and striped animal-like objects on photograph-like backgrounds.
 
-Both domains draw shapes, poses, light and backgrounds from the same distributions; only the coat differs
-(brown in ``a``, black and white stripes in ``b``). Nothing but the object can therefore be worth attending to,
-and its mask is known exactly. Every image is a function of (seed, split, domain, index) alone.
+Both domains draw shapes, poses, light and backgrounds from the same distributions; only the coat differs (brown in
+``a``, black and white stripes in ``b``). The object is therefore all that attention should find, and its mask is known
+exactly. Every image is a pure function of (seed, split, domain, index).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 VERSION = 1
-"""Part of the fingerprint: raise it when the pictures change."""
+"""Part of the fingerprint; increase it when the images change."""
 
 DOMAINS = {"a": "plain", "b": "striped"}
 _SPLITS = {"train": 0, "test": 1}
-_AREA = (0.12, 0.35)
+_AREA = (0.12, 0.35)  # smallest and largest share of the image that the objects cover
 
 Array = NDArray[np.float32]
 
@@ -32,13 +32,13 @@ class Picture:
 
 
 def draw(seed: int, split: str, domain: str, index: int, size: int) -> Picture:
-    """One image of the set.
+    """Draw one image of the set.
 
     Args:
-        seed: of the whole set.
+        seed: seed of the whole set.
         split: ``train`` or ``test``.
         domain: ``a`` (plain) or ``b`` (striped).
-        index: number within its split and domain.
+        index: number of the image within its split and domain.
         size: side in pixels.
     """
     random = np.random.default_rng([VERSION, seed, _SPLITS[split], int(domain == "b"), index])
@@ -47,7 +47,7 @@ def draw(seed: int, split: str, domain: str, index: int, size: int) -> Picture:
     image = _background(random, x, y)
     distance, bodies = _shape(random, x, y)
     pixel = 2.0 / size
-    # A soft shadow around the feet ties the object to the ground, in both domains alike.
+    # a soft shadow at the feet, in both domains
     image *= (1 - 0.25 * _step(0.12 - distance, 0.25) * _step(y - 0.1, 0.5))[..., None]
     coat = _striped(random, x, y, pixel, bodies) if domain == "b" else _plain(random, x, y)
     coat *= _shading(distance, light, pixel)[..., None]
@@ -61,7 +61,7 @@ def draw(seed: int, split: str, domain: str, index: int, size: int) -> Picture:
 
 @lru_cache(maxsize=4)
 def _grid(size: int) -> tuple[Array, Array]:
-    """Coordinates of the pixels' centres in [-1, 1], y downwards."""
+    """Coordinates (x, y) of the pixel centres in [-1, 1], y downwards."""
     axis = ((np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1).astype(np.float32)
     y, x = np.meshgrid(axis, axis, indexing="ij")
     return x, y
@@ -75,7 +75,7 @@ def _frequency(size: int) -> Array:
 
 
 def _noise(random: np.random.Generator, size: int, exponent: float, stretch: float = 1.0) -> Array:
-    """A texture whose amplitude falls as 1 / f**exponent, as in photographs; zero mean, unit deviation."""
+    """Noise texture with amplitude 1 / f**exponent, as in photographs; zero mean, unit standard deviation."""
     f = _frequency(size)
     if stretch != 1.0:
         rows, columns = np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None] * stretch
@@ -88,19 +88,19 @@ def _noise(random: np.random.Generator, size: int, exponent: float, stretch: flo
 
 
 def _step(value: Array, width: float) -> Array:
-    """A smooth step from 0 to 1 around 0."""
+    """Smooth step from 0 to 1, centred at 0."""
     t = np.clip(value / width + 0.5, 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def _colour(hue: float, saturation: float, value: float) -> Array:
-    """RGB in [0, 1] of a colour; hue in turns."""
+    """Convert HSV to RGB in [0, 1]; hue in turns."""
     k = (np.array([5.0, 3.0, 1.0]) + hue * 6) % 6
     return (value - value * saturation * np.clip(np.minimum(k, 4 - k), 0, 1)).astype(np.float32)
 
 
 def _background(random: np.random.Generator, x: Array, y: Array) -> Array:
-    """Sky over ground, or foliage or ground alone: gradients of two hues under 1/f textures."""
+    """Background: sky over ground, or only foliage or ground; gradients of two hues with 1/f textures."""
     size = len(x)
     coarse = _noise(random, size, random.uniform(1.3, 1.8))
     fine = _noise(random, size, random.uniform(0.6, 1.0), stretch=random.uniform(0.5, 1.5))
@@ -145,7 +145,7 @@ def _shape(random: np.random.Generator, x: Array, y: Array) -> tuple[Array, list
 
 
 def _animal(random: np.random.Generator, x: Array, y: Array, scale: float) -> Array:
-    """A body, a neck with a head and stout legs, melted into one smooth outline."""
+    """Signed distance to a body, neck, head and four legs, joined by a smooth minimum."""
     facing = 1.0 if random.random() < 0.5 else -1.0
     tilt = random.uniform(-0.2, 0.2)
     u = (np.cos(tilt) * x + np.sin(tilt) * y) * facing / scale
@@ -162,12 +162,12 @@ def _animal(random: np.random.Generator, x: Array, y: Array, scale: float) -> Ar
     for hip in (-half - 0.05, -half + 0.28, half - 0.28, half + 0.05):
         foot = (hip + random.uniform(-0.14, 0.14), reach)
         parts.append((_capsule(u, v, (hip, 0.12), foot), random.uniform(0.105, 0.14)))
-    # Smooth minimum (log-sum-exp) of the parts' distances.
+    # smooth minimum (log-sum-exp) of the parts' distances
     softness = 0.045
     fields = np.stack([distance - radius for distance, radius in parts])
     lowest = fields.min(axis=0)
-    melted = lowest - softness * np.log(np.exp((lowest - fields) / softness).sum(axis=0))
-    return (melted * scale).astype(np.float32)
+    joined = lowest - softness * np.log(np.exp((lowest - fields) / softness).sum(axis=0))
+    return (joined * scale).astype(np.float32)
 
 
 def _capsule(u: Array, v: Array, start: tuple[float, float], end: tuple[float, float]) -> Array:
@@ -178,7 +178,7 @@ def _capsule(u: Array, v: Array, start: tuple[float, float], end: tuple[float, f
 
 
 def _shading(distance: Array, light: float, pixel: float) -> Array:
-    """Lambertian shading of a rounded body: brightness around 1."""
+    """Lambertian shading of a rounded body, as a factor around 1."""
     height = np.sqrt(np.clip(-distance / 0.35, 0, 1))
     slope_y, slope_x = np.gradient(height, pixel)
     facing = np.cos(light) * slope_x - abs(np.sin(light)) * slope_y
@@ -186,7 +186,7 @@ def _shading(distance: Array, light: float, pixel: float) -> Array:
 
 
 def _illumination(random: np.random.Generator, x: Array, y: Array) -> Array:
-    """Soft light across the whole picture: a gradient and a little vignette."""
+    """Lighting of the whole image, as a factor around 1: a gradient and slight vignetting."""
     angle = random.uniform(0, 2 * np.pi)
     slope = random.uniform(0, 0.14)
     vignette = random.uniform(0, 0.1)
@@ -196,7 +196,7 @@ def _illumination(random: np.random.Generator, x: Array, y: Array) -> Array:
 
 
 def _plain(random: np.random.Generator, x: Array, y: Array) -> Array:
-    """A brown, ochre or chestnut coat with a faint texture."""
+    """Brown, ochre or chestnut coat with a faint texture."""
     base = _colour(random.uniform(0.045, 0.1), random.uniform(0.5, 0.8), random.uniform(0.4, 0.72))
     fur = 1 + 0.05 * _noise(random, len(x), 1.0)
     return base * fur[..., None]
@@ -213,7 +213,7 @@ def _striped(
     v = np.cos(angle) * (y - cy) - np.sin(angle) * (x - cx)
     bend = random.uniform(-0.25, 0.25) * v * v + 0.012 * _noise(random, len(x), 1.8)
     wave = np.sin(2 * np.pi * (u + bend) / period + random.uniform(0, 2 * np.pi))
-    # The steepness leaves about a pixel and a half of grey between black and white.
+    # steep enough that the transition between black and white is about 1.5 pixels wide
     white = (0.5 + 0.5 * np.tanh(wave * 2.2 * max(1.0, period / pixel / 8)))[..., None]
     light = _colour(random.uniform(0.05, 0.15), random.uniform(0, 0.08), random.uniform(0.9, 1.0))
     dark = _colour(random.uniform(0, 0.1), random.uniform(0, 0.3), random.uniform(0.04, 0.12))

@@ -12,22 +12,24 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-import httpx
 from filelock import FileLock
 
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
 from pipeline.redact import redact
 
+if TYPE_CHECKING:  # takes a while to load, and most sources lie on this machine
+    import httpx
+
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 5
 """For a file that everything depends on."""
 
-_TIMEOUT = httpx.Timeout(30.0, connect=10.0)
+_CONNECT_SECONDS, _SECONDS = 10.0, 30.0
 
 
 class NotThere(BadInput):
@@ -69,6 +71,8 @@ def fetch(
 
 
 def _fetch(url: str, folder: Path, wait: Callable[[float], None], attempts: int) -> Path:
+    import httpx
+
     address, _, fragment = url.partition("#")
     expected = _expected(url, fragment)
     try:
@@ -79,7 +83,8 @@ def _fetch(url: str, folder: Path, wait: Callable[[float], None], attempts: int)
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", path.name)[-100:] or "download"
     target = folder / f"{hashlib.sha256(address.encode()).hexdigest()[:12]}-{name}"
     folder.mkdir(parents=True, exist_ok=True)
-    client = httpx.Client(follow_redirects=True, timeout=_TIMEOUT, auth=_credentials(address))
+    timeout = httpx.Timeout(_SECONDS, connect=_CONNECT_SECONDS)
+    client = httpx.Client(follow_redirects=True, timeout=timeout, auth=_credentials(address))
     with FileLock(f"{target}.lock"), client:
         if not target.is_file() or _changed(client, address, target):
             _download(client, address, target, wait, attempts)
@@ -112,6 +117,8 @@ def _expected(url: str, fragment: str) -> str | None:
 def _download(
     client: httpx.Client, url: str, target: Path, wait: Callable[[float], None], attempts: int
 ) -> None:
+    import httpx
+
     part, notes = Path(f"{target}.part"), Path(f"{target}.json")
     failures = 0
     while True:
@@ -180,6 +187,8 @@ def _attempt(client: httpx.Client, url: str, part: Path, notes: Path) -> bool:
 
 def _changed(client: httpx.Client, url: str, target: Path) -> bool:
     """Whether the server has another version than the downloaded one; no answer means no."""
+    import httpx
+
     known = _notes(Path(f"{target}.json"))
     with suppress(httpx.HTTPError):
         response = client.head(url, headers={"Accept-Encoding": "identity"})

@@ -1,4 +1,4 @@
-"""The data sets that CycleGAN users know, by name, from the address that the CycleGAN project gives."""
+"""Public CycleGAN data sets by name, downloaded from the CycleGAN project's server."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _ALIASES = {"h2z": "horse2zebra", "a2o": "apple2orange", "summer2winter": "summe
 
 
 def canonical(name: str) -> str | None:
-    """The set's full name, or None when this is no set's name."""
+    """Full name of a data set, or None if there is no set of this name or alias."""
     name = _ALIASES.get(name, name)
     return name if name in NAMES else None
 
 
 def url(name: str) -> str:
-    """Where a set (by its full name) is downloaded from."""
+    """Download URL of a data set, given its full name."""
     return ADDRESS.format(name=name)
 
 
 def domain_names(name: str) -> dict[str, str] | None:
-    """``{"a": "horse", "b": "zebra"}`` from a name such as ``horse2zebra``."""
+    """Names of the domains: ``{"a": "horse", "b": "zebra"}`` for ``horse2zebra``; None if the name does not tell."""
     a, separator, b = name.split("_")[0].partition("2")
     return {"a": a, "b": b} if separator and a and b else None

@@ -1,4 +1,4 @@
-"""What every kind of source comes down to: named entries per split, each read by any process."""
+"""Common form of all sources: named entries per split, readable from any process."""
 
 from __future__ import annotations
 
@@ -14,31 +14,37 @@ from typing import Any, ClassVar, Protocol
 from pipeline import storage
 
 Progress = Callable[[dict[str, Any]], None]
-"""Told how far something has come: ``done``, ``total``, ``message``; see :mod:`pipeline.progress`."""
+"""Receives progress events: ``done``, ``total``, ``message``; see :mod:`pipeline.progress`."""
 SPLITS = ("trainA", "trainB", "testA", "testB")
 
 
 class Readable(Protocol):
-    """Where the bytes of one file come from; picklable, so that worker processes can read it."""
+    """Handle of a file's contents; picklable, so that worker processes can read it."""
 
     remote: ClassVar[bool]
-    """Whether reading waits for a network."""
+    """Whether reading involves network latency."""
 
     def read(self) -> bytes:
-        """The whole file; FileNotFoundError or OSError when it cannot be read."""
+        """Read the whole file.
+
+        Raises:
+            OSError: it cannot be read.
+        """
         ...
 
     def known_md5(self) -> str | None:
-        """Of the contents, where it is known without reading them."""
+        """MD5 of the contents if it is known without reading them, else None."""
         ...
 
     def carried(self) -> Readable:
-        """The same file, readable from any machine."""
+        """A handle that can be read on any machine; it embeds the contents of a local file."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
+    """A file on this machine."""
+
     path: str
     remote: ClassVar[bool] = False
 
@@ -58,7 +64,7 @@ class LocalFile:
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file in object storage; ``md5``: of its contents, where the storage knows it."""
+    """A file in object storage; ``md5``: MD5 of its contents, if the storage provides it."""
 
     uri: str
     md5: str | None = None
@@ -76,7 +82,7 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """A file that cannot be read; it is quarantined with this reason."""
+    """A file that cannot be read; its entry is quarantined with this reason."""
 
     reason: str
     remote: ClassVar[bool] = True
@@ -93,7 +99,7 @@ class Unreachable:
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """A file's contents, or why there are none, on their way to another machine."""
+    """Embedded contents of a file, or its read error, to be sent to another machine."""
 
     data: bytes
     failed: tuple[int | None, str | None] | None = None
@@ -112,21 +118,21 @@ class Carried:
 
 
 def check_regular(path: str) -> None:
-    """Refuses what would be waited for or read for ever: pipes, sockets, devices.
+    """Refuse paths that could block or never end: pipes, sockets, devices.
 
     Raises:
-        OSError: it is none of the files that images are kept in, or not there.
+        OSError: not a regular file, or missing.
     """
     try:
         mode = os.stat(path).st_mode
-    except ValueError as error:  # a NUL in the name
+    except ValueError as error:  # a NUL character in the path
         raise OSError(str(error)) from None
     if not stat.S_ISREG(mode):
         raise OSError("is a folder" if stat.S_ISDIR(mode) else "is a pipe, socket or device, not a file")
 
 
 def carried(entry: Entry) -> Entry:
-    """The entry with what lies on this machine's disk inside, so that any machine can read it."""
+    """Copy of the entry that can be read on any machine; see :meth:`Readable.carried`."""
     mask = entry.mask.carried() if entry.mask is not None else None
     return replace(entry, image=entry.image.carried(), mask=mask)
 
@@ -136,10 +142,10 @@ class Entry:
     """One image of a source.
 
     Attributes:
-        name: unique within its split; what people find it by.
-        image, mask: where their bytes are; ``mask`` is None where there is none.
-        digest: identifies the contents of both without decoding them; equal contents may have different
-            digests (an object's ETag), different contents never the same one.
+        name: unique within its split; shown to users.
+        image, mask: handles of the files; ``mask`` may be None.
+        digest: identifies the contents of both without decoding. Equal contents may have different digests (such as
+            ETags), but different contents never have the same one.
     """
 
     name: str
@@ -149,7 +155,7 @@ class Entry:
 
     @property
     def key(self) -> bytes:
-        """Decides the entry's shard and its place there: as good as random, but always the same."""
+        """Hash that determines the entry's shard and position: pseudo-random but stable."""
         return hashlib.sha256(self.name.encode()).digest()
 
 
@@ -158,12 +164,12 @@ class Source:
     """An opened source.
 
     Attributes:
-        description: what was opened, for the manifest.
-        splits: entries by name, sorted, of ``trainA``, ``trainB``, ``testA`` and ``testB``.
-        names: of the two domains, as far as the source knows them.
-        remote: reading one entry waits for a network.
-        left_out: names and reasons of files that are no images of a split, such as masks that fit no image.
-        resources: temporary folders, gone when the source is closed.
+        description: description of the source for the manifest.
+        splits: entries of ``trainA``, ``trainB``, ``testA`` and ``testB``, sorted by name.
+        names: names of the two domains; ``A`` and ``B`` if unknown.
+        remote: whether reading an entry involves network latency.
+        left_out: names and reasons of unused files, such as masks without an image.
+        resources: temporary folders, removed when the source is closed.
     """
 
     description: str
@@ -180,13 +186,13 @@ class Source:
         self.resources.close()
 
     def limited(self, train: int | None, test: int | None) -> Source:
-        """The same source with the first entries by name only."""
+        """Copy with at most ``train`` and ``test`` entries per domain, the first ones by name; None: all."""
         limits = {"train": train, "test": test}
         splits = {name: entries[: limits[name[:-1]]] for name, entries in self.splits.items()}
         return replace(self, splits=splits)
 
     def digest(self) -> str:
-        """Changes when, and only when, an entry is added, removed, renamed or gets other contents."""
+        """Digest over names and contents of all entries."""
         total = hashlib.sha256()
         for split in sorted(self.splits):
             total.update(f"{split}\n".encode())

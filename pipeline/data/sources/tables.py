@@ -12,10 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
@@ -23,6 +20,10 @@ from pipeline.data.sources import download
 from pipeline.data.sources.folders import file_digest, remote_file, with_test
 from pipeline.data.sources.source import Entry, LocalFile, Progress, Readable, Source, Unreachable
 from pipeline.redact import redact
+
+if TYPE_CHECKING:  # PyArrow takes a while to load, and most sources are no tables
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 _DOMAIN_COLUMNS = ("domain", "label")
 _BATCH = 64
@@ -159,6 +160,9 @@ def _source(description: str, rows: list[_Row], test_fraction: float) -> Source:
 def _parquet_rows(
     path: Path, called: str, domain: str | None, folder: Path, split: str = ""
 ) -> Iterator[_Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
@@ -199,6 +203,8 @@ def _parquet_rows(
 
 
 def _items(batch: pa.RecordBatch, called: str) -> list[dict[str, Any]]:
+    import pyarrow as pa
+
     try:
         return batch.to_pylist()
     except (pa.ArrowException, ValueError) as error:  # such as a text that is not UTF-8
@@ -206,6 +212,8 @@ def _items(batch: pa.RecordBatch, called: str) -> list[dict[str, Any]]:
 
 
 def _batches(file: pq.ParquetFile, columns: list[str], called: str) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+
     try:
         yield from file.iter_batches(_BATCH, columns=columns)
     except (pa.ArrowException, OSError) as error:
@@ -213,6 +221,8 @@ def _batches(file: pq.ParquetFile, columns: list[str], called: str) -> Iterator[
 
 
 def _is_image(type_: pa.DataType) -> bool:
+    import pyarrow as pa
+
     if not pa.types.is_struct(type_) or type_.get_field_index("bytes") < 0:
         return False
     data = type_.field("bytes").type

@@ -61,14 +61,14 @@ def test_what_is_missing_comes_with_its_remedy(tmp_path: Path) -> None:
     assert set(missing) == {"gpu", "data source", "storage", "inception weights", *servers}
     assert all(missing.values())
     assert "PREFECT_API_URL" in missing["prefect server"]
-    assert called.last_line.startswith("agit: a local run cannot work yet without ")
+    assert called.last_line.startswith("agit: a local run is not possible yet: fix ")
     assert "inception weights" in called.last_line
 
 
 def test_a_table_for_people(tmp_path: Path) -> None:
     called = agit("doctor", cwd=tmp_path)
     assert called.status == 0
-    assert "A local run can work." in called.out
+    assert "A local run is possible." in called.out
 
 
 @contextlib.contextmanager
@@ -125,7 +125,7 @@ def test_a_server_that_wants_a_key_is_there(
     checks = _examined(tmp_path, f"cluster.address={url}", prefect_url=f"{url}/api")
     assert (checks["ray server"]["state"], checks["ray server"]["found"]) == ("ok", url)
     assert checks["prefect server"]["state"] == "ok"
-    assert "wants a key: PREFECT_API_KEY" in checks["prefect server"]["found"]
+    assert "requires a key: PREFECT_API_KEY" in checks["prefect server"]["found"]
 
 
 def test_what_is_no_http_server_is_listed_with_all_other_checks(tmp_path: Path, no_http: int) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.pipeline.command import environment
 
@@ -66,3 +67,15 @@ def test_preparing_loads_no_training_library(tmp_path: Path) -> None:
     arguments = [part for setting in small for part in ("--set", setting)]
     loaded = imported(tmp_path, "prepare", "demo", *arguments)
     assert not loaded & {"torch", "torchvision", "torchmetrics", "ray", "prefect", "mlflow", "plotly"}
+
+
+def test_translating_loads_torch_and_no_other_heavy_library(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "horse.png")
+    call = ("translate", "horse.png", "out.png", "--model", "pretrained:h2z128", "--json")
+    loaded = imported(tmp_path, *call)
+    assert loaded & HEAVY == {"torch"}
+    assert not loaded & {"httpx", "jinja2", "pyarrow", "rich"}
+
+
+def test_the_doctor_loads_torch_and_no_other_heavy_library(tmp_path: Path) -> None:
+    assert imported(tmp_path, "doctor", "--json") & HEAVY == {"torch"}

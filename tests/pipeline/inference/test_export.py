@@ -157,7 +157,7 @@ def test_nothing_of_an_earlier_export_stays(
     (tmp_path / "outside.onnx").write_text("not the export's, whatever its list says")
     listed = ("a2b.onnx", "b2a.onnx", "networks.safetensors", "../outside.onnx")
     storage.write_json(storage.join(target, "export.json"), {"files": dict.fromkeys(listed, "hash")})
-    with pytest.raises(BadInput, match="is there already"):
+    with pytest.raises(BadInput, match="already exists"):
         exporting.run(str(folder), target, "safetensors", check=str(photos), count=1)
     done = exporting.run(str(folder), target, "safetensors", check=str(photos), count=1, overwrite=True)
     assert sorted([*done["files"], storage.join(target, "somebody's.txt")]) == storage.list_(target)
@@ -240,7 +240,7 @@ def test_pixels_at_the_threshold_do_not_count(tmp_path: Path) -> None:
     [
         ("x.pt2", "onnx", "does not fit --format onnx: give a folder or a name in .onnx"),
         ("x.safetensors", "safetensors", "give a folder"),
-        ("taken", "onnx", "is there already"),
+        ("taken", "onnx", "already exists"),
         ("taken/file", "onnx", "is a file"),
     ],
 )

@@ -90,7 +90,7 @@ def test_a_folder_keeps_names_and_lists_what_it_cannot_read(
     assert reasons.pop("broken.jpg").startswith("cannot be read: ")
     assert reasons == {
         "empty.png": "cannot be read: the file is empty",
-        "film.mp4": "is a video; translate it by itself",
+        "film.mp4": "is a video; translate it separately",
     }
     written = ["deep/er/TWO.JPG", "four.gif.png", "one.png", "three.webp"]
     assert files(tmp_path / "out") == [JOURNAL, *written]
@@ -123,7 +123,7 @@ def test_a_file_is_no_folder_to_write_into(photos: Path, tmp_path: Path, model: 
         (one, mine / "zebra.png"),
     ):
         for overwrite in (False, True):
-            with pytest.raises(BadInput, match=f"the output {mine} is a file; name a folder"):
+            with pytest.raises(BadInput, match=f"the output {mine} is a file; give a folder"):
                 translate(str(source), str(target), model, overwrite=overwrite)
     assert mine.read_bytes() == b"mine"
 
@@ -149,7 +149,7 @@ def test_nothing_is_overwritten_unless_asked_for(photos: Path, tmp_path: Path, m
         translate(str(photos / "one.png"), str(out / "x.mp4"), model)
     with pytest.raises(BadInput, match="is the input itself"):
         translate(str(photos / "one.png"), str(photos / "one.png"), model, overwrite=True)
-    with pytest.raises(BadInput, match="lies in the input"):
+    with pytest.raises(BadInput, match="is inside the input"):
         translate(str(photos), str(photos / "out"), model)
 
 
@@ -168,9 +168,9 @@ def test_a_second_call_does_what_is_missing(photos: Path, tmp_path: Path, model:
     assert with_masks["translated"] == 5
     # another model, direction or input: these are not its files
     other = models.write_model(tmp_path / "other", seed=2)
-    with pytest.raises(BadInput, match="not of this model, direction, options and input"):
+    with pytest.raises(BadInput, match="comes from another model, direction, option or input"):
         translate(str(photos), str(out), str(other))
-    with pytest.raises(BadInput, match="not of this model, direction, options and input"):
+    with pytest.raises(BadInput, match="comes from another model, direction, option or input"):
         translate(str(photos), str(out), model, "b2a")
     assert translate(str(photos), str(out), str(other), overwrite=True)["translated"] == 5
 
@@ -302,7 +302,7 @@ def test_translations_that_would_share_a_name_are_told(tmp_path: Path, model: st
     done = translate(str(tmp_path / "in"), str(tmp_path / "out"), model)
     assert done["translated"] == 1
     assert done["failed"] == [
-        {"name": "a.gif.png", "reason": "another image's translation has its name"},
+        {"name": "a.gif.png", "reason": "its translation would overwrite another image's"},
     ]
 
 
@@ -366,7 +366,7 @@ def _profile() -> bytes:
         ({"input": "photos/broken.jpg"}, "broken.jpg cannot be read"),
         ({"direction": "sideways"}, "use a2b or b2a"),
         ({"model": "nowhere"}, "no model at"),
-        ({"smooth": 0.5}, "smooth is for videos"),
+        ({"smooth": 0.5}, "--smooth applies only to videos"),
         ({"workers": 2}, "add --batch"),
         ({"device": "abacus"}, "there is no device 'abacus'"),
         ({"device": "cuda:99"}, "GPUs are visible"),
@@ -386,7 +386,7 @@ def test_wrong_calls(
 
 def test_empty_folders_and_damaged_archives(tmp_path: Path, model: str) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BadInput, match="holds no images"):
+    with pytest.raises(BadInput, match="contains no images"):
         translate(str(tmp_path / "empty"), str(tmp_path / "out"), model)
     (tmp_path / "bad.zip").write_bytes(b"PK no")
     with pytest.raises(BadInput, match="damaged"):

@@ -181,7 +181,7 @@ def test_odd_sides_and_turned_cameras(tmp_path: Path, model: str) -> None:
 
 def test_what_is_no_video(tmp_path: Path, model: str) -> None:
     (tmp_path / "horse.mp4").write_bytes(b"no frames in here")
-    with pytest.raises(BadInput, match="not a video that can be read"):
+    with pytest.raises(BadInput, match="not a readable video"):
         translate(str(tmp_path / "horse.mp4"), str(tmp_path / "out"), model)
     assert not (tmp_path / "out").exists()
     film(tmp_path / "film.mp4")

@@ -449,7 +449,7 @@ def test_what_a_killed_run_left_is_swept_a_day_later(tmp_path: Path) -> None:
 
 def test_a_worker_that_is_killed_is_a_failed_run(tmp_path: Path) -> None:
     with pytest.raises(
-        RunFailed, match=r"killed \(out of memory\?\), or the script .* outside of `if __name__"
+        RunFailed, match=r"killed \(out of memory\?\), or the calling script lacks `if __name__"
     ):
         list(ordered_map(os._exit, [1] * 4, 2))
     with pytest.raises(RunFailed, match=r"was killed .* fewer data\.workers") as caught:
@@ -475,8 +475,8 @@ def test_a_script_that_is_not_guarded_is_told_so(tmp_path: Path) -> None:
         timeout=120,
     )
     assert ended.returncode == 1
-    assert "RunFailed: no preparing process came to work" in ended.stderr
-    assert "outside of `if __name__" in ended.stderr
+    assert "RunFailed: no preparation worker started" in ended.stderr
+    assert "the calling script lacks `if __name__" in ended.stderr
 
 
 def test_the_built_in_set(tmp_path: Path) -> None:

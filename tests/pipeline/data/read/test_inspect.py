@@ -41,7 +41,7 @@ def test_counts_page_and_a_damaged_shard(tmp_path: Path) -> None:
     }
     called = agit("data", "verify", uri, cwd=tmp_path)
     assert called.status == 1
-    assert "2 of 8 files are not what the manifest says" in called.last_line
+    assert "2 of 8 files differ from the manifest" in called.last_line
 
 
 def test_copies_and_leaks_are_shown(tmp_path: Path) -> None:
