@@ -177,7 +177,7 @@ SPEC = File(
     "spec.json",
     Tree,
     f"{_AGAIN}, which goes on from the last checkpoint",
-    (("run_id", str), ("run_uri", str), ("data_uri", str), ("config", dict), ("attempt", int)),
+    (("run_id", str), ("attempt", int)),
 )
 """What the run's job is to do (:mod:`pipeline.launch.specs`), ``attempt``, and its ``owner``."""
 PROGRESS = File("progress.json", Progress, "delete it: a job that trains writes it every two seconds")

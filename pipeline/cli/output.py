@@ -140,15 +140,16 @@ def _answer(outcome: Any) -> int:
     answer = outcome if isinstance(outcome, Answer) else Answer(outcome)
     if answer.value is None and answer.show is None:
         return DONE
+    value = redact(answer.value)
     if _State.json_to is not None:
         sys.stdout.flush()
         sys.stderr.flush()
         with os.fdopen(_State.json_to, "w") as out:
             from pipeline import storage  # imported late: loads fsspec
 
-            out.write(json.dumps(storage.finite(answer.value), indent=1, allow_nan=False, default=str) + "\n")
+            out.write(json.dumps(storage.finite(value), indent=1, allow_nan=False, default=str) + "\n")
     elif answer.show is not None:
-        answer.show(answer.value)
+        answer.show(value)
     return DONE if answer.failure is None else _fail(FAILED, answer.failure)
 
 
@@ -166,7 +167,7 @@ def _usage(error: Any) -> str:
 
 def _fail(status: int, message: str) -> int:
     if _State.debug:
-        traceback.print_exc()
+        print(redact(traceback.format_exc()), file=sys.stderr)
     sys.stdout.flush()
     print(f"agit: {logs.printable(redact(' '.join(message.split())))}", file=sys.stderr, flush=True)
     return status

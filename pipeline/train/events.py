@@ -63,7 +63,7 @@ def read(run_uri: str) -> list[dict[str, Any]]:
             whole = {
                 "time": float(event["time"]),
                 "kind": str(event["kind"]),
-                "message": str(event["message"]),
+                "message": str(event.get("message", "")),
             }
             events.append(event | whole)
     return sorted(events, key=lambda event: float(event["time"]))

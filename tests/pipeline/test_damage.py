@@ -164,7 +164,7 @@ def test_no_damaged_file_of_a_data_set_is_used(kind: str, config: Config, finish
         "evaluate": lambda: tasks.evaluate_model(config, data, run.result.checkpoint),
     }
     wrong = []
-    for path in _files(Path(data.uri)):
+    for path in _files(Path(data.uri), kind):
         name = path.relative_to(data.uri).as_posix()
         with _damaged(path, kind):
             wrong += [f"{name}: {text}" for text in _tried(path, commands)]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from agit_core import checkpoint
+from agit_core import checkpoint_files
 from agit_core.checkpoint import MANIFEST, CheckpointDamaged, Snapshot
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
@@ -130,7 +130,7 @@ def test_a_disk_that_fails_once_is_no_missing_or_damaged_checkpoint(
         elif what == "manifest":
             patch.setattr(Path, "read_text", fails)
         else:
-            patch.setattr(checkpoint, "sha256", fails)
+            patch.setattr(checkpoint_files, "sha256", fails)
         with pytest.raises(RunFailed, match="Stale file handle"):
             store.load_newest()
     found, damaged = store.load_newest()
