@@ -118,7 +118,13 @@ def programs(stack: Stack, mlflow_packages: Path) -> list[Program]:
             ],
             stack.url("mlflow"),
             "/health",
-            {"PYTHONPATH": os.pathsep.join([str(mlflow_packages), stack.environment["PYTHONPATH"]])},
+            {
+                "PYTHONPATH": os.pathsep.join([str(mlflow_packages), stack.environment["PYTHONPATH"]]),
+                # its runners would be a dozen processes that nobody gives anything to do
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                # the name by which MLflow knows the store's address; its pages show what lies there
+                "MLFLOW_S3_ENDPOINT_URL": stack.url("s3"),
+            },
         ),
         Program(
             "worker",

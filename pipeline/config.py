@@ -100,6 +100,17 @@ class DataConfig(Section):
         return self
 
 
+LOSSES = ("cycle", "generator", "discriminator", "identity")
+"""What ``train.best_by`` may name besides scores."""
+
+
+def resolved_best_by(best_by: str | None, score_every: int | None) -> str | None:
+    """``train.best_by`` without ``auto``; ``score_every``: ``validation.every``."""
+    if best_by != "auto":
+        return best_by
+    return "cycle" if score_every is None else "kid_target"
+
+
 class TrainConfig(Section):
     """The training job (stage ``train``)."""
 
@@ -129,9 +140,11 @@ class TrainConfig(Section):
         1000, ge=1, description="the most steps that a kill can cost; checkpoints are stored twice as often"
     )
     keep_checkpoints: int = Field(3, ge=1, description="how many of the newest checkpoints stay")
-    best_by: Literal["cycle", "generator", "discriminator", "identity"] | None = Field(
-        "cycle",
-        description="loss (both directions, mean since the last checkpoint) whose lowest value keeps one more",
+    best_by: str | None = Field(
+        "auto",
+        description="what keeps one more checkpoint, the best: a score such as kid_target or attention_iou where "
+        "checkpoints are scored (validation.every), or cycle, generator, discriminator or identity, the loss of both "
+        "directions since the last checkpoint; auto: kid_target where they are scored, else cycle",
     )
     storage_patience_s: float = Field(
         180.0, ge=0, description="seconds that the storage may be away before the run gives up"
@@ -153,6 +166,33 @@ class TrainConfig(Section):
     start_from: str | None = Field(
         None, description="model URI whose weights the run starts from; default: from scratch"
     )
+
+
+class ValidationConfig(Section):
+    """Scores of checkpoints while a run trains, on training images that it does not train on."""
+
+    images: int = Field(
+        0,
+        ge=0,
+        description="training images per domain that no step sees, chosen by content; at most a fifth of a domain",
+    )
+    every: int | None = Field(
+        None,
+        ge=1,
+        description="steps between scores of checkpoints on these images, made beside the training; the best by "
+        "train.best_by is the model that is evaluated and registered",
+    )
+    early_stopping: int | None = Field(
+        None, ge=1, description="end the training after this many scores in a row without a better one"
+    )
+
+    @model_validator(mode="after")
+    def _has_images(self) -> ValidationConfig:
+        if self.every is not None and not self.images:
+            raise ValueError("every scores checkpoints on images that are held out; set images=100 as well")
+        if self.early_stopping is not None and self.every is None:
+            raise ValueError("early_stopping watches scores of checkpoints; set every as well")
+        return self
 
 
 class EvaluateConfig(Section):
@@ -267,6 +307,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     method: MethodConfig = Field(default_factory=MethodConfig)
     train: TrainConfig = TrainConfig()
+    validation: ValidationConfig = ValidationConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     register_: RegisterConfig = Field(RegisterConfig(), alias="register")
     report: ReportConfig = ReportConfig()
@@ -303,6 +344,30 @@ class Config(Section):
                     f"in {place}"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> Config:
+        if self.validation.early_stopping is not None and self.train.best_by in {None, *LOSSES}:
+            raise ValueError(
+                f"validation.early_stopping watches a score, and train.best_by is {self.train.best_by or 'null'}; set "
+                "it to auto, kid_target or another score"
+            )
+        if self.validation.every is None and self.train.best_by not in {"auto", None, *LOSSES}:
+            raise ValueError(
+                f"train.best_by '{self.train.best_by}' is no loss ({', '.join(LOSSES)}), and checkpoints are not "
+                "scored; set validation.every and validation.images as well"
+            )
+        return self
+
+    @property
+    def best_by(self) -> str | None:
+        """``train.best_by`` with ``auto`` resolved."""
+        return resolved_best_by(self.train.best_by, self.validation.every)
+
+    @property
+    def deciding_score(self) -> str | None:
+        """The score that chooses the model; None where checkpoints are not scored, or a loss keeps the best."""
+        return None if self.best_by in {None, *LOSSES} else self.best_by
 
     @model_validator(mode="after")
     def _discriminator_fits(self) -> Config:
@@ -415,15 +480,18 @@ class _Loader(yaml.SafeLoader):
         self._open: list[str | None] = []
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[Any, int] = {}
+        seen: dict[str, yaml.Mark] = {}
         for key, _ in node.value:
-            if key.value == "<<":
+            mark = key.start_mark
+            # merging (<<) adds keys that stand elsewhere
+            here = node.start_mark.index <= mark.index < node.end_mark.index
+            if not here or not isinstance(key, yaml.ScalarNode) or key.value == "<<":
                 continue
-            line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and seen.setdefault(key.value, line) != line:
+            if first := seen.get(key.value):
                 raise yaml.YAMLError(
-                    f"'{key.value}' stands in line {seen[key.value]} and again in line {line}; merge the two"
+                    f"'{key.value}' stands in line {first.line + 1} and again in line {mark.line + 1}; merge the two"
                 )
+            seen[key.value] = mark
         return super().construct_mapping(node, deep)
 
 
@@ -438,6 +506,13 @@ def _yaml(text: str) -> Any:
         return yaml.load(text, _Loader)
     except RecursionError:
         raise RecursionError("it is nested too deeply") from None
+    except (
+        AttributeError,
+        KeyError,
+        IndexError,
+        TypeError,
+    ):  # from YAML's own constructors, as for !!bool maybe
+        raise ValueError("a value is not what its tag (!!...) says") from None
 
 
 def _texts_wanted(tree: dict[str, Any]) -> set[str]:

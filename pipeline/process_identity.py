@@ -1,4 +1,4 @@
-"""Which process owns something that is stored, and whether it still lives, as far as that can be seen from here."""
+"""Identity of a process that owns stored data, and whether it is alive, as far as visible from this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def this_process() -> dict[str, Any]:
-    """An owner that lives as long as this process."""
+    """Owner record of this process."""
     pid = os.getpid()
     return {
         "host": socket.gethostname(),
@@ -26,14 +26,14 @@ def this_process() -> dict[str, Any]:
 
 
 def is_here(owner: dict[str, Any]) -> bool:
-    """Whether it is a process that can be seen from here; clones and containers may have a host's name in common."""
+    """Whether an owner is a process of this machine and PID namespace; host names alone may not be unique."""
     here = _machine()
     same = all(owner[key] == here.get(key) for key in ("boot_id", "pid_namespace") if key in owner)
     return same and owner.get("host") == socket.gethostname() and "pid" in owner
 
 
 def process_started(pid: int) -> int | None:
-    """When a process started, in ticks since boot: tells it from a later one with the same number (Linux)."""
+    """Start time of a process in ticks since boot, which distinguishes reused PIDs (Linux); None if unknown."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):
@@ -41,7 +41,7 @@ def process_started(pid: int) -> int | None:
 
 
 def when_orphaned(parent: int, leave: Callable[[], object]) -> None:
-    """Call ``leave`` from a thread when the process that started this one is gone, however it ended."""
+    """Call ``leave`` from a background thread once the parent process has died."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -52,10 +52,10 @@ def when_orphaned(parent: int, leave: Callable[[], object]) -> None:
 
 
 def _machine() -> dict[str, str]:
-    """What tells machines and containers with equal names apart, as far as it can be read (Linux)."""
-    found = {}
+    """Boot id and PID namespace, which distinguish machines and containers of equal names (Linux)."""
+    ids = {}
     with contextlib.suppress(OSError):
-        found["boot_id"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        ids["boot_id"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     with contextlib.suppress(OSError):
-        found["pid_namespace"] = os.readlink("/proc/self/ns/pid")
-    return found
+        ids["pid_namespace"] = os.readlink("/proc/self/ns/pid")
+    return ids

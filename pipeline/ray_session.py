@@ -22,6 +22,8 @@ from pipeline.config import Config
 # Read by Ray Train in the driver and handed on to its controller and workers.
 _RAY_TRAIN = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # a spot node gives as little as 25 s; Ray's own 5 s would be a fifth of that
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
 }
 _PLACES_SECONDS, _ELASTIC_PLACES_SECONDS = "600", "30"
 """How long Ray Train waits for the workers' slots. A cluster may have to grow first; an elastic run may have counted

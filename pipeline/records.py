@@ -37,6 +37,33 @@ class Record(BaseModel):
         return self.model_dump(exclude_unset=True)
 
 
+class Scores(Record):
+    """One checkpoint's scores on the validation images.
+
+    ``metrics`` by contract name is empty where the checkpoint could not be scored, which ``message`` explains;
+    ``seconds`` is what scoring it took, ``time`` when that was (Unix time).
+    """
+
+    step: int
+    metrics: dict[str, float | None] = Field(default_factory=dict)
+    seconds: float = 0.0
+    time: float = 0.0
+    message: str = ""
+
+
+class Validation(Record):
+    """What the scores of a run's checkpoints came to; ``metric`` None: they did not choose the model."""
+
+    metric: str | None
+    images: dict[str, int]
+    best_step: int
+    best: dict[str, float | None]
+    last_step: int
+    last: dict[str, float | None]
+    scored: int
+    seconds: float
+
+
 class Result(Record):
     """A finished training, of which only the file's presence says that it is finished.
 
@@ -51,6 +78,9 @@ class Result(Record):
     stage: str | None = None
     switched_at_step: int | None = None
     best_checkpoint: str | None = None
+    model_checkpoint: str | None = None
+    validation: Validation | None = None
+    stopped_early: bool = False
     samples: list[str] = Field(default_factory=list)
     losses: dict[str, float | None] = Field(default_factory=dict)
     mask_health: dict[str, float | None] = Field(default_factory=dict)
@@ -60,6 +90,16 @@ class Result(Record):
     rollbacks: int = 0
     images_per_s: float | None = None
     seconds: dict[str, float | None] = Field(default_factory=dict)
+
+    @property
+    def model(self) -> str:
+        """The checkpoint that is evaluated, registered and exported: the best by validation, without it the last."""
+        return self.model_checkpoint or self.checkpoint
+
+    @property
+    def model_step(self) -> int:
+        """How many steps that checkpoint was trained for."""
+        return self.validation.best_step if self.validation else self.steps
 
 
 class Progress(Record):
@@ -220,6 +260,8 @@ BEST_PRESET = "best.yaml"
 """Of a search: the best trial's configuration."""
 METRICS, SAMPLES, PICTURES, EVENTS, CHECKPOINTS = "metrics", "samples", "evaluation", "events", "checkpoints"
 """Folders: rows of figures by step, sample strips by step, strips of the evaluation, what happened, states."""
+SCORES = "scores"
+"""Folder: a file of :class:`Scores` for each checkpoint that was scored."""
 
 
 def run_uri(storage_uri: str, run_id: str) -> str:
@@ -239,10 +281,28 @@ def newest_samples(run_uri: str, each: int) -> list[str]:
     return [uri for some in by_direction for uri in some[:each]]
 
 
+def score_file(step: int) -> File[Scores]:
+    return File(f"{step:08d}.json", Scores, f"{_AGAIN} after deleting result.json too, which scores it again")
+
+
+def scored_steps(run_uri: str) -> set[int]:
+    """The steps whose checkpoints have been scored, without reading the scores."""
+    stems = (storage.name(uri).removesuffix(".json") for uri in storage.list_(storage.join(run_uri, SCORES)))
+    return {int(stem) for stem in stems if stem.isdigit()}
+
+
+def read_scores(run_uri: str) -> dict[int, Scores]:
+    """The scores of a run's checkpoints by step, rising; those that are damaged are left out."""
+    folder = storage.join(run_uri, SCORES)
+    found = ((step, score_file(step).peek(folder)) for step in sorted(scored_steps(run_uri)))
+    return {step: one for step, one in found if one is not None}
+
+
 def metric_rows(run_uri: str) -> tuple[list[Tree], int]:
     """The rows of ``metrics/*.jsonl`` in the order of their steps, one per step, and how many are unreadable.
 
-    A run that was resumed has written some steps twice: the last row counts.
+    A run that was resumed has written some steps twice: the last row counts. Where a checkpoint was scored, its row has
+    the scores as ``validation``.
     """
     files = [uri for uri in storage.list_(storage.join(run_uri, METRICS)) if uri.endswith(".jsonl")]
     rows: dict[int, Tree] = {}
@@ -254,6 +314,9 @@ def metric_rows(run_uri: str) -> tuple[list[Tree], int]:
                 rows[int(row["step"])] = row
             except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
                 unreadable += bool(line.strip())
+    for step, scores in read_scores(run_uri).items():
+        if step in rows and scores.metrics:
+            rows[step] |= {"validation": scores.metrics}
     return [rows[step] for step in sorted(rows)], unreadable
 
 

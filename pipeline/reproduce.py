@@ -164,7 +164,7 @@ def compare(origin: Origin, run: Run) -> dict[str, Any]:
     Returns:
         ``identical``, ``weights_sha256`` (of both) and ``largest_difference`` (absolute, by network; 0 if equal).
     """
-    again = model_folder.read(run.result.checkpoint)
+    again = model_folder.read(run.result.model)
     digest = weights_digest(again)
     apart: dict[str, float] = {}
     for name, tensor in origin.model.weights.items():
@@ -214,7 +214,7 @@ def reproduce(
         "run_id": run.run_id,
         "storage": config.storage,
         "steps": run.result.steps,
-        "checkpoint": run.result.checkpoint,
+        "checkpoint": run.result.model,
         "differences": changed,
         **compared,
     }

@@ -132,13 +132,14 @@ def train(config: Config, data: Data, start: str | None = None) -> Run:
     """
     from pipeline.launch.follow import train as run_stage
     from pipeline.train import events
-    from pipeline.train.damage import damage
+    from pipeline.train.damage import damage, mark
 
     name, uri = locate(config, data)
     with progress.stage("train") as stage:
         done = RESULT.peek(uri)
         if done is not None and (reason := damage(done.checkpoint)) and not _registered(uri):
             events.record(uri, "checkpoint_damaged", f"the last checkpoint is damaged ({reason})")
+            mark(done.checkpoint, reason)
             storage.remove(RESULT.uri(uri))  # the job goes on from the newest whole one
             done = None
         if done is None:
@@ -175,7 +176,7 @@ def trained(config: Config, data: Data) -> Run:
 
 
 def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
-    """Scores the run's last checkpoint on the test images, or finds the scores of exactly that.
+    """Scores the run's model on the test images, or finds the scores of exactly that.
 
     Scores that were not compared with the present champion, where there is another one, are made again.
 
@@ -210,7 +211,7 @@ def _evaluation_key(config: Config, manifest: dict[str, Any], result: Result) ->
     """Hash of everything that a run's own scores depend on, but for the champion beside them."""
     return fingerprint(
         {
-            "checkpoint": result.checkpoint,
+            "checkpoint": result.model,
             "data": manifest["fingerprint"],
             "evaluate": config.evaluate.model_dump(mode="json", exclude={"device", "batch_size"}),
             "threshold": config.method.threshold_at_test,
@@ -327,7 +328,7 @@ def already_done(config: Config) -> dict[str, Any] | None:
     if result is None or evaluation is None or registration is None or summary is None:
         return None
     key = _evaluation_key(config, found.manifest, result)
-    files = (summary["report"], result.checkpoint, registration["source"])
+    files = (summary["report"], result.model, registration["source"])
     if (
         storage.local_path(uri) not in done
         or evaluation.get("key") != key

@@ -10,6 +10,8 @@ import warnings
 import simplejpeg
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from agit_core import pixels
+
 _PLUGINS = {
     "JPEG": "Jpeg",
     "PNG": "Png",
@@ -62,6 +64,7 @@ def open_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
         raise Unusable("more than 178 million pixels") from None
     except Exception as error:  # Pillow's plugins let through whatever a broken file makes of them
         raise Unusable(reason(error)) from None
+    image.info[pixels.DEEP] = pixels.deep_colour(image)
     _refuse_damaged(data, image)
     return image
 

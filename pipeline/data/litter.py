@@ -1,6 +1,8 @@
-"""What file managers, network storages and operating systems leave among photographs."""
+"""What file managers, network storages, operating systems and people keep among photographs."""
 
 from __future__ import annotations
+
+from pathlib import PurePosixPath
 
 _NAMES = {
     "$recycle.bin",
@@ -21,6 +23,13 @@ _NAMES = {
     "thumbs.db",
 }
 
+_SIDECARS = {
+    *(".aae", ".csv", ".html", ".ini", ".json", ".jsonl", ".log", ".md"),
+    *(".rst", ".tsv", ".txt", ".xml", ".xmp", ".yaml", ".yml"),
+}
+SIDECAR = "is text that lies beside images, not an image"
+"""Why a file with :func:`is_sidecar` is not read."""
+
 
 def is_litter(name: str) -> bool:
     """Whether a file or folder of this name is hidden, or none of the user's own: thumbnails, waste, indexes."""
@@ -30,3 +39,8 @@ def is_litter(name: str) -> bool:
 def in_litter(relative: str) -> bool:
     """The same for any part of a path."""
     return any(is_litter(part) for part in relative.split("/"))
+
+
+def is_sidecar(name: str) -> bool:
+    """Whether a file of this name describes images: captions, annotations, camera metadata."""
+    return PurePosixPath(name).suffix.lower() in _SIDECARS

@@ -123,6 +123,24 @@ def open_domain(config: Config, data_uri: str, manifest: dict[str, Any], domain:
     return Domain(test, most)
 
 
+def open_held_out(
+    config: Config, data_uri: str, manifest: dict[str, Any], domain: str, rows: list[int]
+) -> Domain:
+    """Some training images of domain ``a`` or ``b``, with the true masks of those that have one."""
+    split = f"train{domain.upper()}"
+
+    def images(indices: list[int], with_masks: bool) -> Images:
+        source = ShardImages(data_uri, split, machine_folder(), config.data.cache_bytes)
+        return Images(source, split, indices, int(manifest["image_size"]), with_masks)
+
+    held = images(rows, with_masks=False)
+    masked = [row for row in rows if held.source.has_mask(row)]
+    if masked == rows:
+        held.with_masks = True
+        return Domain(held, held)
+    return Domain(held, images(masked, with_masks=True) if masked else None)
+
+
 def _resized(image: Tensor, size: int) -> Tensor:
     """uint8 (C, H, W) as (C, size, size); training images are stored larger than what is scored."""
     if image.shape[-2:] == (size, size):

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,11 +23,12 @@ from agit_core.scores.inception import Inception
 from pipeline import records, run_status, storage
 from pipeline.config import Config
 from pipeline.data.format import manifest
+from pipeline.data.read.held_out import Rows
 from pipeline.evaluate import compare, feature_cache
 from pipeline.evaluate.compare import Figures, Judge
 from pipeline.evaluate.direction import Direction
 from pipeline.evaluate.feature_cache import Arrays
-from pipeline.evaluate.scored_images import Domain, Images, open_domain
+from pipeline.evaluate.scored_images import Domain, Images, open_domain, open_held_out
 from pipeline.evaluate.strips import EACH_END, keep_extremes
 from pipeline.metrics import catalog
 from pipeline.metrics.catalog import DIRECTIONS
@@ -54,8 +55,9 @@ def evaluate(config: Config, uri: str, data_uri: str, progress: Progress | None 
     """Scores a model on the test images of prepared data and writes ``evaluation.json``.
 
     Args:
-        uri: a finished run's folder (its last checkpoint is scored and the result written there), a
-            checkpoint or model folder, or ``models:/name@alias`` (written below ``{storage}/evaluations``).
+        uri: a finished run's folder (its model is scored, the best checkpoint by validation or the last, and the
+            result written there), a checkpoint or model folder, or ``models:/name@alias`` (written below
+            ``{storage}/evaluations``).
         progress: called with ``{"done", "total", "unit", "images_per_s", "eta_s", "message"}``.
 
     Returns:
@@ -115,11 +117,19 @@ def evaluate(config: Config, uri: str, data_uri: str, progress: Progress | None 
 
 
 def figures(
-    config: Config, model_uri: str, data_uri: str, inception: Inception, device: torch.device
+    config: Config,
+    model_uri: str,
+    data_uri: str,
+    inception: Inception,
+    device: torch.device,
+    held_out: Mapping[Literal["a", "b"], Rows] | None = None,
 ) -> dict[str, float | None]:
     """The figures of a checkpoint or model folder by contract name, and nothing else.
 
     Without intervals, champion, pictures or files, apart from the cached features of the real images.
+
+    Args:
+        held_out: score on these training images instead of the test images.
 
     Raises:
         BadInput: no such model or data, fewer than two test images.
@@ -127,7 +137,13 @@ def figures(
     """
     described, model = manifest.read(data_uri), model_folder.read(model_uri)
     evaluate_config = config.evaluate.model_copy(update={"bootstrap": 0})
-    domains = {name: open_domain(config, data_uri, described, name) for name in "ab"}
+    if held_out is None:
+        domains = {name: open_domain(config, data_uri, described, name) for name in "ab"}
+    else:
+        domains = {
+            str(name): open_held_out(config, data_uri, described, name, rows.held)
+            for name, rows in held_out.items()
+        }
     try:
         scorer = _Scorer(config, described, domains, inception, device, None, rivals=False)
         judge = Judge(evaluate_config, config.seed, scorer.real("a"), scorer.real("b"))
@@ -229,10 +245,13 @@ class _Scorer:
     def _key(self, domain: str, **parts: Any) -> str:
         which = self.domains[domain]
         masked = [which.masked.split, which.masked.indices] if which.masked is not None and parts else None
+        count = len(which.test)
+        if which.test.indices != list(range(count)):  # held out of a training split
+            parts["indices"] = which.test.indices
         return feature_cache.key(
             data=self.described["fingerprint"],
             split=which.test.split,
-            images=len(which.test),
+            images=count,
             masked=masked,
             **parts,
         )
@@ -251,7 +270,7 @@ def _model_images(domain: Domain) -> int:
 
 def _subject(config: Config, uri: str, described: dict[str, Any]) -> Subject:
     uri = models.resolve(uri, config)
-    model_uri = run_status.last_checkpoint(uri)
+    model_uri = run_status.model_checkpoint(uri)
     if model_uri is not None:
         return Subject(model_uri, uri, model_folder.read(model_uri))
     model = model_folder.read(uri)

@@ -90,9 +90,12 @@ def decision(config: Config, decided: Decision) -> None:
 
 
 def scores(run: Run, evaluation: dict[str, Any]) -> None:
-    """The score table, with what doing nothing would score beside it."""
+    """The score table, with what doing nothing would score beside it, and the scores of checkpoints on the way."""
     with _told("score table"):
         page = table.markdown(f"Scores of {run.run_id}", evaluation)
+        curve = {step: one.metrics for step, one in records.read_scores(run.uri).items()}
+        chosen = run.result.validation
+        page += table.validation_markdown(curve, chosen.best_step if chosen else None)
         create_markdown_artifact(key=_key("scores", run), markdown=page)
 
 

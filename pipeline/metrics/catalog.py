@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -372,6 +372,16 @@ def per_image() -> list[PerImage]:
 def find(name: str) -> Distance | PerImage | None:
     """The metric behind a name, with or without a place; None for any other name."""
     return next((metric for metric in METRICS if name in metric.keys), None)
+
+
+def value_of(metrics: Mapping[str, float | None], name: str) -> float | None:
+    """A metric of an evaluation by name, or the mean over its directions or domains; None unless all are known."""
+    if name in metrics:
+        return metrics[name]
+    metric = find(name)
+    parts = [metrics.get(f"{name}_{place}") for place in metric.places] if metric else []
+    known = [value for value in parts if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(parts) else None
 
 
 def get(name: str) -> Distance | PerImage:

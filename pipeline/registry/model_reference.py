@@ -36,7 +36,7 @@ def resolve(uri: str, config: Config) -> ModelReference:
         return ModelReference(uri, str(version.source), version)
     if uri.startswith(f"{pretrained.SCHEME}:"):
         return ModelReference(uri, str(pretrained.folder(uri)))
-    return ModelReference(uri, run_status.last_checkpoint(uri) or uri)
+    return ModelReference(uri, run_status.model_checkpoint(uri) or uri)
 
 
 def describe(model: ModelReference, config: Config) -> dict[str, Any]:

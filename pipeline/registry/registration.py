@@ -93,7 +93,7 @@ class _Finished:
         result = records.RESULT.read(uri)
         if result is None:
             raise BadInput(f"the run at {uri} is not finished; finish it before registering its model")
-        run_id, checkpoint = result.run_id or storage.name(uri), result.checkpoint
+        run_id, checkpoint = result.run_id or storage.name(uri), result.model
         model = model_folder.read(checkpoint)
         origin = redact(dict(lineage or {"run_id": run_id, "run_uri": uri}))
         origin.setdefault("code", code_lineage.code_version())

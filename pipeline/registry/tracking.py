@@ -133,11 +133,12 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def curves(run_uri: str) -> list[dict[str, Any]]:
-    """Rows of the run's ``metrics/*.jsonl`` by step, thinned to :data:`CURVE_POINTS`."""
+    """Rows of the run's ``metrics/*.jsonl`` by step, thinned to :data:`CURVE_POINTS`; those with scores all stay."""
     rows, _ = records.metric_rows(run_uri)
     if len(rows) <= CURVE_POINTS:
         return rows
-    return [rows[round(i * (len(rows) - 1) / (CURVE_POINTS - 1))] for i in range(CURVE_POINTS)]
+    kept = {round(i * (len(rows) - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)}
+    return [row for i, row in enumerate(rows) if i in kept or "validation" in row]
 
 
 def _numbers(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -31,6 +31,8 @@ _EVENTS = {
     "mask_faint": "masks faint at the switch",
     "diverged": "diverged",
     "rolled_back": "went back",
+    "stopped_early": "stopped early",
+    "not_validated": "not chosen by validation",
 }
 
 
@@ -274,7 +276,7 @@ def lineage(run: Run) -> list[tuple[str, str]]:
         "Stored at": redact(run.uri),
         "Data": redact(run.data_uri),
         "Data fingerprint": manifest.get("fingerprint"),
-        "Checkpoint": result.get("checkpoint"),
+        "Checkpoint": result.get("model_checkpoint") or result.get("checkpoint"),
         "Seed": (spec.get("config") or {}).get("seed"),
         "Steps": result.get("steps"),
         "Workers": result.get("workers"),

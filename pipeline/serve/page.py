@@ -1,6 +1,6 @@
-"""``agit demo-ui``: a page on which anybody tries a model: drop an image, see the mask and the result.
+"""``agit demo-ui``: a web page for trying a model: drop an image, see its mask and translation.
 
-FastAPI and one static page; no request leaves the machine and nothing that is uploaded is kept.
+FastAPI with one static page. It makes no external requests and keeps no uploads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipeline.serve import uploads
 
 MAX_SIDE = 1024
 WAITING = 8
-"""Translations are made one after the other; further requests are told to come back."""
+"""Queued translations, which are processed one at a time; further requests are asked to try again later."""
 EXAMPLES = 4
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -42,10 +42,10 @@ _ASSETS = {"report.css": "text/css", "demo_ui.css": "text/css", "demo_ui.js": "t
 
 @dataclass
 class Studio:
-    """A model and the queue before it.
+    """A model with its request queue.
 
     Attributes:
-        max_side: larger images are scaled down to this side before they are translated.
+        max_side: larger images are scaled down to this side in pixels first.
     """
 
     translator: Translator
@@ -54,11 +54,11 @@ class Studio:
     _waiting: int = 0
 
     async def translate(self, data: bytes, direction: str) -> dict[str, Any]:
-        """What the page shows of an encoded image.
+        """Translate an encoded image and return the data for the page.
 
         Raises:
-            BadInput: no image, too large, no such direction.
-            Busy: too many are waiting.
+            BadInput: not an image, too large, or an unknown direction.
+            Busy: the queue is full.
         """
         if self._waiting >= WAITING:
             raise Busy

@@ -1,4 +1,4 @@
-"""Background writing for rank 0: the training step hands things over and goes on."""
+"""Background writing on rank 0, so that training does not wait for the storage."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ _RETRY_SECONDS = 2.0
 
 
 class Saver:
-    """Stores snapshots and small files in the order given, on a thread of its own.
+    """Stores snapshots and small files in the order given, in a background thread.
 
-    At most one snapshot waits while another is being stored; a newer one takes its place. While the storage
-    does not answer (or a disk is full) it tries again, and training goes on; after ``patience_s`` it gives
-    up and the next call of any method raises RunFailed.
+    At most one snapshot is queued while another is being stored; a newer one replaces it. If the storage does not
+    respond (or a disk is full), storing is retried while training continues; after ``patience_s`` seconds it gives up,
+    and the next call of any method raises RunFailed.
     """
 
     def __init__(
         self, store: CheckpointStore, patience_s: float, check: Callable[[], None] = lambda: None
     ) -> None:
-        """``check`` raises TakenOver when nothing of this run may be stored any more."""
+        """``check`` raises TakenOver if this process may no longer write to the run."""
         self.last_stored = 0
+        """Step of the newest stored snapshot."""
         self.last_stored_at: float | None = None
-        """Unix time; None before the first."""
+        """Unix time of ``last_stored``; None before the first snapshot."""
         self._handed = 0
         self._store = store
         self._patience_s = patience_s
@@ -50,7 +51,7 @@ class Saver:
         self._thread.start()
 
     def put(self, files: dict[str, bytes], snapshot: Snapshot | None = None) -> None:
-        """Hands over files (URI -> content) and perhaps a snapshot, which is stored after them. Returns at once."""
+        """Queue files (URI -> content) and optionally a snapshot, which is stored after them. Does not block."""
         with self._changed:
             self._raise_failure()
             self._files |= files
@@ -59,24 +60,24 @@ class Saver:
             self._changed.notify_all()
 
     def catch_up(self) -> None:
-        """Waits until the newest snapshot handed over is stored; returns at once where storage keeps up."""
+        """Wait until the newest queued snapshot is stored."""
         with self._changed:
             self._changed.wait_for(lambda: self._failure or self._closed or self.last_stored >= self._handed)
             self._raise_failure()
 
     def check(self) -> None:
-        """Raises what the thread could not do."""
+        """Raise the background thread's failure, if any."""
         with self._changed:
             self._raise_failure()
 
     def drain(self) -> None:
-        """Waits until everything handed over is stored."""
+        """Wait until everything queued is stored."""
         with self._changed:
             self._changed.wait_for(lambda: self._failure or not (self._files or self._snapshot or self._busy))
             self._raise_failure()
 
     def close(self) -> None:
-        """Ends the thread; what is not stored yet is dropped."""
+        """End the thread; discard everything still queued."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -130,7 +131,7 @@ class Saver:
                 raise
             except (RunFailed, OSError) as error:
                 now = time.monotonic()
-                failing_since = failing_since or began  # it may have waited for long before it failed
+                failing_since = failing_since or began  # the failed attempt itself may have taken long
                 if now - failing_since >= self._patience_s:
                     raise
                 log.warning("cannot store yet, trying again: %s", error)
@@ -145,7 +146,7 @@ def _as_failure(error: BaseException) -> RunFailed:
 
 
 class Progress:
-    """Writes ``progress.json`` about every two seconds, whatever the step is doing."""
+    """Writes ``progress.json`` about every two seconds, independently of the training step."""
 
     def __init__(self, run_uri: str, saver: Saver, batch_size: int, **state: Any) -> None:
         self._run_uri = run_uri
@@ -159,12 +160,12 @@ class Progress:
         self._thread.start()
 
     def update(self, **state: Any) -> None:
-        """Sets some of the keys; costs nothing."""
+        """Set some of the keys; does no I/O."""
         with self._lock:
             self._state |= state
 
     def close(self, **state: Any) -> None:
-        """Writes the last state and ends the thread."""
+        """Write the final state and end the thread."""
         self.update(**state)
         self._stop.set()
         self._thread.join(timeout=30)

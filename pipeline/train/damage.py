@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
 
 from agit_core import checkpoint_files
 from agit_core.checkpoint_files import CheckpointDamaged
 from agit_core.errors import RunFailed
 from pipeline import storage
+
+MARK = "damaged.json"
+"""In the folder of a checkpoint that no job looks at again."""
+
+
+def mark(folder: str, reason: str) -> None:
+    """Leave a checkpoint out of all that follows."""
+    storage.write_json(storage.join(folder, MARK), {"reason": reason, "time": time.time()})
 
 
 def damage(folder: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Which failures are worth another try, and the one sentence that names a failure's cause."""
+"""Classification of failures: which to retry, and the cause of a failure as one sentence."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ PERMANENT = (
     SyntaxError,
     TypeError,
 )
-"""Would happen again: what was asked for, what has been tried patiently already, and programming errors."""
+"""Errors that a retry would repeat: bad input, failures that were already retried, and programming errors."""
 
 
-_PAUSE, _LONGEST_PAUSE = 5.0, 60.0
+_PAUSE, _LONGEST_PAUSE = 5.0, 60.0  # seconds
 
 
 class Preempted(RuntimeError):
-    """The node is about to be taken away and the state has been stored; the run goes on elsewhere."""
+    """The node is about to be preempted and the state has been stored; the run resumes elsewhere."""
 
 
 class Allowance:
-    """How many failures in a row, without a new checkpoint between them, a run survives.
+    """Retry budget: the number of consecutive failures, without a new checkpoint in between, that a run survives.
 
-    A weekend on pre-emptible machines may see dozens of failures; only those that bring nothing count.
+    A weekend on pre-emptible machines may see dozens of failures; only failures without progress count.
     """
 
     def __init__(self, newest: Callable[[], int], limit: int) -> None:
-        """``newest`` tells the step of the newest checkpoint; ``limit`` is ``train.max_failures``."""
-        self._look = newest
+        """``newest`` returns the step of the newest checkpoint; ``limit`` is ``train.max_failures``, -1: no limit."""
+        self._newest_checkpoint = newest
         self._limit = limit
         self._newest = 0
         self._failures = 0
 
     @property
     def pause(self) -> float:
-        """Seconds to wait before the next try: none after a first failure, then 5, 10, 20 and so on up to 60."""
+        """Seconds to wait before the next attempt: 0 after the first failure, then 5, 10, 20, ..., at most 60."""
         return min(_LONGEST_PAUSE, _PAUSE * 2.0 ** (self._failures - 2)) if self._failures > 1 else 0.0
 
     def spend(self, cause: BaseException) -> None:
-        """Counts a failure.
+        """Count a failure.
 
         Raises:
-            BadInput, RunFailed: another try is pointless or one too many.
+            BadInput, RunFailed: a retry is pointless, or the budget is exhausted.
         """
         if isinstance(cause, BadInput | RunFailed):
             raise cause
@@ -60,7 +60,7 @@ class Allowance:
             ) from cause
         newest = self._newest
         with contextlib.suppress(RunFailed, FileNotFoundError):
-            newest = self._look()
+            newest = self._newest_checkpoint()
         self._failures = 1 if newest > self._newest else self._failures + 1
         self._newest = newest
         if 0 <= self._limit < self._failures:
@@ -69,11 +69,10 @@ class Allowance:
 
 
 def root_cause(*errors: BaseException) -> BaseException:
-    """The exception that explains the others, dug out of Ray's wrapping.
+    """The exception that caused the others, unwrapped from Ray's exceptions.
 
-    When one rank fails, its peers fail with broken connections; a process that just died says least.
+    When one rank fails, its peers fail with broken connections. A process that merely died is the least informative.
     """
-    found = list(_unwrapped(errors))
 
     def rank(error: BaseException) -> int:
         if isinstance(error, BadInput):
@@ -92,11 +91,11 @@ def root_cause(*errors: BaseException) -> BaseException:
             return 9
         return 8 if _is_lost_peer(error) else 5
 
-    return min(found, key=rank)
+    return min(_unwrapped(errors), key=rank)
 
 
 def sentence(error: BaseException) -> str:
-    """One line for a person."""
+    """Describe an error in one line."""
     if isinstance(error, BadInput | RunFailed | Preempted):
         return " ".join(str(error).split())
     if "RayActorError" in _kinds(error):
@@ -109,7 +108,7 @@ def sentence(error: BaseException) -> str:
 
 
 def _kinds(error: BaseException) -> set[str]:
-    """Names of the exception's classes; by name, so that judging one needs no import of Ray."""
+    """Class names in the exception's MRO; comparing names avoids importing Ray."""
     return {kind.__name__ for kind in type(error).__mro__}
 
 

@@ -1,4 +1,4 @@
-"""What a run shows of itself while it trains: samples, scores of checkpoints, the alarm about masks."""
+"""Outputs of a running training: sample pictures, scores of checkpoints, and the mask collapse alarm."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _COLLAPSED_WINDOWS = 3
 
 
 class CollapsedMask(RunFailed):
-    """Training on would be a waste: ``train.stop_on_collapse``."""
+    """A mask has collapsed and ``train.stop_on_collapse`` is set."""
 
 
 class MaskWatch:
-    """Notices, once per collapse, that a whole epoch's masks have collapsed, or those of several windows in a row.
+    """Raises an alarm once per collapse: when the masks of an epoch, or of several consecutive windows, collapsed.
 
     ``alarmed`` stays True until they recover.
     """
@@ -37,11 +37,11 @@ class MaskWatch:
     def __call__(
         self, window: MeanFigures, epochs: Sequence[tuple[int, MeanFigures]], step: int
     ) -> str | None:
-        """The alarm, when it is time for it.
+        """Update with new means; return the alarm's message if one is due, else None.
 
         Args:
             window: means since the last call.
-            epochs: those that have ended since, each with its means.
+            epochs: epochs that ended since the last call, with their means.
         """
         now = collapsed(window.mask_health)
         self._windows = self._windows + 1 if now else 0
@@ -55,17 +55,17 @@ class MaskWatch:
 
 
 def collapsed(health: dict[str, float]) -> tuple[str, str] | None:
-    """The domain whose mask has collapsed, and to what."""
-    found = {d: collapse({key: health[f"{key}_{d}"] for key in HEALTH_KEYS}) for d in "ab"}
-    return next(((d, how) for d, how in found.items() if how), None)
+    """The first domain whose mask has collapsed and its state (``all zeros``, ``all ones``), or None."""
+    states = {d: collapse({key: health[f"{key}_{d}"] for key in HEALTH_KEYS}) for d in "ab"}
+    return next(((d, state) for d, state in states.items() if state), None)
 
 
 def faint_at_switch(health: dict[str, float]) -> str | None:
-    """A warning for the window in which stage ``masked`` began, where it began too early."""
-    found = [d for d in "ab" if faint(health[f"opacity_{d}"])]
-    if not found:
+    """Warning if stage ``masked`` began too early; call it for the window that contains the switch."""
+    domains = [d for d in "ab" if faint(health[f"opacity_{d}"])]
+    if not domains:
         return None
-    figures = " and ".join(f"{health[f'opacity_{d}']:.2f} (domain {d})" for d in found)
+    figures = " and ".join(f"{health[f'opacity_{d}']:.2f} (domain {d})" for d in domains)
     return (
         f"stage masked began while the attention was faint: {figures} where the discriminator looks; such fakes "
         "stay half-transparent beside real objects. Switch later (method.stages.switch_at) or not at all "
@@ -74,11 +74,11 @@ def faint_at_switch(health: dict[str, float]) -> str | None:
 
 
 class Samples:
-    """Strips of a few fixed test images, drawn by whatever weights the training has.
+    """Sample strips of a few fixed test images.
 
     Args:
-        images: test images of each domain, uint8 (3, S, S) each.
-        count: how many of each domain.
+        images: test images per domain, each uint8 (3, S, S).
+        count: number of images per domain.
     """
 
     def __init__(
@@ -94,15 +94,15 @@ class Samples:
             for domain, source in images.items()
             if len(source)
         }
-        # building draws random numbers: the training must not notice whether pictures are made
+        # initialisation draws random numbers; fork, so that training does not depend on whether samples are drawn
         with torch.random.fork_rng(devices=[]):
             self._networks = networks.build(architecture, seed)
         self._networks.to(device)
         self._device = device
 
     def draw(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Strips uint8 (3, H, W) by file name; ``weights``: a state of the networks, averaged where they are."""
-        # an own copy: not compiled, not wrapped
+        """Draw strips, uint8 (3, H, W), by file name; ``weights``: state dict, with averaged generators if any."""
+        # a separate copy of the networks, neither compiled nor wrapped by DDP
         self._networks.load_state_dict(weights)
         strips = {}
         for domain, images in self._fixed.items():
@@ -114,7 +114,7 @@ class Samples:
 
 
 def sample_files(strips: dict[str, Tensor], run_uri: str, step: int) -> dict[str, bytes]:
-    """Sample strips as PNG files; their description comes last."""
+    """Encode strips as PNG files (URI -> content), followed by their description."""
     folder = records.sample_folder(run_uri, step)
     files = {storage.join(folder, name): preview.png(strip) for name, strip in strips.items()}
     tile = next(iter(strips.values())).shape[-2] if strips else 0
@@ -123,7 +123,7 @@ def sample_files(strips: dict[str, Tensor], run_uri: str, step: int) -> dict[str
 
 
 def scores(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over rows of the metrics: losses of both directions together, lower is better."""
+    """Scores of a checkpoint: mean losses over rows of the metrics, both directions together; lower is better."""
     names = {key.rpartition("_")[0] for row in rows for key in row["losses"]}
     return {
         name: sum(v for row in rows for k, v in row["losses"].items() if k.rpartition("_")[0] == name)

@@ -1,4 +1,4 @@
-"""What a training worker reads from a storage that may be away for a while."""
+"""Reads of a training worker, with retries while the storage does not respond."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class PatientImages:
-    """Images of a split whose storage may be away for a while."""
+    """Images of a split, with retries while the storage does not respond."""
 
     def __init__(self, open_: Callable[[], ShardImages], patiently_: Callable[..., Any]) -> None:
         self._patiently = patiently_
@@ -31,7 +31,7 @@ class PatientImages:
         return len(self._images)
 
     def read(self, index: int) -> Tensor:
-        """uint8 (3, H, W)."""
+        """Read image ``index``, uint8 (3, H, W)."""
         try:
             return self._images.read(index)
         except RunFailed:
@@ -47,7 +47,7 @@ class PatientImages:
 
 
 def patiently(action: Callable[[], T], seconds: float) -> T:
-    """Repeats what failed because the storage did not answer, for so long."""
+    """Retry an action on RunFailed for ``seconds``."""
     until = time.monotonic() + seconds
     while True:
         try:
@@ -60,17 +60,21 @@ def patiently(action: Callable[[], T], seconds: float) -> T:
 
 
 def open_split(spec: dict[str, Any], config: Config, split: str, block: int = 1) -> ShardImages:
-    """The shards of a split, cached on this node when they come from object storage; ``block``: of the plan."""
+    """Open the shards of a split, cached on this node if they are in object storage; ``block`` as in the plan."""
     return ShardImages(spec["data_uri"], split, machine_folder(), config.data.cache_bytes, block)
 
 
 def start_model(config: Config) -> Model:
-    """The model named by ``train.start_from``: a model or checkpoint folder of the same architecture."""
+    """Read the model of ``train.start_from``: a model or checkpoint folder.
+
+    Raises:
+        BadInput: it has no discriminators, or another architecture.
+    """
     uri = str(config.train.start_from)
     model = model_folder.read(uri)
     if not model.has_discriminators:
         raise BadInput(
-            f"train.start_from: the model at {uri} has no discriminators, as it is for inference only; "
+            f"train.start_from: the model at {uri} is for inference only and has no discriminators; "
             "give a checkpoint or a registered model"
         )
     changed = saved_method.differences(model.method, config.method)

@@ -1,6 +1,6 @@
-"""Where the ranks of a private Ray instance meet: a file that only this user can reach, instead of a port.
+"""Rendezvous of the ranks on a private Ray instance through a file that only this user can access.
 
-PyTorch's own meeting point, a ``TCPStore``, listens on every interface of the machine and asks for no key.
+PyTorch's default, a ``TCPStore``, listens on all interfaces of the machine without authentication.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch
 
 @dataclass
 class LocalTorchConfig(TorchConfig):
-    """Ray Train's PyTorch set-up for workers that share this machine.
+    """Ray Train's PyTorch configuration for workers on this machine.
 
     Attributes:
-        folder: an existing local folder that other users cannot enter.
+        folder: existing local folder that is not accessible to other users.
     """
 
     folder: str = ""
@@ -32,7 +32,7 @@ class LocalTorchConfig(TorchConfig):
 
 class _LocalBackend(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: LocalTorchConfig) -> None:
-        """Called by Ray Train's controller for each new group of workers, which never meets an old one's file."""
+        """Set up a new worker group (called by Ray Train's controller); each group uses a new file."""
         meeting = f"file://{backend_config.folder}/ranks-{uuid.uuid4().hex}"
         worker_group.execute(_stay_on_loopback)
         worker_group.execute(_set_torch_distributed_env_vars)

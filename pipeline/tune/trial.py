@@ -138,6 +138,8 @@ def _executed(search: Search, number: int) -> Config:
     """Configuration to run a trial with; the settings changed here are not part of a run's identity."""
     config = search.config_of(number)
     train: dict[str, Any] = {"stop_on_collapse": True}
+    if config.deciding_score is not None:
+        train["best_by"] = "cycle"
     side_by_side = search.config.tune.concurrent
     if side_by_side > 1 and config.train.threads_per_worker is None:
         cores = os.cpu_count() or 1
@@ -146,6 +148,8 @@ def _executed(search: Search, number: int) -> Config:
     return config.model_copy(
         update={
             "train": config.train.model_copy(update=train),
+            # the search scores its trials itself, and stops them
+            "validation": config.validation.model_copy(update={"every": None, "early_stopping": None}),
             "evaluate": config.evaluate.model_copy(update=evaluate),
         }
     )

@@ -33,6 +33,11 @@ def _built(folder: str) -> str:
     return done.stdout
 
 
+def rendered(folder: Path) -> str:
+    """What `kubectl kustomize` prints."""
+    return _built(str(folder))
+
+
 def build(folder: Path) -> list[Doc]:
     """What `kubectl apply -k` would send.
 
@@ -54,6 +59,8 @@ def schema_errors(doc: Doc) -> list[str]:
         for template in templates(doc):
             found += [f"{name}: {text}" for text in _kubernetes(_as_template(template))]
         return found
+    if doc["apiVersion"] == "monitoring.coreos.com/v1":
+        return []
     return [f"{name}: {text}" for text in _kubernetes(doc)]
 
 
@@ -115,7 +122,7 @@ def problems(docs: list[Doc], secrets: dict[str, set[str]]) -> list[str]:
     names: dict[str, set[str]] = {}
     for doc in docs:
         names.setdefault(doc["kind"], set()).add(doc["metadata"]["name"])
-        if doc["kind"] != "Namespace" and doc["metadata"].get("namespace") != "agit":
+        if doc["kind"] not in {"Namespace", "PriorityClass"} and doc["metadata"].get("namespace") != "agit":
             found.append(f"{doc['kind']}/{doc['metadata']['name']} is in no namespace of ours")
     for doc in docs:
         where = f"{doc['kind']}/{doc['metadata']['name']}"
@@ -123,6 +130,9 @@ def problems(docs: list[Doc], secrets: dict[str, set[str]]) -> list[str]:
             account = template["spec"].get("serviceAccountName")
             if account and "ServiceAccount" in names and account not in names["ServiceAccount"]:
                 found.append(f"{where}: no service account {account}")
+            priority = template["spec"].get("priorityClassName")
+            if priority not in names.get("PriorityClass", {priority}) or priority is None:
+                found.append(f"{where}: no priority class {priority}")
         for pod, container in containers(doc):
             label = f"{where}/{container['name']}"
             found += [f"{label}: {text}" for text in _references(container, names, secrets)]
@@ -144,6 +154,9 @@ def _references(container: Doc, names: dict[str, set[str]], secrets: dict[str, s
             yield f"secret {reference['name']} has no key {reference['key']}"
         if re.search(r"PASSWORD|SECRET|TOKEN|ACCESS_KEY", entry["name"]) and not reference:
             yield f"{entry['name']} is not taken from a secret"
+        config = entry.get("valueFrom", {}).get("configMapKeyRef")
+        if config and config["name"] not in names.get("ConfigMap", set()):
+            yield f"no ConfigMap {config['name']}"
     for name in re.findall(r"\$\((\w+)\)", " ".join(container.get("args", []))):
         if name not in declared:
             yield f"$({name}) is not set"
@@ -166,10 +179,11 @@ def _hardening(pod: Doc, container: Doc) -> Iterator[str]:
     if of_container.get("capabilities", {}).get("drop") != ["ALL"]:
         yield "keeps capabilities"
     resources = container.get("resources", {})
-    if {"cpu", "memory"} - resources.get("requests", {}).keys() or "memory" not in resources.get(
+    limited = {"memory", "ephemeral-storage"}
+    if {"cpu", *limited} - resources.get("requests", {}).keys() or limited - resources.get(
         "limits", {}
-    ):
-        yield "asks for no CPU or memory, or has no memory limit"
+    ).keys():
+        yield "asks for no CPU, memory or ephemeral storage, or has no limit of the latter two"
     mounted = {mount["name"] for mount in container.get("volumeMounts", [])}
     if mounted - {volume["name"] for volume in pod.get("volumes", [])}:
         yield "mounts a volume that the pod does not have"
@@ -185,13 +199,17 @@ def _hardening(pod: Doc, container: Doc) -> Iterator[str]:
 
 
 def _selectors(docs: list[Doc]) -> Iterator[str]:
-    """Services and policies that select nobody."""
+    """Services and policies that select nobody, and disruption budgets that no drain gets past."""
     pods = [template.get("metadata", {}).get("labels", {}) for doc in docs for template in templates(doc)]
     for doc in docs:
         if doc["kind"] == "Service":
             chosen = [labels for labels in pods if doc["spec"]["selector"].items() <= labels.items()]
             if len(chosen) != 1:
                 yield f"Service/{doc['metadata']['name']} selects {len(chosen)} kinds of pods"
+        if doc["kind"] == "PodDisruptionBudget" and (
+            doc["spec"].get("minAvailable", 0) or not doc["spec"].get("maxUnavailable", 1)
+        ):
+            yield f"PodDisruptionBudget/{doc['metadata']['name']} holds every drain of a single pod"
         if doc["kind"] == "RoleBinding":
             for subject in doc["subjects"]:
                 if subject.get("namespace", "agit") != "agit":
@@ -199,9 +217,11 @@ def _selectors(docs: list[Doc]) -> Iterator[str]:
 
 
 def broken(docs: list[Doc], kind: str, name: str, path: list[Any], value: Any) -> list[Doc]:
-    """A copy with one value changed; None removes it."""
+    """A copy with one value changed; None removes it, and without a path the value is one manifest more."""
     docs = copy.deepcopy(docs)
     place: Any = one(docs, kind, name)
+    if not path:
+        return [*docs, value]
     for step in path[:-1]:
         place = place[step]
     if value is None:

@@ -5,25 +5,44 @@ from __future__ import annotations
 from typing import Any
 
 
-def passes(docs: list[dict[str, Any]], source: dict[str, str], target: dict[str, str], port: int) -> bool:
-    """Kubernetes' rule: a selected pod is reached only as some policy allows; inside one namespace."""
+def passes(
+    docs: list[dict[str, Any]],
+    source: dict[str, str],
+    target: dict[str, str],
+    port: int,
+    namespace: str | None = None,
+) -> bool:
+    """Kubernetes' rule: a selected pod is reached only as some policy allows.
+
+    Args:
+        namespace: of the source, where it is another one than the target's.
+    """
     policies = [
         doc["spec"]
         for doc in docs
-        if doc["kind"] == "NetworkPolicy" and _chosen(doc["spec"]["podSelector"], target)
+        if doc["kind"] == "NetworkPolicy" and chosen(doc["spec"]["podSelector"], target)
     ]
     if not policies:
         return True
     for policy in policies:
         for rule in policy.get("ingress", []):
-            peers = [peer for peer in rule["from"] if "namespaceSelector" not in peer]
             ports = [entry["port"] for entry in rule.get("ports", [])]
-            if any(_chosen(peer["podSelector"], source) for peer in peers) and (not ports or port in ports):
+            if any(_lets_in(peer, source, namespace) for peer in rule["from"]) and (
+                not ports or port in ports
+            ):
                 return True
     return False
 
 
-def _chosen(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+def _lets_in(peer: dict[str, Any], source: dict[str, str], namespace: str | None) -> bool:
+    if ("namespaceSelector" in peer) != (namespace is not None):
+        return False
+    labels = {"kubernetes.io/metadata.name": namespace or ""}
+    return chosen(peer.get("namespaceSelector", {}), labels) and chosen(peer.get("podSelector", {}), source)
+
+
+def chosen(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    """Whether a label selector takes these labels."""
     by_label = all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
     for expression in selector.get("matchExpressions", []):
         have = labels.get(expression["key"])

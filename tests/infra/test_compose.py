@@ -13,6 +13,7 @@ from typing import Any
 import prefect.settings
 import pytest
 import yaml
+from mlflow.environment_variables import MLFLOW_S3_ENDPOINT_URL, MLFLOW_SERVER_ENABLE_JOB_EXECUTION
 from prefect.settings.legacy import _get_settings_fields
 from prefect_kubernetes.settings import KubernetesSettings
 
@@ -176,6 +177,18 @@ def test_prefects_api_is_called_by_its_own_pages_alone() -> None:
     config = compose.read(compose.TEAM, environment={"PREFECT_PORT": "4321"})
     origins = config["services"]["prefect"]["environment"]["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"]
     assert origins.split(",") == ["http://127.0.0.1:4321", "http://localhost:4321"]
+
+
+def test_mlflow_reads_the_artifacts_it_shows_and_starts_no_job_runners(team: dict[str, Any]) -> None:
+    server, worker = team["services"]["mlflow"], team["services"]["worker"]
+    given = server["environment"]
+    assert given[MLFLOW_SERVER_ENABLE_JOB_EXECUTION.name] == "false"
+    assert given[MLFLOW_S3_ENDPOINT_URL.name] == worker["environment"]["AWS_ENDPOINT_URL"]
+    assert {"s3_access_key", "s3_secret_key"} <= {entry["source"] for entry in server["secrets"]}
+    assert (
+        f"--default-artifact-root={team['services']['deployments']['environment']['AGIT_STORAGE']}/mlflow"
+        in (compose.words(server))
+    )
 
 
 def test_mlflow_speaks_postgres_and_s3() -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 import ray
+import yaml
+from mlflow.environment_variables import MLFLOW_S3_ENDPOINT_URL, MLFLOW_SERVER_ENABLE_JOB_EXECUTION
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import Flow, FlowRun
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
@@ -18,6 +23,7 @@ from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 from agit_core.errors import BadInput
 from infra.register import pool_template
 from pipeline import config
+from pipeline.train import prometheus
 from pipeline.train.driver import AUTOSCALED_GPUS, needs_gpu
 from tests.infra import commands, dockerfile, manifests, network
 from tests.infra.manifests import FOLDER, OVERLAYS, build, one, problems, templates
@@ -48,7 +54,7 @@ def gke() -> list[dict[str, Any]]:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_overlay_is_sound(overlay: str) -> None:
     docs = build(FOLDER / "overlays" / overlay)
-    assert len(docs) == 18
+    assert len(docs) == 21
     assert problems(docs, secrets()) == []
 
 
@@ -57,9 +63,21 @@ def test_ray_job_is_sound_and_alone() -> None:
     assert [doc["kind"] for doc in docs] == ["RayJob"]
     assert problems(docs, secrets()) == []
     cluster = one(build(FOLDER / "base"), "RayCluster", "agit")
+    for _, container in manifests.containers(cluster):
+        container["image"] = f"registry.example.org/team/{container['image']}"
     assert docs[0]["spec"]["rayClusterSpec"] == cluster["spec"]
-    # what its pods need and it does not make is made by hand, in the guide
+    assert {c["image"].rpartition("/")[0] for _, c in manifests.containers(docs[0])} == {
+        "registry.example.org/team"
+    }
+    # the command of the guide makes a new one each time: kustomize itself has no generateName
     guide = (FOLDER.parent / "README.md").read_text()
+    (edit,) = re.findall(r"kustomize infra/kubernetes/ray-job \| sed '(.+?)' \| kubectl create -f -", guide)
+    sent = subprocess.run(
+        ["sed", edit], input=manifests.rendered(RAY_JOB), capture_output=True, text=True, check=True
+    )
+    assert yaml.safe_load(sent.stdout)["metadata"] == {"generateName": "agit-train-", "namespace": "agit"}
+    # what its pods need and it does not make is made by hand, in the guide
+    assert "kubectl apply -f infra/kubernetes/base/priorities.yaml" in guide
     for template in templates(docs[0]):
         account = template["spec"].get("serviceAccountName")
         assert account is None or f"kubectl -n agit create serviceaccount {account}" in guide
@@ -105,6 +123,24 @@ BREAKAGES: dict[str, tuple[str, str, list[Any], Any]] = {
     "a volume that is not there": ("RayCluster", "agit", [*WORKER, "volumes"], []),
     "no memory limit": ("Deployment", "mlflow", [*POD, "containers", 0, "resources", "limits"], {}),
     "a service of nobody": ("Service", "mlflow", ["spec", "selector"], {"app": "mlflow"}),
+    "a drain that waits for ever": (
+        "PriorityClass",
+        "agit-training",
+        [],
+        {
+            "apiVersion": "policy/v1",
+            "kind": "PodDisruptionBudget",
+            "metadata": {"name": "x", "namespace": "agit"},
+            "spec": {"minAvailable": 1},
+        },
+    ),
+    "a priority class that is not there": ("PriorityClass", "agit-control", ["metadata", "name"], "x"),
+    "a disk without bounds": (
+        "RayCluster",
+        "agit",
+        [*WORKER, "containers", 0, "resources", "limits", "ephemeral-storage"],
+        None,
+    ),
     "the default namespace": ("Service", "mlflow", ["metadata", "namespace"], "default"),
 }
 
@@ -187,10 +223,16 @@ def test_device_auto_waits_for_gpus_that_may_come(monkeypatch: pytest.MonkeyPatc
     assert not needs_gpu(config.load("h2z", ["train.device=cpu"]))
 
 
-def test_hook_of_the_spot_nodes_ends_before_the_node_does(gke: list[dict[str, Any]]) -> None:
-    pod = one(gke, "RayCluster", "agit")["spec"]["workerGroupSpecs"][0]["template"]["spec"]
+NOTICE_SECONDS = {"gke": 25, "eks": 120, "aks": 30}
+"""From the announcement of a spot node's end to it; of Google's 30 s the kubelet leaves pods 25."""
+
+
+@pytest.mark.parametrize("provider", NOTICE_SECONDS)
+def test_hook_of_the_spot_nodes_ends_before_the_node_does(provider: str) -> None:
+    docs = build(FOLDER / "overlays" / provider)
+    pod = one(docs, "RayCluster", "agit")["spec"]["workerGroupSpecs"][0]["template"]["spec"]
     program, seconds = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
-    assert int(seconds) + 15 <= pod["terminationGracePeriodSeconds"]
+    assert int(seconds) + 5 <= pod["terminationGracePeriodSeconds"] <= NOTICE_SECONDS[provider]
     copies = dockerfile.stages()["base"].all("COPY")
     assert any(line.endswith(f"/{program}") for line in copies)
 
@@ -248,6 +290,140 @@ def test_job_of_a_flow_run_is_sound(gke: list[dict[str, Any]]) -> None:
     assert pod["spec"]["containers"][0]["args"] == ["prefect", "flow-run", "execute"]
     assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
     assert pod["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] is False
+    # a training of days is not moved to save a node, and a pod that is lost all the same is started again: Prefect's
+    # own agreement with Kubernetes is that the flow run then goes on, in one pod at a time
+    assert KEPT.items() <= pod["metadata"]["annotations"].items()
+    assert job["spec"]["backoffLimit"] >= 1
+    assert job["spec"]["podReplacementPolicy"] == "Failed"
+    assert made.env["PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"] == "relinquish"
+    classes = {doc["metadata"]["name"] for doc in gke if doc["kind"] == "PriorityClass"}
+    assert pod["spec"]["priorityClassName"] in classes
+    assert {"cpu", "memory", "ephemeral-storage"} == pod["spec"]["containers"][0]["resources"][
+        "requests"
+    ].keys()
+
+
+KEPT = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
+"""Annotations of a pod whose node is not emptied to save money."""
+
+
+def environment(container: dict[str, Any]) -> dict[str, Any]:
+    return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in container["env"]}
+
+
+@pytest.mark.parametrize("overlay", [*OVERLAYS, "ray-job"])
+def test_torch_finds_a_driver_that_is_mounted_and_no_node_is_emptied_under_a_training(overlay: str) -> None:
+    docs = build(RAY_JOB if overlay == "ray-job" else FOLDER / "overlays" / overlay)
+    (doc,) = [doc for doc in docs if doc["kind"] in {"RayCluster", "RayJob"}]
+    cluster = doc["spec"].get("rayClusterSpec", doc["spec"])
+    for template in templates({"kind": "RayCluster", "spec": cluster}):
+        assert KEPT.items() <= template["metadata"]["annotations"].items()
+        (container,) = template["spec"]["containers"]
+        assert environment(container)["LD_LIBRARY_PATH"] == "/usr/local/nvidia/lib64"
+
+
+def test_mlflow_reads_the_artifacts_it_shows_and_starts_no_job_runners(gke: list[dict[str, Any]]) -> None:
+    (server,) = one(gke, "Deployment", "mlflow")["spec"]["template"]["spec"]["containers"]
+    given = environment(server)
+    assert given[MLFLOW_SERVER_ENABLE_JOB_EXECUTION.name] == "false"
+    keys = {name: given[name]["secretKeyRef"]["key"] for name in given if name.startswith("AWS_")}
+    assert keys == {name: name for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")}
+    assert given[MLFLOW_S3_ENDPOINT_URL.name]["secretKeyRef"]["key"] == "AWS_ENDPOINT_URL"
+
+
+@pytest.mark.parametrize("overlay", [*OVERLAYS, "ray-job"])
+def test_keys_are_optional_and_the_bucket_is_named_once(overlay: str) -> None:
+    """Pods with an identity of their own have no keys; whoever has another bucket changes one line."""
+    docs = build(RAY_JOB if overlay == "ray-job" else FOLDER / "overlays" / overlay)
+    references = [
+        entry["valueFrom"]["secretKeyRef"]
+        for doc in docs
+        for _, container in manifests.containers(doc)
+        for entry in container.get("env", [])
+        if entry["name"].startswith("AWS_")
+    ]
+    assert len(references) >= 8
+    assert all(reference["optional"] for reference in references)
+    named = re.findall(r"s3://[\w/-]+", yaml.safe_dump_all(docs))
+    assert named == (
+        [] if overlay == "ray-job" else [one(docs, "ConfigMap", "agit-settings")["data"]["AGIT_STORAGE"]]
+    )
+
+
+def with_components(folder: Path, overlay: str, *components: str) -> list[dict[str, Any]]:
+    """An overlay with more components, as its owner would name them."""
+    at = {name: os.path.relpath(FOLDER / name, folder) for name in (f"overlays/{overlay}", *components)}
+    tree = {"resources": [at.pop(f"overlays/{overlay}")], "components": list(at.values())}
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(tree))
+    return build(folder)
+
+
+def test_pods_can_have_an_identity_of_their_own(tmp_path: Path) -> None:
+    docs = with_components(tmp_path, "eks", "components/workload-identity")
+    assert problems(docs, secrets()) == []
+    roles = {
+        doc["metadata"]["name"]
+        for doc in docs
+        if doc["kind"] == "ServiceAccount"
+        and "eks.amazonaws.com/role-arn" in doc["metadata"].get("annotations", {})
+    }
+    # every pod that reads or writes the store runs under one of them
+    users = {
+        template["spec"].get("serviceAccountName")
+        for doc in docs
+        for template in templates(doc)
+        if any("AWS_REGION" in environment(c) for c in template["spec"]["containers"])
+    }
+    users.add(pool_template("kubernetes")["variables"]["properties"]["service_account_name"]["default"])
+    assert users == roles
+
+
+def exported() -> set[str]:
+    """Names under which Prometheus sees a training's figures."""
+    names = {f"ray_agit_{name}" for name in (*prometheus.GAUGES, *prometheus.LABELLED)}
+    return names | {f"ray_agit_{name}_total" for name in prometheus.COUNTERS}
+
+
+# of the exporters beside it: kube-state-metrics and Ray's own
+FOREIGN = {
+    "kube_pod_status_phase",
+    "kube_job_status_failed",
+    "kube_pod_container_status_restarts_total",
+    "ray_node_gpus_utilization",
+    "ray_node_mem_used",
+}
+
+
+def test_prometheus_reaches_the_nodes_and_alerts_and_dashboard_ask_for_what_is_exported(
+    tmp_path: Path,
+) -> None:
+    docs = with_components(tmp_path, "gke", "components/monitoring")
+    assert problems(docs, secrets()) == []
+    (endpoint,) = one(docs, "PodMonitor", "ray")["spec"]["podMetricsEndpoints"]
+    pods = [
+        template
+        for template in templates(one(docs, "RayCluster", "agit"))
+        if network.chosen(one(docs, "PodMonitor", "ray")["spec"]["selector"], {"ray.io/cluster": "agit"})
+    ]
+    assert len(pods) == 2
+    for template in pods:
+        ports = {port["name"]: port["containerPort"] for port in template["spec"]["containers"][0]["ports"]}
+        node = {"ray.io/cluster": "agit"}
+        assert network.passes(docs, {}, node, ports[endpoint["port"]], namespace="monitoring")
+        assert not network.passes(docs, {}, node, ports[endpoint["port"]], namespace="other")
+        assert not network.passes(docs, {}, node, 8265, namespace="monitoring")
+    (group,) = one(docs, "PrometheusRule", "agit")["spec"]["groups"]
+    asked = [rule["expr"] for rule in group["rules"]]
+    dashboard = json.loads(one(docs, "ConfigMap", "agit-dashboard")["data"]["agit.json"])
+    asked += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    used = {name for text in asked for name in re.findall(r"\b(?:ray|kube)_\w+", text)}
+    assert used <= exported() | FOREIGN, used - exported() - FOREIGN
+    assert all(text.count("(") == text.count(")") for text in asked)
+    # what the alerts are there for
+    watched = " ".join(rule["expr"] for rule in group["rules"])
+    for name in ("step", "last_row_time_seconds", "last_checkpoint_time_seconds", "non_finite_losses_total"):
+        assert f"ray_agit_{name}" in watched
+    assert all({"summary", "description"} <= rule["annotations"].keys() for rule in group["rules"])
 
 
 def test_ray_gets_its_token_from_the_secret_that_flow_runs_use(gke: list[dict[str, Any]]) -> None:

@@ -122,6 +122,8 @@ def test_everything_answers_on_loopback_alone_and_tells_no_key(stack: Running) -
     assert [item["name"] for item in told["programs"]] == ["s3", "ray", "prefect", "mlflow", "worker"]
     assert all(item["answers"] and item["state"] == "RUNNING" for item in told["programs"])
     pids = carriers(stack.state["token"])
+    commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids]
+    assert not [command for command in commands if b"mlflow.server.jobs" in command], "nobody gives them jobs"
     assert [port for port in doors.listening(pids) if port.address not in doors.LOOPBACK] == []
     folder = stack.root / ".agit/stack"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -211,7 +213,10 @@ def test_an_unknown_and_an_ambiguous_name_say_so(stack: Running) -> None:
     stack.api("POST", "/deployments/", json={"name": "train-h2z", "flow_id": other})
     ambiguous = stack.call("prefect", "deployment", "run", "train-h2z")
     assert ambiguous.returncode == 1
-    assert "2 deployments; say which: agit/train-h2z, other/train-h2z" in ambiguous.stderr
+    assert (
+        "2 deployments have the name 'train-h2z'; give one of agit/train-h2z, other/train-h2z"
+        in ambiguous.stderr
+    )
 
 
 def test_the_worker_picks_up_a_scheduled_retraining(stack: Running) -> None:

@@ -57,6 +57,8 @@ def finished(config: Config) -> tuple[Data, Run]:
         records.PROGRESS.write(run.uri, records.Progress(state="finished", time=1.0))
         records.ALIVE.write(run.uri, records.Alive(time=1.0))
         records.START.write(run.uri, records.Start(uri="there", digest="0"))
+        scores = records.Scores(step=run.result.steps, metrics={"kid_target": 0.1})
+        records.score_file(scores.step).write(storage.join(run.uri, records.SCORES), scores)
         fabricated_run.samples(Path(run.uri), every=300, images=1)
         fabricated_run.metrics(Path(run.uri))
         events.record(run.uri, "started", step=0)
@@ -81,7 +83,13 @@ def _files(root: Path, kind: str = "cut") -> list[Path]:
     for path in sorted(root.rglob("*")):
         if path.is_file() and (kind in {"lost", "cut"} or path.suffix in {".json", ".jsonl"}):
             parts = path.relative_to(root).parts
-            series = parts[0] in {records.METRICS, records.EVENTS, records.PICTURES, records.SAMPLES}
+            series = parts[0] in {
+                records.METRICS,
+                records.EVENTS,
+                records.PICTURES,
+                records.SAMPLES,
+                records.SCORES,
+            }
             found.setdefault(f"{parts[0]}/*{path.suffix}" if series else "/".join(parts), path)
     return list(found.values())
 
@@ -138,6 +146,7 @@ def test_no_damaged_file_of_a_run_ends_a_command_in_a_traceback(
         "known": lambda: tasks.known(config, run.uri),
         "evaluate": lambda: tasks.evaluate(config, data, tasks.trained(config, data)),
         "checkpoint": lambda: CheckpointStore(run.uri, 2, "loss").load_newest(),
+        "best": lambda: [CheckpointStore(run.uri, 2, by).best() for by in ("cycle", "kid_target")],
         "last": lambda: run_status.last_checkpoint(run.uri),
     }
     if kind in {"cut", "nested"}:  # it takes the longest

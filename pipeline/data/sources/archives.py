@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import lzma
 import os
@@ -14,6 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Self
 
@@ -21,7 +24,7 @@ from agit_core.errors import BadInput
 from pipeline import storage
 from pipeline.data.litter import is_litter
 from pipeline.data.sources import download
-from pipeline.data.sources.folders import open_folder
+from pipeline.data.sources.folders import beside, open_folder
 from pipeline.data.sources.source import Source
 
 _SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -35,6 +38,8 @@ _ABOUT_THE_NEXT = {
 _LONGEST_HEADER = 1 << 20
 _LINK = "a symbolic link, which is not followed out of an archive"
 _LONGEST_NAME = 255
+_ENCRYPTED = 1
+_OF_THE_NAME = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL, errno.EILSEQ}
 _MAX_EXPANSION = 100
 _MAX_EXPANSION_FROM = 1 << 30
 
@@ -61,23 +66,90 @@ def open_archive(uri: str, masks: str | None, test_fraction: float, downloads: P
                 raise BadInput(f"there is no file {uri}; correct data.source") from None
         else:
             archive = storage.local_path(uri)
-        left_out = unpack(archive, folder / "images", called=uri)
-        inner = str(_inner(folder / "images"))
+        root = folder / "images"
+        unpacked = unpack(archive, root, called=uri)
+        inner = str(_inner(root))
+        inside = {path: why for path, why in unpacked.lost.items() if path.startswith(f"{inner}/")}
         try:
-            source = open_folder(inner, masks, test_fraction)
+            source = open_folder(inner, masks, test_fraction, inside)
         except BadInput as error:  # the temporary folder says nothing to anybody
             raise BadInput(str(error).replace(inner, uri)) from None
         source.description = uri
-        source.left_out += left_out
+        source.left_out += [*unpacked.left_out, *beside(str(root), [inner])]
+        source.left_out += [
+            (storage.as_text(path[len(str(root)) + 1 :]), f"cannot be read: {why}")
+            for path, why in unpacked.lost.items()
+            if path not in inside
+        ]
         source.resources = stack.pop_all()
         return source
 
 
-def unpack(archive: Path, folder: Path, called: str) -> list[tuple[str, str]]:
-    """Extracts the files of a zip or tar, and a file for each hard link to one; returns what it leaves out, and why.
+@dataclass
+class Unpacked:
+    """What is missing in the folder of an unpacked archive.
+
+    Attributes:
+        left_out: names and reasons of members that are no files, or that later ones of the same name replace.
+        lost: where members would lie that are damaged, encrypted or not storable, and why they do not.
+    """
+
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    lost: dict[str, str] = field(default_factory=dict)
+    written: dict[Path, str] = field(default_factory=dict)
+
+    def write(self, target: Path, name: str, source: IO[bytes], size: int | None) -> None:
+        """Writes one member, or notes that no file can have its name.
+
+        Raises:
+            OSError: of the disk, not of the name.
+            _Short: the member has fewer bytes than ``size``.
+        """
+        if target in self.written:
+            self.left_out.append((self.written[target], "a later member of the archive has the same name"))
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as file:
+                shutil.copyfileobj(source, file, 1 << 20)
+        except OSError as error:
+            if error.errno not in _OF_THE_NAME:
+                raise
+            self.lose(target, str(error.strerror))
+            return
+        if size is not None and target.stat().st_size != size:
+            raise _Short(f"{target.name} is incomplete")
+        self.written[target] = name
+
+    def lose(self, target: Path, reason: str) -> None:
+        """Notes a member that is not written, whose folder is there all the same."""
+        with contextlib.suppress(OSError):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target not in self.written:
+                target.unlink(missing_ok=True)
+        self.lost[str(target)] = reason
+
+
+class _Short(Exception):
+    """A member has fewer bytes than its header says."""
+
+
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    _Short,
+)
+"""What reading one member of a zip raises."""
+
+
+def unpack(archive: Path, folder: Path, called: str) -> Unpacked:
+    """Extracts the files of a zip or tar, and a file for each hard link to one.
 
     Raises:
-        BadInput: missing, damaged, absurdly large, or a member's path leaves the folder.
+        BadInput: missing, damaged as a whole, absurdly large, or a member's path leaves the folder.
     """
     if not archive.is_file():
         raise BadInput(f"there is no file {called}; correct data.source")
@@ -86,39 +158,38 @@ def unpack(archive: Path, folder: Path, called: str) -> list[tuple[str, str]]:
         if zipfile.is_zipfile(archive):
             return _unpack_zip(archive, folder, called)
         return _unpack_tar(archive, folder, called)
-    except (
-        zipfile.BadZipFile,
-        tarfile.TarError,
-        zlib.error,
-        lzma.LZMAError,
-        EOFError,
-        OSError,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:
+    except (*_DAMAGED, tarfile.TarError, OSError) as error:
         text = " ".join(str(error).split())
         raise BadInput(
             f"{called} cannot be unpacked ({text}); it is damaged or not a zip or tar file"
         ) from None
 
 
-def _unpack_zip(archive: Path, folder: Path, called: str) -> list[tuple[str, str]]:
-    left_out: list[tuple[str, str]] = []
+def _unpack_zip(archive: Path, folder: Path, called: str) -> Unpacked:
+    unpacked = Unpacked()
     with zipfile.ZipFile(archive) as file:
         members = [member for member in file.infolist() if not member.is_dir()]
         _check_size(sum(member.file_size for member in members), archive, called)
         targets = [_target(folder, member.filename, called) for member in members]
         for member, target in zip(members, targets, strict=True):
             if stat.S_ISLNK(member.external_attr >> 16):
-                left_out.append((member.filename, _LINK))
-                continue
-            with file.open(member) as source:
-                _copy(source, target, member.file_size, called)
-    return left_out
+                unpacked.left_out.append((member.filename, _LINK))
+            elif member.flag_bits & _ENCRYPTED:
+                unpacked.lose(target, "encrypted; unpack the archive with its password")
+            else:
+                try:
+                    with file.open(member) as source:
+                        unpacked.write(target, member.filename, source, member.file_size)
+                except _DAMAGED as error:
+                    text = " ".join(str(error).split()) or type(error).__name__
+                    unpacked.lose(target, text)
+    if unpacked.lost and not unpacked.written:
+        raise zipfile.BadZipFile(f"no member can be read: {next(iter(unpacked.lost.values()))}")
+    return unpacked
 
 
-def _unpack_tar(archive: Path, folder: Path, called: str) -> list[tuple[str, str]]:
-    left_out: list[tuple[str, str]] = []
+def _unpack_tar(archive: Path, folder: Path, called: str) -> Unpacked:
+    unpacked = Unpacked()
     budget = max(_MAX_EXPANSION_FROM, archive.stat().st_size * _MAX_EXPANSION)
     with tarfile.open(archive, tarinfo=_Member) as file:
         for member in _regular(file):
@@ -127,21 +198,21 @@ def _unpack_tar(archive: Path, folder: Path, called: str) -> list[tuple[str, str
                 raise BadInput(f"{called} would unpack to more than {_MAX_EXPANSION} times its size; refused")
             target = _target(folder, member.name, called)
             if not (member.isreg() or member.islnk()):
-                left_out.append((member.name, _LINK if member.issym() else "a device or pipe"))
+                unpacked.left_out.append((member.name, _LINK if member.issym() else "a device or pipe"))
                 continue
             try:
                 source = file.extractfile(member) if _reaches_file(file, member) else None
             except KeyError:
                 source = None
             if source is None:
-                left_out.append((member.name, "a link to what the archive does not hold"))
-            else:
-                _copy(source, target, member.size if member.isreg() else None, called)
-                budget -= 0 if member.isreg() else target.stat().st_size
+                unpacked.left_out.append((member.name, "a link to what the archive does not hold"))
+                continue
+            unpacked.write(target, member.name, source, member.size if member.isreg() else None)
+            budget -= target.stat().st_size if member.islnk() and target.is_file() else 0
         # what is compressed has its checksum at the very end
         while file.fileobj is not None and file.fileobj.read(1 << 20):
             pass
-    return left_out
+    return unpacked
 
 
 class _Member(tarfile.TarInfo):
@@ -197,23 +268,23 @@ def _short(part: str) -> str:
     return f"{start}~{hashlib.sha256(data).hexdigest()[:12]}{suffix}"
 
 
-def _copy(source: IO[bytes], target: Path, size: int | None, called: str) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("wb") as file:
-        shutil.copyfileobj(source, file, 1 << 20)
-    if size is not None and target.stat().st_size != size:
-        raise BadInput(f"{called} is truncated: {target.name} is incomplete")
-
-
 def _check_size(total: int, archive: Path, called: str) -> None:
     if total > max(_MAX_EXPANSION_FROM, archive.stat().st_size * _MAX_EXPANSION):
         raise BadInput(f"{called} would unpack to more than {_MAX_EXPANSION} times its size; refused")
 
 
 def _inner(folder: Path) -> Path:
-    """Below the folders that hold one other folder and, at most, a README and its like beside it."""
+    """The one folder with ``trainA`` in it; else below the folders that hold one other folder and, at most, a README
+    and its like beside it."""
+    sets = []
+    for place, inside, _ in os.walk(folder):
+        if any(name.lower() == "traina" for name in inside):
+            sets.append(Path(place))
+            inside.clear()
+    if len(sets) == 1:
+        return sets[0]
     while True:
-        inside = [path for path in folder.iterdir() if path.is_dir() and not is_litter(path.name)]
-        if len(inside) != 1 or inside[0].name.lower().startswith("train"):
+        below = [path for path in folder.iterdir() if path.is_dir() and not is_litter(path.name)]
+        if len(below) != 1 or below[0].name.lower().startswith("train"):
             return folder
-        folder = inside[0]
+        folder = below[0]

@@ -10,14 +10,22 @@ from typing import ClassVar
 
 from PIL import Image
 
-from agit_core.errors import BadInput
+from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
 from pipeline.config import BuiltinConfig, DataConfig
 from pipeline.config import fingerprint as digest_of
 from pipeline.data.sources import builtin, public
 from pipeline.data.sources.archives import is_archive, open_archive
 from pipeline.data.sources.download import is_url
-from pipeline.data.sources.folders import no_folder, open_folder, open_two_folders
+from pipeline.data.sources.folders import (
+    TEST,
+    TRAIN,
+    beside,
+    holds_domains,
+    no_folder,
+    open_folder,
+    open_two_folders,
+)
 from pipeline.data.sources.source import Entry, Progress, Readable, Source
 from pipeline.data.sources.tables import (
     is_csv,
@@ -28,6 +36,8 @@ from pipeline.data.sources.tables import (
     shards_of,
 )
 
+_OF_SHARDS = {"data", *TRAIN, *TEST}
+"""Folders in which Hugging Face keeps Parquet files."""
 _NO_FILE = "{} is not the address of a zip, tar, Parquet or CSV file; give one in data.source"
 
 
@@ -42,7 +52,13 @@ def open_source(config: DataConfig, downloads: Path, report: Progress = lambda e
         BadInput: there is nothing there, or it is not laid out as images of two domains.
         RunFailed: the storage that holds it does not answer.
     """
-    source = kind_of(config.source).open(config, downloads, report)
+    try:
+        source = kind_of(config.source).open(config, downloads, report)
+    except RunFailed as error:
+        # no storage that is silent for a while, but the user's own file
+        if isinstance(error.__cause__, PermissionError) and not storage.is_remote(config.source):
+            raise BadInput(str(error)) from None
+        raise
     try:
         _check(source, config.source)
         _check_masks(source, config)
@@ -134,10 +150,13 @@ def _open_one(config: DataConfig, downloads: Path) -> Source:
     if is_url(text):
         raise BadInput(_NO_FILE.format(text))
     if storage.is_remote(text) or storage.local_path(text).is_dir():
-        places = [text, storage.join(text, "data")]
-        for place in places:
-            if shards := shards_of(storage.list_(place)):
-                return open_shards(text, shards, config.test_fraction, downloads)
+        children = storage.list_(text)
+        inside = [child for child in children if storage.name(child).lower() in _OF_SHARDS]
+        shards = shards_of([*children, *(file for child in inside for file in storage.list_(child))])
+        if shards and not holds_domains(children):
+            source = open_shards(text, shards, config.test_fraction, downloads)
+            source.left_out += beside(text, shards)
+            return source
     return open_folder(text, config.masks, config.test_fraction)
 
 

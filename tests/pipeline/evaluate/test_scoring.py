@@ -26,7 +26,7 @@ from pipeline import storage
 from pipeline.config import Config
 from pipeline.data.format import manifest
 from pipeline.data.prepare.stage import prepare
-from pipeline.evaluate import compare, test_images
+from pipeline.evaluate import compare, scored_images
 from pipeline.evaluate.compare import Judge
 from pipeline.evaluate.scoring import evaluate
 from pipeline.registry.identity import weights_digest
@@ -225,7 +225,7 @@ def test_the_best_blob_is_one_for_all_images(config: Config, first: Any, data_ur
     """One shape for a whole domain: no more than the mean of each image's own best, no less than any other's."""
     metrics = first[0]["metrics"]
     for domain in "ab":
-        masked = test_images.open_domain(config, data_uri, manifest.read(data_uri), domain).masked
+        masked = scored_images.open_domain(config, data_uri, manifest.read(data_uri), domain).masked
         assert masked is not None
         each = torch.cat([masks.blob_iou(batch.masks) for batch in masked.batches(3)])  # type: ignore[arg-type]
         assert metrics[f"attention_iou_blob_{domain}"] == pytest.approx(float(each.mean(dim=0).max()))
@@ -367,7 +367,7 @@ def test_masks_of_the_training_split_are_used_where_the_test_split_has_none(
     tree["data"] |= {"source": _photos(tmp_path / "photos", {"trainA": 4, "trainB": 4})}
     settings = configs.parse(tree)
     uri = prepare(settings).uri
-    domain = test_images.open_domain(settings, uri, storage.read_json(f"{uri}/manifest.json"), "a")
+    domain = scored_images.open_domain(settings, uri, storage.read_json(f"{uri}/manifest.json"), "a")
     assert domain.masked is not None
     assert (domain.masked.split, len(domain.masked), len(domain.test)) == ("trainA", 4, 4)
     batch = domain.masked.batch(domain.masked.indices)
@@ -401,7 +401,7 @@ def test_an_image_without_a_mask_is_not_all_background(
     tree["data"] |= {"source": _photos(tmp_path / "photos", masks)}
     settings = configs.parse(tree)
     made = prepare(settings)
-    domain = test_images.open_domain(settings, made.uri, made.manifest, "a")
+    domain = scored_images.open_domain(settings, made.uri, made.manifest, "a")
     assert domain.masked is not None
     assert (domain.masked.split, len(domain.masked), len(domain.test)) == (split, count, 4)
     assert domain.masks_on_test == (count == 4 and split == "testA")
@@ -431,7 +431,7 @@ def test_bad_calls_are_told_before_any_work(
     manifest = storage.read_json(storage.join(data_uri, "manifest.json"))
     manifest["splits"]["testB"]["rows"] = 1
     with pytest.raises(BadInput, match="at least 2"):
-        test_images.open_domain(config, data_uri, manifest, "b")
+        scored_images.open_domain(config, data_uri, manifest, "b")
 
 
 def test_every_competitor_meets_the_same_subsets_and_resamples(config: Config) -> None:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +25,7 @@ from infra.stack_state import free_port
 from pipeline import storage
 from pipeline.config import Config, parse
 from pipeline.launch import cluster, follow
-from pipeline.train import events
+from pipeline.train import events, prometheus
 from tests.chaos import processes
 from tests.pipeline.command import environment
 from tests.pipeline.launch.test_local import start_follower
@@ -37,10 +38,15 @@ pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def head() -> Iterator[tuple[Any, str]]:
     """A cluster of one node with a dashboard, which runs the jobs."""
-    with head_node(2) as (_, url):
-        yield url
+    with head_node(2) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def address(head: tuple[Any, str]) -> str:
+    return head[1]
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +124,29 @@ def test_one_job_through_killed_and_cancelled_flows(
     assert job(2) == JobStatus.STOPPED
     resumed = [event for event in events.read(spec["run_uri"]) if event["kind"] == "resumed"]
     assert resumed[-1]["step"] >= 20
+
+
+@pytest.mark.long
+def test_prometheus_sees_a_training(head: tuple[Any, str], data: str, tmp_path: Path) -> None:
+    """Under the names that the alerts and the dashboard ask for."""
+    exporter = f"http://127.0.0.1:{head[0].head_node.metrics_export_port}/metrics"
+    config = on_cluster(head[1], tmp_path, max_steps=100_000, checkpoint_every=20)
+    name = spec_of(config, data)["run_id"]
+    wanted = {f"ray_agit_{figure}" for figure in (*prometheus.GAUGES, *prometheus.LABELLED)}
+    seen: dict[str, str] = {}
+
+    def watch(state: dict[str, Any]) -> None:
+        for line in httpx.get(exporter, timeout=60).text.splitlines():
+            if f'run_id="{name}"' in line or f'run_name="{name}"' in line:
+                seen[line.partition("{")[0]] = line.rpartition(" ")[2]
+        if wanted <= seen.keys() and float(seen["ray_agit_last_checkpoint_step"]) > 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        follow.train(config, data, watch)
+    age = time.time() - float(seen["ray_agit_last_checkpoint_time_seconds"])
+    assert 0 < age < 600
+    assert float(seen["ray_agit_total_steps"]) == 6000, "a thousand epochs of twelve images in batches of two"
 
 
 @pytest.mark.long

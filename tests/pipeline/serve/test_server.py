@@ -156,6 +156,19 @@ def test_requests_are_json(folder: Path) -> None:
         assert client.get(path).status_code == 200
 
 
+def test_unknown_parameters_are_refused(folder: Path) -> None:
+    client = TestClient(server.application(str(folder), device="cpu"))
+    image = encoded(models.photograph(20, 20))
+    for params in ({"threshold": 0.5}, {"direction": "b2a", "Direction": "a2b"}):
+        answer = client.post("/invocations", json={"inputs": {"image": [image]}, "params": params})
+        assert answer.status_code == 400
+        name = next(name for name in params if name != "direction")
+        assert answer.json()["error"] == f"unknown parameter '{name}' in params; known: direction"
+    for params in ({"direction": "b2a"}, {}, None):
+        answer = client.post("/invocations", json={"inputs": {"image": [image]}, "params": params})
+        assert answer.status_code == 200, answer.text
+
+
 def test_json_that_nobody_means_is_a_wrong_call(folder: Path) -> None:
     client = TestClient(server.application(str(folder), device="cpu"), raise_server_exceptions=False)
     good = json.dumps({"inputs": {"image": [encoded(models.photograph(20, 20))]}})

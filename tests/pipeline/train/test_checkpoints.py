@@ -15,7 +15,8 @@ import torch
 from agit_core import checkpoint_files
 from agit_core.checkpoint import MANIFEST, CheckpointDamaged, Snapshot
 from agit_core.errors import BadInput, RunFailed
-from pipeline import storage
+from pipeline import records, storage
+from pipeline.train import scored
 from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.lease import TakenOver
 from tests.pipeline.disk import small_disk
@@ -45,6 +46,34 @@ def test_keeps_the_newest_and_the_best(root: str) -> None:
     assert store.steps() == [50, 40, 20]
     assert CheckpointStore(root, 2, "cycle").best() == 20
     assert CheckpointStore(root, 2, None).best() is None
+
+
+def test_a_checkpoint_stays_until_it_is_scored_and_the_best_one_longer(root: str) -> None:
+    store = CheckpointStore(root, keep=1, best_by="kid_target", score_every=20)
+
+    def score(step: int, value: float) -> None:
+        records.score_file(step).write(
+            storage.join(root, records.SCORES), records.Scores(step=step, metrics={"kid_target": value})
+        )
+
+    for step in (10, 20, 30, 40):
+        store.write(snapshot(step))
+    assert store.steps() == [40, 20], "step 20 waits to be scored"
+    assert store.unscored() == [20, 40]
+    assert store.best() is None
+    score(20, 0.1)
+    score(40, 0.2)
+    store.write(snapshot(50, stage="masked"))
+    assert store.steps() == [50, 20]
+    assert (store.unscored(), store.best()) == ([], 20)
+    store.write(snapshot(60, stage="masked"))
+    score(60, 0.05)
+    store.prune()
+    assert store.steps() == [60]
+    assert CheckpointStore(root, 1, "kid_target").best() == 60, "scores of both stages can be compared"
+    # steps that will be done again are scored again
+    scored.remove_after(root, 20)
+    assert list(records.read_scores(root)) == [20]
 
 
 def test_best_is_of_the_present_stage(root: str) -> None:
