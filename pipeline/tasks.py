@@ -122,7 +122,7 @@ def locate(config: Config, data: Data) -> tuple[str, str]:
 def train(config: Config, data: Data, start: str | None = None) -> Run:
     """Trains, resumes or finds the finished training.
 
-    A finished one whose last checkpoint is damaged, before a model was registered from it, goes one checkpoint back.
+    A finished one whose model is damaged, before it was registered, goes on from the newest whole checkpoint.
 
     Args:
         start: the folder of the weights to start from, when ``train.start_from`` no longer leads there.
@@ -137,9 +137,9 @@ def train(config: Config, data: Data, start: str | None = None) -> Run:
     name, uri = locate(config, data)
     with progress.stage("train") as stage:
         done = RESULT.peek(uri)
-        if done is not None and (reason := damage(done.checkpoint)) and not _registered(uri):
-            events.record(uri, "checkpoint_damaged", f"the last checkpoint is damaged ({reason})")
-            mark(done.checkpoint, reason)
+        if done is not None and (reason := damage(done.model)) and not _registered(uri):
+            events.record(uri, "checkpoint_damaged", f"the checkpoint of its model is damaged ({reason})")
+            mark(done.model, reason)
             storage.remove(RESULT.uri(uri))  # the job goes on from the newest whole one
             done = None
         if done is None:
@@ -195,9 +195,9 @@ def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
         else:
             storage.sweep(run.uri)  # what an evaluation that was killed has left
             storage.sweep(storage.join(config.storage, "features"))
-            if reason := damage(run.result.checkpoint):
+            if reason := damage(run.result.model):
                 raise BadInput(
-                    f"the last checkpoint of run {run.run_id} is damaged ({reason}); remove "
+                    f"the checkpoint that is the model of run {run.run_id} is damaged ({reason}); remove "
                     f"{RESULT.uri(run.uri)} and run `agit train` with the same settings, which goes one checkpoint back"
                 )
             evaluation = {**run_stage(config, run.uri, data.uri, stage), "key": key}

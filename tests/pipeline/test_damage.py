@@ -147,7 +147,7 @@ def test_no_damaged_file_of_a_run_ends_a_command_in_a_traceback(
         "evaluate": lambda: tasks.evaluate(config, data, tasks.trained(config, data)),
         "checkpoint": lambda: CheckpointStore(run.uri, 2, "loss").load_newest(),
         "best": lambda: [CheckpointStore(run.uri, 2, by).best() for by in ("cycle", "kid_target")],
-        "last": lambda: run_status.last_checkpoint(run.uri),
+        "last": lambda: run_status.model_checkpoint(run.uri),
     }
     if kind in {"cut", "nested"}:  # it takes the longest
         commands["report"] = lambda: tasks.report(config, data, run.uri)
