@@ -1,4 +1,4 @@
-"""What file managers, network storages, operating systems and people keep among photographs."""
+"""Files that are not images of a data set: files of operating systems, file managers, NAS devices, and sidecars."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _SIDECARS = {
     *(".rst", ".tsv", ".txt", ".xml", ".xmp", ".yaml", ".yml"),
 }
 SIDECAR = "is text that lies beside images, not an image"
-"""Why a file with :func:`is_sidecar` is not read."""
+"""Reason why sidecar files (:func:`is_sidecar`) are not read."""
 
 
 def is_litter(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or none of the user's own: thumbnails, waste, indexes."""
+    """Whether a file or folder name is hidden or that of a system file: thumbnails, trash, indexes."""
     return (name.startswith(".") and name != "..") or name.lower() in _NAMES
 
 
 def in_litter(relative: str) -> bool:
-    """The same for any part of a path."""
+    """Whether any component of a path is litter."""
     return any(is_litter(part) for part in relative.split("/"))
 
 

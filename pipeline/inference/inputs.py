@@ -115,6 +115,12 @@ def find(uri: str) -> Inputs:
         return Inputs("image", [Item(storage.name(uri), uri)], [])
     elif (shards := tables.shards_of(below)) and not any(suffix_of(item) in IMAGES for item in below):
         found = _rows(shards)
+        start = len(storage.join(uri)) + 1
+        found.refused.extend(
+            {"name": storage.as_text(item[start:]), "reason": "lies beside the Parquet files that are read"}
+            for item in below
+            if item not in shards and not in_litter(item[start:])
+        )
     else:
         found = _files(below, len(storage.join(uri)) + 1)
     found.refused.extend(unread)

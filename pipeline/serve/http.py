@@ -8,6 +8,7 @@ import ipaddress
 import json
 import socket
 from collections.abc import Callable
+from typing import Any
 
 import uvicorn
 from starlette.datastructures import Headers
@@ -26,6 +27,7 @@ BODY_SECONDS = 30.0
 _DEPTH = 16
 _LARGEST_NUMBER = 2**53
 _JSON = "application/json"
+_KEYS = ("inputs", "instances", "dataframe_split", "dataframe_records", "params")
 _GRACE_SECONDS = 10
 
 
@@ -95,11 +97,12 @@ class JsonOnly:
 class KnownParameters:
     """Refuses with status 400 what would make MLflow fail or what it would ignore.
 
-    That is invalid or deeply nested JSON, numbers beyond a double's exact integers, and unknown ``params``.
+    That is invalid or deeply nested JSON, numbers beyond a double's exact integers, and unknown keys, ``params`` and
+    columns.
     """
 
-    def __init__(self, app: ASGIApp, names: tuple[str, ...]) -> None:
-        self._app, self._names = app, names
+    def __init__(self, app: ASGIApp, names: tuple[str, ...], columns: tuple[str, ...]) -> None:
+        self._app, self._names, self._columns = app, names, columns
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
@@ -126,10 +129,29 @@ class KnownParameters:
             return f"the request's JSON is nested more than {_DEPTH} deep"
         except (ValueError, OverflowError) as error:  # also for invalid UTF-8
             return f"the request is not JSON that can be used ({str(error)[:100]})"
-        params = value.get("params") if isinstance(value, dict) else None
-        if isinstance(params, dict) and (unknown := sorted(set(params) - set(self._names))):
-            return f"unknown parameter '{unknown[0]}' in params; known: {', '.join(self._names)}"
+        if not isinstance(value, dict):
+            return None  # MLflow's sentence
+        params = value.get("params") or {}
+        if not isinstance(params, dict):
+            return f'params must be an object, such as {{"{self._names[0]}": ...}}'
+        for what, found, known in (
+            ("key", set(value), _KEYS),
+            ("parameter", set(params), self._names),
+            ("column", _columns(value), self._columns),
+        ):
+            if unknown := sorted(found - set(known)):
+                return f"unknown {what} '{unknown[0]}' in the request; known: {', '.join(known)}"
         return None
+
+
+def _columns(request: dict[str, Any]) -> set[str]:
+    """The names of columns in any of MLflow's forms of a table."""
+    split, inputs = request.get("dataframe_split"), request.get("inputs")
+    names = split.get("columns") if isinstance(split, dict) else None
+    rows = [request.get("instances"), request.get("dataframe_records")]
+    tables = [inputs, *(row for table in rows if isinstance(table, list) for row in table)]
+    found = {name for table in tables if isinstance(table, dict) for name in table}
+    return found | {name for name in (names if isinstance(names, list) else []) if isinstance(name, str)}
 
 
 def _number(text: str) -> float:

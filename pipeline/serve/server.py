@@ -41,4 +41,4 @@ def application(
     described = MlflowModel.from_dict(yaml.safe_load(pyfunc.mlmodel(translator.model)))
     model = PyFuncModel(described, pyfunc.Served(translator, most_pixels))
     # JSON only: MLflow also accepts Parquet and CSV, but a small Parquet file can expand beyond the memory
-    return http.JsonOnly(http.KnownParameters(scoring_server.init(model), ("direction",)))
+    return http.JsonOnly(http.KnownParameters(scoring_server.init(model), ("direction",), ("image",)))

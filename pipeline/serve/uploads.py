@@ -49,6 +49,23 @@ def decode(data: bytes) -> Image.Image:
         raise BadInput(f"the image is damaged ({error}); save it again") from None
 
 
+def decode_colours(data: bytes) -> Image.Image:
+    """An encoded picture as it is to be seen, RGB or RGBA: upright, in sRGB, in 8 bits.
+
+    Raises:
+        BadInput: what :func:`decode` refuses, or values that cannot be scaled.
+    """
+    picture = decode(data)
+    try:
+        found = pixels.read(picture)
+    except Exception as error:  # decoders raise anything on damaged files
+        raise BadInput(f"the image cannot be read: {' '.join(str(error).split())}") from None
+    colour = found.colour.copy()
+    if found.alpha is not None:
+        colour.putalpha(found.alpha)
+    return colour
+
+
 def decode_base64(text: object) -> Image.Image:
     """Decode an image from a base64 string or a ``data:`` URI.
 

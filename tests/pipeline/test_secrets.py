@@ -15,7 +15,7 @@ import pytest
 from agit_core.errors import BadInput
 from infra.stack_state import free_port
 from pipeline import config as configs
-from pipeline import run_status, tasks
+from pipeline import logs, run_status, tasks
 from pipeline.cli import main
 from pipeline.data.sources import download
 from pipeline.launch import specs
@@ -132,7 +132,9 @@ def test_nothing_that_a_run_writes_or_prints_holds_a_secret(
     printed = capfd.readouterr()
     assert "gone.zip" in str(refused.value)
     assert "did not finish" in printed.err
-    assert shown(printed.out + printed.err + caplog.text + str(refused.value)) == []
+    logged = "\n".join(map(logs.TextLines().format, caplog.records))
+    assert "set.zip" in logged, "of the libraries"
+    assert shown(printed.out + printed.err + logged + str(refused.value)) == []
     assert {path.name for path in tmp_path.iterdir()} >= {"state", "mlflow.db"}
     assert kept(tmp_path) == []
 

@@ -32,6 +32,13 @@ def card(manifest: dict[str, Any], names: tuple[str, str]) -> dict[str, Any]:
                 ("file", "files"),
             ),
             _block(
+                "Left out",
+                [f"{entry['name']}: {entry['reason']}" for entry in manifest.get("left_out") or []],
+                "Nothing else lay beside the images.",
+                "{} beside the images, such as texts, or masks of no image.",
+                ("entry", "entries"),
+            ),
+            _block(
                 "Duplicates",
                 _groups(copies.get("groups")),
                 "No two files are equal.",

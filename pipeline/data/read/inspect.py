@@ -52,6 +52,7 @@ def inspect(uri: str, out: Path | None = None, samples: int = 24) -> dict[str, A
         "near_leaks": len(manifest["near_leaks"]),
         "quarantined": dict(reasons),
         "masks_refused": dict(refused),
+        "left_out": dict(Counter(entry["reason"] for entry in manifest.get("left_out", []))),
         "page": str(out) if out is not None else None,
     }
 

@@ -1,4 +1,4 @@
-"""Zip and tar files of images: unpacked into a temporary folder, after every name has been looked at."""
+"""Zip and tar archives of images: unpacked into a temporary folder, after checking every member's path."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def is_archive(uri: str) -> bool:
 
 
 def open_archive(uri: str, masks: str | None, test_fraction: float, downloads: Path) -> Source:
-    """The folder inside an archive, wherever it is; a single folder around everything is fine.
+    """Open an archive (local, remote or a URL) as a folder source; a single enclosing folder is skipped.
 
     Raises:
-        BadInput: missing, damaged, or with members that would land outside the folder.
+        BadInput: it is missing or damaged, or a member's path leads outside the folder.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agit-unpack-")))
@@ -72,7 +72,7 @@ def open_archive(uri: str, masks: str | None, test_fraction: float, downloads: P
         inside = {path: why for path, why in unpacked.lost.items() if path.startswith(f"{inner}/")}
         try:
             source = open_folder(inner, masks, test_fraction, inside)
-        except BadInput as error:  # the temporary folder says nothing to anybody
+        except BadInput as error:  # name the archive instead of the temporary folder
             raise BadInput(str(error).replace(inner, uri)) from None
         source.description = uri
         source.left_out += [*unpacked.left_out, *beside(str(root), [inner])]
@@ -87,11 +87,12 @@ def open_archive(uri: str, masks: str | None, test_fraction: float, downloads: P
 
 @dataclass
 class Unpacked:
-    """What is missing in the folder of an unpacked archive.
+    """Outcome of unpacking an archive.
 
     Attributes:
-        left_out: names and reasons of members that are no files, or that later ones of the same name replace.
-        lost: where members would lie that are damaged, encrypted or not storable, and why they do not.
+        left_out: names and reasons of members that are not files, or were replaced by later ones of the same name.
+        lost: target paths and reasons of members that are damaged, encrypted or cannot be stored.
+        written: target paths of the unpacked members, with their names in the archive.
     """
 
     left_out: list[tuple[str, str]] = field(default_factory=list)
@@ -99,10 +100,10 @@ class Unpacked:
     written: dict[Path, str] = field(default_factory=dict)
 
     def write(self, target: Path, name: str, source: IO[bytes], size: int | None) -> None:
-        """Writes one member, or notes that no file can have its name.
+        """Write one member, or record it as lost if its name is invalid on this file system.
 
         Raises:
-            OSError: of the disk, not of the name.
+            OSError: the disk failed.
             _Short: the member has fewer bytes than ``size``.
         """
         if target in self.written:
@@ -121,7 +122,7 @@ class Unpacked:
         self.written[target] = name
 
     def lose(self, target: Path, reason: str) -> None:
-        """Notes a member that is not written, whose folder is there all the same."""
+        """Record a member as lost; its folder is created nevertheless."""
         with contextlib.suppress(OSError):
             target.parent.mkdir(parents=True, exist_ok=True)
             if target not in self.written:
@@ -130,7 +131,7 @@ class Unpacked:
 
 
 class _Short(Exception):
-    """A member has fewer bytes than its header says."""
+    """A member has fewer bytes than declared in its header."""
 
 
 _DAMAGED = (
@@ -142,14 +143,14 @@ _DAMAGED = (
     RuntimeError,
     _Short,
 )
-"""What reading one member of a zip raises."""
+"""Exceptions from reading a damaged member of a zip."""
 
 
 def unpack(archive: Path, folder: Path, called: str) -> Unpacked:
-    """Extracts the files of a zip or tar, and a file for each hard link to one.
+    """Extract the files of a zip or tar; a hard link to a file becomes a copy.
 
     Raises:
-        BadInput: missing, damaged as a whole, absurdly large, or a member's path leaves the folder.
+        BadInput: it is missing, damaged as a whole or expands too much, or a member's path leads outside the folder.
     """
     if not archive.is_file():
         raise BadInput(f"there is no file {called}; correct data.source")
@@ -209,14 +210,14 @@ def _unpack_tar(archive: Path, folder: Path, called: str) -> Unpacked:
                 continue
             unpacked.write(target, member.name, source, member.size if member.isreg() else None)
             budget -= target.stat().st_size if member.islnk() and target.is_file() else 0
-        # what is compressed has its checksum at the very end
+        # read to the end: the compression's checksum comes last
         while file.fileobj is not None and file.fileobj.read(1 << 20):
             pass
     return unpacked
 
 
 class _Member(tarfile.TarInfo):
-    """To ``tarfile`` any header that it cannot read is the end of the archive; to us only the mark of it is."""
+    """TarInfo that reports damaged headers; ``tarfile`` itself treats any unreadable header as the archive's end."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -226,19 +227,19 @@ class _Member(tarfile.TarInfo):
             if len(buf) == tarfile.BLOCKSIZE and not buf.strip(b"\0"):
                 raise
             raise tarfile.ReadError(str(error)) from None
-        # which ``tarfile`` reads into memory as it is
+        # ``tarfile`` would read such a header into memory, whatever its size
         if member.type in _ABOUT_THE_NEXT and member.size > _LONGEST_HEADER:
             raise tarfile.ReadError(f"a name or header of {member.size} bytes")
         return member
 
 
 def _regular(file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """All but folders; GNU tar stores the second name of a file as a link to the first."""
+    """All members except folders; hard links are included, as which GNU tar stores further names of a file."""
     return (member for member in file if not member.isdir())
 
 
 def _reaches_file(file: tarfile.TarFile, link: tarfile.TarInfo) -> bool:
-    """Whether a link ends at a file of the archive, in a few steps."""
+    """Whether a link leads to a file in the archive, within a few steps."""
     member = link
     for _ in range(8):
         if member.isreg():
@@ -259,7 +260,7 @@ def _target(folder: Path, name: str, called: str) -> Path:
 
 
 def _short(part: str) -> str:
-    """A name that file systems take, which end at 255 bytes."""
+    """Shorten a name to the limit of file systems (255 bytes), keeping it unique by a hash."""
     data = os.fsencode(part)
     if len(data) <= _LONGEST_NAME:
         return part
@@ -274,8 +275,7 @@ def _check_size(total: int, archive: Path, called: str) -> None:
 
 
 def _inner(folder: Path) -> Path:
-    """The one folder with ``trainA`` in it; else below the folders that hold one other folder and, at most, a README
-    and its like beside it."""
+    """Root of the data set: the only folder that contains ``trainA``; else the first one with several subfolders."""
     sets = []
     for place, inside, _ in os.walk(folder):
         if any(name.lower() == "traina" for name in inside):

@@ -1,4 +1,4 @@
-"""Folders of images: which folder is which split, masks and the automatic split."""
+"""Folder sources: layouts, masks, and the automatic test split."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from pipeline.data.sources.source import Entry, Source
 
 _HASHING = 4
 _FEWEST = 2
-"""Test images of a domain that can be scored."""
+"""Smallest number of test images per domain that can be scored."""
 _UNREADABLE = ("unreadable:", "unreachable:", "empty")
 _PORTION = 4096
 _MOST_COUNTED = 10_000
-_FEW = 8  # names to look up, at the price of a request each
+_FEW = 8  # names to look up; each costs a request
 TEST = ("test", "testing", "val", "valid", "validation", "eval", "dev")
 TRAIN = ("train", "training")
 
@@ -31,20 +31,22 @@ TRAIN = ("train", "training")
 def open_folder(
     uri: str, masks: str | None, test_fraction: float, lost: dict[str, str] | None = None
 ) -> Source:
-    """``trainA``, ``trainB`` and optionally ``testA``, ``testB``, ``valA``, ``valB`` (or ``A`` and ``B``) below one
-    folder; two folders of any names, of which the first in alphabetical order is A; ``train`` and optionally
-    ``test``, ``val`` with two classes below each, as of ImageFolder and Hugging Face; or two classes with ``train``
-    and ``test`` below each. Upper and lower case are the same. What is called validation is test data here.
+    """Open a folder in one of four layouts.
 
-    Masks lie in ``masks/<split>/`` below it (or under the folder's own name), or below ``masks`` if that is given,
-    under the image's name with any extension. Without test folders a share of the images is held out, chosen by
-    their contents alone.
+    - ``trainA``, ``trainB`` (or ``A``, ``B``) and optionally ``testA``, ``testB``, ``valA``, ``valB``;
+    - two folders with any names, the first in alphabetical order being A;
+    - ``train`` and optionally ``test``, ``val`` with two class folders each, as for ImageFolder and Hugging Face;
+    - two class folders with ``train`` and ``test`` each.
+
+    Case is ignored. Validation images count as test images. Masks are in ``masks/<split>/`` (or under the image
+    folder's name), or in the folder given as ``masks``, with the image's name and any extension. Without test folders,
+    a share of the images is held out, selected by content.
 
     Args:
-        lost: local paths below ``uri`` that could not be unpacked, and why.
+        lost: local paths under ``uri`` that could not be unpacked, with reasons.
 
     Raises:
-        BadInput: the folder is missing or holds neither layout, or masks of which none belongs to an image.
+        BadInput: the folder is missing or has no such layout, or none of the masks belongs to an image.
     """
     children = _children(uri)
     train = {d: _train_of(children, d) for d in "AB"}
@@ -86,8 +88,8 @@ def open_folder(
 
 
 def open_two_folders(a: str, b: str, masks: str | None, test_fraction: float) -> Source:
-    """Any two folders as domains A and B, split as ``train`` and ``test`` below them say, else automatically; masks
-    below ``masks/A``, ``masks/B``."""
+    """Open any two folders as domains A and B, split by ``train`` and ``test`` subfolders or else automatically, with
+    masks in ``masks/A``, ``masks/B``."""
     folders = _of_pair(a, b)
     source = from_folders(f"{a},{b}", folders, masks, test_fraction)
     source.names = _names(a, b) or source.names
@@ -97,10 +99,10 @@ def open_two_folders(a: str, b: str, masks: str | None, test_fraction: float) ->
 
 
 def _of_pair(a: str, b: str) -> dict[str, list[str]]:
-    """The folders of each split where every domain has one, with ``train`` and ``test`` below it or without."""
+    """Folders per split for two domain folders, with or without ``train`` and ``test`` subfolders."""
     folders: dict[str, list[str]] = {}
     for letter, root in (("A", a), ("B", b)):
-        if storage.is_remote(root):  # whose images are not to be listed once more for it
+        if storage.is_remote(root):  # probe for the names, because listing would list all images once more
             inside = [storage.join(root, name) for name in (*TRAIN, *TEST)]
         else:
             inside = [child for child in _children(root) if storage.name(child).lower() in {*TRAIN, *TEST}]
@@ -113,7 +115,7 @@ def _of_pair(a: str, b: str) -> dict[str, list[str]]:
 
 
 def _of_classes(train: str, children: list[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """``train/<class>`` and, if there are any, ``test/<class>``, ``val/<class>``: the two classes are the domains."""
+    """Folders per split and domain names for ``train/<class>`` and optional ``test/<class>``, ``val/<class>``."""
     roots = [train, *(place for name in TEST if (place := _one_of(children, name)))]
     below = {root: [child for child in _children(root) if storage.is_folder(child)] for root in roots}
     classes = sorted(map(storage.name, below[train]), key=lambda name: (name.casefold(), name))
@@ -139,7 +141,7 @@ def _of_classes(train: str, children: list[str]) -> tuple[dict[str, list[str]], 
 
 
 def holds_domains(children: list[str]) -> bool:
-    """Whether a folder with these files and folders has one for the images of A or B."""
+    """Whether one of a folder's entries is a training folder of domain A or B."""
     return any(_train_of(children, d) for d in "AB")
 
 
@@ -148,10 +150,10 @@ def _train_of(children: list[str], domain: str) -> str | None:
 
 
 def _one_of(children: list[str], *names: str) -> str | None:
-    """The child of the first of these names, whatever its case.
+    """The child with the first of these names that exists, ignoring case; None if there is none.
 
     Raises:
-        BadInput: there are several that differ in case only.
+        BadInput: several children differ only in case.
     """
     for name in names:
         found = [child for child in children if storage.name(child).casefold() == name.casefold()]
@@ -165,7 +167,7 @@ def _one_of(children: list[str], *names: str) -> str | None:
 
 
 def _pair(children: list[str]) -> list[str]:
-    """The two folders besides ``masks``; nothing when there are more or fewer, or one is a set by itself."""
+    """The two folders other than ``masks``; empty if there are not exactly two, or one is a complete data set."""
     named = [child for child in children if storage.name(child).lower() not in {"masks", *TRAIN, *TEST}]
     found = [child for child in named if storage.is_folder(child)] if len(named) <= _FEW else []
     sets = any(storage.is_folder(storage.join(child, "trainA")) for child in found)
@@ -178,7 +180,7 @@ def _names(a: str, b: str) -> dict[str, str]:
 
 
 def beside(root: str, used: list[str]) -> list[tuple[str, str]]:
-    """What lies in a folder beside those that are read, and in the folders on the way to them."""
+    """Unused files and folders, with reasons, next to the used folders and on the path to them."""
     left: list[tuple[str, str]] = []
     read = set(map(_place, used))
     if _place(root) in read:
@@ -212,7 +214,7 @@ def from_folders(
     test_fraction: float,
     lost: dict[str, str] | None = None,
 ) -> Source:
-    """Entries of each split, whose images lie in one folder or several; ``lost`` as in :func:`open_folder`."""
+    """Build a source from one or several image folders per split; ``lost`` as in :func:`open_folder`."""
     lost = lost or {}
     splits: dict[str, list[Entry]] = {}
     left: list[tuple[str, str]] = []
@@ -223,7 +225,7 @@ def from_folders(
         splits[split] = []
         for folder in places:
             own = storage.name(folder)
-            # of several folders the name says which
+            # with several folders, the folder's name is part of the entry's name
             before = f"{own}/" if len(places) > 1 else ""
             files = listing(folder, lost)
             left += [(f"{own}/{f.relative}", SIDECAR) for f in files if is_sidecar(f.relative)]
@@ -248,7 +250,7 @@ def from_folders(
 
 
 class _Masks:
-    """The files below a folder of masks, and which of them images have asked for."""
+    """The files under a folder of masks, with a record of the used ones."""
 
     def __init__(self, root: str | None, lost: dict[str, str]) -> None:
         found = listing(root, lost) if root else []
@@ -257,7 +259,7 @@ class _Masks:
         self._used: set[str] = set()
 
     def of(self, places: tuple[str, ...], images: list[File]) -> dict[str, File]:
-        """The masks by the images' names without extension; the first of ``places`` that has one decides."""
+        """Masks by the images' names without extension; earlier ``places`` take precedence."""
         stems = {_stem(file.relative) for file in images}
         masks: dict[str, File] = {}
         for place in dict.fromkeys(place for place in places if place):
@@ -271,7 +273,7 @@ class _Masks:
         return masks
 
     def left(self) -> list[tuple[str, str]]:
-        """What is no image's mask."""
+        """Unused files, with reasons."""
         unused = sorted(self.files.keys() - self._used)
         return [(name, "the mask belongs to no image") for name in unused] + [
             (name, SIDECAR) for name in self._text
@@ -279,10 +281,10 @@ class _Masks:
 
 
 def with_test(splits: dict[str, list[Entry]], fraction: float) -> dict[str, list[Entry]]:
-    """Holds out a share of the training entries of each domain that has no test entries.
+    """Hold out a share of the training entries of each domain that has no test entries.
 
-    The contents decide: the choice survives renaming, adding, removing and moving files (also between a disk and
-    object storage), and copies of one picture always fall on the same side.
+    Entries are selected by content: the selection is stable when files are renamed, added, removed or moved (also
+    between disk and object storage), and duplicates always fall on the same side.
     """
     result = dict(splits)
     for domain in "AB":
@@ -295,7 +297,9 @@ def with_test(splits: dict[str, list[Entry]], fraction: float) -> dict[str, list
         readable = [entry for entry in splits[train] if not entry.digest.startswith(_UNREADABLE)]
         ranked = sorted(readable or splits[train], key=lambda entry: (ranks[entry.name], entry.name))
         held = [entry for entry in ranked if ranks[entry.name] < fraction * 2**64]
-        if len(held) < _FEWEST:  # a handful of images: as many as can be scored, as long as some are left
+        if (
+            len(held) < _FEWEST
+        ):  # few images: hold out enough for scoring, but leave at least one for training
             held = ranked[: min(_FEWEST, len(ranked) - 1)]
         names = {entry.name for entry in held}
         result[test] = sorted(held, key=lambda entry: entry.name)
@@ -311,23 +315,23 @@ def _entries(files: list[File], masks: dict[str, File]) -> list[Entry]:
 
     entries: list[Entry] = []
     with ThreadPoolExecutor(_HASHING) as pool:
-        for start in range(0, len(files), _PORTION):  # a kilobyte for every file that waits
+        for start in range(0, len(files), _PORTION):  # limits the queue: a kilobyte per pending file
             entries += pool.map(entry, files[start : start + _PORTION])
     return entries
 
 
 def _rank(entry: Entry) -> int:
-    """A number from the MD5 of the image, of which alone object storage says it without a download."""
+    """Rank of an entry from its image's MD5, the only hash that object storage provides without a download."""
     known = entry.image.known_md5()
     try:
         known = known or hashlib.md5(entry.image.read(), usedforsecurity=False).hexdigest()
     except OSError:
-        known = hashlib.md5(entry.digest.encode(), usedforsecurity=False).hexdigest()  # for the quarantine
+        known = hashlib.md5(entry.digest.encode(), usedforsecurity=False).hexdigest()  # unreadable
     return int(known[:16], 16)
 
 
 def no_folder(text: str) -> BadInput:
-    """Why what ``data.source`` names cannot be opened as a folder of this machine."""
+    """Error for a ``data.source`` that is not a local folder."""
     if storage.local_path(text).exists():
         return BadInput(
             f"{text} is no folder, nor by its name a zip, tar, Parquet or CSV file; give one of these in data.source"
@@ -340,7 +344,7 @@ def no_folder(text: str) -> BadInput:
 
 
 def _children(uri: str) -> list[str]:
-    """What lies in a folder, without litter."""
+    """Entries of a folder, without hidden and system files."""
     if not storage.is_remote(uri) and not storage.local_path(uri).is_dir():
         raise no_folder(uri)
     found = storage.list_(uri)

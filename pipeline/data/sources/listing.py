@@ -1,4 +1,4 @@
-"""Every file below a folder, on this machine or in object storage, and what identifies its contents."""
+"""Listing of the files under a local or remote folder, with identifiers of their contents."""
 
 from __future__ import annotations
 
@@ -22,19 +22,23 @@ _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One file of a folder. ``relative``: its path from there; ``stamp``: what object storage identifies its
-    contents by; without one the file is read for that."""
+    """One file of a folder.
+
+    Attributes:
+        relative: its path relative to the folder.
+        stamp: identifier of the contents from object storage; None: the contents are hashed.
+    """
 
     relative: str
     readable: Readable
     stamp: str | None = None
 
     def digest(self) -> str:
-        """Identifies the contents."""
+        """Identifier of the contents."""
         return str(self.stamp) if self.stamp is not None else _digest(self.readable)
 
     def why(self) -> str:
-        """Why it cannot be read."""
+        """Reason why it cannot be read; empty if it can."""
         try:
             self.readable.read()
         except OSError as error:
@@ -43,13 +47,13 @@ class File:
 
 
 def listing(uri: str, lost: Mapping[str, str] = _NOTHING) -> list[File]:
-    """Every file below a folder, sorted by path; hidden files and the litter of desktops are left out.
+    """List all files under a folder, sorted by path, without hidden and system files.
 
     Args:
-        lost: local paths of files that could not be unpacked, and why; they are listed, and cannot be read.
+        lost: local paths and reasons of files that could not be unpacked; they are listed as unreadable.
 
     Raises:
-        BadInput: the folder itself may not be read.
+        BadInput: the folder itself cannot be read.
     """
     if storage.is_remote(uri):
         return _listing_remote(uri)
@@ -67,7 +71,7 @@ def listing(uri: str, lost: Mapping[str, str] = _NOTHING) -> list[File]:
 
 
 def count_files(folder: str, most: int) -> int:
-    """How many files there are below a local folder; ``most`` when there are more."""
+    """Number of files under a local folder, at most ``most``."""
     files = (name for _, _, names in os.walk(folder) for name in names if not is_litter(name))
     return sum(1 for _ in itertools.islice(files, most))
 
@@ -77,7 +81,8 @@ def _readable(path: str, reason: str | None) -> Readable:
 
 
 def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, str | None]]:
-    """Files below a folder, through links, of which some lead back to a folder ``above``; and why one is none."""
+    """Walk a folder, following links except those back to a folder ``above``; yields (path, None or the reason why it
+    cannot be read)."""
     try:
         status = os.stat(folder)
         here = (status.st_dev, status.st_ino)
@@ -106,7 +111,7 @@ def _digest(readable: Readable) -> str:
     try:
         return hashlib.sha256(readable.read()).hexdigest()
     except OSError as error:
-        # It stays in the listing and is quarantined with this reason when it is read.
+        # it stays in the listing and is quarantined when it is read
         return f"unreadable:{error.errno or error}"
 
 
@@ -130,7 +135,7 @@ def _listing_remote(uri: str) -> list[File]:
     files = []
     for name, info in found.items():
         relative = name[len(path) + 1 :]
-        # consoles and file managers mark folders by empty objects
+        # web consoles and file managers create empty objects as folder markers
         marker = name.endswith("/") or (not info.get("size") and name in parents)
         if relative and not marker and not in_litter(relative):
             files.append(File(relative, StoredFile(storage.join(uri, relative), _md5(info)), _stamp(info)))
@@ -144,7 +149,7 @@ def _parents(name: str) -> Iterator[str]:
 
 
 def remote_file(uri: str) -> tuple[Readable, str]:
-    """One object and what identifies its contents; a missing one is found out when it is read."""
+    """Handle of an object and the identifier of its contents; reading a missing object fails later."""
     fs, path = storage.filesystem(uri)
     with storage.explained(uri, "look up"):
         try:
@@ -155,12 +160,12 @@ def remote_file(uri: str) -> tuple[Readable, str]:
 
 
 def _stamp(info: dict[str, Any]) -> str:
-    """An object's ETag, which object stores derive from its contents, and its size."""
+    """Identifier of an object's contents: a hash of its ETag and size."""
     tag = str(info.get("ETag") or info.get("LastModified")).strip('"')
     return hashlib.sha256(f"{tag}:{info.get('size')}".encode()).hexdigest()
 
 
 def _md5(info: dict[str, Any]) -> str | None:
-    """The ETag of an object that was uploaded in one piece (and is not encrypted with a key of KMS)."""
+    """MD5 of an object's contents if its ETag is one: not after a multipart upload or with KMS encryption."""
     tag = str(info.get("ETag")).strip('"')
     return tag if re.fullmatch("[0-9a-f]{32}", tag) else None

@@ -1,4 +1,4 @@
-"""Opens whatever ``data.source`` names as a :class:`~pipeline.data.sources.source.Source`."""
+"""Opening of ``data.source`` as a :class:`~pipeline.data.sources.source.Source`, by its kind."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ _NO_FILE = "{} is not the address of a zip, tar, Parquet or CSV file; give one i
 
 
 def open_source(config: DataConfig, downloads: Path, report: Progress = lambda event: None) -> Source:
-    """Lists the images of a source and identifies their contents; use it as a context manager.
+    """List the images of a source with identifiers of their contents; use the result as a context manager.
 
     Args:
-        downloads: folder where files from http(s) are kept.
-        report: told about the progress of a long list.
+        downloads: folder that keeps files downloaded over http(s).
+        report: receives progress events of a long list.
 
     Raises:
         BadInput: there is nothing there, or it is not laid out as images of two domains.
@@ -55,7 +55,7 @@ def open_source(config: DataConfig, downloads: Path, report: Progress = lambda e
     try:
         source = kind_of(config.source).open(config, downloads, report)
     except RunFailed as error:
-        # no storage that is silent for a while, but the user's own file
+        # not a temporary outage: a local file without read permission
         if isinstance(error.__cause__, PermissionError) and not storage.is_remote(config.source):
             raise BadInput(str(error)) from None
         raise
@@ -69,7 +69,7 @@ def open_source(config: DataConfig, downloads: Path, report: Progress = lambda e
 
 
 def find(config: DataConfig) -> None:
-    """Looks for what :func:`open_source` would open, without reading it or asking the hosts of http(s) addresses.
+    """Check that the source exists, without reading it or contacting the hosts of http(s) addresses.
 
     Raises:
         BadInput: there is nothing there.
@@ -79,7 +79,7 @@ def find(config: DataConfig) -> None:
 
 
 def absolute(text: str) -> str:
-    """``data.source`` as it is found from any working directory; what names no local file stays as it is."""
+    """``data.source`` with absolute local paths; anything else is unchanged."""
     return kind_of(text).absolute(text)
 
 
@@ -88,9 +88,9 @@ class SourceKind:
     """One kind of source.
 
     Attributes:
-        matches: whether a text of ``data.source`` is of this kind; the first kind that says so has it.
-        check: BadInput when there is nothing to open.
-        open: the source, from the configuration, the folder for downloads and who is told about progress.
+        matches: whether a value of ``data.source`` is of this kind; the first matching kind is used.
+        check: raises BadInput if the source does not exist.
+        open: opens the source, given the configuration, the folder for downloads and a progress callback.
         absolute: the text as it is found from any working directory.
     """
 
@@ -101,7 +101,7 @@ class SourceKind:
 
 
 def kind_of(text: str) -> SourceKind:
-    """The first kind of :data:`KINDS` that a text is of."""
+    """The first kind in :data:`KINDS` that matches."""
     return next(kind for kind in KINDS if kind.matches(text))
 
 
@@ -133,7 +133,7 @@ def _check_folders(text: str) -> None:
 
 
 def _nothing_to_check(text: str) -> None:
-    """It is fetched from elsewhere, or made here."""
+    """Do nothing: the source is downloaded or generated."""
 
 
 def _open_two(config: DataConfig) -> Source:
@@ -145,7 +145,7 @@ def _open_two(config: DataConfig) -> Source:
 
 
 def _open_one(config: DataConfig, downloads: Path) -> Source:
-    """A folder of images, or of Parquet files when it holds no images of its own."""
+    """Open a folder of images, or of Parquet files if it contains no images."""
     text = config.source
     if is_url(text):
         raise BadInput(_NO_FILE.format(text))
@@ -220,17 +220,17 @@ KINDS = (
         _absolute_parts,
     ),
 )
-"""Every kind of source, the first that matches decides; opening, the doctor and lineage all ask this list."""
+"""All kinds of sources, in order of precedence; used by opening, the doctor and lineage."""
 
 
 def _public_name(text: str) -> str | None:
-    """The public set's full name, unless there is something of this name here."""
+    """Full name of a public data set, or None if there is none or a local file of this name exists."""
     known = public.canonical(text)
     return None if known and storage.local_path(text).exists() else known
 
 
 def _two(text: str) -> list[str]:
-    """The two parts of 'A,B'; nothing when the text names one thing."""
+    """The two parts of 'A,B'; empty if the value names a single source."""
     if "," not in text or (not storage.is_remote(text) and storage.local_path(text).exists()):
         return []
     parts = [part.strip() for part in text.split(",")]
@@ -268,7 +268,7 @@ def _check_masks(source: Source, config: DataConfig) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Generated:
-    """A picture of the built-in set, or its mask, drawn when it is read."""
+    """Handle of an image of the built-in set, or of its mask, drawn when it is read."""
 
     seed: int
     split: str

@@ -45,13 +45,13 @@ def is_csv(text: str) -> bool:
 
 
 def open_parquet(uris: list[str], test_fraction: float, downloads: Path) -> Source:
-    """Two files, one per domain, or one file with a column ``domain`` (or ``label``).
+    """Open two Parquet files, one per domain, or one with a column ``domain`` (or ``label``).
 
-    The column ``image`` holds ``struct<bytes, path>``; ``mask`` likewise and ``split`` are optional. Domains are
-    ``A`` and ``B`` (or 0 and 1), or any two values, of which the first in alphabetical order is A.
+    The column ``image`` is ``struct<bytes, path>``; ``mask`` (of the same type) and ``split`` are optional. Domains are
+    ``A`` and ``B`` (or 0 and 1), or any two values, the first in alphabetical order being A.
 
     Raises:
-        BadInput: not Parquet, or without these columns.
+        BadInput: not Parquet, or a column is missing.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agit-unpack-")))
@@ -66,18 +66,18 @@ def open_parquet(uris: list[str], test_fraction: float, downloads: Path) -> Sour
 
 
 def shards_of(uris: list[str]) -> list[str]:
-    """The Parquet files among the files of a folder that hold images; ``metadata.parquet`` describes them only."""
+    """The Parquet files of images among a folder's files, i.e. all except ``metadata.parquet``."""
     return [uri for uri in uris if is_parquet(uri) and not storage.name(uri).lower().startswith("metadata.")]
 
 
 def open_shards(folder: str, uris: list[str], test_fraction: float, downloads: Path) -> Source:
-    """A folder of Parquet files with a column ``domain`` or ``label``, such as ``train-00000-of-00002.parquet``.
+    """Open a folder of Parquet files such as ``train-00000-of-00002.parquet``, with a column ``domain`` or ``label``.
 
-    A file whose name, or whose folder's, begins with test or val holds test images, unless a column ``split`` says
-    otherwise. One that cannot be read is left out by name.
+    A file contains test images if its name or its folder's begins with test or val, unless it has a column ``split``.
+    Unreadable files are left out and listed.
 
     Raises:
-        BadInput: no file is Parquet with these columns, or they are of other than two domains.
+        BadInput: no file is Parquet with these columns, or there are not exactly two domains.
     """
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agit-unpack-")))
@@ -104,11 +104,11 @@ def open_shards(folder: str, uris: list[str], test_fraction: float, downloads: P
 def open_csv(
     uri: str, test_fraction: float, downloads: Path, report: Progress = lambda event: None
 ) -> Source:
-    """A table with the columns ``image`` and ``domain`` (or ``label``), and optionally ``split`` and ``mask``; between
-    them commas, semicolons, tabs or bars.
+    """Open a CSV table with the columns ``image`` and ``domain`` (or ``label``), and optionally ``split`` and ``mask``,
+    separated by commas, semicolons, tabs or bars.
 
-    Images and masks are paths (relative ones from the table's folder), ``s3://`` URIs or http(s) addresses. What
-    cannot be fetched is quarantined; a long list has dead addresses, so little time is spent on each.
+    Images and masks are paths (relative to the table's folder), ``s3://`` URIs or http(s) addresses. Those that cannot
+    be fetched are quarantined; timeouts are short, because long lists contain dead addresses.
 
     Args:
         report: told now and then how many lines have been looked up.
@@ -141,7 +141,7 @@ def open_csv(
 
 
 def _delimiter(text: str) -> str:
-    """Between the columns of the first line, of which the table needs two."""
+    """The delimiter that yields the most known columns in the first line."""
     header = text.partition("\n")[0].lower()
     return max(_DELIMITERS, key=lambda mark: len({"image", *_DOMAIN_COLUMNS} & set(_columns(header, mark))))
 
@@ -185,7 +185,7 @@ def _source(description: str, rows: list[_Row], test_fraction: float) -> Source:
 
 
 def _unassigned(row: _Row) -> str | None:
-    """Why a row belongs to no split."""
+    """Reason why a row belongs to no split, or None."""
     if not row.domain:
         return "names no domain"
     if row.split.lower() not in _TRAIN | _TEST:
@@ -276,14 +276,14 @@ def _is_image(type_: pa.DataType) -> bool:
     data = type_.field("bytes").type
     path = type_.field("path").type if type_.get_field_index("path") >= 0 else pa.string()
     blob = pa.types.is_binary(data) or pa.types.is_large_binary(data) or pa.types.is_fixed_size_binary(data)
-    # a column without any bytes has no type
+    # the type of a column without any bytes is null
     return (blob or pa.types.is_null(data) or str(data) == "binary_view") and (
         pa.types.is_string(path) or pa.types.is_large_string(path) or pa.types.is_null(path)
     )
 
 
 def _unpacked(value: Any, target: Path, base: Path) -> tuple[Readable, str]:
-    """A struct<bytes, path> as a file; without bytes its path counts, from the table's folder."""
+    """Handle and digest of a struct<bytes, path>; without bytes, its path relative to the table's folder is used."""
     data = (value or {}).get("bytes")
     if data is not None:
         target.write_bytes(data)
@@ -297,7 +297,7 @@ def _unpacked(value: Any, target: Path, base: Path) -> tuple[Readable, str]:
 
 
 class _Files:
-    """The files that a table refers to, from several threads."""
+    """Resolves the files that a table refers to; thread-safe."""
 
     def __init__(self, base: str, downloads: Path) -> None:
         self._base = base
@@ -305,7 +305,7 @@ class _Files:
         self._silent: set[str] = set()
 
     def find(self, reference: str) -> tuple[Readable, str]:
-        """The file and what identifies its contents."""
+        """Handle of a file and the identifier of its contents."""
         base = self._base
         if download.is_url(base) and not download.is_url(reference) and not storage.is_remote(reference):
             reference = f"{base}/{reference}"
@@ -345,7 +345,7 @@ def _csv_row(line: dict[str, str], files: _Files) -> _Row:
     if line.get("mask"):
         mask, mask_digest = files.find(line["mask"])
     return _Row(
-        # a signed link is no name to write into a manifest
+        # redacted: a manifest must not contain signed links
         name=redact(line.get("image", "")) or "(empty)",
         domain=next((line[name] for name in _DOMAIN_COLUMNS if name in line), ""),
         split=line.get("split", ""),
@@ -356,7 +356,7 @@ def _csv_row(line: dict[str, str], files: _Files) -> _Row:
 
 
 def _local(uri: str, folder: Path, downloads: Path) -> Path:
-    """The file on this machine, downloaded when it is elsewhere."""
+    """Local path of a file; downloads it if necessary."""
     if download.is_url(uri):
         return download.fetch(uri, downloads)
     if storage.is_remote(uri):
@@ -376,7 +376,7 @@ def _text(uri: str, downloads: Path) -> str:
     try:
         fetched = download.is_url(uri)
         data = download.fetch(uri, downloads).read_bytes() if fetched else storage.read_bytes(uri)
-        # as spreadsheets write "Unicode text"
+        # UTF-16 is what spreadsheets export as "Unicode text"
         return data.decode(
             "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
         )

@@ -286,9 +286,10 @@ def test_parquet_in_the_hugging_face_convention(photos: Path, tmp_path: Path, mo
     (tmp_path / "shards").mkdir()
     pq.write_table(table, tmp_path / "shards" / "0.parquet")
     (tmp_path / "shards" / "1.parquet").write_bytes(b"PAR1 no")
+    (tmp_path / "shards" / "README.md").write_text("shards")
     done = translate(str(tmp_path / "shards"), str(tmp_path / "more"), model)
     assert done["translated"] == 4
-    assert "1.parquet" in {item["name"] for item in done["failed"]}
+    assert {"1.parquet", "README.md"} <= {item["name"] for item in done["failed"]}
     pq.write_table(pa.table({"x": [1]}), tmp_path / "plain.parquet")
     with pytest.raises(BadInput, match="no image column"):
         translate(str(tmp_path / "plain.parquet"), str(tmp_path / "x"), model)

@@ -156,16 +156,32 @@ def test_requests_are_json(folder: Path) -> None:
         assert client.get(path).status_code == 200
 
 
-def test_unknown_parameters_are_refused(folder: Path) -> None:
+def test_what_mlflow_would_ignore_is_refused(folder: Path) -> None:
     client = TestClient(server.application(str(folder), device="cpu"))
     image = encoded(models.photograph(20, 20))
-    for params in ({"threshold": 0.5}, {"direction": "b2a", "Direction": "a2b"}):
-        answer = client.post("/invocations", json={"inputs": {"image": [image]}, "params": params})
+    plain: dict[str, Any] = {"inputs": {"image": [image]}}
+    split = {"columns": ["image", "direction"], "data": [[image, "b2a"]]}
+    for body, sentence in (
+        (
+            plain | {"params": {"threshold": 0.5}},
+            "unknown parameter 'threshold' in the request; known: direction",
+        ),
+        (
+            plain | {"params": {"direction": "b2a", "": 1}},
+            "unknown parameter '' in the request; known: direction",
+        ),
+        (plain | {"params": ["b2a"]}, 'params must be an object, such as {"direction": ...}'),
+        (plain | {"direction": "b2a"}, "unknown key 'direction' in the request; known: inputs, "),
+        ({"inputs": {"image": [image], "direction": ["b2a"]}}, "unknown column 'direction'"),
+        ({"instances": [{"image": image, "direction": "b2a"}]}, "unknown column 'direction'"),
+        ({"dataframe_split": split}, "unknown column 'direction' in the request; known: image"),
+        ({"inputs": {"picture": [image]}}, "unknown column 'picture' in the request; known: image"),
+    ):
+        answer = client.post("/invocations", json=body)
         assert answer.status_code == 400
-        name = next(name for name in params if name != "direction")
-        assert answer.json()["error"] == f"unknown parameter '{name}' in params; known: direction"
+        assert answer.json()["error"].startswith(sentence)
     for params in ({"direction": "b2a"}, {}, None):
-        answer = client.post("/invocations", json={"inputs": {"image": [image]}, "params": params})
+        answer = client.post("/invocations", json=plain | {"params": params})
         assert answer.status_code == 200, answer.text
 
 
