@@ -131,6 +131,7 @@ def train(config: Config, data: Data, start: str | None = None) -> Run:
         RunFailed: the job did not finish; the same call resumes it.
     """
     from pipeline.launch.follow import train as run_stage
+    from pipeline.live.feed import reporting
     from pipeline.train import events
     from pipeline.train.damage import damage, mark
 
@@ -143,7 +144,13 @@ def train(config: Config, data: Data, start: str | None = None) -> Run:
             storage.remove(RESULT.uri(uri))  # the job goes on from the newest whole one
             done = None
         if done is None:
-            done = run_stage(config, data.uri, stage, start).result
+            with reporting(config, name, uri) as report:
+
+                def told(event: dict[str, Any]) -> None:
+                    stage(event)
+                    report(event)
+
+                done = run_stage(config, data.uri, told, start).result
             stage.message = f"{done.steps} steps, run {name}"
         else:
             stage.reuse(f"finished training {name} ({done.steps} steps)")
