@@ -55,6 +55,7 @@ class Claim:
         if self._finished():
             yield False
             return
+        self._tell()  # before anybody sees the owner: one without a sign of life is taken over
         storage.write_json(storage.join(self._uri, PARTS, "owner.json"), self._owner)
         ended = threading.Event()
         thread = threading.Thread(target=self._beat, args=(ended,), name="prepare-alive", daemon=True)
@@ -109,13 +110,14 @@ class Claim:
         # absolute value: clocks may differ in either direction
         return where if abs(silent) < SILENT_SECONDS else None
 
-    def _beat(self, ended: threading.Event) -> None:
+    def _tell(self) -> None:
         where = storage.join(self._uri, PARTS, f"alive-{self._owner['token']}.json")
-        while True:
+        storage.write_json(where, {"time": time.time()})
+
+    def _beat(self, ended: threading.Event) -> None:
+        while not ended.wait(_BEAT_SECONDS):
             with contextlib.suppress(
                 BadInput, RunFailed, OSError
-            ):  # no storage: the next heartbeat tries again
+            ):  # storage unavailable: try again at the next beat
                 self._check()
-                storage.write_json(where, {"time": time.time()})
-            if ended.wait(_BEAT_SECONDS):
-                return
+                self._tell()
