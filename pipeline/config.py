@@ -462,15 +462,18 @@ class _Loader(yaml.SafeLoader):
         self._open: list[str | None] = []
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[Any, int] = {}
+        seen: dict[str, yaml.Mark] = {}
         for key, _ in node.value:
-            if key.value == "<<":
+            mark = key.start_mark
+            # merging (<<) adds keys that stand elsewhere
+            here = node.start_mark.index <= mark.index < node.end_mark.index
+            if not here or not isinstance(key, yaml.ScalarNode) or key.value == "<<":
                 continue
-            line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and seen.setdefault(key.value, line) != line:
+            if first := seen.get(key.value):
                 raise yaml.YAMLError(
-                    f"'{key.value}' stands in line {seen[key.value]} and again in line {line}; merge the two"
+                    f"'{key.value}' stands in line {first.line + 1} and again in line {mark.line + 1}; merge the two"
                 )
+            seen[key.value] = mark
         return super().construct_mapping(node, deep)
 
 
@@ -485,6 +488,13 @@ def _yaml(text: str) -> Any:
         return yaml.load(text, _Loader)
     except RecursionError:
         raise RecursionError("it is nested too deeply") from None
+    except (
+        AttributeError,
+        KeyError,
+        IndexError,
+        TypeError,
+    ):  # from YAML's own constructors, as for !!bool maybe
+        raise ValueError("a value is not what its tag (!!...) says") from None
 
 
 def _texts_wanted(tree: dict[str, Any]) -> set[str]:

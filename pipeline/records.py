@@ -1,6 +1,6 @@
-"""The files of a run's folder: each has its name, its type, its reader and its writer here, and nowhere else.
+"""The files of a run's folder: name, type, reader and writer of each, defined only here.
 
-A file that is not there is None. One that is damaged (cut off, edited by hand) is one sentence that says what to do.
+A missing file reads as None. A damaged one (truncated, edited by hand) raises :class:`Damaged` with a remedy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Tree = dict[str, Any]
 
 
 class Damaged(BadInput):
-    """A file that is there and cannot be understood."""
+    """A file that exists but cannot be parsed."""
 
     def __init__(self, uri: str, reason: str, remedy: str) -> None:
         super().__init__(f"{uri} is damaged ({reason}); {remedy}")
@@ -28,20 +28,20 @@ class Damaged(BadInput):
 
 
 class Record(BaseModel):
-    """A frozen record. What other versions write besides is kept, and what they leave out has a default."""
+    """A frozen record; keeps fields of other versions, and has defaults for fields that they lack."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     def plain(self) -> Tree:
-        """As it stands in the file: what was never set stays out of it."""
+        """The JSON object of the file, without fields that were never set."""
         return self.model_dump(exclude_unset=True)
 
 
 class Scores(Record):
     """One checkpoint's scores on the validation images.
 
-    ``metrics`` by contract name is empty where the checkpoint could not be scored, which ``message`` explains;
-    ``seconds`` is what scoring it took, ``time`` when that was (Unix time).
+    ``metrics``, by contract name, is empty if the checkpoint could not be scored; ``message`` then gives the reason.
+    ``seconds`` is the duration of scoring, ``time`` its Unix time.
     """
 
     step: int
@@ -52,7 +52,7 @@ class Scores(Record):
 
 
 class Validation(Record):
-    """What the scores of a run's checkpoints came to; ``metric`` None: they did not choose the model."""
+    """Summary of the scores of a run's checkpoints; ``metric`` None: the model was not selected by them."""
 
     metric: str | None
     images: dict[str, int]
@@ -65,9 +65,9 @@ class Validation(Record):
 
 
 class Result(Record):
-    """A finished training, of which only the file's presence says that it is finished.
+    """Result of a training; the presence of the file marks the run as finished.
 
-    ``steps`` and ``checkpoint`` are always there; the rest is what its last attempt measured.
+    ``steps`` and ``checkpoint`` are always set; the rest are measurements of the last attempt.
     """
 
     steps: int
@@ -93,22 +93,22 @@ class Result(Record):
 
     @property
     def model(self) -> str:
-        """The checkpoint that is evaluated, registered and exported: the best by validation, without it the last."""
+        """Checkpoint to evaluate, register and export: the best by validation, or without validation the last."""
         return self.model_checkpoint or self.checkpoint
 
     @property
     def model_step(self) -> int:
-        """How many steps that checkpoint was trained for."""
+        """Number of training steps of that checkpoint."""
         return self.validation.best_step if self.validation else self.steps
 
 
 class Progress(Record):
-    """How far a run is, about every two seconds. A search counts its trials instead of steps."""
+    """Progress of a run, updated about every two seconds; a search counts trials instead of steps."""
 
     state: str
     """starting, running, finished, failed, interrupted, paused, ..."""
     time: float
-    """When this was, by the clock of the machine that wrote it (Unix time)."""
+    """Unix time of the update, by the clock of the writing machine."""
     step: int | None = None
     total_steps: int | None = None
     epoch: int | None = None
@@ -130,7 +130,7 @@ class Alive(Record):
 
 
 class Start(Record):
-    """The model whose weights a run started from."""
+    """The model that provided a run's initial weights."""
 
     uri: str
     digest: str

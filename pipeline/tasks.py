@@ -1,9 +1,9 @@
-"""The five stages of a run as plain functions, each of which says what it reuses.
+"""The five stages of a run as plain functions that reuse finished work.
 
-prepare -> train -> evaluate -> register -> report; every function takes what the one before it returned,
-reads and writes URIs under ``config.storage``, and works without Prefect. Doing a stage again costs a look
-into the storage: prepared data is found by its fingerprint, a finished training by its ``result.json``, an
-evaluation by its checkpoint and settings, a registration by its source.
+prepare -> train -> evaluate -> register -> report: each function takes the results of the previous ones, reads and
+writes URIs under ``config.storage``, and works without Prefect. Repeating a finished stage only reads the storage:
+prepared data is found by its fingerprint, a finished training by its ``result.json``, an evaluation by its checkpoint
+and settings, a registration by its source.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pipeline.registry import lineage
 
 
 def prepare(config: Config) -> Data:
-    """Reads the source and writes shards, or finds them written.
+    """Prepare the source as shards, or find them prepared.
 
     Raises:
-        BadInput: the storage or the source cannot be used; says why.
+        BadInput: the storage or the source cannot be used.
     """
     from pipeline.data.prepare.stage import prepare as run_stage
 
@@ -58,7 +58,7 @@ def prepare(config: Config) -> Data:
 
 
 def _named(splits: dict[str, Any], kind: str) -> list[str]:
-    """Every ``quarantined`` file or every one with ``notes`` of a manifest, and why."""
+    """All entries of a manifest in ``quarantined`` or in ``notes``, with their reasons."""
     return [
         f"{name}/{entry['name']}: {entry['reason']}"
         for name, split in splits.items()
@@ -67,10 +67,10 @@ def _named(splits: dict[str, Any], kind: str) -> list[str]:
 
 
 def find_prepared(config: Config) -> Data:
-    """The prepared data of a configuration whose run is asked for; prepares nothing.
+    """Find the prepared data of an existing run's configuration, without preparing anything.
 
     Raises:
-        BadInput: it is not prepared, so that there is no run either.
+        BadInput: it is not prepared, so there is no run either.
     """
     from pipeline.data.prepare.stage import find as run_stage
 
@@ -87,10 +87,10 @@ def find_prepared(config: Config) -> Data:
 
 
 def check_registration(config: Config) -> None:
-    """Looks before anything is prepared or trained whether the registry could take the model and the gate judge it.
+    """Check, before preparation and training, that the registry will accept the model and the gate can judge it.
 
     Raises:
-        BadInput: an MLflow server with local storage, or a gate that asks for what is not measured.
+        BadInput: an MLflow server with local storage, or a gate on metrics that are not measured.
     """
     from pipeline.registry import gate, tracking
 
@@ -99,7 +99,7 @@ def check_registration(config: Config) -> None:
 
 
 def check_scorable(config: Config, data: Data) -> None:
-    """Looks before hours of training whether there is enough to score them with.
+    """Check, before training, that there are enough test images for scoring.
 
     Raises:
         BadInput: fewer than two test images of a domain.
@@ -120,10 +120,10 @@ def locate(config: Config, data: Data) -> tuple[str, str]:
 
 
 def train(config: Config, data: Data, start: str | None = None) -> Run:
-    """Trains, resumes or finds the finished training.
+    """Train, resume, or reuse a finished training.
 
     Args:
-        start: the folder of the weights to start from, when ``train.start_from`` no longer leads there.
+        start: folder of the initial weights, if ``train.start_from`` no longer refers to it.
 
     Raises:
         RunFailed: the job did not finish; the same call resumes it.
@@ -157,13 +157,13 @@ def trained(config: Config, data: Data) -> Run:
 
 
 def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
-    """Scores the run's model on the test images, or finds the scores of exactly that.
+    """Score the run's model on the test images, or reuse the stored scores.
 
-    Scores that were not compared with the present champion, where there is another one, are made again.
+    Scores are computed again if they were not compared with the current champion.
 
     Raises:
-        BadInput: no Inception network can be had.
-        RunFailed: the storage does not answer.
+        BadInput: no Inception network is available.
+        RunFailed: the storage does not respond.
     """
     from pipeline.evaluate.scoring import evaluate as run_stage
 
@@ -181,7 +181,7 @@ def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
 
 
 def _evaluation_key(config: Config, manifest: dict[str, Any], result: Result) -> str:
-    """Hash of everything that a run's own scores depend on, but for the champion beside them."""
+    """Hash of everything that a run's scores depend on, except the champion."""
     return fingerprint(
         {
             "checkpoint": result.model,
@@ -194,7 +194,7 @@ def _evaluation_key(config: Config, manifest: dict[str, Any], result: Result) ->
 
 
 def _compared(config: Config, run: Run, evaluation: dict[str, Any]) -> bool:
-    """Whether the present champion, unless it is this run's own model or has its weights, stands beside the scores."""
+    """Whether the scores include a comparison with the current champion, or that is this run's own model."""
     from pipeline.registry import models
 
     champion = models.champion(config)
@@ -209,13 +209,13 @@ def _compared(config: Config, run: Run, evaluation: dict[str, Any]) -> bool:
 
 
 def evaluate_model(config: Config, data: Data, uri: str) -> dict[str, Any]:
-    """Scores any model or checkpoint folder, or ``models:/name@alias``, on the test images.
+    """Score any model or checkpoint folder, or ``models:/name@alias``, on the test images.
 
-    A run's own evaluation stays as it is: this one may be of other images or settings.
+    A run's own evaluation is not overwritten, since this one may use other images or settings.
 
     Raises:
-        BadInput: no such model, or no Inception network can be had.
-        RunFailed: the storage does not answer.
+        BadInput: no such model, or no Inception network is available.
+        RunFailed: the storage does not respond.
     """
     from pipeline.evaluate.scoring import evaluate as run_stage
 
@@ -226,10 +226,10 @@ def evaluate_model(config: Config, data: Data, uri: str) -> dict[str, Any]:
 
 
 def register(config: Config, data: Data, run: Run, evaluation: dict[str, Any]) -> dict[str, Any]:
-    """Registers the model with its metrics and lineage; the same run keeps its version.
+    """Register the model with its metrics and lineage; a run that is registered keeps its version.
 
     Raises:
-        RunFailed: the tracking server does not answer.
+        RunFailed: the tracking server does not respond.
     """
     from pipeline.registry.registration import register as run_stage
 
@@ -245,7 +245,7 @@ def register(config: Config, data: Data, run: Run, evaluation: dict[str, Any]) -
 
 
 def report(config: Config, data: Data, run_uri: str) -> str:
-    """Builds the report of a run as far as it has come, and returns its URI."""
+    """Build the report of a finished or running run; return its URI."""
     from pipeline.report.build import build
 
     with progress.stage("report") as stage:
@@ -257,7 +257,7 @@ def report(config: Config, data: Data, run_uri: str) -> str:
 def summarize(
     config: Config, run: Run, evaluation: dict[str, Any], registration: dict[str, Any], report_uri: str
 ) -> dict[str, Any]:
-    """The object that ``--json`` prints, also kept as ``summary.json`` of the run."""
+    """Build the object that ``--json`` prints, and store it as the run's ``summary.json``."""
     summary = {
         "run_id": run.run_id,
         "storage": config.storage,
@@ -272,11 +272,11 @@ def summarize(
 
 
 def already_done(config: Config) -> dict[str, Any] | None:
-    """The summary of a run whose five stages are done and would change nothing, else None.
+    """The summary of a run whose five stages are all done and up to date, else None.
 
-    Only local files are read, so that neither torch nor Prefect, Ray or MLflow is imported: what stands in object
-    storage or on an MLflow server is left to the stages. The registry's SQLite file must be older than the
-    summary, since versions, aliases and the champion may have changed with it.
+    A fast path that reads local files only, without importing torch, Prefect, Ray or MLflow; runs in object storage
+    or on an MLflow server are left to the stages. The registry's SQLite file must be older than the summary,
+    because a later change may concern versions, aliases or the champion.
     """
     from pipeline.data.prepare.stage import find
     from pipeline.registry import tracking
@@ -285,7 +285,7 @@ def already_done(config: Config) -> dict[str, Any] | None:
     if storage.is_remote(config.storage) or database is None or not database.is_file():
         return None
     settings, registered = _settings_key(config), database.stat().st_mtime
-    # the source, which may be large, is listed only where a run of just these settings is done
+    # list the source, which may be large, only if there is a finished run with exactly these settings
     done = {
         file.parent
         for file in storage.local_path(config.storage).glob(f"runs/*/{DONE.name}")
@@ -315,12 +315,12 @@ def already_done(config: Config) -> dict[str, Any] | None:
 
 
 def _settings_key(config: Config) -> str:
-    """Hash of a whole configuration and of the version that ran it."""
+    """Hash of the full configuration and the package version."""
     return fingerprint({"config": config.plain(), "version": metadata.version("agit")})
 
 
 def known(config: Config, run_uri: str) -> dict[str, Any]:
-    """``steps``, ``metrics``, ``model`` and ``report`` of a run as far as it has come; None for what is not there."""
+    """``steps``, ``metrics``, ``model`` and ``report`` of a run; None for those that do not exist yet."""
     result, scores = RESULT.read(run_uri), EVALUATION.read(run_uri)
     registration, report_uri = REGISTRATION.read(run_uri), storage.join(run_uri, REPORT)
     return {
@@ -332,13 +332,13 @@ def known(config: Config, run_uri: str) -> dict[str, Any]:
 
 
 def _model(config: Config, registration: dict[str, Any]) -> dict[str, Any]:
-    """Name and version as registered, with the aliases of today."""
+    """Registered name and version, with the current aliases."""
     from pipeline.registry import tracking, versions
 
     name, version = registration["name"], registration["version"]
     try:
         aliases = sorted(versions.get(tracking.tracking_uri(config), name, version).aliases)
-    except (BadInput, RunFailed, LookupError):  # what is asked for is something else
+    except (BadInput, RunFailed, LookupError):  # the registry is unavailable, which must not fail the command
         aliases = registration["aliases"]
     return {"name": name, "version": version, "aliases": aliases}
 

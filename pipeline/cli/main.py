@@ -60,7 +60,12 @@ def prepare(
 ) -> Answer:
     """Convert the source images to Parquet shards with a manifest.
 
-    Images are validated and resized; unreadable ones are quarantined, duplicates and train/test leaks reported.
+    Images are validated and resized. Every file that is not used is listed with the reason, as quarantined if it lies
+    among the images, else as left out; duplicates and train/test leaks are reported.
+
+    data.source: a folder with trainA, trainB (testA, testB, valA, valB), with train/CLASS, test/CLASS, val/CLASS, with
+    CLASS/train, CLASS/test, or with two folders of any names; two folders 'A,B'; a zip or tar of one; Parquet files
+    with an image column and a domain or label; a CSV list; the name of a public set.
 
     \b
     Example:
@@ -72,11 +77,10 @@ def prepare(
     with progress.shown_on(progress.for_terminal()):
         data = tasks.prepare(settings)
     counts = {name: split["rows"] for name, split in data.manifest["splits"].items()}
-    quarantined = {
-        name: split["quarantined"]
-        for name, split in data.manifest["splits"].items()
-        if split.get("quarantined")
-    }
+    quarantined, notes = (
+        {name: split[kind] for name, split in data.manifest["splits"].items() if split.get(kind)}
+        for kind in ("quarantined", "notes")
+    )
     name, uri = tasks.locate(settings, data)
     return Answer(
         {
@@ -88,6 +92,8 @@ def prepare(
             "domains": {domain: entry["name"] for domain, entry in data.manifest["domains"].items()},
             "rows": counts,
             "quarantined": quarantined,
+            "notes": notes,
+            "left_out": data.manifest.get("left_out", []),
             "duplicate_groups": data.manifest["duplicates"]["exact_groups"],
             "near_groups": data.manifest["duplicates"]["near_groups"],
             "duplicates": data.manifest["duplicates"]["policy"],

@@ -72,7 +72,8 @@ def translate(
         str,
         typer.Argument(
             metavar="INPUT",
-            help="An image, a folder, a .zip, Parquet with an image column, or a video; a path or s3://.",
+            help="An image, a folder, a .zip, Parquet with an image column, or a video; a path or s3://. Animations "
+            "keep all frames; every file that is not translated is named.",
         ),
     ],
     output: Annotated[
@@ -166,13 +167,13 @@ def translate(
 
 
 def _counts(done: dict[str, Any]) -> str:
-    parts = [f"{done['translated']} {'frames' if 'notes' in done else 'images'}"]
+    parts = [f"{done['translated']} {done['unit']}"]
     parts += [f"{done['skipped']} done before"] if done["skipped"] else []
-    parts += [f"{len(done['failed'])} not readable"] if done["failed"] else []
+    parts += [f"{len(done['failed'])} not translated"] if done["failed"] else []
     return ", ".join(parts)
 
 
 def _show(done: dict[str, Any]) -> None:
-    show.lines([f"skipped {item['name']}: {item['reason']}" for item in done["failed"]])
+    show.lines(show.by_reason("skipped", done["failed"]))
     show.lines([f"note: {note}" for note in done.get("notes", [])])
     show.mapping({"output": done["output"], "translated": _counts(done)})

@@ -1,4 +1,4 @@
-"""What one model makes of the images of one direction: Inception features and a figure per image."""
+"""Translation of one direction's images by one model: Inception features and per-image metrics."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Progress = Callable[[int], None]
 
 
 class Direction:
-    """A model's way from one domain to the other, and back.
+    """One direction of a model, with the way back.
 
     Args:
-        networks: on the device, in evaluation mode.
+        networks: networks on the device, in evaluation mode.
         name: ``a2b`` or ``b2a``.
     """
 
@@ -37,7 +37,7 @@ class Direction:
         self.attends = self._forth[1] is not None
 
     def translate(self, batch: Tensor) -> tuple[Tensor, Translation]:
-        """The images as floats on the device, and Eq 1 of them."""
+        """Move a batch to the device as float, and translate it by Eq 1."""
         real = to_float(batch.to(self._device))
         return real, translate(real, *self._forth, threshold=self._method.threshold_at_test)
 

@@ -1,7 +1,7 @@
-"""Scores of any model or checkpoint: how real, how faithful, where it attends, and compared with whom.
+"""Evaluation of any model or checkpoint: realism, faithfulness and attention.
 
-Every figure stands beside that of doing nothing (the source images taken as their translation) and, where
-there is one, that of the present champion, all on the same images, subsets and resamples.
+Every metric is compared with the identity baseline (the source images as their own translation) and, if there is one,
+the current champion, on the same images, subsets and resamples.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Progress = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated, and where its evaluation is written."""
+    """The evaluated model and the output folder of its evaluation."""
 
     model_uri: str
     folder: str
@@ -52,7 +52,7 @@ class Subject:
 
 
 def evaluate(config: Config, uri: str, data_uri: str, progress: Progress | None = None) -> dict[str, Any]:
-    """Scores a model on the test images of prepared data and writes ``evaluation.json``.
+    """Score a model on the test images of prepared data and write ``evaluation.json``.
 
     Args:
         uri: a finished run's folder (its model is scored, the best checkpoint by validation or the last, and the
@@ -61,8 +61,8 @@ def evaluate(config: Config, uri: str, data_uri: str, progress: Progress | None 
         progress: called with ``{"done", "total", "unit", "images_per_s", "eta_s", "message"}``.
 
     Returns:
-        The content of ``evaluation.json``: ``metrics`` (flat, by contract names, KID raw, with
-        ``do_nothing_*`` beside them; None where a figure is not finite), ``baseline`` (doing nothing),
+        The contents of ``evaluation.json``: ``metrics`` (flat, by contract names, KID raw, including
+        ``do_nothing_*``; None for values that are not finite), ``baseline`` (the identity baseline),
         ``champion`` (None, or name, version, uri, metrics, intervals), ``intervals`` (see
         :func:`pipeline.evaluate.compare.intervals`), ``baseline_intervals``, ``counts``, ``protocol``,
         ``inception``, ``per_image``, ``model``, ``data``, ``uri`` (the folder it was written to).
@@ -74,7 +74,7 @@ def evaluate(config: Config, uri: str, data_uri: str, progress: Progress | None 
     device = precision.pick_device(config.evaluate.device)
     described = manifest.read(data_uri)
     subject = _subject(config, uri, described)
-    # Everything that can be wrong with the call is looked at before the first image.
+    # all checks of the call come before the first image
     inception = feature_cache.load_inception(config, device)
     champion, champion_model = _champion(config, subject.model)
     domains = {name: open_domain(config, data_uri, described, name) for name in "ab"}
@@ -124,9 +124,9 @@ def figures(
     device: torch.device,
     held_out: Mapping[Literal["a", "b"], Rows] | None = None,
 ) -> dict[str, float | None]:
-    """The figures of a checkpoint or model folder by contract name, and nothing else.
+    """Metrics of a checkpoint or model folder by contract name.
 
-    Without intervals, champion, pictures or files, apart from the cached features of the real images.
+    Unlike :func:`evaluate`, without intervals, champion, pictures or files, except the cached features of real images.
 
     Args:
         held_out: score on these training images instead of the test images.
@@ -160,7 +160,7 @@ def figures(
 
 
 class _Scorer:
-    """Runs networks over images, once: what is in the cache is taken from there. Counts for the progress."""
+    """Computes features and per-image metrics, through the cache, and reports progress."""
 
     def __init__(
         self,
@@ -177,7 +177,7 @@ class _Scorer:
         self.domains = domains
         self.inception = inception
         self.device = device
-        # a champion's cached scores may be another machine's: fp32 means the same everywhere
+        # plain fp32, because a champion's cached scores may come from another machine
         precision.make_exact(precision.Numerics(None, False, False), device)
         self.message = ""
         self._progress = progress
@@ -220,10 +220,10 @@ class _Scorer:
         return self._cached(self._key(domain), compute, test, len(test))["features"]
 
     def outcome(self, model: Model, message: str) -> dict[str, Arrays]:
-        """What the model makes of both domains' images, by direction."""
+        """Features and per-image metrics of a model, by direction."""
         digest = weights_digest(model)
         networks: Any = None
-        told = {}
+        arrays = {}
         for name in DIRECTIONS:
             domain = self.domains[name[0]]
             self.message = f"{message}, {name}"
@@ -236,8 +236,8 @@ class _Scorer:
 
             parts = {"model": digest, "tau": model.method.stages.tau, "metrics": catalog.digest()}
             key = self._key(name[0], direction=name, **parts)
-            told[name] = self._cached(key, compute, domain.test, _model_images(domain))
-        return told
+            arrays[name] = self._cached(key, compute, domain.test, _model_images(domain))
+        return arrays
 
     def networks(self, model: Model) -> Any:
         return model.networks().to(self.device)
@@ -257,8 +257,8 @@ class _Scorer:
         )
 
     def _cached(self, key: str, compute: Callable[[], Arrays], test: Images, images: int) -> Arrays:
-        arrays, found = feature_cache.cached(self.config, key, compute, len(test))
-        if found:
+        arrays, cached = feature_cache.cached(self.config, key, compute, len(test))
+        if cached:
             self(images, skipped=True)
         return arrays
 
@@ -280,19 +280,19 @@ def _subject(config: Config, uri: str, described: dict[str, Any]) -> Subject:
 
 
 def _champion(config: Config, model: Model) -> tuple[dict[str, Any] | None, Model | None]:
-    """The present champion, unless it is the very model that is evaluated."""
-    found = models.champion(config)
-    if found is None:
+    """The current champion, unless it is the evaluated model itself."""
+    holder = models.champion(config)
+    if holder is None:
         return None, None
     try:
-        champion = model_folder.read(found["uri"])
+        champion = model_folder.read(holder["uri"])
     except BadInput as error:
         raise BadInput(
-            f"the champion to compare with, {found['name']} version {found['version']}, cannot be read: {error}"
+            f"the champion to compare with, {holder['name']} version {holder['version']}, cannot be read: {error}"
         ) from None
     if weights_digest(champion) == weights_digest(model):
         return None, None
-    return {"name": found["name"], "version": found["version"], "uri": found["uri"]}, champion
+    return {"name": holder["name"], "version": holder["version"], "uri": holder["uri"]}, champion
 
 
 def _own(figures: Figures) -> dict[str, Any]:
@@ -311,19 +311,19 @@ def _per_image(
         if domains[direction[0]].masked in (None, test):
             on_test |= {"iou": "attention_iou", "background_l1": "background_l1"}
         for row, (index, name) in enumerate(zip(test.indices, test.names(), strict=True)):
-            whole = bool(arrays["finite"][row])
-            told: dict[str, Any] = {
+            finite = bool(arrays["finite"][row])
+            entry: dict[str, Any] = {
                 "direction": direction,
                 "domain": direction[0],
                 "index": index,
                 "name": name,
             }
-            told["score"] = float(scores[row]) if scores is not None and whole else None
+            entry["score"] = float(scores[row]) if scores is not None and finite else None
             for key, source in on_test.items():
                 if source in arrays:
                     value = float(arrays[source][row])
-                    told[key] = value if value == value and whole else None
-            rows.append(told)
+                    entry[key] = value if value == value and finite else None
+            rows.append(entry)
     return rows
 
 
@@ -343,7 +343,7 @@ def _counts(domains: dict[str, Domain], outcome: dict[str, Arrays]) -> dict[str,
 
 
 def _protocol(config: Config, domains: dict[str, Domain], judge: Judge, model: Model) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    protocol: dict[str, Any] = {
         "kid": f"{config.evaluate.subsets} subsets of up to {config.evaluate.subset_size}, seed {config.seed}, "
         "raw (papers print it x 100); mean is of target and source; std is between subsets",
         "kid_source": "translations against the very images they came from, so it can fall slightly below 0",
@@ -354,17 +354,17 @@ def _protocol(config: Config, domains: dict[str, Domain], judge: Judge, model: M
         "per_image": "distance to the target (0: like the average target image, 1: the average source image)",
     }
     if model.method.networks.has_attention:
-        told["attention"] = (
+        protocol["attention"] = (
             f"attended: attention >= {attention.THRESHOLD}; images with an empty mask left out"
         )
     for name, domain in domains.items():
         if domain.masked is None:
-            told[f"background_{name}"] = (
+            protocol[f"background_{name}"] = (
                 f"outside the predicted attention (< {PAINTED}) on {domain.test.split}: no true masks exist"
             )
         else:
-            told[f"background_{name}"] = f"outside the true masks of {domain.masked.split}"
-            told[f"masks_{name}"] = f"{len(domain.masked)} images of {domain.masked.split}"
+            protocol[f"background_{name}"] = f"outside the true masks of {domain.masked.split}"
+            protocol[f"masks_{name}"] = f"{len(domain.masked)} images of {domain.masked.split}"
     if judge.warnings:
-        told["warnings"] = judge.warnings
-    return told
+        protocol["warnings"] = judge.warnings
+    return protocol

@@ -1,4 +1,4 @@
-"""Settings of this process's flow whose values hold credentials: Prefect stores a flow's parameters as they are."""
+"""Hide credentials in a flow's overrides, because Prefect stores flow parameters unredacted."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ _known: dict[str, str] = {}
 
 
 def hide(overrides: list[str]) -> list[str]:
-    """The overrides without credentials, for a flow that runs in this process."""
+    """Redact overrides for a flow that runs in this process, remembering the originals."""
     shown: list[str] = [redact(override) for override in overrides]
     _known.update(zip(shown, overrides, strict=True))
     return shown
 
 
 def whole(overrides: list[str]) -> list[str]:
-    """The same overrides as they were given to :func:`hide`; others as they are."""
+    """Restore overrides redacted by :func:`hide`; others are unchanged."""
     return [_known.get(override, override) for override in overrides]

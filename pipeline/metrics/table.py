@@ -1,4 +1,4 @@
-"""The scores of a model as rows: one per metric, both directions, doing nothing beside them."""
+"""Score tables: one row per metric with both directions and the identity baseline."""
 
 from __future__ import annotations
 

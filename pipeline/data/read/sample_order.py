@@ -1,4 +1,4 @@
-"""In which order the training images of a prepared set are read: shuffled as a whole, or in windows."""
+"""Sampling order of a prepared data set: shuffled as a whole, or in windows."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def sample_plan(
     manifest: dict[str, Any],
     held_out: Mapping[Domain, Rows] | None = None,
 ) -> SamplePlan:
-    """The order of the training images; the same for every worker, and after every resume.
+    """Order of the training images; identical for every worker and after every resume.
 
-    Of images that are held out the plan knows nothing: its indices are those of the :class:`Subset` of the others.
+    With ``held_out``, the plan covers only the other images: its indices are those of their :class:`Subset`.
 
-    A set on a local disk, or that fits ``data.cache_bytes``, is shuffled exactly: every order of the images is as
-    likely as any other. A larger one in object storage would cost a request per image, so it is shuffled in
-    windows that fill ``data.shuffle_bytes`` (see :mod:`agit_core.sampling`), a request per row group.
+    A data set on a local disk, or one that fits ``data.cache_bytes``, is shuffled uniformly. For a larger one in object
+    storage that would cost a request per image, so it is shuffled in windows that fill ``data.shuffle_bytes`` (see
+    :mod:`agit_core.sampling`), with a request per row group.
     """
     data = config.data
     splits = [manifest["splits"][f"train{domain}"] for domain in "AB"]

@@ -115,6 +115,15 @@ def register(config: Config) -> Register:
     return _register
 
 
+def test_an_experiment_that_somebody_deleted_is_restored(register: Register, config: Config) -> None:
+    register(1)
+    connection = tracking.client(tracking.tracking_uri(config))
+    experiment = connection.search_experiments(filter_string="name = 'h2z'")[0]
+    connection.delete_experiment(experiment.experiment_id)
+    assert register(2)["version"] == 2
+    assert connection.get_experiment(experiment.experiment_id).lifecycle_stage == "active"
+
+
 class TestGate:
     def test_the_first_model_that_passes_becomes_champion(self) -> None:
         decision = gate.decide(GateConfig(), evaluation(), None)
