@@ -39,7 +39,7 @@ from agit_core.errors import BadInput
 
 Upsampling = Literal["transposed", "resize"]
 Initialisation = Literal["normal", "truncated", "pytorch"]
-_STRICT: dict[str, Any] = {"extra": "forbid"}
+_STRICT: dict[str, Any] = {"extra": "forbid", "use_attribute_docstrings": True}
 
 
 @dataclass(frozen=True)
@@ -185,8 +185,15 @@ class OptimizerConfig:
     """None: equal to ``learning_rate``, as in the paper."""
     beta1: float = 0.5
     beta2: float = 0.999
+    policy: Literal["linear", "cosine", "step"] = field(default="linear", metadata={"before": "linear"})
+    """How the rate falls, as in pytorch-CycleGAN but per step. ``linear`` and ``cosine``: to 0 at the end, after
+    ``constant_fraction`` of the steps; ``step``: times ``step_factor`` after each ``step_fraction`` of the steps."""
     constant_fraction: float = 0.5
-    """Share of all steps at the full rate, after which the rate falls linearly to 0."""
+    """``linear``, ``cosine``: share of all steps at the full rate; 1: constant."""
+    step_fraction: float = field(default=0.25, metadata={"before": 0.25})
+    """``step``: share of all steps between two reductions (there: 50 epochs of 200)."""
+    step_factor: float = field(default=0.1, metadata={"before": 0.1})
+    """``step``: what the rate is multiplied by."""
     average_decay: float = 0.0
     """Decay per step of the generators' exponential moving average, used for samples and inference; 0: off."""
 
@@ -256,6 +263,8 @@ class MethodConfig:
                 0.0 <= self.optimizer.constant_fraction <= 1.0,
                 "method.optimizer.constant_fraction must lie in [0, 1]",
             ),
+            (0.0 < self.optimizer.step_fraction <= 1.0, "method.optimizer.step_fraction must lie in (0, 1]"),
+            (0.0 < self.optimizer.step_factor <= 1.0, "method.optimizer.step_factor must lie in (0, 1]"),
             (0.0 <= self.optimizer.average_decay < 1.0, "method.optimizer.average_decay must lie in [0, 1)"),
             (self.losses.cycle_weight >= 0, "method.losses.cycle_weight must not be negative"),
             (self.losses.identity_weight >= 0, "method.losses.identity_weight must not be negative"),

@@ -27,7 +27,8 @@ from agit_core.networks import DISCRIMINATOR_NAMES, Networks
 FORMAT = 1
 MANIFEST = "model.json"
 DIRECTIONS = ("a2b", "b2a")
-_WEIGHTS = ("networks.safetensors", "networks.pt")
+# the third is the name that the Hugging Face Hub looks for
+_WEIGHTS = ("networks.safetensors", "networks.pt", "model.safetensors")
 _AVERAGED = ("averaged.safetensors", "averaged.pt")
 
 
@@ -90,19 +91,21 @@ def write(
     weights: dict[str, Tensor],
     lineage: dict[str, Any] | None = None,
     extra: dict[str, bytes] | None = None,
+    weights_file: str = _WEIGHTS[0],
 ) -> Path:
     """Write a model folder, ``model.json`` last, and return its path.
 
     Args:
         weights: state dict of :class:`~agit_core.networks.Networks`, with averaged generators if there are any.
         extra: contents of further files by relative path (a model card, code); the manifest lists them too.
+        weights_file: name of the safetensors file, one of those that :func:`read` knows.
     """
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
     safetensors = _safetensors()
     if safetensors is not None:
-        file = folder / _WEIGHTS[0]
+        file = folder / weights_file
         safetensors.save_file(weights, file, metadata={"format": "pt"})
     else:
         file = folder / _WEIGHTS[1]

@@ -119,6 +119,8 @@ class Progress(Record):
     attempt: int | None = None
     message: str = ""
     losses: dict[str, float | None] = Field(default_factory=dict)
+    rows: list[Tree] = Field(default_factory=list)
+    """The newest rows of the metrics, which no file under ``metrics`` holds yet."""
     last_checkpoint_step: int | None = None
     last_checkpoint_time: float | None = None
 

@@ -129,12 +129,19 @@ def train(config: Config, data: Data, start: str | None = None) -> Run:
         RunFailed: the job did not finish; the same call resumes it.
     """
     from pipeline.launch.follow import train as run_stage
+    from pipeline.live.feed import reporting
 
     name, uri = locate(config, data)
     with progress.stage("train") as stage:
         done = RESULT.read(uri)
         if done is None:
-            done = run_stage(config, data.uri, stage, start).result
+            with reporting(config, name, uri) as report:
+
+                def told(event: dict[str, Any]) -> None:
+                    stage(event)
+                    report(event)
+
+                done = run_stage(config, data.uri, told, start).result
             stage.message = f"{done.steps} steps, run {name}"
         else:
             stage.reuse(f"finished training {name} ({done.steps} steps)")

@@ -23,6 +23,9 @@ from pipeline.train import lease
 _EXECUTION_ONLY = {
     "workers",
     "minimum_workers",
+    # the same mathematics in less memory
+    "microbatch",
+    "activation_checkpointing",
     "grow_after_s",
     "device",
     "threads_per_worker",
@@ -36,6 +39,8 @@ _EXECUTION_ONLY = {
     "storage_patience_s",
     "max_failures",
     "stop_on_collapse",
+    "report_to",
+    "profile",
     # no effect on a run that never diverges; a diverged one can be resumed with another limit
     "rollbacks",
 }

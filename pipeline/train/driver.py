@@ -159,10 +159,9 @@ def _workers(config: Config) -> int | tuple[int, int]:
 
 
 def needs_gpu(config: Config) -> bool:
-    """Whether each worker takes a GPU of the Ray that this process is connected to.
+    """Whether each worker takes a GPU of the connected Ray.
 
-    A cluster that grows on demand shows no GPU before one is asked for; its head's :data:`AUTOSCALED_GPUS` says
-    how many there can be.
+    An autoscaled cluster reports no GPU before one is requested; :data:`AUTOSCALED_GPUS` on its head gives the maximum.
     """
     gpus = max(int(ray.cluster_resources().get("GPU", 0)), int(os.environ.get(AUTOSCALED_GPUS) or 0))
     wanted = config.train.minimum_workers or config.train.workers

@@ -1,4 +1,4 @@
-"""Prepared images by index, for the trainer and everyone after it."""
+"""Reader of prepared images by index."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ _COLUMNS = ["shard", "image_offset", "image_length", "mask_offset", "mask_length
 
 
 class ShardImages:
-    """The images of one split; an ``agit_core.loader.ImageSource``.
+    """The images of one split; an ``agit_core.loader.ImageSource``. Thread-safe.
 
-    Any image is one slice of a memory-mapped shard: nothing but the index (about 30 bytes per image) is held in
-    memory, and processes on one machine share the pages. Shards in object storage are copied into a local cache
-    in the background. Until a shard has arrived, or when the cache is too small for it, what is expected is
-    fetched ahead by byte ranges (a row group at a time where the order goes by blocks) and anything else when it
-    is read; a shard that will be here in a moment is waited for. All methods may be called from several threads.
+    An image is a slice of a memory-mapped shard: only the index (about 30 bytes per image) is held in memory, and the
+    processes of a machine share the pages. Shards in object storage are copied into a local cache in the background.
+    Until a shard has arrived, or if the cache is too small for it, announced images are prefetched by byte ranges (a
+    row group at a time if the sampling order is by blocks) and others are fetched when they are read; a shard that is
+    about to arrive is waited for.
 
     Args:
         data_uri: folder of a prepared data set.
         split: ``trainA``, ``trainB``, ``testA`` or ``testB``.
-        cache_dir: local folder for shards from object storage, shared by the processes of a machine.
-        cache_bytes: what that folder may hold; 0 keeps nothing.
-        block: images to fetch together, as many as the order of reading goes through together.
+        cache_dir: local cache folder for shards from object storage, shared by the processes of a machine.
+        cache_bytes: size limit of the cache; 0 disables it.
+        block: images to fetch together: the block size of the sampling order.
 
     Raises:
         BadInput: no prepared data there, no such split, or a damaged index.
-        RunFailed: the storage does not answer.
+        RunFailed: the storage does not respond.
     """
 
     def __init__(self, data_uri: str, split: str, cache_dir: Path, cache_bytes: int, block: int = 1) -> None:
@@ -71,18 +71,18 @@ class ShardImages:
         return len(self._shard)
 
     def read(self, index: int) -> Tensor:
-        """uint8 (3, S, S), RGB."""
+        """Read image ``index``, uint8 (3, S, S), RGB."""
         data = self._blocks.take(index) if self._blocks is not None else None
         return _decoded(data or self.encoded(index), "RGB")
 
     def expect(self, index: int) -> None:
-        """Says that :meth:`read` of this image will come, so that it can be fetched before."""
+        """Announce a later :meth:`read` of this image, so that it can be prefetched."""
         number = int(self._shard[index])
         if self._blocks is not None and self._map(number) is None and not self._coming(number):
             self._blocks.expect(index)
 
     def forget(self) -> None:
-        """What was expected will not be read."""
+        """Withdraw all announced reads."""
         if self._blocks is not None:
             self._blocks.forget()
 
@@ -91,7 +91,7 @@ class ShardImages:
         return bool(self._mask_bytes[index])
 
     def mask(self, index: int) -> Tensor | None:
-        """uint8 (1, S, S), 0 or 255 on the object, or None where the image has no mask."""
+        """Mask of an image, uint8 (1, S, S), 255 on the object and 0 elsewhere; None if it has none."""
         length = int(self._mask_bytes[index])
         if not length:
             return None
@@ -109,7 +109,7 @@ class ShardImages:
         return bytes(self._bytes(index, int(self._image_at[index]), int(self._image_bytes[index])))
 
     def close(self) -> None:
-        """Stops fetching and unmaps the shards."""
+        """Stop fetching and unmap the shards."""
         if self._cache is not None:
             self._cache.close()
         if self._blocks is not None:
@@ -136,12 +136,12 @@ class ShardImages:
         return data[4:]
 
     def _coming(self, number: int) -> bool:
-        """Whether the whole shard is nearly here: cheaper than requests for the images in it."""
+        """Whether the cache will have the whole shard shortly, so that waiting is cheaper than separate requests."""
         seconds = self._cache.seconds(self._where(number)) if self._cache is not None else None
         return seconds is not None and seconds < _SOON_SECONDS
 
     def _fetch(self, number: int) -> dict[int, bytes]:
-        """The images of a block: one request for each run of them that lies together in a shard."""
+        """Fetch the images of a block, with one request per run of contiguous images in a shard."""
         assert self._blocks is not None
         first = number * self._blocks.size
         stop = min(first + self._blocks.size, len(self))
