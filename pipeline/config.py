@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from agit_core import saved_method
 from agit_core.config import MethodConfig
 from agit_core.errors import BadInput
+from pipeline.redact import redact
 
 _NO_BUCKET = re.compile(r"[A-Za-z0-9]+:/*$|(?!file:)[A-Za-z0-9]+:///")
 _ONE_SLASH = re.compile(r"[A-Za-z0-9]+:/(?!/)")
@@ -348,6 +349,23 @@ class Config(Section):
         return storage
 
     @model_validator(mode="after")
+    def _holds_no_credentials(self) -> Config:
+        # these are stored with the run and read again, by its job or by later commands
+        stored = {
+            "storage": (self.storage, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+            "data.masks": (self.data.masks, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+            "train.start_from": (self.train.start_from, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+            "evaluate.inception": (self.evaluate.inception, "~/.netrc"),
+        }
+        for name, (value, place) in stored.items():
+            if redact(value) != value:
+                raise ValueError(
+                    f"{name} holds credentials ({redact(value)}), which would be stored; leave them out and give them "
+                    f"in {place}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _best_is_measured(self) -> Config:
         if self.validation.early_stopping is not None and self.train.best_by in {None, *LOSSES}:
             raise ValueError(
@@ -615,7 +633,8 @@ def _explain(error: Any) -> str:
         return f"unknown key '{dotted}'; {hint}"
     if error["type"] == "string_type":
         return f"{dotted}: a text is wanted, not {type(error['input']).__name__}; write it in quotes"
-    return f"{dotted}: {error['msg'].removeprefix('Value error, ')}" if dotted else str(error["msg"])
+    text = str(error["msg"]).removeprefix("Value error, ")
+    return f"{dotted}: {text}" if dotted else text
 
 
 def _valid_names(path: list[str]) -> list[str]:
