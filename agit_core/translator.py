@@ -107,8 +107,8 @@ class Translator:
 
         Args:
             uri: a local path, ``s3://...`` or any other URI that fsspec opens, ``pretrained:h2z128`` for the model
-                shipped with the package, or ``models:/h2z@champion`` where the pipeline is installed. Checksums
-                are verified, and no code from the folder is run.
+                shipped with the package, or, where the pipeline is installed, ``models:/h2z@champion`` or
+                ``hf://USER/REPO`` (Hugging Face Hub). Checksums are verified, and no code from the folder is run.
 
         Raises:
             BadInput: no model there, or it is damaged or of another version.

@@ -122,6 +122,8 @@ def locate(config: Config, data: Data) -> tuple[str, str]:
 def train(config: Config, data: Data, start: str | None = None) -> Run:
     """Train, resume, or reuse a finished training.
 
+    A finished one whose model is damaged, before it was registered, goes on from the newest whole checkpoint.
+
     Args:
         start: folder of the initial weights, if ``train.start_from`` no longer refers to it.
 
@@ -129,16 +131,40 @@ def train(config: Config, data: Data, start: str | None = None) -> Run:
         RunFailed: the job did not finish; the same call resumes it.
     """
     from pipeline.launch.follow import train as run_stage
+    from pipeline.live.feed import reporting
+    from pipeline.train import events
+    from pipeline.train.damage import damage, mark
 
     name, uri = locate(config, data)
     with progress.stage("train") as stage:
-        done = RESULT.read(uri)
+        done = RESULT.peek(uri)
+        if done is not None and (reason := damage(done.model)) and not _registered(uri):
+            events.record(uri, "checkpoint_damaged", f"the checkpoint of its model is damaged ({reason})")
+            mark(done.model, reason)
+            storage.remove(RESULT.uri(uri))  # the job goes on from the newest whole one
+            done = None
         if done is None:
-            done = run_stage(config, data.uri, stage, start).result
+            with reporting(config, name, uri) as report:
+
+                def told(event: dict[str, Any]) -> None:
+                    stage(event)
+                    report(event)
+
+                done = run_stage(config, data.uri, told, start).result
             stage.message = f"{done.steps} steps, run {name}"
         else:
             stage.reuse(f"finished training {name} ({done.steps} steps)")
     return Run(name, uri, done, stage.reused)
+
+
+def _registered(uri: str) -> bool:
+    """Whether a run's model is scored and registered, so that its checkpoints are needed no more."""
+    registration = REGISTRATION.peek(uri)
+    return (
+        registration is not None
+        and EVALUATION.peek(uri) is not None
+        and storage.is_folder(registration["source"])
+    )
 
 
 def trained(config: Config, data: Data) -> Run:
@@ -166,13 +192,21 @@ def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
         RunFailed: the storage does not respond.
     """
     from pipeline.evaluate.scoring import evaluate as run_stage
+    from pipeline.train.damage import damage
 
     key = _evaluation_key(config, data.manifest, run.result)
     with progress.stage("evaluate") as stage:
-        evaluation = EVALUATION.read(run.uri)
+        evaluation = EVALUATION.peek(run.uri)
         if evaluation is not None and evaluation.get("key") == key and _compared(config, run, evaluation):
             stage.reuse("scores of this checkpoint")
         else:
+            storage.sweep(run.uri)  # what an evaluation that was killed has left
+            storage.sweep(storage.join(config.storage, "features"))
+            if reason := damage(run.result.model):
+                raise BadInput(
+                    f"the checkpoint that is the model of run {run.run_id} is damaged ({reason}); remove "
+                    f"{RESULT.uri(run.uri)} and run `agit train` with the same settings, which goes one checkpoint back"
+                )
             evaluation = {**run_stage(config, run.uri, data.uri, stage), "key": key}
             EVALUATION.write(run.uri, evaluation)
         shown = scores_line(evaluation)
@@ -321,8 +355,8 @@ def _settings_key(config: Config) -> str:
 
 def known(config: Config, run_uri: str) -> dict[str, Any]:
     """``steps``, ``metrics``, ``model`` and ``report`` of a run; None for those that do not exist yet."""
-    result, scores = RESULT.read(run_uri), EVALUATION.read(run_uri)
-    registration, report_uri = REGISTRATION.read(run_uri), storage.join(run_uri, REPORT)
+    result, scores = RESULT.peek(run_uri), EVALUATION.peek(run_uri)
+    registration, report_uri = REGISTRATION.peek(run_uri), storage.join(run_uri, REPORT)
     return {
         "steps": result.steps if result else None,
         "metrics": scores["metrics"] if scores else None,

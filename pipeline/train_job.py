@@ -67,7 +67,7 @@ def run(spec_uri: str) -> dict[str, Any]:
     spec = read_spec(spec_uri)
     logs.bind(run_id=spec["run_id"])
     config = parse(spec["config"], where=spec_uri)
-    if (done := records.RESULT.read(spec["run_uri"])) is not None:
+    if (done := records.RESULT.peek(spec["run_uri"])) is not None:
         return done.plain()
     check(config, manifest.read(spec["data_uri"]))
     storage.sweep(spec["run_uri"])

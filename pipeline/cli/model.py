@@ -37,8 +37,8 @@ ModelUri = Annotated[
     typer.Option(
         "--model",
         metavar="URI",
-        help="pretrained:h2z128, models:/NAME@champion, or the path or s3:// URI of a model folder, a checkpoint "
-        "folder or a finished run.",
+        help="pretrained:h2z128, models:/NAME@champion, hf://USER/REPO, or the path or s3:// URI of a model folder, "
+        "a checkpoint folder or a finished run.",
     ),
 ]
 

@@ -67,7 +67,7 @@ def train(
     data_uri = absolute(prepared_uri)
     name = run_id(config, manifest.read(data_uri))
     run_uri = records.run_uri(absolute(config.storage), name)
-    done = records.RESULT.read(run_uri)
+    done = records.RESULT.peek(run_uri)
     if done is not None:
         log.info("run %s is finished already; its result is used again", name)
         return Run(name, run_uri, done, reused=True)
@@ -91,7 +91,7 @@ def run_job(
             job = _start(config, spec)
             _follow(job, run_uri, progress or (lambda state: None), config.cluster.job_timeout_s)
             ended = job.ended()
-            done = records.JOB_RESULT.read(run_uri)
+            done = records.JOB_RESULT.peek(run_uri)
             if ended is None and done is not None:
                 return done
             verdict = job.verdict()

@@ -27,6 +27,7 @@ from pipeline.data.format import manifest
 from pipeline.data.prepare import duplicates
 from pipeline.data.prepare.build import build, without
 from pipeline.data.prepare.claim import Claim, Superseded
+from pipeline.data.prepare.dataset_card import dataset_card
 from pipeline.data.prepare.decode import VERSION, ImagePolicy
 from pipeline.data.prepare.plan import PARTS, Done, plan_shards
 from pipeline.data.prepare.previous import DamagedEarlier, Earlier
@@ -180,6 +181,7 @@ def _make(
     made["checksum"] = manifest.checksum(made)
     storage.sweep(uri)
     with claim.putting():
+        storage.write_text(storage.join(uri, manifest.CARD), dataset_card(made))
         records.MANIFEST.write(uri, made)
     return made
 
