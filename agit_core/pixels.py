@@ -18,6 +18,8 @@ _SAME = 2
 """A profile that changes no colour by more than this (of 255) counts as sRGB, whatever its name."""
 _DARK = 64
 """16-bit colour whose largest value, of 255, is below this was stored with fewer bits: refused."""
+DEEP = "agit_deep"
+"""Key of ``Image.info`` for the result of :func:`deep_colour`, where a file is loaded before :func:`read` sees it."""
 _SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab ": "LAB"}
 
 
@@ -42,7 +44,7 @@ def read(image: Image.Image) -> Pixels:
         ValueError: values that cannot be scaled: outside [0, 65535], or nearly black 16-bit colour.
         Exception: anything that Pillow's decoders raise for a damaged file.
     """
-    deep = _deep_colour(image)
+    deep = image.info.get(DEEP) or deep_colour(image)
     profile = image.info.get("icc_profile")
     upright = turned(image)
     upright.load()
@@ -94,16 +96,17 @@ def grey_of_wide(values: np.ndarray[Any, Any], wide: bool = True) -> tuple[np.nd
     else:
         bits = next(bits for bits in _BITS if top < 2**bits)
         full = 2**bits - 1
-    note = f"largest value {top:.0f}: read as {bits} bits" if not wide or bits > 8 else None
+    guessed = bits > 8 and top != full if wide else bits < 16
+    note = f"largest value {top:.0f}: read as {bits} bits" if guessed else None
     scaled = values >> 8 if bits == 16 and not wide else np.rint(values * (255.0 / full))
-    return scaled.astype(np.uint8), None if bits == 16 else note
+    return scaled.astype(np.uint8), note
 
 
 def _extrema(image: Image.Image) -> tuple[tuple[float, float], ...]:
     return image.getextrema()  # type: ignore[return-value]
 
 
-def _deep_colour(image: Image.Image) -> bool:
+def deep_colour(image: Image.Image) -> bool:
     """Whether the file has several 16-bit channels, of which Pillow keeps the upper 8 bits. Call before loading."""
     tiles = getattr(image, "tile", None) or []
     return image.mode in {"RGB", "RGBA", "LA"} and any("16" in str(tile[3]) for tile in tiles)

@@ -1,7 +1,7 @@
-"""What nobody needs any more: old runs without a registered model, data sets that no run refers to, caches.
+"""Unused items of a storage: old runs without a registered model, data sets that no run refers to, caches.
 
-Nothing that a registered model needs is ever in the list: its folder, its run, that run's data, and the model or run
-whose weights it started from. What changed within the last hour stays as well, as somebody may be at work on it.
+Everything that a registered model needs is kept: its folder, its run, that run's data, and the model or run of its
+initial weights. So is everything that changed within the last hour, since it may be in use.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pipeline.train import lease
 
 _LEAST_SECONDS = 3600.0
 _DEPTH = {"runs": 1, "data": 1, "models": 2, "evaluations": 1, "features": 1, "downloads": 1}
-"""Folders of a storage, and how deep below each of them the things lie that are kept or removed as a whole."""
-# without these the rest is no finished run, no data set and no model, should the removal be cut off
+"""Folders of a storage, and the depth below each at which items are kept or removed as a whole."""
+# removed first: without these files, an interrupted removal leaves no valid run, data set or model
 _FIRST = {
     "runs": (records.DONE.name, records.RESULT.name),
     "data": (records.MANIFEST.name,),
@@ -31,7 +31,7 @@ _FIRST = {
 
 @dataclass(frozen=True)
 class Unused:
-    """Something that can go, and why."""
+    """An item that can be removed, and the reason."""
 
     kind: str
     uri: str
@@ -42,10 +42,10 @@ class Unused:
 
 
 def find(config: Config, older_than_days: float, now: float | None = None) -> list[Unused]:
-    """What nobody needs and nobody has changed for so long, the largest first; removes nothing.
+    """List unused items that have not changed for ``older_than_days``, largest first; removes nothing.
 
     Raises:
-        BadInput, RunFailed: the storage or the registry does not answer, so that it cannot be known.
+        BadInput, RunFailed: the storage or the registry does not respond.
     """
     now = time.time() if now is None else now
     root = absolute(config.storage)
@@ -75,7 +75,7 @@ def find(config: Config, older_than_days: float, now: float | None = None) -> li
 
 
 def remove(things: Iterable[Unused]) -> None:
-    """Removes them; cut off in between, it leaves nothing that passes for whole."""
+    """Remove items; an interruption leaves no item that looks valid."""
     for thing in things:
         for name in _FIRST.get(thing.kind, ()):
             storage.remove(storage.join(thing.uri, name))

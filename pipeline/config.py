@@ -22,9 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from agit_core import saved_method
 from agit_core.config import MethodConfig
 from agit_core.errors import BadInput
+from pipeline.redact import redact
 
 _NO_BUCKET = re.compile(r"[A-Za-z0-9]+:/*$|(?!file:)[A-Za-z0-9]+:///")
 _ONE_SLASH = re.compile(r"[A-Za-z0-9]+:/(?!/)")
+BASE = "base"
+"""The key of a configuration file that names the configuration which it extends."""
 
 
 class Section(BaseModel):
@@ -99,6 +102,17 @@ class DataConfig(Section):
         return self
 
 
+LOSSES = ("cycle", "generator", "discriminator", "identity")
+"""What ``train.best_by`` may name besides scores."""
+
+
+def resolved_best_by(best_by: str | None, score_every: int | None) -> str | None:
+    """``train.best_by`` without ``auto``; ``score_every``: ``validation.every``."""
+    if best_by != "auto":
+        return best_by
+    return "cycle" if score_every is None else "kid_target"
+
+
 class TrainConfig(Section):
     """The training job (stage ``train``)."""
 
@@ -108,6 +122,16 @@ class TrainConfig(Section):
     )
     batch_size: int = Field(
         1, ge=1, description="GLOBAL batch: split over the workers, so results do not depend on their number"
+    )
+    microbatch: int | None = Field(
+        None,
+        ge=1,
+        description="images per domain that a worker takes through the networks at once, to save memory: gradients are "
+        "summed up to the batch; default: its whole share of the batch",
+    )
+    activation_checkpointing: bool = Field(
+        False,
+        description="compute generator blocks again in the backward pass instead of keeping them in memory",
     )
     workers: int = Field(1, ge=1, description="data-parallel processes (one per GPU)")
     minimum_workers: int | None = Field(
@@ -128,9 +152,11 @@ class TrainConfig(Section):
         1000, ge=1, description="the most steps that a kill can cost; checkpoints are stored twice as often"
     )
     keep_checkpoints: int = Field(3, ge=1, description="how many of the newest checkpoints stay")
-    best_by: Literal["cycle", "generator", "discriminator", "identity"] | None = Field(
-        "cycle",
-        description="loss (both directions, mean since the last checkpoint) whose lowest value keeps one more",
+    best_by: str | None = Field(
+        "auto",
+        description="what keeps one more checkpoint, the best: a score such as kid_target or attention_iou where "
+        "checkpoints are scored (validation.every), or cycle, generator, discriminator or identity, the loss of both "
+        "directions since the last checkpoint; auto: kid_target where they are scored, else cycle",
     )
     storage_patience_s: float = Field(
         180.0, ge=0, description="seconds that the storage may be away before the run gives up"
@@ -149,9 +175,44 @@ class TrainConfig(Section):
         description="how often a training whose losses or weights are not finite goes back to its last checkpoint, at "
         "half the learning rate each time; 0: it ends at once",
     )
+    profile: str | None = Field(
+        None,
+        pattern=r"^\d+:\d+$",
+        description="START:STOP: steps whose trace (and GPU memory) is written to the run's folder profile/",
+    )
+    report_to: tuple[Literal["mlflow", "tensorboard", "wandb"], ...] = Field(
+        ("mlflow", "tensorboard"), description="where the run is shown while it trains; [] for nowhere"
+    )
     start_from: str | None = Field(
         None, description="model URI whose weights the run starts from; default: from scratch"
     )
+
+
+class ValidationConfig(Section):
+    """Scores of checkpoints while a run trains, on training images that it does not train on."""
+
+    images: int = Field(
+        0,
+        ge=0,
+        description="training images per domain that no step sees, chosen by content; at most a fifth of a domain",
+    )
+    every: int | None = Field(
+        None,
+        ge=1,
+        description="steps between scores of checkpoints on these images, made beside the training; the best by "
+        "train.best_by is the model that is evaluated and registered",
+    )
+    early_stopping: int | None = Field(
+        None, ge=1, description="end the training after this many scores in a row without a better one"
+    )
+
+    @model_validator(mode="after")
+    def _has_images(self) -> ValidationConfig:
+        if self.every is not None and not self.images:
+            raise ValueError("every scores checkpoints on images that are held out; set images=100 as well")
+        if self.early_stopping is not None and self.every is None:
+            raise ValueError("early_stopping watches scores of checkpoints; set every as well")
+        return self
 
 
 class EvaluateConfig(Section):
@@ -272,6 +333,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     method: MethodConfig = Field(default_factory=MethodConfig)
     train: TrainConfig = TrainConfig()
+    validation: ValidationConfig = ValidationConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     register_: RegisterConfig = Field(RegisterConfig(), alias="register")
     report: ReportConfig = ReportConfig()
@@ -291,6 +353,47 @@ class Config(Section):
         if _ONE_SLASH.match(storage):
             raise ValueError(f"'{storage}' has one slash after the colon; write s3://bucket/prefix")
         return storage
+
+    @model_validator(mode="after")
+    def _holds_no_credentials(self) -> Config:
+        # these are stored with the run and read again, by its job or by later commands
+        stored = {
+            "storage": (self.storage, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+            "data.masks": (self.data.masks, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+            "train.start_from": (self.train.start_from, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+            "evaluate.inception": (self.evaluate.inception, "~/.netrc"),
+        }
+        for name, (value, place) in stored.items():
+            if redact(value) != value:
+                raise ValueError(
+                    f"{name} holds credentials ({redact(value)}), which would be stored; leave them out and give them "
+                    f"in {place}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> Config:
+        if self.validation.early_stopping is not None and self.train.best_by in {None, *LOSSES}:
+            raise ValueError(
+                f"validation.early_stopping watches a score, and train.best_by is {self.train.best_by or 'null'}; set "
+                "it to auto, kid_target or another score"
+            )
+        if self.validation.every is None and self.train.best_by not in {"auto", None, *LOSSES}:
+            raise ValueError(
+                f"train.best_by '{self.train.best_by}' is no loss ({', '.join(LOSSES)}), and checkpoints are not "
+                "scored; set validation.every and validation.images as well"
+            )
+        return self
+
+    @property
+    def best_by(self) -> str | None:
+        """``train.best_by`` with ``auto`` resolved."""
+        return resolved_best_by(self.train.best_by, self.validation.every)
+
+    @property
+    def deciding_score(self) -> str | None:
+        """The score that chooses the model; None where checkpoints are not scored, or a loss keeps the best."""
+        return None if self.best_by in {None, *LOSSES} else self.best_by
 
     @model_validator(mode="after")
     def _discriminator_fits(self) -> Config:
@@ -318,6 +421,8 @@ def presets() -> list[str]:
 
 def load(config: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Reads a preset or YAML file and applies ``a.b=c`` overrides.
+
+    A file that names another configuration as its ``base`` has all of that one's settings but those of its own.
 
     Raises:
         BadInput: no such preset or file, not YAML, an unknown key, a value of the wrong kind.
@@ -357,9 +462,15 @@ def fingerprint(value: Any, length: int = 12) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
-def _read(config: str) -> dict[str, Any]:
+def _read(config: str, extending: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The settings of a preset or file, those of its ``base`` included.
+
+    Args:
+        extending: the configurations that have led here by their ``base``.
+    """
     path = Path(config)
     if config in presets():
+        place = config
         text = resources.files("pipeline.configs").joinpath(f"{config}.yaml").read_text()
     elif path.suffix in {".yaml", ".yml", ".json"} or path.exists():
         if not path.is_file():
@@ -370,17 +481,49 @@ def _read(config: str) -> dict[str, Any]:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise BadInput(f"the config file {config} cannot be read: {error}") from None
+        place = str(path.resolve())
     else:
         near = difflib.get_close_matches(config, presets(), 1)
         hint = f"did you mean '{near[0]}'?" if near else f"the presets are {', '.join(presets())}"
         raise BadInput(f"unknown config '{config}'; {hint}")
+    if place in extending:
+        raise BadInput("it extends itself; remove one 'base'")
     try:
         tree = _yaml(text) or {}
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadInput(f"{config} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise BadInput(f"{config} must be a mapping of sections, not a {type(tree).__name__}")
-    return tree
+    base = tree.pop(BASE, None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise BadInput(
+            f"{config}: {BASE}: expected a preset's name or a YAML file, not {type(base).__name__}"
+        )
+    if base not in presets():
+        base = str(path.parent / base) if Path(base).suffix or (path.parent / base).exists() else base
+    try:
+        return _merged(_read(base, (*extending, place)), tree)
+    except BadInput as error:
+        raise BadInput(f"{config}: {BASE}: {error}") from None
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The settings of ``base`` with the changes: sections are merged, any other value is replaced as a whole."""
+    merged = dict(base)
+    for key, value in changes.items():
+        here, before = (*path, key), base.get(key)
+        section = isinstance(value, dict) and isinstance(before, dict) and _is_section(here)
+        merged[key] = _merged(before, value, here) if section else value  # type: ignore[arg-type]
+    return merged
+
+
+def _is_section(path: tuple[str, ...]) -> bool:
+    try:
+        return bool(_valid_names(list(path)))
+    except (KeyError, TypeError):  # no setting of this name, which the validation refuses
+        return False
 
 
 class _Loader(yaml.SafeLoader):
@@ -403,15 +546,18 @@ class _Loader(yaml.SafeLoader):
         self._open: list[str | None] = []
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[Any, int] = {}
+        seen: dict[str, yaml.Mark] = {}
         for key, _ in node.value:
-            if key.value == "<<":
+            mark = key.start_mark
+            # merging (<<) adds keys that stand elsewhere
+            here = node.start_mark.index <= mark.index < node.end_mark.index
+            if not here or not isinstance(key, yaml.ScalarNode) or key.value == "<<":
                 continue
-            line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and seen.setdefault(key.value, line) != line:
+            if first := seen.get(key.value):
                 raise yaml.YAMLError(
-                    f"'{key.value}' stands in line {seen[key.value]} and again in line {line}; merge the two"
+                    f"'{key.value}' stands in line {first.line + 1} and again in line {mark.line + 1}; merge the two"
                 )
+            seen[key.value] = mark
         return super().construct_mapping(node, deep)
 
 
@@ -426,6 +572,13 @@ def _yaml(text: str) -> Any:
         return yaml.load(text, _Loader)
     except RecursionError:
         raise RecursionError("it is nested too deeply") from None
+    except (
+        AttributeError,
+        KeyError,
+        IndexError,
+        TypeError,
+    ):  # from YAML's own constructors, as for !!bool maybe
+        raise ValueError("a value is not what its tag (!!...) says") from None
 
 
 def _texts_wanted(tree: dict[str, Any]) -> set[str]:
@@ -441,6 +594,8 @@ def _key_and_text(override: str) -> tuple[str, str]:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise BadInput(f"--set takes key=value, such as --set train.max_steps=100, not '{override}'")
+    if key.strip() == BASE:
+        raise BadInput(f"--set cannot change the {BASE}; give that configuration instead")
     return key.strip(), text
 
 
@@ -478,13 +633,14 @@ def _explain(error: Any) -> str:
     location = [str(part) for part in error["loc"]]
     dotted = ".".join(location)
     if error["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
-        names = _valid_names(location[:-1])
+        names = _valid_names(location[:-1]) + ([BASE] if len(location) == 1 else [])
         near = difflib.get_close_matches(location[-1], names, 1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"valid names here: {', '.join(names)}"
         return f"unknown key '{dotted}'; {hint}"
     if error["type"] == "string_type":
         return f"{dotted}: a text is wanted, not {type(error['input']).__name__}; write it in quotes"
-    return f"{dotted}: {error['msg'].removeprefix('Value error, ')}" if dotted else str(error["msg"])
+    text = str(error["msg"]).removeprefix("Value error, ")
+    return f"{dotted}: {text}" if dotted else text
 
 
 def _valid_names(path: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Whether a server answers over HTTP: asked without any client of its own, told without credentials."""
+"""HTTP health checks of servers, independent of their client libraries; messages contain no credentials."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from pipeline.redact import redact
 
 REFUSALS = (401, 403)
-"""Statuses of a server that is there and wants a key."""
+"""Statuses of a running server that requires a key."""
 
 
 def ask(url: str, timeout: float) -> tuple[int | None, str | None]:
-    """The status of the answer (None: nothing answers in HTTP) and, unless that is a success, what is wrong.
+    """Request a URL; return the status (None: no HTTP response) and the problem, if any.
 
-    ``http://user:password@host`` is asked with these credentials, as the servers' own clients do.
+    Credentials in ``http://user:password@host`` are sent, as the servers' own clients do.
     """
     try:
         with urllib.request.urlopen(_request(url), timeout=timeout) as answer:
@@ -32,7 +32,7 @@ def ask(url: str, timeout: float) -> tuple[int | None, str | None]:
 
 
 def _request(url: str) -> urllib.request.Request:
-    # urllib would take the password for a port
+    # urllib would parse the password as a port
     parts = urlsplit(url)
     user, _, host = parts.netloc.rpartition("@")
     request = urllib.request.Request(urlunsplit(parts._replace(netloc=host)))

@@ -1,4 +1,4 @@
-"""Local files that appear whole or not at all, and the removal of what killed writers left beside them."""
+"""Atomic writes of local files, and removal of temporary files of killed writers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# it can only be read by setting it, which is no thing to do beside other threads
+# reading the umask means setting it, which is not thread-safe: do it once, on import
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.part")
@@ -18,21 +18,23 @@ _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.part")
 
 @contextlib.contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A temporary path beside the target, renamed over it when the block succeeds.
+    """Yield a temporary path in the target's folder, which replaces the target if the block succeeds.
 
-    It is locked meanwhile, by which :func:`sweep_temporary` tells a writer that works from one that was killed.
+    The file is locked meanwhile; :func:`sweep_temporary` uses the lock to recognise active writers.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    # the longest name that a file system takes leaves no room for more
+    # shortened, so that prefix and suffix fit into the limit for file names (255 bytes)
     name = os.fsdecode(os.fsencode(target.name)[:200])
     handle, text = tempfile.mkstemp(prefix=f".{name}.", suffix=".part", dir=target.parent)
     temporary = Path(text)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks: nothing is swept there either
+        with contextlib.suppress(
+            OSError
+        ):  # a file system without locks; sweep_temporary removes nothing there
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield temporary
         os.chmod(temporary, 0o666 & ~_UMASK)
-        # or a power cut may leave the name without the contents
+        # otherwise the file may be empty after a power failure
         os.fsync(handle)
         os.replace(temporary, target)
     except BaseException:
@@ -43,11 +45,11 @@ def replacing(target: Path) -> Iterator[Path]:
 
 
 def sweep_temporary(folder: Path) -> None:
-    """Removes, at any depth, the temporary files of :func:`replacing` whose writers are gone."""
+    """Remove temporary files of :func:`replacing` whose writers are dead, at any depth."""
     for path in folder.rglob(".*.part"):
         if not _TEMPORARY.fullmatch(path.name):
             continue
-        with contextlib.suppress(OSError):  # being written, or gone by now
+        with contextlib.suppress(OSError):  # still locked by its writer, or already removed
             handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

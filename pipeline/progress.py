@@ -1,8 +1,8 @@
-"""What a person sees while a run goes on: the stage, the step, images per second and the time left.
+"""Display of progress during a run: stage, step, images per second and remaining time.
 
-A stage reports plain dicts (``{"step": 120, "total_steps": 600, "images_per_s": 41.0, "eta_s": 47}``; ``done``
-and ``total`` are understood too) and never learns who looks: a bar on a terminal, a line every few seconds in
-a log, Prefect's logger in a worker. Everything goes to standard error; standard output belongs to ``--json``.
+A stage reports plain dicts (``{"step": 120, "total_steps": 600, "images_per_s": 41.0, "eta_s": 47}``; ``done`` and
+``total`` work too), independently of the display: bars on a terminal, lines in a log, Prefect's logger in a worker. All
+output goes to standard error; standard output is reserved for ``--json``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from agit_core.errors import BadInput, RunFailed
 from pipeline import logs
 from pipeline.redact import redact
 
-if TYPE_CHECKING:  # takes a while to load, and only a terminal needs it
+if TYPE_CHECKING:  # imported late: slow, and needed on a terminal only
     from rich.console import Console
     from rich.progress import TaskID
 
@@ -32,7 +32,7 @@ Listener = Callable[[str, "Status"], None]
 
 @dataclass(frozen=True)
 class Status:
-    """One moment of a stage; every figure may be unknown."""
+    """Progress of a stage at one moment; None: unknown."""
 
     done: float | None = None
     total: float | None = None
@@ -43,7 +43,7 @@ class Status:
 
     @staticmethod
     def of(event: Mapping[str, Any]) -> Status:
-        """Reads a stage's event; unknown keys are ignored."""
+        """Parse a stage's event; unknown keys are ignored."""
         steps = event.get("total_steps") is not None or event.get("step") is not None
         losses = event.get("losses") or {}
         message = str(event.get("message") or "")
@@ -66,7 +66,7 @@ class Status:
         )
 
     def line(self) -> str:
-        """The same on one line, without what is unknown."""
+        """Format as one line, without unknown values."""
         parts = []
         if self.done is not None:
             of = f"/{self.total:.0f}" if self.total else ""
@@ -82,7 +82,7 @@ class Status:
 
 
 class Display(Protocol):
-    """Where the stages' progress is shown."""
+    """Output for the stages' progress."""
 
     def begin(self, stage: str) -> None: ...
     def update(self, stage: str, status: Status) -> None: ...
@@ -92,7 +92,7 @@ class Display(Protocol):
 
 
 class Lines:
-    """One line at a stage's start and end, and one every few seconds between."""
+    """A line at a stage's start and end, and every few seconds in between."""
 
     def __init__(self, write: Callable[[str], None] | None = None, every: float = LINE_SECONDS) -> None:
         self._out = write or (lambda text: print(text, file=sys.stderr, flush=True))
@@ -124,23 +124,23 @@ class Lines:
 
 
 class Records:
-    """Every line as a log record with the stage's figures, for logs that machines read (``AGIT_LOG=json``)."""
+    """Log records with the stage's figures, for machine-readable logs (``AGIT_LOG=json``)."""
 
     def __init__(self, every: float = LINE_SECONDS) -> None:
         self._every = every
         self._last = 0.0
 
     def begin(self, stage: str) -> None:
-        self._tell(f"{stage} begins", stage)
+        self._log(f"{stage} begins", stage)
 
     def update(self, stage: str, status: Status) -> None:
         if time.monotonic() - self._last >= self._every:
             figures = {key: value for key, value in vars(status).items() if value not in (None, "")}
             figures.pop("message", None)
-            self._tell(status.line(), stage, **figures)
+            self._log(status.line(), stage, **figures)
 
     def end(self, stage: str, message: str, ok: bool) -> None:
-        self._tell(message, stage, ok=ok)
+        self._log(message, stage, ok=ok)
 
     def note(self, text: str) -> None:
         log.info(text)
@@ -148,13 +148,13 @@ class Records:
     def close(self) -> None:
         pass
 
-    def _tell(self, message: str, stage: str, **fields: Any) -> None:
+    def _log(self, message: str, stage: str, **fields: Any) -> None:
         self._last = time.monotonic()
         log.info("%s", message, extra={"fields": {"stage": stage, **fields}})
 
 
 class Bars:
-    """A bar per running stage on a terminal; finished stages stay as lines above it."""
+    """Terminal display with a bar per running stage; finished stages remain as lines above."""
 
     def __init__(self, console: Console) -> None:
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
@@ -200,7 +200,7 @@ _listeners: ContextVar[tuple[Listener, ...]] = ContextVar("agit_listeners", defa
 
 
 def for_terminal() -> Display:
-    """Bars on a terminal, lines elsewhere (a pipe, CI), records where logs are JSON."""
+    """Choose a display: log records if logs are JSON, bars on a terminal, lines elsewhere (a pipe, CI)."""
     if logs.as_json():
         return Records()
     if not sys.stderr.isatty():
@@ -213,7 +213,7 @@ def for_terminal() -> Display:
 
 @contextlib.contextmanager
 def shown_on(display: Display) -> Iterator[Display]:
-    """Shows every stage within the block on ``display`` and closes it afterwards."""
+    """Show every stage within the block on ``display``, and close it afterwards."""
     token = _display.set(display)
     try:
         yield display
@@ -224,7 +224,7 @@ def shown_on(display: Display) -> Iterator[Display]:
 
 @contextlib.contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Also calls ``listener(stage, status)`` for every event within the block."""
+    """Also call ``listener(stage, status)`` for every event within the block."""
     token = _listeners.set((*_listeners.get(), listener))
     try:
         yield
@@ -233,12 +233,12 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """A line between the stages."""
+    """Show a line between the stages."""
     _current().note(text)
 
 
 class Stage:
-    """A running stage: call it with events; set ``message`` to what the closing line says."""
+    """A running stage: call it with events; ``message`` is shown in its closing line."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -254,13 +254,13 @@ class Stage:
             listener(self.name, status)
 
     def reuse(self, message: str) -> None:
-        """Says that the stage had nothing to do."""
+        """Mark the stage as reused: it had nothing to do."""
         self.message, self.reused = f"reused: {message}", True
 
 
 @contextlib.contextmanager
 def stage(name: str) -> Iterator[Stage]:
-    """Shows a stage from its start to its end, with the time it took; what fails it is told without credentials."""
+    """Show a stage from start to end with its duration; redacts credentials in the message of a failure."""
     running = Stage(name)
     display = running._display
     display.begin(name)
@@ -276,7 +276,7 @@ def stage(name: str) -> Iterator[Stage]:
 
 
 def clock(seconds: float) -> str:
-    """``75`` is ``1:15``, ``3700`` is ``1:01:40``."""
+    """Format seconds: ``75`` as ``1:15``, ``3700`` as ``1:01:40``."""
     whole = max(0, round(seconds))
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"

@@ -1,6 +1,6 @@
-"""The files of a run's folder: each has its name, its type, its reader and its writer here, and nowhere else.
+"""The files of a run's folder: name, type, reader and writer of each, defined only here.
 
-A file that is not there is None. One that is damaged (cut off, edited by hand) is one sentence that says what to do.
+A missing file reads as None. A damaged one (truncated, edited by hand) raises :class:`Damaged` with a remedy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Tree = dict[str, Any]
 
 
 class Damaged(BadInput):
-    """A file that is there and cannot be understood."""
+    """A file that exists but cannot be parsed."""
 
     def __init__(self, uri: str, reason: str, remedy: str) -> None:
         super().__init__(f"{uri} is damaged ({reason}); {remedy}")
@@ -28,19 +28,46 @@ class Damaged(BadInput):
 
 
 class Record(BaseModel):
-    """A frozen record. What other versions write besides is kept, and what they leave out has a default."""
+    """A frozen record; keeps fields of other versions, and has defaults for fields that they lack."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     def plain(self) -> Tree:
-        """As it stands in the file: what was never set stays out of it."""
+        """The JSON object of the file, without fields that were never set."""
         return self.model_dump(exclude_unset=True)
 
 
-class Result(Record):
-    """A finished training, of which only the file's presence says that it is finished.
+class Scores(Record):
+    """One checkpoint's scores on the validation images.
 
-    ``steps`` and ``checkpoint`` are always there; the rest is what its last attempt measured.
+    ``metrics``, by contract name, is empty if the checkpoint could not be scored; ``message`` then gives the reason.
+    ``seconds`` is the duration of scoring, ``time`` its Unix time.
+    """
+
+    step: int
+    metrics: dict[str, float | None] = Field(default_factory=dict)
+    seconds: float = 0.0
+    time: float = 0.0
+    message: str = ""
+
+
+class Validation(Record):
+    """Summary of the scores of a run's checkpoints; ``metric`` None: the model was not selected by them."""
+
+    metric: str | None
+    images: dict[str, int]
+    best_step: int
+    best: dict[str, float | None]
+    last_step: int
+    last: dict[str, float | None]
+    scored: int
+    seconds: float
+
+
+class Result(Record):
+    """Result of a training; the presence of the file marks the run as finished.
+
+    ``steps`` and ``checkpoint`` are always set; the rest are measurements of the last attempt.
     """
 
     steps: int
@@ -51,6 +78,9 @@ class Result(Record):
     stage: str | None = None
     switched_at_step: int | None = None
     best_checkpoint: str | None = None
+    model_checkpoint: str | None = None
+    validation: Validation | None = None
+    stopped_early: bool = False
     samples: list[str] = Field(default_factory=list)
     losses: dict[str, float | None] = Field(default_factory=dict)
     mask_health: dict[str, float | None] = Field(default_factory=dict)
@@ -61,14 +91,24 @@ class Result(Record):
     images_per_s: float | None = None
     seconds: dict[str, float | None] = Field(default_factory=dict)
 
+    @property
+    def model(self) -> str:
+        """Checkpoint to evaluate, register and export: the best by validation, or without validation the last."""
+        return self.model_checkpoint or self.checkpoint
+
+    @property
+    def model_step(self) -> int:
+        """Number of training steps of that checkpoint."""
+        return self.validation.best_step if self.validation else self.steps
+
 
 class Progress(Record):
-    """How far a run is, about every two seconds. A search counts its trials instead of steps."""
+    """Progress of a run, updated about every two seconds; a search counts trials instead of steps."""
 
     state: str
     """starting, running, finished, failed, interrupted, paused, ..."""
     time: float
-    """When this was, by the clock of the machine that wrote it (Unix time)."""
+    """Unix time of the update, by the clock of the writing machine."""
     step: int | None = None
     total_steps: int | None = None
     epoch: int | None = None
@@ -79,6 +119,8 @@ class Progress(Record):
     attempt: int | None = None
     message: str = ""
     losses: dict[str, float | None] = Field(default_factory=dict)
+    rows: list[Tree] = Field(default_factory=list)
+    """The newest rows of the metrics, which no file under ``metrics`` holds yet."""
     last_checkpoint_step: int | None = None
     last_checkpoint_time: float | None = None
 
@@ -90,7 +132,7 @@ class Alive(Record):
 
 
 class Start(Record):
-    """The model whose weights a run started from."""
+    """The model that provided a run's initial weights."""
 
     uri: str
     digest: str
@@ -103,11 +145,13 @@ class File(Generic[T]):
     Attributes:
         kind: what it holds.
         remedy: what to do when it is damaged.
+        needs: the keys without which it says nothing, with their types.
     """
 
     name: str
     kind: type[T]
     remedy: str
+    needs: tuple[tuple[str, type | tuple[type, ...]], ...] = ()
 
     def uri(self, folder: str) -> str:
         return storage.join(folder, self.name)
@@ -119,26 +163,31 @@ class File(Generic[T]):
         """The JSON object as it stands in a file, None where that is not there.
 
         Raises:
-            Damaged: it is no JSON object.
+            Damaged: it is no JSON object, or lacks what it needs.
             RunFailed: the storage does not answer.
         """
         try:
             tree = storage.read_json(uri)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except IsADirectoryError:
+            raise Damaged(uri, "it is a folder", self.remedy) from None
         except BadInput:  # a storage that cannot be used is not a damaged file
             raise
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Damaged(uri, "it is not valid JSON", self.remedy) from None
         if not isinstance(tree, dict):
             raise Damaged(uri, "it does not hold an object", self.remedy)
+        for key, kind in self.needs:
+            if not isinstance(tree.get(key), kind):
+                raise Damaged(uri, f"it has no usable '{key}'", self.remedy)
         return tree
 
     def read(self, folder: str) -> T | None:
         """The content, None where the file is not there.
 
         Raises:
-            Damaged: it is no JSON object, or not one of this kind.
+            Damaged: it is no JSON object, not one of this kind, or lacks what it needs.
             RunFailed: the storage does not answer.
         """
         tree = self.at(self.uri(folder))
@@ -166,17 +215,41 @@ class File(Generic[T]):
 
 
 _AGAIN = "delete it and run the same command again"
-SPEC = File("spec.json", Tree, f"{_AGAIN}, which goes on from the last checkpoint")
+SPEC = File(
+    "spec.json",
+    Tree,
+    f"{_AGAIN}, which goes on from the last checkpoint",
+    (("run_id", str), ("attempt", int)),
+)
 """What the run's job is to do (:mod:`pipeline.launch.specs`), ``attempt``, and its ``owner``."""
 PROGRESS = File("progress.json", Progress, "delete it: a job that trains writes it every two seconds")
 ALIVE = File("alive.json", Alive, "delete it: a job that trains writes it every five seconds")
 START = File("start.json", Start, f"{_AGAIN} in a new storage")
-RESULT = File("result.json", Result, f"{_AGAIN}, which takes the last checkpoint for its result")
+RESULT = File(
+    "result.json",
+    Result,
+    "run `agit train` with the same settings, which makes it again from the last checkpoint",
+)
 JOB_RESULT = File("result.json", Tree, RESULT.remedy)
 """What any job leaves: a training its :data:`RESULT`, a search its ``trials``."""
-EVALUATION = File("evaluation.json", Tree, f"{_AGAIN}, which scores the model again")
-REGISTRATION = File("registration.json", Tree, f"{_AGAIN}, which finds the registered version again")
-SUMMARY = File("summary.json", Tree, f"{_AGAIN}, which writes it again")
+EVALUATION = File(
+    "evaluation.json",
+    Tree,
+    "run `agit evaluate` with the same settings, which scores the model again",
+    (("metrics", dict),),
+)
+REGISTRATION = File(
+    "registration.json",
+    Tree,
+    "run `agit run` with the same settings, which finds the registered version again",
+    (("name", str), ("version", (int, str)), ("source", str), ("aliases", list)),
+)
+SUMMARY = File(
+    "summary.json",
+    Tree,
+    f"{_AGAIN}, which writes it again",
+    (("run_id", str), ("metrics", dict), ("model", dict), ("report", str)),
+)
 """What ``--json`` printed last."""
 DONE = File("done.json", Tree, "delete it: the next run of the same settings writes it")
 """Written last: the hash of the settings that all stages ran with (:func:`pipeline.tasks.already_done`)."""
@@ -189,6 +262,8 @@ BEST_PRESET = "best.yaml"
 """Of a search: the best trial's configuration."""
 METRICS, SAMPLES, PICTURES, EVENTS, CHECKPOINTS = "metrics", "samples", "evaluation", "events", "checkpoints"
 """Folders: rows of figures by step, sample strips by step, strips of the evaluation, what happened, states."""
+SCORES = "scores"
+"""Folder: a file of :class:`Scores` for each checkpoint that was scored."""
 
 
 def run_uri(storage_uri: str, run_id: str) -> str:
@@ -208,10 +283,28 @@ def newest_samples(run_uri: str, each: int) -> list[str]:
     return [uri for some in by_direction for uri in some[:each]]
 
 
+def score_file(step: int) -> File[Scores]:
+    return File(f"{step:08d}.json", Scores, f"{_AGAIN} after deleting result.json too, which scores it again")
+
+
+def scored_steps(run_uri: str) -> set[int]:
+    """The steps whose checkpoints have been scored, without reading the scores."""
+    stems = (storage.name(uri).removesuffix(".json") for uri in storage.list_(storage.join(run_uri, SCORES)))
+    return {int(stem) for stem in stems if stem.isdigit()}
+
+
+def read_scores(run_uri: str) -> dict[int, Scores]:
+    """The scores of a run's checkpoints by step, rising; those that are damaged are left out."""
+    folder = storage.join(run_uri, SCORES)
+    found = ((step, score_file(step).peek(folder)) for step in sorted(scored_steps(run_uri)))
+    return {step: one for step, one in found if one is not None}
+
+
 def metric_rows(run_uri: str) -> tuple[list[Tree], int]:
     """The rows of ``metrics/*.jsonl`` in the order of their steps, one per step, and how many are unreadable.
 
-    A run that was resumed has written some steps twice: the last row counts.
+    A run that was resumed has written some steps twice: the last row counts. Where a checkpoint was scored, its row has
+    the scores as ``validation``.
     """
     files = [uri for uri in storage.list_(storage.join(run_uri, METRICS)) if uri.endswith(".jsonl")]
     rows: dict[int, Tree] = {}
@@ -221,8 +314,11 @@ def metric_rows(run_uri: str) -> tuple[list[Tree], int]:
             try:
                 row = json.loads(line)
                 rows[int(row["step"])] = row
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
                 unreadable += bool(line.strip())
+    for step, scores in read_scores(run_uri).items():
+        if step in rows and scores.metrics:
+            rows[step] |= {"validation": scores.metrics}
     return [rows[step] for step in sorted(rows)], unreadable
 
 

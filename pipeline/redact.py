@@ -1,4 +1,4 @@
-"""Nothing that opens a door leaves with a report: credentials in URIs and in settings are blacked out."""
+"""Redact credentials in URIs and settings, for reports, logs and messages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 HIDDEN = "•••"
 
 _USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*://)[^/?#\s\"]+@")
-# signed links and tokens in a query string: the name may stay, the value may not
+# signatures and tokens in a query string: keep the name, hide the value
 _QUERY = re.compile(
     r"(?P<name>[?&;](?:[\w\-]*(?:signature|token|secret|password|passwd|passphrase|credential|access[-_]?key|api[-_]?key)"
     r"[\w\-]*|sig|pwd|key|auth|jwt|sas)=)[^&#\s\"]+",
@@ -22,16 +22,15 @@ _SECRET_NAME = re.compile(
     r"secret|password|passwd|pwd|token|credential|api[-_]?key|access[-_]?key|private[-_]?key|authorization",
     re.IGNORECASE,
 )
-# settings whose names only look like secrets
+# names that merely look like secrets
 _HARMLESS = re.compile(r"tokens?_per|tokenizer", re.IGNORECASE)
 
 
 def redact(value: Any, name: str = "") -> Any:
-    """A copy of JSON-ready data without credentials.
+    """Copy JSON-ready data without credentials.
 
-    ``scheme://user:password@host`` loses what stands before the ``@``, signed links lose their signatures,
-    and every value whose key speaks of a secret is hidden, as are all environment variables of a job
-    (``env``), whose names cannot be trusted to say what they hold.
+    Hides user and password in ``scheme://user:password@host``, signatures of signed links, values whose key names a
+    secret, and all environment variables of a job (``env``), since their names may not reveal their contents.
     """
     if isinstance(value, dict):
         if name == "env":

@@ -154,8 +154,9 @@ def start(origin: Origin, config: Config, here: Config) -> str | None:
 
 
 def train(config: Config, prepared: Data, start_uri: str | None) -> Run:
-    """Run the training again, or resume it after an interrupted call."""
-    return tasks.train(config, prepared, start_uri)
+    """Run the training again, or resume it after an interrupted call, without a live run in MLflow."""
+    quiet = config.train.model_copy(update={"report_to": ()})
+    return tasks.train(config.model_copy(update={"train": quiet}), prepared, start_uri)
 
 
 def compare(origin: Origin, run: Run) -> dict[str, Any]:
@@ -164,7 +165,7 @@ def compare(origin: Origin, run: Run) -> dict[str, Any]:
     Returns:
         ``identical``, ``weights_sha256`` (of both) and ``largest_difference`` (absolute, by network; 0 if equal).
     """
-    again = model_folder.read(run.result.checkpoint)
+    again = model_folder.read(run.result.model)
     digest = weights_digest(again)
     apart: dict[str, float] = {}
     for name, tensor in origin.model.weights.items():
@@ -214,7 +215,7 @@ def reproduce(
         "run_id": run.run_id,
         "storage": config.storage,
         "steps": run.result.steps,
-        "checkpoint": run.result.checkpoint,
+        "checkpoint": run.result.model,
         "differences": changed,
         **compared,
     }

@@ -9,6 +9,7 @@ from typing import Any
 
 from agit_core.errors import BadInput
 from pipeline import records, storage
+from pipeline.config import resolved_best_by
 from pipeline.progress import clock
 from pipeline.train import events as train_events
 from pipeline.train import lease
@@ -34,14 +35,14 @@ def list_runs(storage_uri: str) -> list[dict[str, Any]]:
     return sorted(runs, key=lambda run: float(run["updated"] or 0), reverse=True)
 
 
-def last_checkpoint(uri: str) -> str | None:
-    """URI of a finished run's last checkpoint; None if this is not a run's folder.
+def model_checkpoint(uri: str) -> str | None:
+    """URI of the checkpoint that is a finished run's model; None if this is not a run's folder.
 
     Raises:
         BadInput: the run is not finished.
     """
     if (result := records.RESULT.read(uri)) is not None:
-        return result.checkpoint
+        return result.model
     if records.SPEC.exists(uri):
         raise BadInput(f"the run at {uri} is not finished; resume it, or give one of its checkpoint folders")
     return None
@@ -64,8 +65,10 @@ def status(run_uri: str) -> dict[str, Any]:
     from pipeline.train.checkpoints import CheckpointStore
 
     spec, events = records.SPEC.peek(run_uri) or {}, train_events.read(run_uri)
-    train = spec.get("config", {}).get("train", {})
-    store = CheckpointStore(run_uri, keep=1, best_by=train.get("best_by"))
+    recorded = spec.get("config", {})
+    every = recorded.get("validation", {}).get("every")
+    best_by = resolved_best_by(recorded.get("train", {}).get("best_by"), every)
+    store = CheckpointStore(run_uri, keep=1, best_by=best_by)
     owner = spec.get("owner") or {}
     return overview | {
         "checkpoints": store.steps(),

@@ -1,14 +1,14 @@
-"""Everything the pipeline keeps, behind URIs: a local folder and ``s3://bucket/prefix`` are the same code.
+"""Storage behind URIs: local folders and ``s3://bucket/prefix`` through the same functions.
 
-S3 is configured by the usual environment (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ...). Two rules hold
-everywhere: no reader ever sees half a file (a local file is renamed into place, an object appears whole), and
-a failing network is told in one sentence, :class:`BadInput` before the work starts (:func:`check_reachable`)
-and :class:`RunFailed` in the middle of it.
+S3 is configured by the usual environment variables (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ...). Two rules hold
+everywhere: writes are atomic (a local file is renamed into place, an object appears as a whole), and storage errors are
+one sentence, :class:`BadInput` before the work starts (:func:`check_reachable`) and :class:`RunFailed` during it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -30,7 +30,7 @@ from fsspec import AbstractFileSystem
 from agit_core.errors import BadInput, RunFailed
 from pipeline.local_files import replacing, sweep_temporary
 
-# Object stores other than Amazon's refuse the checksum trailers that newer SDKs send by default.
+# newer SDKs send checksum trailers by default, which object stores other than Amazon's refuse
 os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
 os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
 
@@ -38,7 +38,16 @@ _TRANSFERS = 8
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 30
 _S3FS_TRIES = 2
-"""Around the client's own three: a store that accepts connections and stays silent is given up after three minutes."""
+"""Attempts of s3fs, each with the client's own three: an unresponsive store fails after about three minutes."""
+_PROBE_BYTES = 1 << 16
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full: make room or give another storage",
+    errno.EDQUOT: "the quota is used up: make room or give another storage",
+    errno.EROFS: "the file system is read-only: mount it writable or give another storage",
+    errno.EACCES: "this user may not: correct the permissions or give another storage",
+    errno.EPERM: "this user may not: correct the permissions or give another storage",
+    errno.ENAMETOOLONG: "the name is too long for this file system: give a storage with a shorter path",
+}
 T = TypeVar("T")
 
 
@@ -55,20 +64,20 @@ def join(uri: str, *parts: str) -> str:
 
 
 def name(uri: str) -> str:
-    """The last part of a URI."""
+    """Last component of a URI."""
     return uri.rstrip("/").rsplit("/", 1)[-1]
 
 
 def as_text(path: str) -> str:
-    """A local file's path as a text that can be stored: bytes of older encodings, such as Latin-1, as ``\\xfc``."""
+    """Convert a local path to valid Unicode: bytes of other encodings, such as Latin-1, become ``\\xfc``."""
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
-    """The fsspec filesystem of a URI and the path inside it.
+    """The fsspec filesystem of a URI and the path in it.
 
-    Nothing is cached between calls that another process may change, and the credentials are read from the
-    environment each time, so a renewed key is picked up.
+    Listings are not cached, because other processes may change them. Credentials are read from the environment each
+    time, so that a renewed key takes effect.
     """
     if uri.startswith("s3://"):
         options = {
@@ -100,12 +109,14 @@ def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
 
 @functools.cache
 def _session() -> Any:
-    """The client's session, without "Expect: 100-continue": it would wait for that answer without any limit."""
+    """S3 client session without "Expect: 100-continue", for which the client would wait without a timeout."""
     from aiobotocore.session import AioSession
     from botocore.handlers import add_expect_header
 
     class Session(AioSession):
-        def __reduce__(self) -> Any:  # a file system that is sent to another process finds that one's
+        def __reduce__(
+            self,
+        ) -> Any:  # a filesystem that is unpickled in another process uses that one's session
             return _session, ()
 
     session = Session()
@@ -114,7 +125,7 @@ def _session() -> Any:
 
 
 def downloads(uri: str) -> Path:
-    """Where files from the network are kept: with the storage if that is on this machine, else in ``.agit``."""
+    """Folder for downloads: in the storage if that is local, else in ``.agit``."""
     return Path(".agit/downloads") if is_remote(uri) else local_path(uri) / "downloads"
 
 
@@ -144,14 +155,18 @@ def exists(uri: str) -> bool:
 
 
 def is_folder(uri: str) -> bool:
-    """Whether there is something below it."""
+    """Whether the URI is a folder or a non-empty prefix."""
     fs, path = filesystem(uri)
     with explained(uri, "look up"):
         return bool(fs.isdir(path))
 
 
 def size(uri: str) -> int:
-    """Bytes of one file; FileNotFoundError when there is none."""
+    """Size of a file in bytes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
     fs, path = filesystem(uri)
     with explained(uri, "look up"):
         return int(fs.info(path)["size"])
@@ -170,7 +185,7 @@ def read_bytes(uri: str) -> bytes:
 
 
 def read_range(uri: str, start: int, length: int) -> bytes:
-    """``length`` bytes from ``start`` on: one request.
+    """Read ``length`` bytes from offset ``start`` in one request.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -190,7 +205,7 @@ def read_json(uri: str) -> Any:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Writes a file that appears whole or not at all, replacing what was there."""
+    """Write a file atomically, replacing an existing one."""
     fs, path = filesystem(uri)
     with explained(uri, "write"):
         if is_remote(uri):
@@ -205,12 +220,12 @@ def write_text(uri: str, text: str) -> None:
 
 
 def write_json(uri: str, value: Any) -> None:
-    """As :func:`write_bytes`, as indented JSON with a newline at the end."""
+    """Write indented JSON, as :func:`write_bytes`."""
     write_bytes(uri, json_bytes(value))
 
 
 def finite(value: Any) -> Any:
-    """The same with None for what JSON has no number for: a diverged training has losses that are not numbers."""
+    """Replace NaN and infinities, which JSON cannot represent (e.g. losses of a diverged training), by None."""
     if isinstance(value, dict):
         return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -219,19 +234,19 @@ def finite(value: Any) -> Any:
 
 
 def json_bytes(value: Any) -> bytes:
-    """The content of a file that :func:`write_json` writes; None where JSON has no number (:func:`finite`)."""
+    """Contents of a file written by :func:`write_json`; non-finite numbers become None (:func:`finite`)."""
     return (json.dumps(finite(value), indent=1, allow_nan=False) + "\n").encode()
 
 
 def json_line(value: Any) -> str:
-    """The same on one line."""
+    """JSON on one line, with non-finite numbers as None."""
     return json.dumps(finite(value), allow_nan=False) + "\n"
 
 
 def list_(uri: str, recursive: bool = False) -> list[str]:
-    """URIs of the files and folders in a folder, sorted; with ``recursive`` of all files below it.
+    """URIs of the files and folders in a folder, sorted; with ``recursive``, of all files under it.
 
-    A folder that does not exist is an empty one, as object stores have no folders.
+    A missing folder counts as empty, because object stores have no folders.
     """
     fs, path = filesystem(uri)
     with explained(uri, "list"):
@@ -240,14 +255,14 @@ def list_(uri: str, recursive: bool = False) -> list[str]:
                 entries = [item["name"] for item in fs.ls(path, detail=True)]
             elif is_remote(uri):
                 entries = fs.find(path)
-            else:  # fsspec would leave out what it cannot read
+            else:  # by default, fsspec silently skips unreadable folders
                 entries = fs.find(path, on_error=_unless_gone)
         except (FileNotFoundError, NotADirectoryError):
             return []
     root = path.rstrip("/")
     below = (entry.rstrip("/") for entry in entries)
     names = (entry[len(root) + 1 :] for entry in below if entry.startswith(root + "/"))
-    # an object's key may hold them, and a copy of it would lie outside the folder that it is copied into
+    # an object's key may contain "..", and a local copy of it would end up outside of its folder
     return sorted(join(uri, name) for name in names if ".." not in name.split("/"))
 
 
@@ -289,23 +304,23 @@ def _unless_gone(error: OSError) -> None:
 
 
 def remove(uri: str) -> None:
-    """Deletes a file or a folder with all it holds; nothing there is fine."""
+    """Delete a file or a folder with its contents; a missing one is not an error."""
     fs, path = filesystem(uri)
     with explained(uri, "remove"), contextlib.suppress(FileNotFoundError):
         fs.rm(path, recursive=True)
 
 
 def sweep(uri: str) -> None:
-    """Removes what writers that were killed have left in a local folder; an object is there whole or not at all."""
+    """Remove temporary files of killed writers from a local folder; object stores have none."""
     if not is_remote(uri):
         sweep_temporary(local_path(uri))
 
 
 def copy(uri: str, target: str) -> None:
-    """Copies a file within one storage; object stores do it without sending the bytes here and back.
+    """Copy a file within one storage; an object store copies it on the server side.
 
     Raises:
-        FileNotFoundError: there is nothing to copy.
+        FileNotFoundError: there is no such file.
     """
     if not is_remote(uri):
         upload_file(local_path(uri), target)
@@ -335,17 +350,17 @@ def download_file(uri: str, local: str | Path) -> None:
 
 
 def upload_folder(local: str | Path, uri: str) -> None:
-    """Copies every file of a folder, several at a time; the order is not defined."""
+    """Upload every file of a folder, in parallel and in no particular order."""
     root = Path(local)
     files = [path for path in sorted(root.rglob("*")) if path.is_file()]
     _all(upload_file, ((path, join(uri, path.relative_to(root).as_posix())) for path in files))
 
 
 def download_folder(uri: str, local: str | Path) -> None:
-    """Copies every file below a URI into a local folder.
+    """Download every file under a URI into a local folder.
 
     Raises:
-        FileNotFoundError: nothing is there.
+        FileNotFoundError: there are no files.
     """
     found = list_(uri, recursive=True)
     if not found:
@@ -355,26 +370,27 @@ def download_folder(uri: str, local: str | Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Of a local file, as hexadecimal digits."""
+    """SHA-256 of a local file, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_reachable(uri: str) -> None:
-    """Writes and removes a small object, so that a wrong endpoint, key or bucket is known before any work.
+    """Write and remove a small object, to detect a wrong endpoint, key or bucket before any work.
 
     Raises:
-        BadInput: says in one sentence what is wrong and where to put it right.
+        BadInput: the storage cannot be used; the message names the cause and the remedy.
     """
     fs, path = filesystem(uri)
     probe = join(uri, f".probe-{uuid.uuid4().hex[:12]}")
     try:
         try:
-            write_bytes(probe, b"")
+            # as many bytes as a full disk or an exhausted quota has no room for
+            write_bytes(probe, bytes(_PROBE_BYTES))
         except Exception as error:
             silent = any("Timeout" in type(link).__name__ for link in _chain(error))
             if is_remote(uri) and not silent:
-                fs.ls(path.split("/", 1)[0])  # tells a missing bucket from a missing permission
+                fs.ls(path.split("/", 1)[0])  # distinguishes a missing bucket from a missing permission
             raise
         remove(probe)
     except RunFailed as error:
@@ -384,10 +400,10 @@ def check_reachable(uri: str) -> None:
 
 
 def private_folder(name: str) -> Path:
-    """A folder of this user's below the machine's temporary one, the same for every process.
+    """Private folder of this user in the machine's temporary folder, the same for every process.
 
     Raises:
-        BadInput: somebody else has made something by that name.
+        BadInput: the name is taken by something else, e.g. of another user.
     """
     folder = Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}"
     with contextlib.suppress(FileExistsError):  # a file or a broken link, refused below
@@ -401,7 +417,7 @@ def private_folder(name: str) -> Path:
 
 
 def each(function: Callable[[str], T], uris: list[str]) -> list[T]:
-    """Applies a reading function to many URIs, several at a time, in order."""
+    """Apply a reading function to many URIs in parallel; results in order."""
     with ThreadPoolExecutor(_TRANSFERS) as pool:
         return list(pool.map(function, uris))
 
@@ -414,9 +430,9 @@ def _all(transfer: Any, pairs: Iterable[tuple[Any, Any]]) -> None:
 
 @contextlib.contextmanager
 def explained(uri: str, verb: str) -> Iterator[None]:
-    """Turns whatever the SDK raises into one sentence; a missing file stays a FileNotFoundError.
+    """Convert errors of the SDK to RunFailed with one sentence; a missing file stays a FileNotFoundError.
 
-    For those who use :func:`filesystem` themselves.
+    For direct uses of :func:`filesystem`.
     """
     try:
         yield
@@ -437,7 +453,11 @@ def _sentence(uri: str, verb: str, error: BaseException) -> str:
     }
     detail = " ".join(str(error).split()) or type(error).__name__
     if not is_remote(uri):
-        return f"cannot {verb} {uri}: {detail}; check the folder's permissions and free space"
+        numbers = (link.errno for link in _chain(error) if isinstance(link, OSError))
+        remedy = next((_REMEDIES[number] for number in numbers if number in _REMEDIES), None)
+        return (
+            f"cannot {verb} {uri}: {detail}; {remedy or 'check the permissions and the disk of that folder'}"
+        )
     if {"NoCredentialsError", "PartialCredentialsError"} & kinds:
         return f"cannot {verb} {uri}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     if {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "Forbidden", "403"} & codes or (

@@ -1,9 +1,9 @@
-"""The five stages of a run as plain functions, each of which says what it reuses.
+"""The five stages of a run as plain functions that reuse finished work.
 
-prepare -> train -> evaluate -> register -> report; every function takes what the one before it returned,
-reads and writes URIs under ``config.storage``, and works without Prefect. Doing a stage again costs a look
-into the storage: prepared data is found by its fingerprint, a finished training by its ``result.json``, an
-evaluation by its checkpoint and settings, a registration by its source.
+prepare -> train -> evaluate -> register -> report: each function takes the results of the previous ones, reads and
+writes URIs under ``config.storage``, and works without Prefect. Repeating a finished stage only reads the storage:
+prepared data is found by its fingerprint, a finished training by its ``result.json``, an evaluation by its checkpoint
+and settings, a registration by its source.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ T = TypeVar("T")
 
 
 def prepare(config: Config) -> Data:
-    """Reads the source and writes shards, or finds them written.
+    """Prepare the source as shards, or find them prepared.
 
     Raises:
-        BadInput: the storage or the source cannot be used; says why.
+        BadInput: the storage or the source cannot be used.
     """
     with progress.stage("prepare") as stage:
         storage.check_reachable(config.storage)
@@ -139,7 +139,7 @@ def _scored(config: Config, uri: str, data_uri: str, stage: progress.Stage) -> d
 
 
 def _named(splits: dict[str, Any], kind: str) -> list[str]:
-    """Every ``quarantined`` file or every one with ``notes`` of a manifest, and why."""
+    """All entries of a manifest in ``quarantined`` or in ``notes``, with their reasons."""
     return [
         f"{name}/{entry['name']}: {entry['reason']}"
         for name, split in splits.items()
@@ -148,10 +148,10 @@ def _named(splits: dict[str, Any], kind: str) -> list[str]:
 
 
 def find_prepared(config: Config) -> Data:
-    """The prepared data of a configuration whose run is asked for; prepares nothing.
+    """Find the prepared data of an existing run's configuration, without preparing anything.
 
     Raises:
-        BadInput: it is not prepared, so that there is no run either.
+        BadInput: it is not prepared, so there is no run either.
     """
     from pipeline.data.prepare.stage import find as run_stage
 
@@ -168,10 +168,10 @@ def find_prepared(config: Config) -> Data:
 
 
 def check_registration(config: Config) -> None:
-    """Looks before anything is prepared or trained whether the registry could take the model and the gate judge it.
+    """Check, before preparation and training, that the registry will accept the model and the gate can judge it.
 
     Raises:
-        BadInput: an MLflow server with local storage, or a gate that asks for what is not measured.
+        BadInput: an MLflow server with local storage, or a gate on metrics that are not measured.
     """
     from pipeline.registry import gate, tracking
 
@@ -180,7 +180,7 @@ def check_registration(config: Config) -> None:
 
 
 def check_scorable(config: Config, data: Data) -> None:
-    """Looks before hours of training whether there is enough to score them with.
+    """Check, before training, that there are enough test images for scoring.
 
     Raises:
         BadInput: fewer than two test images of a domain.
@@ -201,25 +201,51 @@ def locate(config: Config, data: Data) -> tuple[str, str]:
 
 
 def train(config: Config, data: Data, start: str | None = None) -> Run:
-    """Trains, resumes or finds the finished training.
+    """Train, resume, or reuse a finished training.
+
+    A finished one whose model is damaged, before it was registered, goes on from the newest whole checkpoint.
 
     Args:
-        start: the folder of the weights to start from, when ``train.start_from`` no longer leads there.
+        start: folder of the initial weights, if ``train.start_from`` no longer refers to it.
 
     Raises:
         RunFailed: the job did not finish; the same call resumes it.
     """
     from pipeline.launch.follow import train as run_stage
+    from pipeline.live.feed import reporting
+    from pipeline.train import events
+    from pipeline.train.damage import damage, mark
 
     name, uri = locate(config, data)
     with progress.stage("train") as stage:
-        done = RESULT.read(uri)
+        done = RESULT.peek(uri)
+        if done is not None and (reason := damage(done.model)) and not _registered(uri):
+            events.record(uri, "checkpoint_damaged", f"the checkpoint of its model is damaged ({reason})")
+            mark(done.model, reason)
+            storage.remove(RESULT.uri(uri))  # the job goes on from the newest whole one
+            done = None
         if done is None:
-            done = run_stage(config, data.uri, stage, start).result
+            with reporting(config, name, uri) as report:
+
+                def told(event: dict[str, Any]) -> None:
+                    stage(event)
+                    report(event)
+
+                done = run_stage(config, data.uri, told, start).result
             stage.message = f"{done.steps} steps, run {name}"
         else:
             stage.reuse(f"finished training {name} ({done.steps} steps)")
     return Run(name, uri, done, stage.reused)
+
+
+def _registered(uri: str) -> bool:
+    """Whether a run's model is scored and registered, so that its checkpoints are needed no more."""
+    registration = REGISTRATION.peek(uri)
+    return (
+        registration is not None
+        and EVALUATION.peek(uri) is not None
+        and storage.is_folder(registration["source"])
+    )
 
 
 def trained(config: Config, data: Data) -> Run:
@@ -238,20 +264,29 @@ def trained(config: Config, data: Data) -> Run:
 
 
 def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
-    """Scores the run's last checkpoint on the test images, or finds the scores of exactly that.
+    """Score the run's model on the test images, or reuse the stored scores.
 
-    Scores that were not compared with the present champion, where there is another one, are made again.
+    Scores are computed again if they were not compared with the current champion.
 
     Raises:
-        BadInput: no Inception network can be had.
-        RunFailed: the storage does not answer.
+        BadInput: no Inception network is available.
+        RunFailed: the storage does not respond.
     """
+    from pipeline.train.damage import damage
+
     key = _evaluation_key(config, data.manifest, run.result)
     with progress.stage("evaluate") as stage:
-        evaluation = EVALUATION.read(run.uri)
+        evaluation = EVALUATION.peek(run.uri)
         if evaluation is not None and evaluation.get("key") == key and _compared(config, run, evaluation):
             stage.reuse("scores of this checkpoint")
         else:
+            storage.sweep(run.uri)  # what an evaluation that was killed has left
+            storage.sweep(storage.join(config.storage, "features"))
+            if reason := damage(run.result.model):
+                raise BadInput(
+                    f"the checkpoint that is the model of run {run.run_id} is damaged ({reason}); remove "
+                    f"{RESULT.uri(run.uri)} and run `agit train` with the same settings, which goes one checkpoint back"
+                )
             evaluation = {**_scored(config, run.uri, data.uri, stage), "key": key}
             EVALUATION.write(run.uri, evaluation)
         shown = scores_line(evaluation)
@@ -260,10 +295,10 @@ def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
 
 
 def _evaluation_key(config: Config, manifest: dict[str, Any], result: Result) -> str:
-    """Hash of everything that a run's own scores depend on, but for the champion beside them."""
+    """Hash of everything that a run's scores depend on, except the champion."""
     return fingerprint(
         {
-            "checkpoint": result.checkpoint,
+            "checkpoint": result.model,
             "data": manifest["fingerprint"],
             "evaluate": config.evaluate.model_dump(mode="json", exclude={"device", "batch_size", "workers"}),
             "threshold": config.method.threshold_at_test,
@@ -273,7 +308,7 @@ def _evaluation_key(config: Config, manifest: dict[str, Any], result: Result) ->
 
 
 def _compared(config: Config, run: Run, evaluation: dict[str, Any]) -> bool:
-    """Whether the present champion, unless it is this run's own model or has its weights, stands beside the scores."""
+    """Whether the scores include a comparison with the current champion, or that is this run's own model."""
     from pipeline.registry import models
 
     champion = models.champion(config)
@@ -288,13 +323,13 @@ def _compared(config: Config, run: Run, evaluation: dict[str, Any]) -> bool:
 
 
 def evaluate_model(config: Config, data: Data, uri: str) -> dict[str, Any]:
-    """Scores any model or checkpoint folder, or ``models:/name@alias``, on the test images.
+    """Score any model or checkpoint folder, or ``models:/name@alias``, on the test images.
 
-    A run's own evaluation stays as it is: this one may be of other images or settings.
+    A run's own evaluation is not overwritten, since this one may use other images or settings.
 
     Raises:
-        BadInput: no such model, or no Inception network can be had.
-        RunFailed: the storage does not answer.
+        BadInput: no such model, or no Inception network is available.
+        RunFailed: the storage does not respond.
     """
     with progress.stage("evaluate") as stage:
         evaluation = _scored(config, uri, data.uri, stage)
@@ -303,10 +338,10 @@ def evaluate_model(config: Config, data: Data, uri: str) -> dict[str, Any]:
 
 
 def register(config: Config, data: Data, run: Run, evaluation: dict[str, Any]) -> dict[str, Any]:
-    """Registers the model with its metrics and lineage; the same run keeps its version.
+    """Register the model with its metrics and lineage; a run that is registered keeps its version.
 
     Raises:
-        RunFailed: the tracking server does not answer.
+        RunFailed: the tracking server does not respond.
     """
     with progress.stage("register") as stage:
         before = REGISTRATION.peek(run.uri)
@@ -320,7 +355,7 @@ def register(config: Config, data: Data, run: Run, evaluation: dict[str, Any]) -
 
 
 def report(config: Config, data: Data, run_uri: str) -> str:
-    """Builds the report of a run as far as it has come, and returns its URI."""
+    """Build the report of a finished or running run; return its URI."""
     with progress.stage("report") as stage:
         uri = _apart(config, _build_report, run_uri, data.uri)
         stage.message = uri
@@ -330,7 +365,7 @@ def report(config: Config, data: Data, run_uri: str) -> str:
 def summarize(
     config: Config, run: Run, evaluation: dict[str, Any], registration: dict[str, Any], report_uri: str
 ) -> dict[str, Any]:
-    """The object that ``--json`` prints, also kept as ``summary.json`` of the run."""
+    """Build the object that ``--json`` prints, and store it as the run's ``summary.json``."""
     summary = {
         "run_id": run.run_id,
         "storage": config.storage,
@@ -345,11 +380,11 @@ def summarize(
 
 
 def already_done(config: Config) -> dict[str, Any] | None:
-    """The summary of a run whose five stages are done and would change nothing, else None.
+    """The summary of a run whose five stages are all done and up to date, else None.
 
-    Only local files are read, so that neither torch nor Prefect, Ray or MLflow is imported: what stands in object
-    storage or on an MLflow server is left to the stages. The registry's SQLite file must be older than the
-    summary, since versions, aliases and the champion may have changed with it.
+    A fast path that reads local files only, without importing torch, Prefect, Ray or MLflow; runs in object storage
+    or on an MLflow server are left to the stages. The registry's SQLite file must be older than the summary,
+    because a later change may concern versions, aliases or the champion.
     """
     from pipeline.data.prepare.stage import find
     from pipeline.registry import tracking
@@ -358,7 +393,7 @@ def already_done(config: Config) -> dict[str, Any] | None:
     if storage.is_remote(config.storage) or database is None or not database.is_file():
         return None
     settings, registered = _settings_key(config), database.stat().st_mtime
-    # the source, which may be large, is listed only where a run of just these settings is done
+    # list the source, which may be large, only if there is a finished run with exactly these settings
     done = {
         file.parent
         for file in storage.local_path(config.storage).glob(f"runs/*/{DONE.name}")
@@ -374,7 +409,7 @@ def already_done(config: Config) -> dict[str, Any] | None:
     if result is None or evaluation is None or registration is None or summary is None:
         return None
     key = _evaluation_key(config, found.manifest, result)
-    files = (summary["report"], result.checkpoint, registration["source"])
+    files = (summary["report"], result.model, registration["source"])
     if (
         storage.local_path(uri) not in done
         or evaluation.get("key") != key
@@ -388,14 +423,14 @@ def already_done(config: Config) -> dict[str, Any] | None:
 
 
 def _settings_key(config: Config) -> str:
-    """Hash of a whole configuration and of the version that ran it."""
+    """Hash of the full configuration and the package version."""
     return fingerprint({"config": config.plain(), "version": metadata.version("agit")})
 
 
 def known(config: Config, run_uri: str) -> dict[str, Any]:
-    """``steps``, ``metrics``, ``model`` and ``report`` of a run as far as it has come; None for what is not there."""
-    result, scores = RESULT.read(run_uri), EVALUATION.read(run_uri)
-    registration, report_uri = REGISTRATION.read(run_uri), storage.join(run_uri, REPORT)
+    """``steps``, ``metrics``, ``model`` and ``report`` of a run; None for those that do not exist yet."""
+    result, scores = RESULT.peek(run_uri), EVALUATION.peek(run_uri)
+    registration, report_uri = REGISTRATION.peek(run_uri), storage.join(run_uri, REPORT)
     return {
         "steps": result.steps if result else None,
         "metrics": scores["metrics"] if scores else None,
@@ -405,13 +440,13 @@ def known(config: Config, run_uri: str) -> dict[str, Any]:
 
 
 def _model(config: Config, registration: dict[str, Any]) -> dict[str, Any]:
-    """Name and version as registered, with the aliases of today."""
+    """Registered name and version, with the current aliases."""
     from pipeline.registry import tracking, versions
 
     name, version = registration["name"], registration["version"]
     try:
         aliases = sorted(versions.get(tracking.tracking_uri(config), name, version).aliases)
-    except (BadInput, RunFailed, LookupError):  # what is asked for is something else
+    except (BadInput, RunFailed, LookupError):  # the registry is unavailable, which must not fail the command
         aliases = registration["aliases"]
     return {"name": name, "version": version, "aliases": aliases}
 

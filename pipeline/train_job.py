@@ -1,9 +1,8 @@
-"""The training job: ``python -m pipeline.train_job SPEC_URI``, locally and on a cluster the same.
+"""The training job: ``python -m pipeline.train_job SPEC_URI``, the same locally and on a cluster.
 
-It drives Ray Train until the run is finished, whatever fails underneath, and writes ``result.json`` last.
-Without ``RAY_ADDRESS`` it starts a Ray of its own on this machine, which ends with it. Exit status: 0 done,
-2 a wrong configuration, 1 a failed run; the last line of its output then says why, for people and for
-:mod:`pipeline.launch.follow`.
+It drives Ray Train through failures until the run is finished, and writes ``result.json`` last. Without
+``RAY_ADDRESS`` it starts a private Ray instance, which ends with it. Exit status: 0 done, 2 a wrong configuration, 1 a
+failed run; the last line of the output then names the cause, for people and for :mod:`pipeline.launch.follow`.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from pipeline import logs, ray_session, records, storage
 from pipeline.config import Config, parse
 from pipeline.data.format import manifest
 from pipeline.launch.specs import VERDICT, read_spec
+from pipeline.metrics import catalog
 from pipeline.process_identity import when_orphaned
 from pipeline.train import events, lease
 from pipeline.train.failures import PERMANENT, sentence
@@ -35,8 +35,8 @@ _WATCH_SECONDS = 2.0
 
 
 def main(arguments: list[str], job: Callable[[str], Any] | None = None, what: str = "training") -> int:
-    """Runs the job (``run``, or a search's) and says in the last line how it ended."""
-    # as the command does (pipeline.cli.start): a job on a cluster is not started by it
+    """Run the job (default: :func:`run`), print the cause of a failure as the last line, return the exit status."""
+    # as in pipeline.cli.start, which does not start jobs on a cluster
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logs.set_up(sys.stdout, "%(levelname)s %(message)s")
     logging.getLogger().setLevel(logging.INFO)
@@ -58,32 +58,36 @@ def main(arguments: list[str], job: Callable[[str], Any] | None = None, what: st
 
 
 def run(spec_uri: str) -> dict[str, Any]:
-    """Trains what the specification says, or returns the result that is there already.
+    """Train as specified, or return the stored result of a finished run.
 
     Raises:
         BadInput: the specification does not fit the data or the cluster.
-        RunFailed: with the cause in one sentence; the same call goes on from the last checkpoint.
+        RunFailed: the run failed; the message names the cause, and the same call resumes from the last checkpoint.
     """
     spec = read_spec(spec_uri)
     logs.bind(run_id=spec["run_id"])
     config = parse(spec["config"], where=spec_uri)
-    if (done := records.RESULT.read(spec["run_uri"])) is not None:
+    if (done := records.RESULT.peek(spec["run_uri"])) is not None:
         return done.plain()
     check(config, manifest.read(spec["data_uri"]))
     storage.sweep(spec["run_uri"])
     tell(spec, "starting", message="starting the workers")
     with lease.alive(spec["run_uri"]), failure_told(spec):
         with ray_session.connected(config) as scratch:
+            from pipeline.evaluate import validation
             from pipeline.train.driver import drive
 
-            result = drive(spec, config, scratch)
+            with validation.beside(spec, config) as scorer:
+                result = drive(spec, config, scratch)
+                if scorer is not None:
+                    result = scorer.finish(result, lambda text: tell(spec, "running", message=text))
         finish(spec, result)
     return result
 
 
 @contextlib.contextmanager
 def failure_told(spec: dict[str, Any]) -> Iterator[None]:
-    """Notes in the run what ends its job; not that another one trains it now, whose state it then is."""
+    """Record the failure that ends a job in its run, unless another job has taken over the run."""
     try:
         yield
     except lease.TakenOver:
@@ -92,25 +96,25 @@ def failure_told(spec: dict[str, Any]) -> Iterator[None]:
         events.record(spec["run_uri"], "failed", str(error))
         tell(spec, "failed", message=str(error))
         raise
-    except SystemExit:  # told to stop; nobody should have to wait for its silence
-        with contextlib.suppress(BadInput, RunFailed, OSError):  # another's by now, or the storage is away
+    except SystemExit:  # stopped: record it, so that nobody waits for the heartbeat timeout
+        with contextlib.suppress(BadInput, RunFailed, OSError):  # taken over, or the storage does not respond
             lease.check(spec)
             tell(spec, "interrupted", message="stopped; the same command goes on from the last checkpoint")
         raise
 
 
 def finish(spec: dict[str, Any], result: dict[str, Any]) -> None:
-    """Writes the result, which makes a training finished."""
+    """Write the result, which marks the run as finished."""
     records.RESULT.write(spec["run_uri"], records.Result.model_validate(result))
     events.record(spec["run_uri"], "finished", step=result["steps"])
     tell(spec, "finished", step=result["steps"], total_steps=result["steps"], eta_s=0)
 
 
 def check(config: Config, manifest: dict[str, Any]) -> None:
-    """Refuses what cannot work before anything is started.
+    """Check a configuration against the data before anything is started.
 
     Raises:
-        BadInput: an empty domain, more workers than items in a batch, another image size.
+        BadInput: an empty domain, more workers than items in a batch, or another image size.
     """
     for split in ("trainA", "trainB"):
         if int(manifest["splits"][split]["rows"]) < 1:
@@ -125,6 +129,8 @@ def check(config: Config, manifest: dict[str, Any]) -> None:
         raise BadInput(
             f"train.minimum_workers ({least}) must not be larger than train.workers ({config.train.workers})"
         )
+    if config.deciding_score is not None:
+        catalog.check_deciding("train.best_by", config.deciding_score)
     if manifest["image_size"] != config.data.image_size:
         raise BadInput(
             f"the data was prepared for {manifest['image_size']} pixels but data.image_size is "
@@ -133,7 +139,7 @@ def check(config: Config, manifest: dict[str, Any]) -> None:
 
 
 def tell(spec: dict[str, Any], state: str, **changes: Any) -> None:
-    """Rewrites ``progress.json`` where no worker does: before the first step and after the last."""
+    """Update ``progress.json`` while no worker does: before the first step and after the last."""
     before: dict[str, Any] = {"step": 0, "total_steps": None, "epoch": 0, "stage": None, "losses": {}}
     with contextlib.suppress(RunFailed):
         if (last := records.PROGRESS.peek(spec["run_uri"])) is not None:
@@ -152,20 +158,20 @@ def _verdict(error: BadInput | RunFailed) -> int:
 
 
 def _on_sigterm(signum: int, frame: Any) -> None:
-    # whatever the main thread does, also inside Ray: leave through the finally blocks
+    # run the finally blocks of the main thread, whatever it is doing
     raise SystemExit(128 + signum)
 
 
 def _end_with_launcher() -> None:
-    """Ends this process when the one that started it is gone, so that nothing trains on unseen."""
+    """End this process when its launcher has died, so that no training continues unattended."""
     if launcher := os.environ.get("AGIT_LAUNCHER_PID"):
         when_orphaned(int(launcher), _leave)
 
 
 def _end_with_ray() -> None:
-    """Ends this process when the node of its own Ray is gone, for which Ray would wait for ever.
+    """End this process when the node of its private Ray instance is lost, for which Ray would wait forever.
 
-    Without a verdict: the launcher takes the job for lost and starts it, with a Ray, anew.
+    No verdict is printed, so the launcher considers the job lost and restarts it with a new Ray instance.
     """
     if os.environ.get("RAY_ADDRESS"):
         return
@@ -175,7 +181,7 @@ def _end_with_ray() -> None:
         while True:
             time.sleep(_WATCH_SECONDS)
             ray = sys.modules.get("ray")
-            with contextlib.suppress(Exception):  # Ray is being started, or ended
+            with contextlib.suppress(Exception):  # Ray is starting or shutting down
                 alive = [node["Alive"] for node in ray.nodes()] if ray and ray.is_initialized() else []
                 began = began or any(alive)
                 if began and alive and not any(alive):
@@ -186,7 +192,7 @@ def _end_with_ray() -> None:
 
 
 def _leave() -> None:
-    """Through the finally blocks of the main thread; at once when that hangs."""
+    """Exit through the finally blocks of the main thread, or forcibly if that hangs."""
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(10)
     os._exit(1)

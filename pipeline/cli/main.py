@@ -29,6 +29,23 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib import metadata
+
+        print(f"agit {metadata.version('agit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
 @app.command()
 def run(config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False) -> Answer:
     """Run all stages, from the source images to the report.
@@ -60,7 +77,12 @@ def prepare(
 ) -> Answer:
     """Convert the source images to Parquet shards with a manifest.
 
-    Images are validated and resized; unreadable ones are quarantined, duplicates and train/test leaks reported.
+    Images are validated and resized. Every file that is not used is listed with the reason, as quarantined if it lies
+    among the images, else as left out; duplicates and train/test leaks are reported.
+
+    data.source: a folder with trainA, trainB (testA, testB, valA, valB), with train/CLASS, test/CLASS, val/CLASS, with
+    CLASS/train, CLASS/test, or with two folders of any names; two folders 'A,B'; a zip or tar of one; Parquet files
+    with an image column and a domain or label; a CSV list; the name of a public set.
 
     \b
     Example:
@@ -72,11 +94,10 @@ def prepare(
     with progress.shown_on(progress.for_terminal()):
         data = tasks.prepare(settings)
     counts = {name: split["rows"] for name, split in data.manifest["splits"].items()}
-    quarantined = {
-        name: split["quarantined"]
-        for name, split in data.manifest["splits"].items()
-        if split.get("quarantined")
-    }
+    quarantined, notes = (
+        {name: split[kind] for name, split in data.manifest["splits"].items() if split.get(kind)}
+        for kind in ("quarantined", "notes")
+    )
     name, uri = tasks.locate(settings, data)
     return Answer(
         {
@@ -88,6 +109,8 @@ def prepare(
             "domains": {domain: entry["name"] for domain, entry in data.manifest["domains"].items()},
             "rows": counts,
             "quarantined": quarantined,
+            "notes": notes,
+            "left_out": data.manifest.get("left_out", []),
             "duplicate_groups": data.manifest["duplicates"]["exact_groups"],
             "near_groups": data.manifest["duplicates"]["near_groups"],
             "duplicates": data.manifest["duplicates"]["policy"],
@@ -122,7 +145,7 @@ def train(
             "run_id": done.run_id,
             "storage": settings.storage,
             **tasks.known(settings, done.uri),
-            "checkpoint": done.result.checkpoint,
+            "checkpoint": done.result.model,
             "run": done.uri,
             "reused": done.reused,
         },
@@ -278,23 +301,37 @@ def list_presets(json: Json = False, debug: Debug = False) -> Answer:
 
 @app.command(name="config")
 def show_config(
-    config: ConfigName,
+    config: Annotated[
+        str | None,
+        typer.Argument(metavar="CONFIG", help="A preset's name (see `agit presets`) or a YAML file."),
+    ] = None,
     overrides: Overrides = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write to this YAML file instead of printing.")
     ] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of configuration files, for editors.")
+    ] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
     """Show a configuration with all defaults, as YAML.
 
-    The output is a valid CONFIG for every command.
+    The output is a valid CONFIG for every command; credentials are left out.
 
     \b
     Example:
       agit config h2z --set train.epochs=100 -o mine.yaml
     """
-    plain: dict[str, Any] = read_config(config, overrides).plain()
+    if schema:
+        from pipeline.cli import schema as of_files
+
+        return Answer(of_files.schema(), show.as_json)
+    if config is None:
+        raise BadInput("give a CONFIG, a preset's name or a YAML file, or --schema")
+    from pipeline.redact import redact
+
+    plain: dict[str, Any] = redact(read_config(config, overrides).plain())
     if output is not None:
         from pipeline import storage
 

@@ -37,8 +37,8 @@ ModelUri = Annotated[
     typer.Option(
         "--model",
         metavar="URI",
-        help="pretrained:h2z128, models:/NAME@champion, or the path or s3:// URI of a model folder, a checkpoint "
-        "folder or a finished run.",
+        help="pretrained:h2z128, models:/NAME@champion, hf://USER/REPO, or the path or s3:// URI of a model folder, "
+        "a checkpoint folder or a finished run.",
     ),
 ]
 
@@ -72,7 +72,8 @@ def translate(
         str,
         typer.Argument(
             metavar="INPUT",
-            help="An image, a folder, a .zip, Parquet with an image column, or a video; a path or s3://.",
+            help="An image, a folder, a .zip, Parquet with an image column, or a video; a path or s3://. Animations "
+            "keep all frames; every file that is not translated is named.",
         ),
     ],
     output: Annotated[
@@ -175,13 +176,13 @@ def translate(
 
 
 def _counts(done: dict[str, Any]) -> str:
-    parts = [f"{done['translated']} {'frames' if 'notes' in done else 'images'}"]
+    parts = [f"{done['translated']} {done['unit']}"]
     parts += [f"{done['skipped']} done before"] if done["skipped"] else []
-    parts += [f"{len(done['failed'])} not readable"] if done["failed"] else []
+    parts += [f"{len(done['failed'])} not translated"] if done["failed"] else []
     return ", ".join(parts)
 
 
 def _show(done: dict[str, Any]) -> None:
-    show.lines([f"skipped {item['name']}: {item['reason']}" for item in done["failed"]])
+    show.lines(show.by_reason("skipped", done["failed"]))
     show.lines([f"note: {note}" for note in done.get("notes", [])])
     show.mapping({"output": done["output"], "translated": _counts(done)})

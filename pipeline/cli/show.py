@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from typing import Any
 
@@ -10,6 +11,7 @@ from pipeline.logs import printable
 from pipeline.metrics import table as score_table
 
 _MOST_LEAKS = 20
+_MOST_OF_A_REASON = 20
 _MARKS = {"ok": "[green]ok[/green]", "missing": "[red]missing[/red]", "optional": "[yellow]optional[/yellow]"}
 
 
@@ -27,10 +29,10 @@ def summary(value: dict[str, Any]) -> None:
 
 
 def prepared(value: dict[str, Any]) -> None:
-    for split, entries in value["quarantined"].items():
-        for entry in entries:
-            message = f"quarantined {split}/{entry['name']}: {entry['reason']}"
-            console.write(printable(message), markup=False)
+    for kind, what in (("quarantined", "quarantined"), ("notes", "note on")):
+        for split, entries in value[kind].items():
+            lines(by_reason(what, [{**entry, "name": f"{split}/{entry['name']}"} for entry in entries]))
+    lines(by_reason("left out", value["left_out"]))
     for kind, pairs in (("is", value["leaks"]), ("looks like", value["near_leaks"])):
         for train, test in pairs[:_MOST_LEAKS]:
             console.write(printable(f"leak: {test} {kind} {train}"), markup=False)
@@ -47,6 +49,19 @@ def prepared(value: dict[str, Any]) -> None:
             f"{len(value['near_leaks'])} look like one" + (": left out of training" if drop else ""),
         }
     )
+
+
+def by_reason(what: str, entries: list[dict[str, str]]) -> list[str]:
+    """One line per file and reason; where many share a reason the first of them, and how many more."""
+    names: dict[str, list[str]] = {}
+    for entry in entries:
+        names.setdefault(entry["reason"], []).append(entry["name"])
+    told = []
+    for reason, files in names.items():
+        told += [f"{what} {name}: {reason}" for name in files[:_MOST_OF_A_REASON]]
+        if more := len(files[_MOST_OF_A_REASON:]):
+            told.append(f"{what} {more} more: {reason}")
+    return told
 
 
 def trained(value: dict[str, Any]) -> None:
@@ -160,6 +175,10 @@ def mapping(value: dict[str, Any]) -> None:
 
 def as_yaml(value: Any) -> None:
     print(yaml_text(value), end="")
+
+
+def as_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
 
 
 def yaml_text(value: Any) -> str:

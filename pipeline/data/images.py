@@ -1,4 +1,4 @@
-"""Files of images as bytes, opened the same way wherever the pipeline reads them: prepare, translate, serve."""
+"""Opening of encoded images, common to preparation, translation and serving."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import warnings
 
 import simplejpeg
 from PIL import Image, ImageFile, UnidentifiedImageError
+
+from agit_core import pixels
 
 _PLUGINS = {
     "JPEG": "Jpeg",
@@ -26,29 +28,29 @@ _PLUGINS = {
 for _name in _PLUGINS.values():  # Image.init() would load four times as many
     importlib.import_module(f"PIL.{_name}ImagePlugin")
 FORMATS = tuple(name for name in _PLUGINS if name in Image.OPEN)
-"""What is read, recognised by its contents. Not EPS and its like, which would start another program."""
+"""Supported formats, recognised by content. EPS and the like are excluded, because they would start a program."""
 
 _HEIF = {
     b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 }
 _PADDING = 64
-"""Bytes between a JPEG's scan and its next marker that some cameras leave there; more are pixels that were lost."""
+"""Largest number of padding bytes that some cameras write after a JPEG's scan; more of them means lost pixels."""
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker")
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
-# Pillow warns at 90 million pixels and refuses twice as many (a few bytes can claim any size): refusing is enough.
+# Pillow warns from 90 million pixels and refuses twice as many (a header can claim any size); the limit is enough
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class Unusable(ValueError):
-    """Why an image cannot be used, in a few words."""
+    """An image cannot be used; the message is a short reason."""
 
 
 def open_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
-    """The first frame, checked but not decoded yet.
+    """Open the first frame of an image, checked but not decoded yet.
 
     Raises:
-        Unusable: not an image, damaged, or of absurd size.
+        Unusable: not an image, damaged, or too large.
     """
     if not data:
         raise Unusable("the file is empty")
@@ -60,14 +62,15 @@ def open_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
         raise Unusable("not an image") from None
     except Image.DecompressionBombError:
         raise Unusable("more than 178 million pixels") from None
-    except Exception as error:  # Pillow's plugins let through whatever a broken file makes of them
+    except Exception as error:  # Pillow's plugins raise arbitrary exceptions for broken files
         raise Unusable(reason(error)) from None
+    image.info[pixels.DEEP] = pixels.deep_colour(image)
     _refuse_damaged(data, image)
     return image
 
 
 def frames_note(image: Image.Image) -> str | None:
-    """What is left out where only the first frame of an animation, or page of a document, is used."""
+    """Note that only the first frame of an animation, or page of a document, is used; None for a single frame."""
     try:
         count = int(getattr(image, "n_frames", 1))
     except Exception:  # counting reads the whole file, of which only the beginning is needed
@@ -76,17 +79,17 @@ def frames_note(image: Image.Image) -> str | None:
 
 
 def reason(error: BaseException) -> str:
-    """What a decoder says is wrong, on one line."""
+    """A decoder's error on one line."""
     text = " ".join(str(error).split())
     return f"cannot be decoded: {text or type(error).__name__}"
 
 
 def _refuse_damaged(data: bytes, image: Image.Image) -> None:
-    """Finds what Pillow decodes without a word: half-lost JPEGs, whose decoder only warns, and PNG's checksums."""
+    """Detect damage that Pillow ignores: truncated JPEGs (libjpeg only warns) and wrong checksums in PNGs."""
     if image.format in {"JPEG", "MPO"}:
         colours = {"L": "GRAY", "CMYK": "CMYK"}.get(image.mode, "RGB")
         try:
-            # an eighth of the size: the whole file is read, and little is computed
+            # at an eighth of the size: reads the whole file at little cost
             simplejpeg.decode_jpeg(data, colours, min_height=1, min_width=1, min_factor=8, strict=True)
         except ValueError as error:
             text = " ".join(str(error).split())

@@ -1,7 +1,7 @@
-"""Figures and their intervals, of a model and of what it is compared with, on the same images and resamples.
+"""Metrics with intervals of a model and its opponents, on the same images and resamples.
 
-Names are those of the contract: ``kid_target_a2b``, ``attention_iou_a``, ... Without a direction or domain
-(``kid_mean``) they are the mean of both. KID is raw, not times 100.
+Names are those of the contract: ``kid_target_a2b``, ``attention_iou_a``, ... A name without a direction or domain
+(``kid_mean``) is the mean of both. KID is raw, not times 100.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from pipeline.metrics.measure import Estimate, FeatureSets, Resamples
 
 @dataclass
 class Figures:
-    """One competitor's figures.
+    """Metrics of one of the compared models.
 
     Attributes:
-        metrics: by contract name; None where a value is not finite.
-        replicates: the same over the bootstrap's resamples, (R,), for distances.
-        whole: the same of all images, where the figure is the mean over a few subsets of them (KID). It is the better
-            estimate of the two, by more the more images there are, and what differences are taken of.
-        subset_error: the standard error of such a figure as an estimate of that.
-        values: the same per image, for means over images.
+        metrics: values by contract name; None if not finite.
+        replicates: values of distances over the bootstrap's resamples, (R,).
+        whole: values over all images of distances that are reported as the mean over a few subsets (KID). This is the
+            more precise estimate, increasingly so with more images, and the basis of differences.
+        subset_error: standard error of the reported value as an estimate of ``whole``.
+        values: values per image, for metrics that are means over images.
     """
 
     metrics: dict[str, float | None] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class Figures:
 
 
 class Judge:
-    """Scores competitors on equal terms: the same real features, subsets and resamples for each of them."""
+    """Scores models on equal terms: with the same real features, subsets and resamples."""
 
     def __init__(self, config: EvaluateConfig, seed: int, real_a: Tensor, real_b: Tensor) -> None:
         self.config = config
@@ -77,7 +77,7 @@ class Judge:
         self.warnings: list[str] = []
         self.counts: dict[str, int] = {"kid_subsets": config.subsets}
         repeats = config.bootstrap
-        # Translated and real images of a domain are drawn apart: they stand for two samples of it.
+        # translated and real images of a domain are resampled independently: they represent two samples of it
         self._drawn = {
             (role, domain): bootstrap.resamples(
                 len(self.real[domain]), repeats, hash_seed(seed, role, domain)
@@ -89,10 +89,10 @@ class Judge:
         self.counts |= {"bootstrap": repeats, "bootstrap_fid": self.fid_repeats}
 
     def nothing(self, model: Figures) -> Figures:
-        """The identity baseline: the source images taken as their own translation, which attends nowhere.
+        """The identity baseline: the source images as their own translation, with no attention.
 
         Args:
-            model: metrics that are known by definition are given where this one has them.
+            model: values known by definition are included for the metrics that this model has.
         """
         figures = Figures()
         self._distances(figures, {direction: self.real[direction[0]] for direction in DIRECTIONS})
@@ -103,7 +103,7 @@ class Judge:
         return figures
 
     def model(self, outcome: dict[str, Arrays]) -> Figures:
-        """Figures of a model from what :meth:`pipeline.evaluate.direction.Direction.score` gave per direction."""
+        """Metrics of a model from the result of :meth:`pipeline.evaluate.direction.Direction.score` per direction."""
         figures = Figures()
         self._distances(figures, {d: a["features"] if whole(a) else None for d, a in outcome.items()})
         for direction in DIRECTIONS:
@@ -111,7 +111,7 @@ class Judge:
         return figures
 
     def _distances(self, figures: Figures, translated: dict[str, Tensor | None]) -> None:
-        """Puts the distances of both directions and their means; None for features that are not finite."""
+        """Add the distances of both directions and their means; None for features that are not finite."""
         sets = {d: self._sets(d, features) for d, features in translated.items() if features is not None}
         for metric in catalog.distances():
             found = {direction: metric.compute(one) for direction, one in sets.items()}
@@ -173,36 +173,36 @@ def _best_candidate(values: Tensor) -> Tensor:
 
 
 def whole(arrays: Arrays) -> bool:
-    """Whether every translated image holds numbers only."""
+    """Whether all translated images are finite."""
     masked = arrays.get("finite_masked")
     return bool(arrays["finite"].all()) and (masked is None or bool(masked.all()))
 
 
 def intervals(mine: Figures, others: dict[str, Figures]) -> dict[str, Any]:
-    """Each figure with its 95 % interval and, per opponent, the difference with its own and a verdict.
+    """Each metric with its 95 % interval and, per opponent, the difference with its interval and a verdict.
 
     ``{"kid_target_a2b": {"value", "low", "high", "do_nothing": {"difference", "low", "high", "verdict"},
     "champion": {...}}}``. A difference is ours minus theirs, for KID of all images; ``verdict`` is ours: better,
     worse or noise.
     """
-    told: dict[str, Any] = {}
+    rows: dict[str, Any] = {}
     for name in mine.metrics:
         own = mine.interval(name)
         if own is None or not math.isfinite(own.low):
             continue
-        told[name] = {"value": own.value, "low": own.low, "high": own.high}
+        rows[name] = {"value": own.value, "low": own.low, "high": own.high}
         better_when_lower = lower_is_better(name)
         for opponent, figures in others.items():
             difference = _difference(name, mine, figures)
             if better_when_lower is None or difference is None or not math.isfinite(difference.low):
                 continue
-            told[name][opponent] = {
+            rows[name][opponent] = {
                 "difference": difference.value,
                 "low": difference.low,
                 "high": difference.high,
                 "verdict": bootstrap.verdict(difference, better_when_lower),
             }
-    return told
+    return rows
 
 
 def _difference(name: str, mine: Figures, other: Figures) -> Interval | None:
@@ -218,5 +218,5 @@ def _difference(name: str, mine: Figures, other: Figures) -> Interval | None:
 
 
 def hash_seed(seed: int, *parts: str) -> int:
-    """A seed of its own for each purpose, the same in every process."""
+    """Derive a seed for one purpose, identical in every process."""
     return int.from_bytes(hashlib.sha256(repr((seed, parts)).encode()).digest()[:6], "big")

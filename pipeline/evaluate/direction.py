@@ -1,17 +1,17 @@
-"""What one model makes of the images of one direction: Inception features and a figure per image."""
+"""Translation of one direction's images by one model: Inception features and per-image metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agit_core.augment import to_float, to_uint8
 from agit_core.config import MethodConfig
 from agit_core.networks import Networks
 from agit_core.scores.inception import Inception
-from agit_core.translation import Translation, translate
+from agit_core.translation import Translation, passes, translate
 from pipeline.evaluate.feature_cache import Arrays
 from pipeline.evaluate.scored_images import Batch, Domain
 from pipeline.metrics import catalog
@@ -21,10 +21,10 @@ Progress = Callable[[int], None]
 
 
 class Direction:
-    """A model's way from one domain to the other, and back.
+    """One direction of a model, with the way back.
 
     Args:
-        networks: on the device, in evaluation mode.
+        networks: networks on the device, in evaluation mode.
         name: ``a2b`` or ``b2a``.
     """
 
@@ -37,12 +37,17 @@ class Direction:
         self.attends = self._forth[1] is not None
 
     def translate(self, batch: Tensor) -> tuple[Tensor, Translation]:
-        """The images as floats on the device, and Eq 1 of them."""
+        """Move a batch to the device as float, and translate it by Eq 1."""
         real = to_float(batch.to(self._device))
-        return real, translate(real, *self._forth, threshold=self._method.threshold_at_test)
+        return real, self._through(self._forth, real)
 
     def restore(self, translated: Tensor) -> Tensor:
-        return translate(translated, *self._back, threshold=self._method.threshold_at_test).output
+        return self._through(self._back, translated).output
+
+    def _through(self, maps: tuple[nn.Module, nn.Module | None], images: Tensor) -> Translation:
+        threshold = self._method.threshold_at_test
+        parts = [translate(part, *maps, threshold) for part in passes(images, self._device)]
+        return Translation(*(torch.cat(kind) for kind in zip(*parts, strict=True)))
 
     @torch.inference_mode()
     def score(self, domain: Domain, inception: Inception, batch_size: int, progress: Progress) -> Arrays:

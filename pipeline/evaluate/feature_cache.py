@@ -1,7 +1,7 @@
-"""Inception features kept in storage: of real test images, and of what a model made of them.
+"""Cache of Inception features in storage, of real test images and of their translations.
 
-One ``features/{key}.npz`` each; the key holds everything that decides the contents, so nothing is ever stale.
-A file that cannot be read is computed again, with a warning.
+One ``features/{key}.npz`` each. The key covers everything that determines the contents, so entries are never stale. An
+unreadable entry is computed again, with a warning.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,15 +28,15 @@ from pipeline.config import Config, fingerprint
 log = logging.getLogger(__name__)
 
 FORMAT = 2
-"""Part of every key: raise it when the same key would mean other numbers."""
+"""Part of every key; increase it when the same key would yield different values."""
 Arrays = dict[str, Tensor]
 
 
 def load_inception(config: Config, device: torch.device) -> inception.Inception:
-    """The feature network, from ``evaluate.inception`` where that is set.
+    """Load the feature network, from ``evaluate.inception`` if set.
 
     Raises:
-        BadInput: there is none, or it is another network.
+        BadInput: it is not found, or is another network.
     """
     home = storage.downloads(config.storage)
     given = config.evaluate.inception
@@ -55,14 +57,14 @@ def load_inception(config: Config, device: torch.device) -> inception.Inception:
 
 
 def key(**parts: Any) -> str:
-    """A name for what is computed from ``parts`` with the 2015-12-05 Inception."""
+    """Cache key of features computed from ``parts`` with the 2015-12-05 Inception."""
     return fingerprint(
         {"format": FORMAT, "inception": inception.SHA256, "resize": inception.RESIZE, **parts}, 24
     )
 
 
 def cached(config: Config, name: str, compute: Callable[[], Arrays], rows: int) -> tuple[Arrays, bool]:
-    """The arrays under ``name``, computed and stored where they are not there; and whether they were.
+    """The arrays stored under ``name``, or newly computed and stored; and whether they were cached.
 
     Args:
         rows: length of the array ``features``, which every entry has.
@@ -72,7 +74,16 @@ def cached(config: Config, name: str, compute: Callable[[], Arrays], rows: int) 
         return _unpack(storage.read_bytes(uri), rows), True
     except FileNotFoundError:
         pass
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        ValueError,
+        KeyError,
+        OSError,
+        EOFError,
+        NotImplementedError,
+        struct.error,
+        zlib.error,
+        zipfile.BadZipFile,
+    ) as error:
         log.warning("cached features %s cannot be read (%s); computing them again", uri, error)
     arrays = compute()
     storage.write_bytes(uri, _pack(arrays))

@@ -1,4 +1,4 @@
-"""The images that are scored: the test split, and where the true masks are."""
+"""Images for scoring: the test split, and the images with true masks."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Batch(NamedTuple):
 
 
 class Images:
-    """Some images of one split and domain, at the size at which the networks are scored.
+    """Selected images of one split and domain, at the size of scoring.
 
     Args:
-        indices: which of the split's images, in order.
-        with_masks: every batch has true masks, for which each of the images must have one.
+        indices: indices within the split, in order.
+        with_masks: include true masks in every batch; each of the images must have one.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class Images:
 
 @dataclass(frozen=True)
 class Domain:
-    """What is scored of one domain.
+    """Images of one domain for scoring.
 
     Attributes:
         test: the test images.
-        masked: the images whose true masks attention is compared with: ``test`` itself where each image has one,
-            else as many of the test or the training images, of whichever more have one, or None.
+        masked: images with true masks, for attention metrics: ``test`` itself if all its images have one, else up to
+            as many from the test or the training split, whichever has more masks; or None.
     """
 
     test: Images
@@ -87,7 +87,7 @@ class Domain:
 
 
 def open_domain(config: Config, data_uri: str, manifest: dict[str, Any], domain: str) -> Domain:
-    """The domain ``a`` or ``b`` of prepared data.
+    """Open domain ``a`` or ``b`` of prepared data.
 
     Raises:
         BadInput: fewer than two test images.
@@ -101,7 +101,7 @@ def open_domain(config: Config, data_uri: str, manifest: dict[str, Any], domain:
         return Images(source, split, indices, size, with_masks)
 
     def with_masks(split: str) -> Images | None:
-        """Evenly spread, so that one photographer or folder does not decide."""
+        """Images with masks, evenly spread over the split, so that no single folder dominates."""
         if not manifest["splits"].get(split, {}).get("masks"):
             return None
         found = images(split, [], with_masks=True)
@@ -122,8 +122,26 @@ def open_domain(config: Config, data_uri: str, manifest: dict[str, Any], domain:
     return Domain(test, most)
 
 
+def open_held_out(
+    config: Config, data_uri: str, manifest: dict[str, Any], domain: str, rows: list[int]
+) -> Domain:
+    """Open selected training images of domain ``a`` or ``b``, with true masks where they exist."""
+    split = f"train{domain.upper()}"
+
+    def images(indices: list[int], with_masks: bool) -> Images:
+        source = ShardImages(data_uri, split, machine_folder(), config.data.cache_bytes)
+        return Images(source, split, indices, int(manifest["image_size"]), with_masks)
+
+    held = images(rows, with_masks=False)
+    masked = [row for row in rows if held.source.has_mask(row)]
+    if masked == rows:
+        held.with_masks = True
+        return Domain(held, held)
+    return Domain(held, images(masked, with_masks=True) if masked else None)
+
+
 def _resized(image: Tensor, size: int) -> Tensor:
-    """uint8 (C, H, W) as (C, size, size); training images are stored larger than what is scored."""
+    """Resize uint8 (C, H, W) to (C, size, size); training images are stored larger than the scoring size."""
     if image.shape[-2:] == (size, size):
         return image
     resized = F.interpolate(

@@ -1,7 +1,7 @@
-"""Scores of any model or checkpoint: how real, how faithful, where it attends, and compared with whom.
+"""Evaluation of any model or checkpoint: realism, faithfulness and attention.
 
-Every figure stands beside that of doing nothing (the source images taken as their translation) and, where
-there is one, that of the present champion, all on the same images, subsets and resamples.
+Every metric is compared with the identity baseline (the source images as their own translation) and, if there is one,
+the current champion, on the same images, subsets and resamples.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from agit_core.scores.inception import Inception
 from pipeline import records, run_status, storage
 from pipeline.config import Config
 from pipeline.data.format import manifest
+from pipeline.data.read.held_out import Rows
 from pipeline.evaluate import compare, feature_cache
 from pipeline.evaluate.compare import Figures, Judge
 from pipeline.evaluate.direction import Direction
 from pipeline.evaluate.feature_cache import Arrays
-from pipeline.evaluate.scored_images import Domain, Images, open_domain
+from pipeline.evaluate.scored_images import Domain, Images, open_domain, open_held_out
 from pipeline.evaluate.shares import Spread, cut, gathered, real_features, split
 from pipeline.evaluate.strips import EACH_END, keep_extremes
 from pipeline.metrics import catalog
@@ -44,7 +45,7 @@ Progress = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated, and where its evaluation is written."""
+    """The evaluated model and the output folder of its evaluation."""
 
     model_uri: str
     folder: str
@@ -59,18 +60,19 @@ def evaluate(
     champion: Mapping[str, Any] | Literal["registry"] | None = "registry",
     spread: Spread | None = None,
 ) -> dict[str, Any]:
-    """Scores a model on the test images of prepared data and writes ``evaluation.json``.
+    """Score a model on the test images of prepared data and write ``evaluation.json``.
 
     Args:
-        uri: a finished run's folder (its last checkpoint is scored and the result written there), a
-            checkpoint or model folder, or ``models:/name@alias`` (written below ``{storage}/evaluations``).
+        uri: a finished run's folder (its model is scored, the best checkpoint by validation or the last, and the
+            result written there), a checkpoint or model folder, or ``models:/name@alias`` (written below
+            ``{storage}/evaluations``).
         progress: called with ``{"done", "total", "unit", "images_per_s", "eta_s", "message"}``.
         champion: as :func:`pipeline.registry.models.champion` describes it; default: the registry is asked.
         spread: computes the shares of ``evaluate.workers`` processes; default: this process computes everything.
 
     Returns:
-        The content of ``evaluation.json``: ``metrics`` (flat, by contract names, KID raw, with
-        ``do_nothing_*`` beside them; None where a figure is not finite), ``baseline`` (doing nothing),
+        The contents of ``evaluation.json``: ``metrics`` (flat, by contract names, KID raw, including
+        ``do_nothing_*``; None for values that are not finite), ``baseline`` (the identity baseline),
         ``champion`` (None, or name, version, uri, metrics, intervals), ``intervals`` (see
         :func:`pipeline.evaluate.compare.intervals`), ``baseline_intervals``, ``counts``, ``protocol``,
         ``inception``, ``per_image``, ``model``, ``data``, ``uri`` (the folder it was written to).
@@ -82,7 +84,7 @@ def evaluate(
     device = precision.pick_device(config.evaluate.device)
     described = manifest.read(data_uri)
     subject = _subject(config, uri, described)
-    # Everything that can be wrong with the call is looked at before the first image.
+    # all checks of the call come before the first image
     inception = feature_cache.load_inception(config, device)
     found = models.champion(config) if champion == "registry" else champion
     rival, rival_model = _champion(found, subject.model)
@@ -127,11 +129,19 @@ def evaluate(
 
 
 def figures(
-    config: Config, model_uri: str, data_uri: str, inception: Inception, device: torch.device
+    config: Config,
+    model_uri: str,
+    data_uri: str,
+    inception: Inception,
+    device: torch.device,
+    held_out: Mapping[Literal["a", "b"], Rows] | None = None,
 ) -> dict[str, float | None]:
-    """The figures of a checkpoint or model folder by contract name, and nothing else.
+    """Metrics of a checkpoint or model folder by contract name.
 
-    Without intervals, champion, pictures or files, apart from the cached features of the real images.
+    Unlike :func:`evaluate`, without intervals, champion, pictures or files, except the cached features of real images.
+
+    Args:
+        held_out: score on these training images instead of the test images.
 
     Raises:
         BadInput: no such model or data, fewer than two test images.
@@ -139,7 +149,13 @@ def figures(
     """
     described, model = manifest.read(data_uri), model_folder.read(model_uri)
     evaluate_config = config.evaluate.model_copy(update={"bootstrap": 0})
-    domains = {name: open_domain(config, data_uri, described, name) for name in "ab"}
+    if held_out is None:
+        domains = {name: open_domain(config, data_uri, described, name) for name in "ab"}
+    else:
+        domains = {
+            str(name): open_held_out(config, data_uri, described, name, rows.held)
+            for name, rows in held_out.items()
+        }
     try:
         scorer = _Scorer(config, described, domains, inception, device, None, rivals=False)
         judge = Judge(evaluate_config, config.seed, scorer.real("a"), scorer.real("b"))
@@ -156,7 +172,7 @@ def figures(
 
 
 class _Scorer:
-    """Runs networks over images, once: what is in the cache is taken from there. Counts for the progress."""
+    """Computes features and per-image metrics, through the cache, and reports progress."""
 
     def __init__(
         self,
@@ -173,7 +189,7 @@ class _Scorer:
         self.domains = domains
         self.inception = inception
         self.device = device
-        # a champion's cached scores may be another machine's: fp32 means the same everywhere
+        # plain fp32, because a champion's cached scores may come from another machine
         precision.make_exact(precision.Numerics(None, False, False), device)
         self.message = ""
         self.spread: Spread | None = None
@@ -224,10 +240,10 @@ class _Scorer:
         return gathered(found)
 
     def outcome(self, model: Model, message: str, model_uri: str) -> dict[str, Arrays]:
-        """What the model makes of both domains' images, by direction."""
+        """Features and per-image metrics of a model, by direction."""
         digest = weights_digest(model)
         networks: Any = None
-        told = {}
+        arrays = {}
         for name in DIRECTIONS:
             domain = self.domains[name[0]]
             self.message = f"{message}, {name}"
@@ -242,8 +258,8 @@ class _Scorer:
 
             parts = {"model": digest, "tau": model.method.stages.tau, "metrics": catalog.digest()}
             key = self._key(name[0], direction=name, **parts)
-            told[name] = self._cached(key, compute, domain.test, _model_images(domain))
-        return told
+            arrays[name] = self._cached(key, compute, domain.test, _model_images(domain))
+        return arrays
 
     def networks(self, model: Model) -> Any:
         return model.networks().to(self.device)
@@ -251,17 +267,20 @@ class _Scorer:
     def _key(self, domain: str, **parts: Any) -> str:
         which = self.domains[domain]
         masked = [which.masked.split, which.masked.indices] if which.masked is not None and parts else None
+        count = len(which.test)
+        if which.test.indices != list(range(count)):  # held out of a training split
+            parts["indices"] = which.test.indices
         return feature_cache.key(
             data=self.described["fingerprint"],
             split=which.test.split,
-            images=len(which.test),
+            images=count,
             masked=masked,
             **parts,
         )
 
     def _cached(self, key: str, compute: Callable[[], Arrays], test: Images, images: int) -> Arrays:
-        arrays, found = feature_cache.cached(self.config, key, compute, len(test))
-        if found:
+        arrays, cached = feature_cache.cached(self.config, key, compute, len(test))
+        if cached:
             self(images, skipped=True)
         return arrays
 
@@ -273,7 +292,7 @@ def _model_images(domain: Domain) -> int:
 
 def _subject(config: Config, uri: str, described: dict[str, Any]) -> Subject:
     uri = models.resolve(uri, config)
-    model_uri = run_status.last_checkpoint(uri)
+    model_uri = run_status.model_checkpoint(uri)
     if model_uri is not None:
         return Subject(model_uri, uri, model_folder.read(model_uri))
     model = model_folder.read(uri)
@@ -282,19 +301,19 @@ def _subject(config: Config, uri: str, described: dict[str, Any]) -> Subject:
     return Subject(uri, folder, model)
 
 
-def _champion(found: Mapping[str, Any] | None, model: Model) -> tuple[dict[str, Any] | None, Model | None]:
-    """The present champion, unless it is the very model that is evaluated."""
-    if found is None:
+def _champion(holder: Mapping[str, Any] | None, model: Model) -> tuple[dict[str, Any] | None, Model | None]:
+    """The current champion, unless it is the evaluated model itself."""
+    if holder is None:
         return None, None
     try:
-        champion = model_folder.read(found["uri"])
+        champion = model_folder.read(holder["uri"])
     except BadInput as error:
         raise BadInput(
-            f"the champion to compare with, {found['name']} version {found['version']}, cannot be read: {error}"
+            f"the champion to compare with, {holder['name']} version {holder['version']}, cannot be read: {error}"
         ) from None
     if weights_digest(champion) == weights_digest(model):
         return None, None
-    return {"name": found["name"], "version": found["version"], "uri": found["uri"]}, champion
+    return {"name": holder["name"], "version": holder["version"], "uri": holder["uri"]}, champion
 
 
 def _own(figures: Figures) -> dict[str, Any]:
@@ -313,19 +332,19 @@ def _per_image(
         if domains[direction[0]].masked in (None, test):
             on_test |= {"iou": "attention_iou", "background_l1": "background_l1"}
         for row, (index, name) in enumerate(zip(test.indices, test.names(), strict=True)):
-            whole = bool(arrays["finite"][row])
-            told: dict[str, Any] = {
+            finite = bool(arrays["finite"][row])
+            entry: dict[str, Any] = {
                 "direction": direction,
                 "domain": direction[0],
                 "index": index,
                 "name": name,
             }
-            told["score"] = float(scores[row]) if scores is not None and whole else None
+            entry["score"] = float(scores[row]) if scores is not None and finite else None
             for key, source in on_test.items():
                 if source in arrays:
                     value = float(arrays[source][row])
-                    told[key] = value if value == value and whole else None
-            rows.append(told)
+                    entry[key] = value if value == value and finite else None
+            rows.append(entry)
     return rows
 
 
@@ -345,7 +364,7 @@ def _counts(domains: dict[str, Domain], outcome: dict[str, Arrays]) -> dict[str,
 
 
 def _protocol(config: Config, domains: dict[str, Domain], judge: Judge, model: Model) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    protocol: dict[str, Any] = {
         "kid": f"{config.evaluate.subsets} subsets of up to {config.evaluate.subset_size}, seed {config.seed}, "
         "raw (papers print it x 100); mean is of target and source; std is between subsets",
         "kid_source": "translations against the very images they came from, so it can fall slightly below 0",
@@ -356,17 +375,17 @@ def _protocol(config: Config, domains: dict[str, Domain], judge: Judge, model: M
         "per_image": "distance to the target (0: like the average target image, 1: the average source image)",
     }
     if model.method.networks.has_attention:
-        told["attention"] = (
+        protocol["attention"] = (
             f"attended: attention >= {attention.THRESHOLD}; images with an empty mask left out"
         )
     for name, domain in domains.items():
         if domain.masked is None:
-            told[f"background_{name}"] = (
+            protocol[f"background_{name}"] = (
                 f"outside the predicted attention (< {PAINTED}) on {domain.test.split}: no true masks exist"
             )
         else:
-            told[f"background_{name}"] = f"outside the true masks of {domain.masked.split}"
-            told[f"masks_{name}"] = f"{len(domain.masked)} images of {domain.masked.split}"
+            protocol[f"background_{name}"] = f"outside the true masks of {domain.masked.split}"
+            protocol[f"masks_{name}"] = f"{len(domain.masked)} images of {domain.masked.split}"
     if judge.warnings:
-        told["warnings"] = judge.warnings
-    return told
+        protocol["warnings"] = judge.warnings
+    return protocol

@@ -14,7 +14,7 @@ from pipeline import storage
 from pipeline.evaluate.scored_images import Domain
 
 EACH_END = 4
-"""Pictures kept of the best and as many of the worst, per direction."""
+"""Number of pictures of the best, and of the worst, translations per direction."""
 
 
 def keep_extremes(
@@ -25,10 +25,10 @@ def keep_extremes(
     device: torch.device,
     progress: Callable[[int], None],
 ) -> None:
-    """Writes ``{uri}/{direction}-{index:05d}.png`` and notes the name in the rows' ``strip``.
+    """Write ``{uri}/{direction}-{index:05d}.png`` and record the name in the rows' ``strip``.
 
-    A strip is [real | attention | translated | reconstructed], as in the samples of training. Pictures of an
-    earlier evaluation are removed.
+    A strip is [real | attention | translated | reconstructed], as for samples during training. Pictures of an earlier
+    evaluation are removed.
     """
     for old in storage.list_(uri):
         storage.remove(old)

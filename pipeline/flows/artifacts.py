@@ -1,6 +1,6 @@
-"""What a flow run leaves in the Prefect UI: progress, the score table, sample pictures, the report's link.
+"""Artifacts of flow runs in the Prefect UI: progress, score table, sample pictures, link to the report.
 
-An artifact that cannot be written is told once in the log and never ends a run.
+A failure to write an artifact is logged once and never fails a run.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SAMPLE_WIDTH = 1024
 
 @contextlib.contextmanager
 def progress_of(stage: str) -> Iterator[None]:
-    """Keeps a progress artifact up to date within the block, full when that ends well."""
+    """Update a progress artifact within the block; 100 % when the block succeeds."""
     shown = _Progress(stage)
     with progress.listening(shown):
         yield
@@ -58,7 +58,7 @@ class _Progress:
             self._show(min(100.0, 100.0 * (status.done or 0) / status.total))
 
     def end(self) -> None:
-        """Nothing is shown of a stage that told nothing, as one that found its work done."""
+        """Show completion, unless the stage reported no progress because its work was already done."""
         if self._line:
             self._show(100.0)
 
@@ -78,21 +78,24 @@ class _Progress:
 
 
 def decision(config: Config, decided: Decision) -> None:
-    """Why a scheduled run trained or not, and which images are new, gone, changed or moved."""
+    """Why a scheduled run trained or not, and which images were added, removed, changed or moved."""
     with _told("decision"):
         lines = [f"# {config.name}: {'trained' if decided.train else 'not trained'}", "", decided.reason, ""]
-        for kind, told in (decided.changes.plain() if decided.changes else {}).items():
-            if told["count"]:
-                more = told["count"] - len(told["names"])
-                names = [*told["names"], *([f"and {more} more"] if more else [])]
-                lines += [f"## {told['count']} {kind}", "", *(f"- {name}" for name in names), ""]
+        for kind, changed in (decided.changes.plain() if decided.changes else {}).items():
+            if changed["count"]:
+                more = changed["count"] - len(changed["names"])
+                names = [*changed["names"], *([f"and {more} more"] if more else [])]
+                lines += [f"## {changed['count']} {kind}", "", *(f"- {name}" for name in names), ""]
         create_markdown_artifact(key=_name("retrain", config.name), markdown="\n".join(lines))
 
 
 def scores(run: Run, evaluation: dict[str, Any]) -> None:
-    """The score table, with what doing nothing would score beside it."""
+    """The score table with the identity baseline, and the scores of the run's checkpoints."""
     with _told("score table"):
         page = table.markdown(f"Scores of {run.run_id}", evaluation)
+        curve = {step: one.metrics for step, one in records.read_scores(run.uri).items()}
+        chosen = run.result.validation
+        page += table.validation_markdown(curve, chosen.best_step if chosen else None)
         create_markdown_artifact(key=_key("scores", run), markdown=page)
 
 

@@ -1,7 +1,7 @@
-"""The embedded Prefect: a server that the run starts itself, and that leaves with it.
+"""Embedded Prefect server: started by a run and stopped with it.
 
-Who has a Prefect server (``PREFECT_API_URL``, a ``prefect.toml`` or a profile) keeps it; then only the noise is
-turned down. Settings are environment variables because Prefect reads them when it is imported.
+If a Prefect server is configured (``PREFECT_API_URL``, ``prefect.toml`` or a profile), that one is used instead.
+Settings are passed as environment variables, because Prefect reads them when it is imported.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from pipeline.redact import redact
 
 HOME = Path(".agit/prefect")
 EMBEDDED = "AGIT_PREFECT_EMBEDDED"
-"""Set in a process whose Prefect server is its own."""
-# On a slow, busy machine: import of the server, then some sixty migrations of a new SQLite file.
+"""Environment variable set in processes that use an embedded server."""
+# covers, on a slow machine, importing the server and creating the SQLite database
 _STARTUP_SECONDS = 300.0
 _STOP_SECONDS = 5.0
 _FLOWS = {"agit": ("pipeline.flows.train", "agit"), "agit-tune": ("pipeline.flows.tune", "agit_tune")}
 
 
 def run_flow(name: str, debug: bool = False, **parameters: Any) -> Any:
-    """Runs a flow in this process and returns what it returns; its exceptions come through as they are.
+    """Run a flow in this process and return its result; its exceptions are passed on unchanged.
 
     Raises:
-        BadInput: the Prefect server that is configured does not answer.
+        BadInput: the configured Prefect server does not respond.
         RunFailed: the embedded server does not start.
     """
     with server(debug) as started:
-        # what the stages need takes seconds to import, as the server's start does
+        # import the stages, which takes seconds, while the server starts
         for stage in (
             "data.prepare.stage",
             "launch.follow",
@@ -65,11 +65,11 @@ def run_flow(name: str, debug: bool = False, **parameters: Any) -> Any:
 
 @contextlib.contextmanager
 def server(debug: bool = False) -> Iterator[Server]:
-    """Prefect's environment and, where no server is configured, an embedded one; before ``import prefect``."""
+    """Set Prefect's environment and, if no server is configured, start one; use it before ``import prefect``."""
     defaults = {
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        # one line per stage is shown by pipeline.progress; the rest is in the run's log in Prefect
+        # quiet: pipeline.progress shows one line per stage, and Prefect keeps the run's log
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "DEBUG" if debug else "CRITICAL",
     }
     url = configured_url()
@@ -83,7 +83,7 @@ def server(debug: bool = False) -> Iterator[Server]:
 
 
 class Server:
-    """A Prefect server that answers, or will soon."""
+    """A Prefect server that is running or starting."""
 
     def __init__(
         self,
@@ -99,15 +99,15 @@ class Server:
 
     @classmethod
     def start(cls) -> Server:
-        """Starts an embedded server and points this process at it; it keeps its runs in ``PREFECT_HOME``.
+        """Start an embedded server and configure this process to use it; its runs are stored in ``PREFECT_HOME``.
 
-        Every request needs a key that is made for this server alone. The server and the children of this process
-        get it through their environment, which other users of the machine cannot read.
+        Every request requires a key generated for this server. The server and the children of this process receive it
+        through their environment, which other users of the machine cannot read.
         """
         home = Path(os.environ.setdefault("PREFECT_HOME", str(HOME.absolute())))
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         if home == HOME.absolute():
-            home.chmod(0o700)  # made by an earlier version
+            home.chmod(0o700)  # an earlier version created it with other permissions
         os.environ.setdefault("PREFECT_API_BLOCKS_REGISTER_ON_START", "false")
         key = f"agit:{secrets.token_hex(32)}"
         log = home / "server.log"
@@ -124,14 +124,14 @@ class Server:
                     str(listening.fileno()),
                     str(os.getpid()),
                 ],
-                # the working folder may hold a package called as ours
+                # the working directory may contain a package of the same name as ours
                 env=os.environ | {"PREFECT_SERVER_API_AUTH_STRING": key, "PYTHONSAFEPATH": "1"},
                 umask=0o077,
                 pass_fds=[listening.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
-                # Ctrl-C in the terminal is for the run, which then still has its server to tell about it
+                # not hit by Ctrl-C in the terminal, so that the run can still report to its server
                 start_new_session=True,
             )
         own = {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": key, EMBEDDED: "1"}
@@ -140,11 +140,11 @@ class Server:
         return cls(url, process, log, before)
 
     def wait(self) -> None:
-        """Returns when the server answers.
+        """Wait until the server responds.
 
         Raises:
-            BadInput: the configured one does not.
-            RunFailed: the embedded one does not.
+            BadInput: the configured server does not.
+            RunFailed: the embedded server does not.
         """
         if self._process is None:
             problem = _problem(self.url, timeout=10)
@@ -161,7 +161,7 @@ class Server:
             time.sleep(0.1)
 
     def stop(self) -> None:
-        """Ends an embedded server; a configured one is left alone."""
+        """Stop an embedded server; do nothing for a configured one."""
         if self._process is None:
             return
         self._process.terminate()
@@ -178,8 +178,11 @@ class Server:
 
 
 def configured_url() -> str | None:
-    """The API address of the environment, of ``.env``, ``prefect.toml`` or ``pyproject.toml`` here, or of the active
-    Prefect profile: the places where Prefect looks, in its order."""
+    """The configured API URL, or None.
+
+    Sources in Prefect's order: environment, then ``.env``, ``prefect.toml`` and ``pyproject.toml`` in the working
+    directory, then the active Prefect profile.
+    """
     if os.environ.get("PREFECT_API_URL"):
         return os.environ["PREFECT_API_URL"]
     if url := dotenv_values(".env").get("PREFECT_API_URL"):
@@ -195,7 +198,7 @@ def configured_url() -> str | None:
 
 
 def _send_what_is_queued() -> None:
-    """Logs and events of the run travel in the background; the server is to have them before it ends."""
+    """Send queued logs and events of the run, before the server is stopped."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 
@@ -211,7 +214,7 @@ def _toml(path: Path) -> dict[str, Any]:
 
 
 def _problem(api_url: str, timeout: float) -> str | None:
-    """None when something answers there in HTTP, otherwise why not."""
+    """None if an HTTP server responds at the URL, otherwise the reason."""
     status, problem = http_health.ask(f"{api_url.rstrip('/')}/health", timeout)
-    # a refusal is an answer: the key is for Prefect's client to send
+    # any status counts, also 401: only Prefect's client sends the key
     return problem if status is None else None

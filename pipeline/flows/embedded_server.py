@@ -1,8 +1,8 @@
 """The process of the embedded Prefect server: ``python -m pipeline.flows.embedded_server FD PARENT``.
 
-It listens on the socket that it was given, so there is no race for a port, and ends with the process that
-started it, however that ends. Requests need the key in ``PREFECT_SERVER_API_AUTH_STRING``; no web page of another
-origin may read an answer, and a name that somebody has pointed at this machine is refused.
+It listens on an inherited socket, which avoids a race for the port, and ends when its parent process dies. Requests
+require the key in ``PREFECT_SERVER_API_AUTH_STRING``; cross-origin access is disabled, and requests for other host
+names are refused (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 
 def main(descriptor: int, parent: int) -> None:
-    """Serves Prefect's API until the parent is gone or asks for the end."""
-    # what Prefect sets for its own temporary server: no UI, only the services that such a server needs
+    """Serve Prefect's API until the parent terminates this process or dies."""
+    # as for Prefect's own ephemeral server: no UI and a minimum of services
     os.environ.update(
         PREFECT_UI_ENABLED="0",
         PREFECT__SERVER_EPHEMERAL="1",
         PREFECT__SERVER_FINAL="1",
         PREFECT_SERVER_CORS_ALLOWED_ORIGINS="",
     )
-    when_orphaned(parent, lambda: os._exit(0))  # SQLite survives it, as it survives a power cut
+    when_orphaned(parent, lambda: os._exit(0))  # safe for SQLite, which tolerates a crash
     prefect_schema.create(Path(os.environ["PREFECT_HOME"], "prefect.db"))
-    gc.disable()  # a sixth of the imports' time is spent on collecting what stays
+    gc.disable()  # saves a sixth of the import time
     import uvicorn
 
     config = uvicorn.Config(
@@ -46,7 +46,7 @@ def main(descriptor: int, parent: int) -> None:
 
 
 def application() -> ASGIApp:
-    """Prefect's API for requests that address this machine as ``127.0.0.1`` or ``localhost``."""
+    """Create Prefect's API, restricted to the host names ``127.0.0.1`` and ``localhost``."""
     from prefect.server.api.server import create_app
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 

@@ -1,7 +1,7 @@
-"""One training at a time on a machine's GPUs or on a cluster: Prefect's global concurrency limits.
+"""One training at a time per machine or cluster, by Prefect's global concurrency limits.
 
-A limit that nobody created would not limit, so the first training creates it with one slot. Who has room for
-more raises it: ``prefect global-concurrency-limit update agit-gpu-HOST --limit 2``.
+A missing limit would not limit anything, so the first training creates it with one slot. To allow more, raise it:
+``prefect global-concurrency-limit update agit-gpu-HOST --limit 2``.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from pipeline.config import Config
 from pipeline.flows.embedded import EMBEDDED
 
 LEASE_SECONDS = 120.0
-"""After a training that was killed its slot is free again so many seconds later."""
+"""Lease of a slot: the slot of a killed training is freed after this time."""
 
 
 def limit_of(config: Config) -> str:
-    """``agit-gpu-HOST`` or ``agit-cpu-HOST``: of the cluster where there is one, else of this machine."""
+    """Name of the limit, ``agit-gpu-HOST`` or ``agit-cpu-HOST``, for the cluster's host, or else this machine."""
     kind = "cpu" if config.train.device == "cpu" else "gpu"
     where = socket.gethostname()
     if config.cluster.address is not None:
@@ -36,10 +36,9 @@ def limit_of(config: Config) -> str:
 
 @contextlib.contextmanager
 def slot(config: Config) -> Iterator[None]:
-    """Waits for a slot and holds it within the block.
+    """Wait for a slot and hold it within the block.
 
-    An embedded server belongs to one run alone, and forgets what a killed one held: there is nothing to share
-    there and no limit.
+    There is no limit with an embedded server, which serves only one run.
     """
     if os.environ.get(EMBEDDED):
         yield
@@ -49,7 +48,7 @@ def slot(config: Config) -> Iterator[None]:
     get_run_logger().info(
         "training takes a slot of the concurrency limit %s, waiting where there is none", name
     )
-    # a server that is away for a moment must not end a training that goes well
+    # a temporary outage of the server must not end the training
     with concurrency(
         name, occupy=1, lease_duration=LEASE_SECONDS, strict=True, raise_on_lease_renewal_failure=False
     ):

@@ -1,4 +1,4 @@
-"""In a Prefect worker nobody watches a terminal: the progress goes to the flow run's log instead."""
+"""Progress of flow runs in a Prefect worker, written to the flow run's log instead of a terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LINE_SECONDS = 15.0
 
 @contextlib.contextmanager
 def in_worker() -> Iterator[None]:
-    """Shows the stages in the run's log when a deployment runs; on the command line nothing changes."""
+    """Log the stages' progress to the flow run if it belongs to a deployment; no effect on the command line."""
     if deployment.id is None:
         yield
         return

@@ -1,8 +1,7 @@
-"""Prefect's plugin hook: ``prefect deployment run train-h2z`` without the flow's name, and the local stack.
+"""Prefect plugin: ``prefect deployment run train-h2z`` without the flow's name, and use of the local stack.
 
-Loaded through the entry point ``prefect.plugins`` where ``prefect.toml`` switches plugins on. A name without a
-slash is looked up among all deployments. Where no server is configured and ``agit-stack`` runs one for this
-folder, that one is used.
+Loaded through the entry point ``prefect.plugins`` if ``prefect.toml`` enables plugins. A name without a slash is looked
+up among all deployments. If no server is configured but ``agit-stack`` runs one for this folder, that one is used.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from typing import Any, NoReturn
 from prefect.plugins import HookContext, SetupResult, register_hook
 
 STACK = Path(".agit/stack/stack.json")
-"""What ``agit-stack up`` writes and ``agit-stack down`` removes; holds no secret."""
+"""State of a running stack, written by ``agit-stack up`` and removed by ``agit-stack down``; no secrets."""
 KEYS = Path(".agit/stack/keys.json")
-"""Readable by the stack's owner alone."""
+"""Keys of the stack, readable by its owner only."""
 
 
 @register_hook
 def setup_environment(*, ctx: HookContext) -> SetupResult | None:
-    """Called by Prefect when it is imported."""
+    """Patch Prefect's clients and point them at the local stack (called by Prefect on import)."""
     from prefect.client.orchestration import PrefectClient, SyncPrefectClient
 
     _wrap_async(PrefectClient)
@@ -44,7 +43,7 @@ def _stack_url() -> str | None:
 def _stack_key() -> dict[str, str]:
     try:
         return {"PREFECT_API_AUTH_STRING": str(json.loads(KEYS.read_text())["prefect"])}
-    except (OSError, ValueError, KeyError):  # another user's stack, or one of an earlier version
+    except (OSError, ValueError, KeyError):  # a stack of another user or of an earlier version
         return {}
 
 
@@ -85,20 +84,24 @@ def _filter(name: str) -> dict[str, Any]:
 
 
 def _full_name(name: str, deployments: list[Any], flows: list[Any]) -> str:
-    """``FLOW/NAME`` of the only deployment of this name, out of those found or, if there is none, of all."""
+    """``FLOW/NAME`` of the deployment with this name, which must be unique.
+
+    Args:
+        deployments: those with this name or, if there are none, all.
+    """
     flow_names = {flow.id: flow.name for flow in flows}
     full = sorted(f"{flow_names.get(d.flow_id, '?')}/{d.name}" for d in deployments)
-    fitting = [one for one in full if one.rpartition("/")[2] == name]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        _refuse(f"'{name}' is the name of {len(fitting)} deployments; say which: {', '.join(fitting)}")
-    known = f"there are: {', '.join(full)}" if full else "none is registered (`prefect deploy --all`)"
-    _refuse(f"there is no deployment '{name}'; {known}")
+    matching = [one for one in full if one.rpartition("/")[2] == name]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        _refuse(f"{len(matching)} deployments have the name '{name}'; give one of {', '.join(matching)}")
+    hint = f"there are: {', '.join(full)}" if full else "none is registered (run `prefect deploy --all`)"
+    _refuse(f"there is no deployment '{name}'; {hint}")
 
 
 def _refuse(message: str) -> NoReturn:
-    # on Prefect's command line an exception would be shown as a traceback
+    # SystemExit on Prefect's command line, which would show an exception as a traceback
     if "prefect.cli.deployment" in sys.modules:
         raise SystemExit(message)
     raise ValueError(message)

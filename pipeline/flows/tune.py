@@ -1,4 +1,4 @@
-"""Prefect's view of a search: flow ``agit-tune``, whose tasks call the plain functions of ``pipeline.tune.stages``."""
+"""The Prefect flow ``agit-tune``, whose tasks call the plain functions of ``pipeline.tune.stages``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.tune import stages
 from pipeline.tune.search import Search
 
 
-# Ray Tune and the job go on from what is stored; another try from outside would only repeat.
+# no Prefect retries: the job retries and resumes itself
 @task(
     name="tune",
     task_run_name="tune {config.name}",
@@ -54,16 +54,16 @@ def agit_tune(
     trials: Annotated[int | None, Field(ge=1)] = None,
     preset: str | None = None,
 ) -> dict[str, Any]:
-    """Searches tune.space for better settings; the same parameters again go on with the search.
+    """Search tune.space for better settings; running it again with the same parameters resumes the search.
 
     Args:
-        config: A preset's name (demo, h2z, ...) or the path of a YAML file where the flow runs.
-        overrides: Settings that differ, one key=value each, as after `agit tune --set`: `tune.concurrent=4`.
-        storage: Folder or s3://bucket/prefix for everything the search writes; empty: the configuration's.
-        cluster: Jobs address of the Ray cluster that trains; empty: the configuration's, and without one a
-            Ray of the search's own on the worker's machine.
-        trials: How many trials; empty: tune.trials of the configuration. More than before adds to the search.
-        preset: File for the best configuration; in any case it is in the storage, as best.yaml of the search.
+        config: A preset's name (demo, h2z, ...) or the path of a YAML file on the machine that runs the flow.
+        overrides: Settings to override, one key=value each, as for `agit tune --set`: `tune.concurrent=4`.
+        storage: Folder or s3://bucket/prefix for all output of the search; empty: the configuration's.
+        cluster: Jobs address of the Ray cluster to train on; empty: the configuration's, or else a private Ray
+            instance on the worker's machine.
+        trials: Number of trials; empty: tune.trials of the configuration. A larger number extends the search.
+        preset: File for the best configuration, which is also stored as best.yaml of the search.
     """
     with log.in_worker():
         extra = [f"tune.trials={trials}"] if trials else []

@@ -9,11 +9,12 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from agit_core.errors import BadInput, RunFailed
 from pipeline import ray_session, storage
-from pipeline.inference.image_items import translate_items
+from pipeline.inference.image_items import Outcome, translate_items
 from pipeline.inference.inputs import Item
 from pipeline.inference.settings import Settings
 
@@ -32,15 +33,13 @@ class _Worker:
         self.settings = settings
         self.translator = settings.translator()
 
-    def translate(self, todo: list[tuple[Item, str]]) -> list[tuple[Item, str | None]]:
-        """Translate items; return each with None, or with the reason of its failure."""
+    def translate(self, todo: list[tuple[Item, str]]) -> list[Outcome]:
+        """Translate items; return the outcome of each."""
         return list(translate_items(self.translator, todo, self.settings.direction, self.settings.masks))
 
 
-def run(
-    todo: list[tuple[Item, str]], settings: Settings, workers: int | None
-) -> Iterator[tuple[Item, str | None]]:
-    """Translate on a Ray cluster and yield items as they finish; the work of a lost machine is repeated by another.
+def run(todo: list[tuple[Item, str]], settings: Settings, workers: int | None) -> Iterator[Outcome]:
+    """Translate on a Ray cluster and yield outcomes as items finish; the work of a lost machine is repeated by another.
 
     Actors read images directly from the storage; only names pass through Ray.
 
@@ -71,8 +70,9 @@ def run(
         targets = {item.name: target for item, target in todo}
         try:
             for outcomes in pool.map_unordered(lambda worker, chunk: worker.translate.remote(chunk), chunks):
-                for item, reason in outcomes:
-                    yield item, reason or _misplaced(targets[item.name])
+                for outcome in outcomes:
+                    misplaced = None if outcome.failed else _misplaced(targets[outcome.item.name])
+                    yield replace(outcome, failed=misplaced) if misplaced else outcome
         except ray.exceptions.RayTaskError as error:
             cause = error.as_instanceof_cause()
             raise (

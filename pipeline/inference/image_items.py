@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from agit_core import Result, Translator
+from agit_core import Result, Translator, pixels
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
-from pipeline.data.images import Unusable, open_image
+from pipeline.data.images import Unusable, frames_note, open_image
 from pipeline.inference.inputs import VIDEOS, Item, suffix_of
 
 _WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
@@ -76,11 +76,26 @@ def decode(data: bytes) -> Image.Image:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What became of one item.
+
+    Attributes:
+        failed: why there is no translation, or None.
+        note: what was assumed or left out, or None.
+    """
+
+    item: Item
+    failed: str | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
 class _Frames:
     """Translations of all frames of a file (usually one), with durations in ms."""
 
     results: list[Result[Image.Image]]
     durations: list[int]
+    note: str | None
 
 
 def encode(images: list[Image.Image], name: str, durations: list[int] | None = None) -> bytes:
@@ -111,8 +126,8 @@ def encode(images: list[Image.Image], name: str, durations: list[int] | None = N
 
 def translate_items(
     translator: Translator, todo: Iterable[tuple[Item, str]], direction: str, masks: bool
-) -> Iterator[tuple[Item, str | None]]:
-    """Translate items; yield each with None once it is written, or with the reason of its failure.
+) -> Iterator[Outcome]:
+    """Translate items; yield the outcome of each once it is written or has failed.
 
     Args:
         todo: items and the URIs of their translations.
@@ -122,7 +137,7 @@ def translate_items(
     """
     waiting = iter(todo)
     reading: deque[tuple[Item, str, Future[bytes]]] = deque()
-    writing: deque[tuple[Item, int, Future[str | None]]] = deque()
+    writing: deque[tuple[int, Future[Outcome]]] = deque()
     with ThreadPoolExecutor(_READ_AHEAD, "translate-io") as pool:
         try:
             while True:
@@ -134,26 +149,21 @@ def translate_items(
                 try:
                     result = _translated(translator, data.result(), item, direction)
                 except BadInput as error:
-                    yield item, str(error)
+                    yield Outcome(item, str(error))
                     continue
                 size = sum(one.image.width * one.image.height for one in result.results)
-                writing.append((item, size, pool.submit(_write, result, target, masks)))
+                writing.append((size, pool.submit(_write, item, result, target, masks)))
                 del result
                 while len(writing) > _WRITE_BEHIND or _heavy(writing):
-                    yield _written(writing)
+                    yield writing.popleft()[1].result()
             while writing:
-                yield _written(writing)
+                yield writing.popleft()[1].result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _heavy(writing: deque[tuple[Item, int, Future[str | None]]]) -> bool:
-    return len(writing) > 1 and sum(pixels for _, pixels, _ in writing) > _PIXELS_BEHIND
-
-
-def _written(writing: deque[tuple[Item, int, Future[str | None]]]) -> tuple[Item, str | None]:
-    item, _, done = writing.popleft()
-    return item, done.result()
+def _heavy(writing: deque[tuple[int, Future[Outcome]]]) -> bool:
+    return len(writing) > 1 and sum(pixels for pixels, _ in writing) > _PIXELS_BEHIND
 
 
 def _read(item: Item) -> bytes:
@@ -162,8 +172,8 @@ def _read(item: Item) -> bytes:
     except RunFailed:
         raise
     except Exception as error:  # a missing or damaged file or archive member
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise BadInput(f"cannot be read: {reason}") from None
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise BadInput(f"cannot be read: {' '.join(text.split()) or type(error).__name__}") from None
 
 
 def _translated(translator: Translator, data: bytes, item: Item, direction: str) -> _Frames:
@@ -172,16 +182,21 @@ def _translated(translator: Translator, data: bytes, item: Item, direction: str)
     count = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
     if count > 1 and count * image.width * image.height > _PIXELS_OF_FRAMES:
         raise BadInput(f"its {count} frames do not fit into memory together; convert it to a video first")
+    note = frames_note(image) if count == 1 else None
     results, durations = [], []
     try:
+        if image.mode.startswith(("I", "F")):
+            note = pixels.read(image).note
         for number in range(count):
             if count > 1:
                 image.seek(number)
+                image.load()  # before it, the duration is the frame's before
             durations.append(int(image.info.get("duration") or 100))
             results.append(translator.translate(image, direction))
-        return _Frames(results, durations)
+        return _Frames(results, durations, note)
     except (OSError, SyntaxError, ValueError) as error:
-        raise BadInput(f"frame {len(results)} cannot be read: {error}") from None
+        frame = f"frame {len(results)} " if count > 1 else ""
+        raise BadInput(f"{frame}cannot be read: {error}") from None
     except torch.OutOfMemoryError:
         raise RunFailed(
             f"{translator.device} ran out of memory on {item.name}; use smaller tiles (--tile-pixels) or "
@@ -189,14 +204,14 @@ def _translated(translator: Translator, data: bytes, item: Item, direction: str)
         ) from None
 
 
-def _write(frames: _Frames, target: str, masks: bool) -> str | None:
-    """Write the mask, then the image, whose presence marks the item as finished; return the reason of a failure."""
+def _write(item: Item, frames: _Frames, target: str, masks: bool) -> Outcome:
+    """Write the mask, then the image, whose presence marks the item as finished."""
     try:
         image = encode([result.image for result in frames.results], target, frames.durations)
         if masks:
             mask = encode([result.mask for result in frames.results], mask_name(target), frames.durations)
             storage.write_bytes(mask_name(target), mask)
     except BadInput as error:
-        return str(error)
+        return Outcome(item, str(error))
     storage.write_bytes(target, image)
-    return None
+    return Outcome(item, note=frames.note)

@@ -6,7 +6,6 @@ import re
 import stat
 import threading
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -14,10 +13,11 @@ from typing import Any
 
 from agit_core.errors import BadInput
 from pipeline import storage
-from pipeline.data.litter import in_litter
-from pipeline.data.sources.folders import listing
-from pipeline.data.sources.source import LocalFile
-from pipeline.data.sources.tables import shards_of
+from pipeline.data.litter import SIDECAR, in_litter, is_sidecar
+from pipeline.data.sources import tables
+from pipeline.data.sources.archives import is_archive
+from pipeline.data.sources.listing import listing
+from pipeline.data.sources.source import LocalFile, StoredFile
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".ppm", ".jp2", ".tga")
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
@@ -42,27 +42,9 @@ READ_VIDEOS = (
     ),
     *(".ogv", ".mxf", ".dv", ".divx", ".mod", ".tod", ".y4m", ".nut"),
 )
+_LEAVES = "its path leads out of the output folder"
 LARGEST_FILE = 2 * 2**30
 """Largest declared size in bytes of a zip member; larger ones are refused."""
-_BESIDE_IMAGES = {
-    *(
-        ".txt",
-        ".md",
-        ".rst",
-        ".json",
-        ".csv",
-        ".tsv",
-        ".xml",
-        ".yaml",
-        ".yml",
-        ".html",
-        ".log",
-        ".ini",
-        ".aae",
-        ".xmp",
-    ),
-}
-"""Suffixes of text and metadata files that often accompany photographs; ignored. Everything else is tried."""
 _lock = threading.Lock()
 
 
@@ -119,6 +101,10 @@ def find(uri: str) -> Inputs:
         raise BadInput(f"there is nothing at {uri}; check the path")
     if not below and not storage.is_remote(uri) and storage.local_path(uri).is_dir():
         raise BadInput(f"{uri} is an empty folder; give one with images")
+    if not below and (tables.is_csv(uri) or (is_archive(uri) and suffix != ".zip")):
+        raise BadInput(
+            f"{uri} is a list or tar, which is not translated; give the folder, or a zip or Parquet of it"
+        )
     if not below and suffix in READ_VIDEOS:
         return Inputs("video", [Item(storage.name(uri), uri)], [])
     if not below and suffix == ".zip":
@@ -127,8 +113,14 @@ def find(uri: str) -> Inputs:
         found = _rows([uri])
     elif not below:
         return Inputs("image", [Item(storage.name(uri), uri)], [])
-    elif (shards := shards_of(below)) and not any(suffix_of(item) in IMAGES for item in below):
+    elif (shards := tables.shards_of(below)) and not any(suffix_of(item) in IMAGES for item in below):
         found = _rows(shards)
+        start = len(storage.join(uri)) + 1
+        found.refused.extend(
+            {"name": storage.as_text(item[start:]), "reason": "lies beside the Parquet files that are read"}
+            for item in below
+            if item not in shards and not in_litter(item[start:])
+        )
     else:
         found = _files(below, len(storage.join(uri)) + 1)
     found.refused.extend(unread)
@@ -145,25 +137,19 @@ def suffix_of(uri: str) -> str:
 
 def _below(uri: str) -> tuple[list[str], list[dict[str, str]]]:
     """Files under a folder (empty if ``uri`` is not one), and ``name`` and ``reason`` of unreadable entries."""
-    if storage.is_remote(uri):
-        listed = storage.list_(uri, recursive=True)
-        parents = {parent for item in listed for parent in _parents(item)}
-        return [item for item in listed if item not in parents], []  # without objects that mark folders
-    if not storage.local_path(uri).is_dir():
+    if not storage.is_remote(uri) and not storage.local_path(uri).is_dir():
         return [], []
     files, unread = [], []
     for file in listing(uri):
         if isinstance(file.readable, LocalFile):
             files.append(file.readable.path)
+        elif not isinstance(file.readable, StoredFile):
+            unread.append({"name": file.relative, "reason": f"cannot be read: {file.why()}"})
+        elif ".." in file.relative.split("/"):  # an object's key may hold them
+            unread.append({"name": file.relative, "reason": _LEAVES})
         else:
-            unread.append({"name": file.relative, "reason": file.why()})
+            files.append(file.readable.uri)
     return files, unread
-
-
-def _parents(uri: str) -> Iterator[str]:
-    while "/" in uri:
-        uri = uri.rpartition("/")[0]
-        yield uri
 
 
 def _files(uris: list[str], start: int) -> Inputs:
@@ -173,9 +159,11 @@ def _files(uris: list[str], start: int) -> Inputs:
     for uri in uris:
         name = storage.as_text(uri[start:])
         suffix = suffix_of(uri)
-        if in_litter(name) or suffix in _BESIDE_IMAGES:
+        if in_litter(name):
             continue
-        if suffix in READ_VIDEOS:
+        if is_sidecar(name):
+            refused.append({"name": name, "reason": SIDECAR})
+        elif suffix in READ_VIDEOS:
             refused.append({"name": name, "reason": "is a video; translate it separately"})
         else:  # decided by its contents, when it is decoded
             items.append(Item(name, uri))
@@ -188,12 +176,16 @@ def _zip_members(uri: str) -> Inputs:
         members = _zip(uri).infolist()
     except zipfile.BadZipFile as error:
         raise BadInput(f"{uri} is damaged or not a zip file ({error}); create it again") from None
+    except PermissionError as error:
+        raise BadInput(f"{uri} cannot be read: {error.strerror or error}; correct its permissions") from None
     for member in members:
-        path = PurePosixPath(member.filename)
+        path = PurePosixPath(member.filename.replace("\\", "/"))  # as some programs of Windows pack
         suffix = path.suffix.lower()
-        if member.is_dir() or in_litter(path.as_posix()) or suffix in _BESIDE_IMAGES:
+        if member.is_dir() or in_litter(path.as_posix()):
             continue
-        if suffix in READ_VIDEOS:
+        if is_sidecar(member.filename):
+            refused.append({"name": member.filename, "reason": SIDECAR})
+        elif suffix in READ_VIDEOS:
             refused.append({"name": member.filename, "reason": "is a video; translate it separately"})
         elif reason := _unsafe(member):
             refused.append({"name": member.filename, "reason": reason})
@@ -203,8 +195,8 @@ def _zip_members(uri: str) -> Inputs:
 
 
 def _unsafe(member: zipfile.ZipInfo) -> str | None:
-    if not safe(member.filename):
-        return "its path leads out of the output folder"
+    if not safe(member.filename.replace("\\", "/")):
+        return _LEAVES
     if stat.S_ISLNK(member.external_attr >> 16):
         return "it is a link"
     if member.flag_bits & 1:
@@ -292,7 +284,8 @@ def _row_group(uri: str, group: int) -> list[bytes]:
 def _values(file: Any, group: int, column: str, part: str) -> list[Any]:
     # single-threaded, as in shards.read_table
     table = file.read_row_group(group, columns=[f"{column}.{part}"], use_threads=False)
-    return [(value or {}).get(part) for value in table.column(column).to_pylist()]
+    chunks = table.column(column).chunks
+    return [(value or {}).get(part) for chunk in chunks for value in tables.values(chunk)]
 
 
 def _image_column(file: Any, uri: str) -> str:

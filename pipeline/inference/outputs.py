@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from typing import Any
 from agit_core.errors import BadInput
 from pipeline import storage
 from pipeline.inference.image_items import check_writable, mask_name, output_name
-from pipeline.inference.inputs import IMAGES, VIDEOS, Inputs, Item, suffix_of
+from pipeline.inference.inputs import IMAGES, READ_VIDEOS, VIDEOS, Inputs, Item, suffix_of
 
 _LONGEST_NAME = 255
-"""Longest file name in bytes."""
+_LONGEST_PATH = 4000
+"""Longest file name and path in bytes; the path leaves room for the name of a temporary file."""
 JOURNAL = ".agit-translate.json"
 """File in the output folder that records the model, direction and input of its files, and whether it is complete."""
 
@@ -30,6 +32,8 @@ def single(source: str, output: str, suffixes: tuple[str, ...], masks: bool, ove
     named = suffix in suffixes
     if not named and suffix in (*IMAGES, *VIDEOS):
         theirs, ours = ("a video", "an image") if suffixes is IMAGES else ("an image", "a video")
+        if suffix_of(source) not in (*IMAGES, *READ_VIDEOS):
+            ours = "by its name no video"
         raise BadInput(
             f"{output} is the name of {theirs}, and {source} is {ours}; "
             f"end it with one of {', '.join(suffixes[:4])}, or with / to make it a folder"
@@ -85,14 +89,16 @@ def plan(
         return [target, mask_name(target)] if masks else [target]
 
     targets: dict[str, Item] = {}
-    refused, names = [], set[str]()
+    refused, names, folders = [], set[str](), set[str]()
     for item in found.items:
         target = storage.join(folder, output_name(item.name))
-        if any(len(os.fsencode(part)) > _LONGEST_NAME for file in files(target) for part in file.split("/")):
+        above = set(_above(target, folder))
+        if any(_too_long(file) for file in files(target)):
             refused.append({"name": item.name, "reason": "its name is too long for an output file"})
-        elif names.isdisjoint(files(target)):
+        elif names.isdisjoint([*files(target), *above]) and folders.isdisjoint(files(target)):
             targets[target] = item
             names.update(files(target))
+            folders |= above
         else:
             refused.append({"name": item.name, "reason": "its translation would overwrite another image's"})
     existing = set(storage.list_(folder, recursive=True))
@@ -130,6 +136,17 @@ def pack(folder: str, output: str) -> None:
                     file.writestr(uri[start:], storage.read_bytes(uri))
         storage.upload_file(packed, output)
     storage.remove(folder)
+
+
+def _above(target: str, folder: str) -> Iterator[str]:
+    """The folders between a file and the output folder."""
+    while len(target := target.rpartition("/")[0]) > len(folder):
+        yield target
+
+
+def _too_long(file: str) -> bool:
+    parts = [os.fsencode(part) for part in file.split("/")]
+    return max(map(len, parts)) > _LONGEST_NAME or len(os.fsencode(file)) > _LONGEST_PATH
 
 
 def _refuse_file(folder: str) -> None:

@@ -16,8 +16,9 @@ from agit_core import Translator, model_folder
 from agit_core.errors import BadInput
 from agit_core.translator import TILE_PIXELS
 from pipeline import storage
+from pipeline.data.litter import SIDECAR
 from pipeline.inference import outputs
-from pipeline.inference.image_items import translate_items
+from pipeline.inference.image_items import Outcome, translate_items
 from pipeline.inference.inputs import IMAGES, VIDEOS, Inputs, Item, find, suffix_of
 from pipeline.inference.outputs import JOURNAL, pack, single
 from pipeline.inference.settings import Settings
@@ -26,10 +27,11 @@ Progress = Callable[[dict[str, Any]], None]
 
 
 @dataclass
-class _Outcome:
+class _Counts:
     translated: int = 0
     skipped: int = 0
     failed: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def translate(
@@ -68,8 +70,9 @@ def translate(
         progress: called with ``done``, ``total``, ``unit``, ``message``, ``images_per_s``, ``eta_s``.
 
     Returns:
-        JSON-ready: ``input``, ``output``, ``model``, ``direction``, ``translated``, ``skipped`` (finished by
-        an earlier run), ``failed`` (``name`` and ``reason`` each), ``seconds``; for videos also ``notes``.
+        JSON-ready: ``input``, ``output``, ``model``, ``direction``, ``unit`` (``images`` or ``frames``),
+        ``translated``, ``skipped`` (finished by an earlier run), ``failed`` (``name`` and ``reason`` of every other
+        file), ``notes`` (what was assumed or left out), ``seconds``.
 
     Raises:
         BadInput: nothing readable to translate, an output that would be overwritten, or no model.
@@ -101,27 +104,29 @@ def translate(
         if batch:
             raise BadInput("a video is translated frame by frame; leave --batch out")
         head["output"] = target = single(input, output, VIDEOS, masks, overwrite)
-        counts = translate_video(translator, input, target, direction, smooth, masks, progress)
-        return {**head, "skipped": 0, **counts, "seconds": _since(began)}
+        done = translate_video(translator, input, target, direction, smooth, masks, progress)
+        return {**head, "unit": "frames", "skipped": 0, **done, "seconds": _since(began)}
     if smooth:
         raise BadInput("--smooth applies only to videos; leave it out for images")
     if found.kind == "image" and suffix_of(output) != ".zip":
         head["output"] = target = single(input, output, IMAGES, masks, overwrite)
-        outcome = _Outcome()
+        counts = _Counts()
         if progress is not None:
             translator.watch = _Meter(progress, 0, "rows").at
-        _run([(found.items[0], target)], outcome, settings, translator, batch, workers, progress)
+        _run([(found.items[0], target)], counts, settings, translator, batch, workers, progress)
     else:
-        outcome = _many(found, input, output, settings, translator, overwrite, batch, workers, progress)
-    if not outcome.translated and not outcome.skipped:
-        first = outcome.failed[0]
-        many = f"none of the {len(outcome.failed)} images in {input}" if len(outcome.failed) > 1 else input
+        counts = _many(found, input, output, settings, translator, overwrite, batch, workers, progress)
+    if not counts.translated and not counts.skipped:
+        first = min(counts.failed, key=lambda item: item["reason"] == SIDECAR)
+        many = f"any of the {len(counts.failed)} files in {input}" if len(counts.failed) > 1 else input
         raise BadInput(f"cannot translate {many}: {first['name']} {first['reason']}")
     return {
         **head,
-        "translated": outcome.translated,
-        "skipped": outcome.skipped,
-        "failed": outcome.failed,
+        "unit": "images",
+        "translated": counts.translated,
+        "skipped": counts.skipped,
+        "failed": counts.failed,
+        "notes": counts.notes,
         "seconds": _since(began),
     }
 
@@ -136,7 +141,7 @@ def _many(
     batch: bool,
     workers: int | None,
     progress: Progress | None,
-) -> _Outcome:
+) -> _Counts:
     """Translate a list of images into a folder, and pack that for a ``.zip`` output."""
     zipped = suffix_of(output) == ".zip" and not output.endswith("/")
     # into a folder first: a zip could not be resumed after an interruption
@@ -152,24 +157,24 @@ def _many(
         "threshold": translator.model.method.threshold_at_test,
     }
     plan = outputs.plan(found, source, folder, settings.masks, identity, overwrite)
-    outcome = _Outcome(skipped=plan.skipped, failed=[*found.refused, *plan.refused])
+    counts = _Counts(skipped=plan.skipped, failed=[*found.refused, *plan.refused])
     if packed:
         if plan.finished is None:
             raise conflict
         storage.remove(folder)  # the previous run was interrupted between packing and clean-up
-        return replace(outcome, failed=plan.finished)
-    _run(plan.todo, outcome, settings, translator, batch, workers, progress)
-    if outcome.translated or outcome.skipped:
+        return replace(counts, failed=plan.finished)
+    _run(plan.todo, counts, settings, translator, batch, workers, progress)
+    if counts.translated or counts.skipped:
         storage.sweep(folder)
-        storage.write_json(storage.join(folder, JOURNAL), {**plan.journal, "failed": outcome.failed})
+        storage.write_json(storage.join(folder, JOURNAL), {**plan.journal, "failed": counts.failed})
         if zipped:
             pack(folder, output)
-    return outcome
+    return counts
 
 
 def _run(
     todo: list[tuple[Item, str]],
-    outcome: _Outcome,
+    counts: _Counts,
     settings: Settings,
     translator: Translator,
     batch: bool,
@@ -177,7 +182,7 @@ def _run(
     progress: Progress | None,
 ) -> None:
     """Translate the items and record the outcome of each."""
-    results: Iterator[tuple[Item, str | None]]
+    results: Iterator[Outcome]
     if batch and todo:
         from pipeline.inference.cluster import run
 
@@ -185,12 +190,15 @@ def _run(
     else:
         results = translate_items(translator, todo, settings.direction, settings.masks)
     meter = _Meter(progress, len(todo))
-    for item, reason in results:
-        if reason is None:
-            outcome.translated += 1
+    for outcome in results:
+        name = outcome.item.name
+        if outcome.failed is None:
+            counts.translated += 1
         else:
-            outcome.failed.append({"name": item.name, "reason": reason})
-        meter.tick(item.name)
+            counts.failed.append({"name": name, "reason": outcome.failed})
+        if outcome.note:
+            counts.notes.append(f"{name}: {outcome.note}")
+        meter.tick(name)
 
 
 def _absolute(uri: str) -> str:

@@ -125,7 +125,12 @@ def translate_video(
                 writer.close()
         for uri, path in reversed(outputs.items()):
             storage.upload_file(path, uri)
-    return {"translated": done, "failed": reader.failed, "notes": writers[0].notes}
+    notes = list(writers[0].notes)
+    if reader.damaged:
+        notes.append(
+            f"{reader.damaged} frames of {source} are damaged, and shown as far as they could be decoded"
+        )
+    return {"translated": done, "failed": reader.failed, "notes": notes}
 
 
 class _Moment(NamedTuple):
@@ -162,10 +167,13 @@ class _Colours(NamedTuple):
         )
         return converted.to_ndarray()
 
-    def frame(self, rgb: np.ndarray[Any, Any], pixel_format: str) -> av.VideoFrame:
-        """Convert RGB, uint8 (H, W, 3), to a frame in this colour space."""
+    def frame(self, rgb: np.ndarray[Any, Any], pixel_format: str, width: int) -> av.VideoFrame:
+        """Convert RGB, uint8 (H, W, 3), to a frame in this colour space, scaled to ``width``."""
         frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(
-            format=pixel_format, dst_colorspace=_MATRICES[self.matrix], dst_color_range=self.range
+            width=width,
+            format=pixel_format,
+            dst_colorspace=_MATRICES[self.matrix],
+            dst_color_range=self.range,
         )
         frame.colorspace, frame.color_range = self.matrix, self.range
         return frame
@@ -196,6 +204,8 @@ class _Reader:
             if (count := len(getattr(self.container.streams, kind)) - (kind != "subtitles")) > 0
         ]
         self.rotated = False
+        self.damaged = 0
+        """Frames that were decoded as far as could be."""
         self.failed: list[dict[str, str]] = []
         self.colours: _Colours | None = None
         """Colour space of the first frame; None until it is read."""
@@ -219,6 +229,7 @@ class _Reader:
                 )
                 continue
             for frame in decoded:
+                self.damaged += bool(frame.is_corrupt)
                 moment = _Moment(number, 1 / Fraction(self.rate))
                 if frame.pts is not None and frame.time_base:
                     moment = _Moment(frame.pts, frame.time_base)
@@ -254,6 +265,8 @@ class _Writer:
         self._stream: Any = self.container.add_stream(codec, rate=reader.rate, options=options)
         # MPEG-4 cannot signal full colour range
         self._limited = codec == "mpeg4"
+        # neither VP9 nor the writer of its container keeps a sample aspect ratio
+        self._square = codec == "libvpx-vp9"
         # MPEG-4 needs a constant frame rate; the others keep the source's time base and thus uneven frame times
         frames = 1 / Fraction(reader.rate)
         self._clock: Fraction = frames if codec == "mpeg4" else reader.stream.time_base or frames
@@ -289,16 +302,20 @@ class _Writer:
             colours = colours._replace(full_range=False)
         first = self._waiting is not None
         if first:
-            self._stream.width, self._stream.height = width, height
             if shape := self._reader.stream.sample_aspect_ratio:  # non-square pixels
                 ratio = 1 / shape if self._reader.rotated else shape
-                self._stream.codec_context.sample_aspect_ratio = ratio
+                if self._square and ratio != 1:
+                    width = max(2, 2 * round(width * ratio / 2))
+                    self.notes.append(f"{width} x {height} pixels: this format has square ones only")
+                elif not self._square:
+                    self._stream.codec_context.sample_aspect_ratio = ratio
+            self._stream.width, self._stream.height = width, height
             # yuv420p (half colour resolution) needs even sides; use yuv444p for odd ones if the codec supports it
             known = [kind.name for kind in self._stream.codec_context.codec.video_formats or []]
             even = height % 2 == 0 and width % 2 == 0
             self._stream.pix_fmt = "yuv420p" if even or "yuv444p" not in known else "yuv444p"
             colours.tag(self._stream.codec_context)
-        frame = colours.frame(array, self._stream.pix_fmt)
+        frame = colours.frame(array, self._stream.pix_fmt, self._stream.width)
         # strictly increasing: encoders refuse two frames with the same time
         self._last = max(self._last + 1, round(moment.pts * moment.time_base / self._clock))
         frame.pts, frame.time_base = self._last, self._clock

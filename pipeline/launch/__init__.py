@@ -1,1 +1,1 @@
-"""Starting the training job and staying with it: :func:`pipeline.launch.follow.train`."""
+"""Launching and following the training job: :func:`pipeline.launch.follow.train`."""

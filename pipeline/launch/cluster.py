@@ -1,4 +1,4 @@
-"""The training job on a Ray cluster, through its Job Submission API: found again, followed, stopped."""
+"""The training job on a Ray cluster through the Job Submission API: submit, attach, follow, stop."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ANSWER_SECONDS = 60.0
 _LOG_SECONDS = 3.0
 _STOP_SECONDS = 60.0
 _NO_AGENT = "No available agent"
-"""Ray's answer while the part of the head that starts jobs is not there (``ray/dashboard/modules/job/job_head.py``)."""
+"""Ray's error while the head's agent, which starts jobs, is not running (``ray/dashboard/modules/job/job_head.py``)."""
 T = TypeVar("T")
 
 PYTHON = (
@@ -45,13 +45,13 @@ _NOT_FOUND = 127
 
 
 class _Client(JobSubmissionClient):
-    """Ray's own would wait for ever for a head that accepts a call and never answers it."""
+    """Client with a timeout: Ray's own waits forever if the head accepts a request but never responds."""
 
     def _do_request(self, *call: Any, **how: Any) -> Any:
         return super()._do_request(*call, **{"timeout": _ANSWER_SECONDS, **how})
 
     def session(self) -> str:
-        """The name of the cluster's session: no two clusters have the same."""
+        """Session name of the cluster, which is unique to it."""
         answer = self._do_request("GET", "/api/version")
         answer.raise_for_status()
         return str(answer.json()["session_name"])
@@ -74,10 +74,10 @@ def _connect(config: ClusterConfig) -> tuple[_Client, dict[str | None, JobDetail
 
 
 class ClusterJob:
-    """A job whose submission id is the run's name and the number of the attempt.
+    """A job with the submission id ``RUN_ID-ATTEMPT``.
 
-    Ray refuses a second submission with the same id, even of a stopped job; so each try has a number of its
-    own, while the run keeps its name and goes on from its checkpoint.
+    Ray refuses to reuse a submission id, even of a stopped job. Each attempt therefore has a new number, while the run
+    keeps its id and resumes from its checkpoint.
     """
 
     def __init__(self, client: _Client, submission_id: str, patience_s: float) -> None:
@@ -90,11 +90,11 @@ class ClusterJob:
 
     @classmethod
     def start_or_attach(cls, config: ClusterConfig, spec: dict[str, Any], patience_s: float) -> ClusterJob:
-        """The running job of this run, or a new one.
+        """Attach to the running job of this run, or submit a new one.
 
         Raises:
-            BadInput: the cluster does not answer, or refuses the job's environment.
-            RunFailed: somebody else trains this run, or the cluster was lost while it was asked, or takes no jobs.
+            BadInput: the cluster does not respond, or refuses the job's environment.
+            RunFailed: another job is training this run, or the cluster was lost meanwhile or accepts no jobs.
         """
         client, known, session = _connect(config)
         attempt, run_uri = 1, spec["run_uri"]
@@ -102,7 +102,7 @@ class ClusterJob:
             if known[name].status in (JobStatus.PENDING, JobStatus.RUNNING):
                 return cls(client, name, patience_s)._attached()
             attempt += 1
-        # of two machines that submit this attempt at the same instant one succeeds, and both are its owner
+        # if two machines submit this attempt at once, only one submission succeeds, and both follow that job
         token = f"{session}/{name}"
         owner = {
             "host": socket.gethostname(),
@@ -127,12 +127,12 @@ class ClusterJob:
             try:
                 self._client.submit_job(submission_id=self.submission_id, **submission)
             except Exception as error:
-                # the answer may be lost, or somebody have been faster
+                # the response may have been lost, or another machine was faster
                 if self.submission_id in {
                     info.submission_id for info in self._patiently(self._client.list_jobs)
                 }:
                     return self._attached()
-                # a head answers before it can start jobs
+                # a starting head responds before it can start jobs
                 if _NO_AGENT not in str(error) or time.monotonic() >= until:
                     raise _refusal(config, error) from None
                 log.warning(
@@ -144,13 +144,13 @@ class ClusterJob:
                 return self
 
     def _attached(self) -> ClusterJob:
-        # what it said so far has been shown to whoever followed it before
+        # skip the output so far: the previous follower has shown it
         self._shown = len(self._patiently(lambda: self._client.get_job_logs(self.submission_id)))
         log.info("attached to the running job %s", self.submission_id)
         return self
 
     def wait(self, seconds: float) -> bool:
-        """Waits at most so long; True when the job has ended. Passes new output on."""
+        """Wait for at most ``seconds`` while forwarding new output; return whether the job has ended."""
         until = time.monotonic() + seconds
         while True:
             self._status = self._patiently(lambda: self._client.get_job_status(self.submission_id))
@@ -163,7 +163,7 @@ class ClusterJob:
             time.sleep(min(left, 0.5))
 
     def ended(self) -> str | None:
-        """None after success, otherwise how it ended."""
+        """None after success, otherwise a description of how the job ended."""
         if self._status == JobStatus.SUCCEEDED:
             return None
         if self._status == JobStatus.STOPPED:
@@ -175,7 +175,7 @@ class ClusterJob:
         return "failed"
 
     def verdict(self) -> dict[str, str] | None:
-        """What the job said about its failure in its output, or what can only be its cause."""
+        """Cause of the failure: what the job printed, or what can only be its cause."""
         lines = self._patiently(lambda: self._client.get_job_logs(self.submission_id)).splitlines()
         said = next(filter(None, (parse_verdict(line) for line in reversed(lines))), None)
         if said is None and self._status != JobStatus.SUCCEEDED:
@@ -183,7 +183,7 @@ class ClusterJob:
         return said
 
     def stop(self) -> None:
-        """Stops the job and waits until it has stopped."""
+        """Stop the job and wait until it has ended."""
         with contextlib.suppress(OSError, RuntimeError):
             self._client.stop_job(self.submission_id)
             until = time.monotonic() + _STOP_SECONDS
@@ -197,14 +197,14 @@ class ClusterJob:
         self._looked = time.monotonic()
         with contextlib.suppress(OSError, RuntimeError):
             text = self._client.get_job_logs(self.submission_id)
-            # a line is passed on when it is complete
+            # forward complete lines only
             end = len(text) if self._status.is_terminal() else text.rfind("\n") + 1
             for line in text[self._shown : end].splitlines():
                 output.info(line)
             self._shown = max(self._shown, end)
 
     def _patiently(self, ask: Callable[[], T]) -> T:
-        """The cluster's head may be away for a while; an answer that does not come is an OSError of its client."""
+        """Retry a request while the cluster's head does not respond; a timeout is an OSError of the client."""
         until = time.monotonic() + self._patience_s
         while True:
             try:
@@ -277,7 +277,7 @@ _MISSING = re.compile(r"(?:ModuleNotFoundError: |: )No module named '?([\w.]+)'?
 
 
 def _refusal(config: ClusterConfig, error: Exception) -> BadInput | RunFailed:
-    """Why the cluster does not take a job."""
+    """Error for a job that the cluster did not accept."""
     address = redact(config.address)
     if _NO_AGENT in str(error):
         return RunFailed(
@@ -287,7 +287,7 @@ def _refusal(config: ClusterConfig, error: Exception) -> BadInput | RunFailed:
         )
     if isinstance(error, OSError):
         return RunFailed(f"the Ray cluster at {address} did not take the job; look into its dashboard's log")
-    # whatever Ray finds wrong with the environment
+    # an invalid runtime environment
     return BadInput(
         f"the Ray cluster at {address} refuses the job ({_told(error, 300)}); "
         "check cluster.working_dir and cluster.env"

@@ -1,7 +1,7 @@
-"""Starts the training job, here or on a cluster, follows it, and survives its death and our own.
+"""Launches the training job, locally or on a cluster, follows it, and restarts it after a loss.
 
-Both ways run ``python -m pipeline.train_job SPEC_URI``. A run's identity is its configuration and data, so
-the same call finds a finished run, attaches to a running job on a cluster, or goes on from the last checkpoint.
+Both ways run ``python -m pipeline.train_job SPEC_URI``. A run is identified by its configuration and data, so the same
+call finds a finished run, attaches to a running job on a cluster, or resumes from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -33,41 +33,41 @@ class Job(Protocol):
     """A started training job."""
 
     def wait(self, seconds: float) -> bool:
-        """Waits at most so long; True when the job has ended. Passes its output on meanwhile."""
+        """Wait for at most ``seconds`` while forwarding the job's output; return whether the job has ended."""
         ...
 
     def ended(self) -> str | None:
-        """None after success, otherwise how it ended, for a person."""
+        """None after success, otherwise a description of how the job ended."""
         ...
 
     def verdict(self) -> dict[str, str] | None:
-        """What the job said about its failure in its last line."""
+        """Cause of the failure that the job printed as its last line, if any."""
         ...
 
     def stop(self) -> None:
-        """Ends the job and everything it started; returns when it is gone."""
+        """Stop the job and all its processes; return when they have ended."""
         ...
 
 
 def train(
     config: Config, prepared_uri: str, progress: ProgressCallback | None = None, start: str | None = None
 ) -> Run:
-    """Trains, goes on with, attaches to or finds a run.
+    """Start or resume a run, attach to its job, or return its stored result.
 
     Args:
-        config: ``cluster.address`` decides where.
-        prepared_uri: the folder of the prepared data.
-        progress: is given each new ``progress.json``.
+        config: ``cluster.address`` decides where the job runs.
+        prepared_uri: folder of the prepared data.
+        progress: called with each new ``progress.json``.
         start: see :func:`pipeline.launch.specs.spec_of`.
 
     Raises:
         BadInput: the configuration does not fit the data or the cluster.
-        RunFailed: the job failed for good; the same call goes on from the last checkpoint.
+        RunFailed: the job failed and the retry budget is exhausted; the same call resumes from the last checkpoint.
     """
     data_uri = absolute(prepared_uri)
     name = run_id(config, manifest.read(data_uri))
     run_uri = records.run_uri(absolute(config.storage), name)
-    done = records.RESULT.read(run_uri)
+    done = records.RESULT.peek(run_uri)
     if done is not None:
         log.info("run %s is finished already; its result is used again", name)
         return Run(name, run_uri, done, reused=True)
@@ -80,10 +80,10 @@ def train(
 def run_job(
     config: Config, spec: dict[str, Any], allowance: Allowance, progress: ProgressCallback | None = None
 ) -> dict[str, Any]:
-    """Runs the job of a specification to its ``result.json``, again for as long as the allowance lasts.
+    """Run the job of a specification until it has written ``result.json``, with retries within the budget.
 
     Raises:
-        BadInput, RunFailed: what the job says, or that another try is one too many.
+        BadInput, RunFailed: the cause that the job reported, or an exhausted retry budget.
     """
     run_uri = spec["run_uri"]
     with _sigterm_as_exception():
@@ -91,7 +91,7 @@ def run_job(
             job = _start(config, spec)
             _follow(job, run_uri, progress or (lambda state: None), config.cluster.job_timeout_s)
             ended = job.ended()
-            done = records.JOB_RESULT.read(run_uri)
+            done = records.JOB_RESULT.peek(run_uri)
             if ended is None and done is not None:
                 return done
             verdict = job.verdict()
@@ -116,10 +116,10 @@ def _start(config: Config, spec: dict[str, Any]) -> Job:
 
 
 def _local_attempt(run_uri: str) -> int:
-    """The number of the next attempt, once it is sure that no other one is running.
+    """Number of the next attempt, after checking that no other job is running and cleaning up after the last one.
 
     Raises:
-        RunFailed: another job trains this run.
+        RunFailed: another job is training this run.
     """
     from pipeline.launch.local import clear
 
@@ -134,7 +134,7 @@ def _local_attempt(run_uri: str) -> int:
 
 
 def _follow(job: Job, run_uri: str, progress: ProgressCallback, limit_s: int | None) -> None:
-    """Waits for the job's end and passes its progress on; whatever interrupts that ends the job."""
+    """Wait for the job to end while forwarding its progress; stop the job if this is interrupted."""
     began, since, seen = time.monotonic(), time.time() - lease.SILENT_SECONDS, 0.0
     try:
         ended = False
@@ -153,7 +153,7 @@ def _follow(job: Job, run_uri: str, progress: ProgressCallback, limit_s: int | N
 
 
 def _newest_checkpoint(run_uri: str) -> int:
-    # imported when it is needed: PyTorch takes seconds to load, and the job is to start at once
+    # imported late: PyTorch takes seconds to load, which would delay the start of the job
     from pipeline.train.checkpoints import CheckpointStore
 
     return CheckpointStore(run_uri, keep=1).newest()
@@ -161,7 +161,7 @@ def _newest_checkpoint(run_uri: str) -> int:
 
 @contextlib.contextmanager
 def _sigterm_as_exception() -> Iterator[None]:
-    """SIGTERM leaves through the ``finally`` blocks, so that the job is stopped, unless someone handles it."""
+    """Turn SIGTERM into SystemExit, so that ``finally`` blocks stop the job; keeps an existing handler."""
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield

@@ -1,4 +1,4 @@
-"""The training job as a process of this machine, with a Ray of its own and nothing left behind."""
+"""The training job as a local process with a private Ray instance."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _STOP_SECONDS = 15.0
 
 
 class LocalJob:
-    """``python -m pipeline.train_job SPEC_URI`` in its own session.
+    """``python -m pipeline.train_job SPEC_URI`` in a separate session.
 
-    The job watches its launcher and ends when that is gone; the launcher, when it ends or stops the job,
-    also ends whatever the job left, which it finds by the token in the environment.
+    The job ends when its launcher dies. After the job's end, the launcher kills all processes that the job left, which
+    it finds by the token in their environment.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], token: str, folder: Path, log_uri: str) -> None:
@@ -51,13 +51,13 @@ class LocalJob:
 
     @classmethod
     def start(cls, spec: dict[str, Any], attempt: int) -> LocalJob:
-        """Starts the job."""
-        # sockets live in it: a path longer than 107 bytes would not do
+        """Write the specification and start the job."""
+        # a short path, because it holds sockets, whose paths are limited to 107 bytes
         folder = Path(tempfile.mkdtemp(prefix="agit-", dir="/tmp" if os.path.isdir("/tmp") else None))
         owner = this_process() | {"folder": str(folder)}
         token = owner["token"]
         spec_uri = write_spec(spec, attempt, owner)
-        # the user's settings of Ray are handed on, but not the address and the keys of another Ray that runs here
+        # pass on the user's Ray settings, except the address and keys of another Ray instance
         environment = {k: v for k, v in os.environ.items() if k not in ray_session.OTHER_CLUSTER}
         environment |= {
             TOKEN: token,
@@ -65,14 +65,14 @@ class LocalJob:
             "AGIT_RAY_FOLDER": str(folder),
             "PYTHONUNBUFFERED": "1",
             "PYTHONPATH": _python_path(),
-            # the command's folder may hold a package called as ours
+            # the working directory may contain a package of the same name as ours
             "PYTHONSAFEPATH": "1",
             **ray_session.environment(),
         }
         process = subprocess.Popen(
             [sys.executable, "-m", spec.get("job", "pipeline.train_job"), spec_uri],
             env=environment,
-            # Ray puts its driver's folder before all others on the paths of its workers
+            # Ray puts the driver's working directory first on the workers' import path
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -84,7 +84,7 @@ class LocalJob:
         )
 
     def wait(self, seconds: float) -> bool:
-        """Waits at most so long; True when the job has ended."""
+        """Wait for at most ``seconds``; return whether the job has ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(seconds)
         if self._process.returncode is None:
@@ -103,13 +103,13 @@ class LocalJob:
         return f"exit status {code}: {said[:300]}"
 
     def verdict(self) -> dict[str, str] | None:
-        """What the job said about its failure."""
+        """Cause of the failure that the job printed, if any."""
         if self._verdict is None and self._process.returncode == 2:
             return {"kind": "BadInput", "message": f"the job ended with {self.ended()}"}
         return self._verdict
 
     def stop(self) -> None:
-        """Asks the job to end, then makes sure of it."""
+        """Terminate the job, then kill what is left of it."""
         if self._process.returncode is None:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -136,7 +136,7 @@ class LocalJob:
 
 
 def clear(owner: dict[str, Any]) -> None:
-    """Removes what a job of a dead launcher on this machine left; a search's trial belongs to its search."""
+    """Clean up after a job whose launcher on this machine has died; a search's trials belong to the search's job."""
     if "folder" in owner:
         sweep(owner["token"])
         if _made_here(Path(owner["folder"])):
@@ -144,7 +144,7 @@ def clear(owner: dict[str, Any]) -> None:
 
 
 def _made_here(folder: Path) -> bool:
-    """Whether it is one of :meth:`LocalJob.start`: its name comes from the storage, into which others may write."""
+    """Whether :meth:`LocalJob.start` created a folder; its name comes from the storage and cannot be trusted."""
     if folder.parent not in {Path("/tmp"), Path(tempfile.gettempdir())} or not folder.name.startswith(
         "agit-"
     ):
@@ -157,7 +157,7 @@ def _made_here(folder: Path) -> bool:
 
 
 def sweep(token: str, seconds: float = 5.0) -> None:
-    """Kills every process that carries a job's token and waits until they are gone (Linux)."""
+    """Kill every process with a job's token in its environment and wait until they have ended (Linux)."""
     until = time.monotonic() + seconds
     while (found := carriers(token)) and time.monotonic() < until:
         for pid in found:
@@ -167,7 +167,7 @@ def sweep(token: str, seconds: float = 5.0) -> None:
 
 
 def carriers(token: str, variable: str = TOKEN) -> list[int]:
-    """Processes whose environment carries the token in this variable, zombies not counted (Linux)."""
+    """Ids of the processes with this token in their environment, except zombies (Linux)."""
     mark = f"{variable}={token}".encode()
     found = []
     for entry in Path("/proc").glob("[0-9]*"):

@@ -1,6 +1,6 @@
-"""What a training job is told: its specification in the storage, and the name that finds the run again.
+"""Specifications of training jobs in storage, and run ids.
 
-A run's identity is its configuration and data: the same call finds the same run, finished, running or killed.
+A run is identified by its configuration and data: the same call finds the same run, finished, running or killed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from pipeline.data.format import manifest
 from pipeline.redact import redact
 from pipeline.train import lease
 
-# What only says where and how the same training runs.
+# settings that do not affect the result of a training, only where and how it runs
 _EXECUTION_ONLY = {
     "workers",
     "minimum_workers",
+    # the same mathematics in less memory
+    "microbatch",
+    "activation_checkpointing",
     "grow_after_s",
     "device",
     "threads_per_worker",
@@ -36,15 +39,17 @@ _EXECUTION_ONLY = {
     "storage_patience_s",
     "max_failures",
     "stop_on_collapse",
-    # a run that never diverges is the same either way, and one that has can go on with another limit
+    "report_to",
+    "profile",
+    # no effect on a run that never diverges; a diverged one can be resumed with another limit
     "rollbacks",
 }
 VERDICT = "AGIT-VERDICT "
-"""The last line of a job that failed starts with it; JSON follows: ``{"kind": ..., "message": ...}``."""
+"""Prefix of the last output line of a failed job, followed by JSON: ``{"kind": ..., "message": ...}``."""
 
 
 def run_id(config: Config, data_manifest: dict[str, Any]) -> str:
-    """The name of a training: the same method, schedule, seed and data give the same name."""
+    """Id of a run; the same method, schedule, seed and data give the same id."""
     identity = {
         "method": saved_method.identity(config.method),
         "train": config.train.model_dump(mode="json", exclude=_EXECUTION_ONLY),
@@ -52,16 +57,26 @@ def run_id(config: Config, data_manifest: dict[str, Any]) -> str:
         "data": data_manifest["fingerprint"],
     }
     if config.data.shuffle == "windowed":
-        # another order of the images, and so other weights
+        # changes the order of the images, and thus the weights
         identity["shuffle_bytes"] = config.data.shuffle_bytes
+    if config.validation.images:
+        # fewer images to train on
+        identity["validation"] = config.validation.images
+    if config.validation.early_stopping is not None:
+        # another end
+        identity["early_stopping"] = [
+            config.validation.early_stopping,
+            config.validation.every,
+            config.deciding_score,
+        ]
     return f"{config.name}-{fingerprint(identity, 8)}"
 
 
 def spec_of(config: Config, data_uri: str, name: str, start: str | None = None) -> dict[str, Any]:
-    """What the job of a run is told; ``job`` may name another module than :mod:`pipeline.train_job`.
+    """Specification of a run's job; a key ``job`` may name another module than :mod:`pipeline.train_job`.
 
     Args:
-        start: the folder of the weights to start from, when ``train.start_from`` no longer leads there.
+        start: folder of the initial weights, if ``train.start_from`` no longer refers to it.
     """
     run_uri = records.run_uri(absolute(config.storage), name)
     return {
@@ -73,10 +88,10 @@ def spec_of(config: Config, data_uri: str, name: str, start: str | None = None) 
 
 
 def specify(config: Config, prepared_uri: str) -> str:
-    """Stores what the job of a run is told, for something else to start it (a RayJob); returns its URI.
+    """Store the specification of a job that is started by other means (a RayJob); return its URI.
 
     Raises:
-        RunFailed: somebody trains this run.
+        RunFailed: another job is training this run.
     """
     data_uri = absolute(prepared_uri)
     name = run_id(config, manifest.read(data_uri))
@@ -87,22 +102,22 @@ def specify(config: Config, prepared_uri: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """The same place for a process with another working directory."""
+    """Make a local path absolute, so that it is valid in any working directory."""
     return uri.rstrip("/") if storage.is_remote(uri) else str(storage.local_path(uri))
 
 
 def write_spec(spec: dict[str, Any], attempt: int, owner: dict[str, Any]) -> str:
-    """Stores what the job is to do and who asked for it; returns its URI."""
+    """Store a specification with its attempt and owner; return its URI."""
     records.SPEC.write(spec["run_uri"], {**spec, "attempt": attempt, "owner": owner})
     return records.SPEC.uri(spec["run_uri"])
 
 
 def read_spec(spec_uri: str) -> dict[str, Any]:
-    """What the job is to do, for the job itself.
+    """Read the specification of this job.
 
     Raises:
-        BadInput: it is not there: who started the job wrote it to a storage that this node does not share.
-        TakenOver: another launcher has written its own since.
+        BadInput: it does not exist, usually because this node does not share the launcher's storage.
+        TakenOver: another launcher has replaced it.
     """
     spec = records.SPEC.at(spec_uri)
     if spec is None:
@@ -115,7 +130,7 @@ def read_spec(spec_uri: str) -> dict[str, Any]:
 
 
 def parse_verdict(line: str) -> dict[str, str] | None:
-    """The verdict in a line of a job's output, if it is one."""
+    """Parse a verdict from a line of a job's output; None if it is not one."""
     _, mark, text = line.partition(VERDICT)
     with contextlib.suppress(ValueError):
         verdict = json.loads(text) if mark else None
@@ -124,19 +139,18 @@ def parse_verdict(line: str) -> dict[str, str] | None:
 
 
 def _absolute_config(config: Config, start: str | None) -> dict[str, Any]:
-    tree = config.plain()
+    # the job reads prepared data: where it came from, and the servers that it does not ask, are for people
+    tree: dict[str, Any] = redact(config.plain())
     tree["storage"] = absolute(config.storage)
-    # the job reads prepared data; where it came from is for people
-    tree["data"]["source"], tree["data"]["masks"] = redact(config.data.source), redact(config.data.masks)
     tree["train"]["start_from"] = start or start_of(config)
     return tree
 
 
 def start_of(config: Config) -> str | None:
-    """``train.start_from`` as the job is told it: a folder that any machine finds.
+    """``train.start_from`` as an absolute folder, resolved here because workers have no access to the registry.
 
-    The registry is asked here, as workers do not know where it is. A run's name holds ``models:/h2z@champion`` as it
-    stands: the same command finds the same run, also when that run has become the champion since.
+    The run id, in contrast, is derived from ``models:/h2z@champion`` as typed: the same command then finds the same
+    run even after that run has become the champion.
 
     Raises:
         BadInput: there is no such model, version or alias.

@@ -1,1 +1,1 @@
-"""Scores as people read them, in reports, tables and model cards."""
+"""Metrics: catalogue, computation, and formatting for reports, tables and model cards."""

@@ -1,8 +1,8 @@
-"""Every metric of an evaluation, once: its name, how it is computed, which end is better, and how it is shown.
+"""Catalogue of metrics: name, computation, better end, and formatting of each.
 
-Evaluation, intervals, gate, searches, tables, reports, model cards and MLflow read this list, so a new metric is one
-new entry. Names in files and in ``--json`` are ``NAME_PLACE``: ``kid_target_a2b``, ``attention_iou_a``. A name without
-a place is the mean of both. Values are raw there; ``scale`` applies only where a person reads them.
+Evaluation, intervals, gate, searches, tables, reports, model cards and MLflow use this list, so adding a metric takes
+one entry. Names in files and in ``--json`` are ``NAME_PLACE``: ``kid_target_a2b``, ``attention_iou_a``. A name without
+a place is the mean of both. Values there are raw; ``scale`` applies only to displays for people.
 
 Nothing here imports PyTorch: commands that only show metrics start quickly.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -31,13 +31,13 @@ NOTHING = "do_nothing_"
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """What all metrics have in common.
+    """Properties common to all metrics.
 
     Attributes:
         name: without a place.
         places: the directions, or the domains where it belongs to source images or their attention.
         better: which end is better; None where neither is, as for coverage.
-        label: what it is called wherever a person reads it, the scale included.
+        label: display name, including the scale.
         hint: half a sentence that helps to read it.
         judged: the identity baseline (changing nothing) is a fair opponent.
         scale, digits, unit: how a value is shown.
@@ -63,25 +63,25 @@ class Metric:
         return (self.name, *(f"{self.name}_{place}" for place in self.places))
 
     def number(self, value: float, sign: str = "") -> str:
-        """A value as text without its unit."""
+        """Format a value without its unit."""
         text = f"{value * self.scale:{sign}.{self.digits}f}"
         return re.sub(r"^-(0(\.0+)?)$", r"\1", text).replace("-", "−")
 
     def text(self, value: float | None) -> str:
-        """A value as text; empty where there is none."""
+        """Format a value with its unit; empty for None."""
         return "" if value is None else self.number(value) + self.unit
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distance(Metric):
-    """Between the translated images of a direction and real ones. Its identity baseline is measured."""
+    """Distance between a direction's translated images and real ones; its identity baseline is measured."""
 
     compute: Callable[[FeatureSets], Estimate]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PerImage(Metric):
-    """The mean of one value per image.
+    """Mean of a per-image value.
 
     Attributes:
         compute: float64 (N,) of a batch; NaN where it is undefined for an image, which is left out of the mean. Or
@@ -109,7 +109,7 @@ KID_TARGET = Distance(
     scale=100,
     compute=lambda sets: sets.kid("target"),
 )
-"""What headlines judge by: the one distance where doing nothing has no head start."""
+"""The metric of headlines: the one distance that does not favour doing nothing."""
 KID_MEAN = Distance(
     name="kid_mean",
     label="KID, target and source × 100",
@@ -372,6 +372,16 @@ def per_image() -> list[PerImage]:
 def find(name: str) -> Distance | PerImage | None:
     """The metric behind a name, with or without a place; None for any other name."""
     return next((metric for metric in METRICS if name in metric.keys), None)
+
+
+def value_of(metrics: Mapping[str, float | None], name: str) -> float | None:
+    """A metric of an evaluation by name, or the mean over its directions or domains; None unless all are known."""
+    if name in metrics:
+        return metrics[name]
+    metric = find(name)
+    parts = [metrics.get(f"{name}_{place}") for place in metric.places] if metric else []
+    known = [value for value in parts if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(parts) else None
 
 
 def get(name: str) -> Distance | PerImage:

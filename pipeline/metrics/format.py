@@ -1,7 +1,7 @@
-"""Scores as they are shown: each figure beside doing nothing and beside the champion.
+"""Formatting of scores: each metric with the identity baseline and the champion.
 
-Whether a difference is real is not decided here: the evaluation tests every difference on common resamples
-and says better, worse or noise (:mod:`pipeline.evaluate.compare`).
+Significance is not decided here: the evaluation tests every difference on common resamples, with the verdict better,
+worse or noise (:mod:`pipeline.evaluate.compare`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.metrics.catalog import DIRECTIONS, KID_TARGET, Metric
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure as measured, with its 95 % interval when there is one."""
+    """A measured value, with its 95 % interval if there is one."""
 
     value: float
     low: float | None = None
@@ -25,13 +25,13 @@ class Estimate:
 
     @property
     def reach(self) -> tuple[float, float]:
-        """How far the interval reaches below and above the value."""
+        """Distances from the value to the lower and the upper end of the interval."""
         low = self.value if self.low is None else self.low
         high = self.value if self.high is None else self.high
         return self.value - low, high - self.value
 
     def interval(self, metric: Metric) -> str:
-        """The interval as text; empty where there is none."""
+        """The interval as text; empty if there is none."""
         if self.low is None or self.high is None:
             return ""
         return f"{metric.number(self.low)} to {metric.number(self.high)}"
@@ -42,7 +42,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Shown:
-    """A figure as text, with its interval below it."""
+    """A value and its interval as text."""
 
     text: str
     interval: str = ""
@@ -50,7 +50,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Judgement:
-    """``tone`` is good, bad or even; without ``text`` nothing is claimed."""
+    """Verdict on a difference; ``tone`` is good, bad or even. Empty ``text``: not tested."""
 
     text: str = ""
     tone: str = "even"
@@ -63,13 +63,13 @@ _VERDICTS = {"better": ("better", "good"), "worse": ("worse", "bad"), "noise": (
 
 @dataclass(frozen=True)
 class Opponent:
-    """Figures under the contract's names, with their intervals (``value``, ``low``, ``high``) where tested."""
+    """Metrics by contract name, with their intervals (``value``, ``low``, ``high``) if tested."""
 
     metrics: Mapping[str, Any]
     intervals: Mapping[str, Any]
 
     def estimate(self, key: str) -> Estimate | None:
-        """A figure, if it is finite."""
+        """Value of a metric with its interval; None if missing or not finite."""
         value = number(self.metrics.get(key))
         interval = self.intervals.get(key) or {}
         if value is None:
@@ -79,7 +79,7 @@ class Opponent:
 
 @dataclass(frozen=True)
 class Scores:
-    """An evaluation, ready to be shown.
+    """An evaluation, prepared for display.
 
     Attributes:
         metrics: of the model, under the contract's names; None where a value was not finite.
@@ -105,11 +105,11 @@ class Scores:
         return {"a2b": f"{a} → {b}", "b2a": f"{b} → {a}", "a": a, "b": b}[side]
 
     def estimate(self, key: str) -> Estimate | None:
-        """The model's figure by its contract name, if it is finite."""
+        """The model's value of a metric by contract name; None if missing or not finite."""
         return Opponent(self.metrics, self.intervals).estimate(key)
 
     def judged(self, key: str, opponent: str, metric: Metric | None = None) -> Judgement:
-        """What the evaluation says of the difference to ``do_nothing`` or ``champion``."""
+        """The evaluation's verdict on the difference from ``do_nothing`` or ``champion``."""
         tested = (self.intervals.get(key) or {}).get(opponent) or {}
         text, tone = _VERDICTS.get(str(tested.get("verdict")), ("", "even"))
         low, high = number(tested.get("low")), number(tested.get("high"))
@@ -118,12 +118,12 @@ class Scores:
         return Judgement(text, tone, f"{metric.number(low, '+')} to {metric.number(high, '+')}")
 
     def against_nothing(self) -> dict[str, Judgement]:
-        """By direction, on KID to the target: the one score where doing nothing has no head start."""
+        """Verdicts by direction on KID to the target, the one metric that does not favour doing nothing."""
         found = {d: self.judged(KID_TARGET.key(d), "do_nothing") for d in DIRECTIONS}
         return {direction: verdict for direction, verdict in found.items() if verdict.text}
 
     def groups(self) -> list[dict[str, Any]]:
-        """The table: a group of rows for both directions together, each of them, and each domain."""
+        """The score table: groups of rows for the mean of both directions, each direction, and each domain."""
         titles = {"": "Mean of both directions"} | {f"_{d}": self.label(d) for d in DIRECTIONS}
         titles |= {f"_{domain}": f"On images of {self.label(domain)}" for domain in "ab"}
         groups = []
@@ -156,7 +156,7 @@ def number(value: Any) -> float | None:
 
 
 def network(inception: Mapping[str, Any]) -> str:
-    """The feature network behind FID and KID: scores of different ones cannot be compared."""
+    """Name of the feature network of FID and KID; scores with different networks are not comparable."""
     return f"{inception['name']} (SHA-256 {inception['sha256'][:12]})"
 
 

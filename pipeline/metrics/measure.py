@@ -1,4 +1,4 @@
-"""What the metrics of the catalogue are computed from: images beside their translations, and features of sets."""
+"""Inputs of the catalogue's metrics: images with their translations, and Inception features of image sets."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ PAINTED = 0.5
 
 @dataclass(frozen=True)
 class Translated:
-    """A batch of one domain's images and what a model makes of them. What several metrics share is computed once.
+    """A batch of one domain's images with their translations; values shared by several metrics are computed once.
 
     Attributes:
         real, translated: float (N, 3, H, W) in [-1, 1].
         mask: attention (N, 1, H, W) in [0, 1].
-        restore: the way back: computes the reconstructed images.
+        restore: translates back, i.e. computes the reconstructed images.
         tau: from which attention on the discriminator of the second stage sees a pixel.
         truth: true masks, bool (N, 1, H, W), where each image has one.
     """
@@ -129,7 +129,7 @@ class Resamples:
     source: Tensor
     target: Tensor
     fid_repeats: int
-    """FID uses only the first of them."""
+    """Number of draws that FID uses, the first ones."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class FeatureSets:
     _kid: dict[str, Estimate] = field(default_factory=dict)
 
     def kid(self, against: Literal["target", "source"]) -> Estimate:
-        """KID of the translated images to the real ones of a domain, computed once."""
+        """KID between the translated images and the real ones of a domain, computed once."""
         if against not in self._kid:
             self._kid[against] = self._measured_kid(against)
         return self._kid[against]
@@ -175,7 +175,7 @@ class FeatureSets:
         return Estimate(found.mean, found.std, float(replicates[0]), error, replicates[1:])
 
     def fid(self) -> Estimate:
-        """FID of the translated images to the real ones of the target."""
+        """FID between the translated images and the real ones of the target."""
         value = distances.fid(self.translated, self.target)
         if self.drawn is None:
             return Estimate(value)
@@ -187,5 +187,5 @@ class FeatureSets:
 
 
 def _with_all(drawn: Tensor) -> Tensor:
-    """The resamples, and before them every image once."""
+    """Prepend the full set (every image once) to the resamples."""
     return torch.cat([torch.ones_like(drawn[:1]), drawn])

@@ -1,4 +1,4 @@
-"""The scores of a model as rows: one per metric, both directions, doing nothing beside them."""
+"""Score tables: one row per metric with both directions and the identity baseline."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.metrics import catalog
-from pipeline.metrics.catalog import NOTHING
+from pipeline.metrics.catalog import BLOB, IOU, KID_TARGET, NOTHING
 from pipeline.metrics.format import network, number
 
 
@@ -26,6 +26,15 @@ class Row:
         return self.label, self.a2b, self.b2a, self.nothing_a2b, self.nothing_b2a
 
 
+@dataclass(frozen=True)
+class Curve:
+    """Scores of the checkpoint of a step as text."""
+
+    step: int
+    cells: tuple[str, ...]
+    best: bool
+
+
 def rows(metrics: Mapping[str, Any]) -> list[Row]:
     """All metrics in the flat ``metrics`` of an evaluation that have a value, in the catalogue's order."""
     found = []
@@ -35,6 +44,44 @@ def rows(metrics: Mapping[str, Any]) -> list[Row]:
         if any(value is not None for value in values):
             found.append(Row(metric.label, *map(metric.text, values)))
     return found
+
+
+SHOWN_WHILE_TRAINING = (KID_TARGET, IOU, BLOB, catalog.get("background_l1"))
+
+
+def validation(scores: Mapping[int, Mapping[str, Any]], best: int | None = None) -> list[Curve]:
+    """Scores of checkpoints by step, of the few metrics that tell how a training goes.
+
+    Args:
+        best: the step whose checkpoint is the model.
+    """
+    found = []
+    for step, metrics in scores.items():
+        cells = tuple(
+            metric.text(number(metrics.get(f"{metric.name}_{place}")))
+            for metric in SHOWN_WHILE_TRAINING
+            for place in metric.places
+        )
+        found.append(Curve(step, cells, step == best))
+    return found
+
+
+def validation_head() -> list[str]:
+    """Headings of :func:`validation`'s cells."""
+    return [f"{metric.label}, {place}" for metric in SHOWN_WHILE_TRAINING for place in metric.places]
+
+
+def validation_markdown(scores: Mapping[int, Mapping[str, Any]], best: int | None) -> str:
+    """The same as Markdown, the model's step in bold; empty without scores."""
+    if not scores:
+        return ""
+    head = ["step", *validation_head()]
+    lines = ["", "", "## On validation images, while it trained", "", f"| {' | '.join(head)} |"]
+    lines.append("|" + "---:|" * len(head))
+    for row in validation(scores, best):
+        step = f"**{row.step}**" if row.best else str(row.step)
+        lines.append(f"| {' | '.join([step, *row.cells])} |")
+    return "\n".join(lines)
 
 
 def markdown(title: str, evaluation: Mapping[str, Any]) -> str:

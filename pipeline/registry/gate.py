@@ -23,6 +23,7 @@ from pipeline.metrics.catalog import (
     NOTHING,
     check_deciding,
     lower_is_better,
+    value_of,
 )
 
 
@@ -167,15 +168,6 @@ def _is_part_of(name: str, stem: str) -> bool:
     """Whether ``name`` is ``stem`` for one domain or direction: ``attention_iou_a`` is a part of
     ``attention_iou``, ``attention_iou_everywhere_a`` is not."""
     return name.startswith(f"{stem}_") and name.removeprefix(f"{stem}_") in (*DIRECTIONS, *DOMAINS)
-
-
-def value_of(metrics: Mapping[str, float | None], name: str) -> float | None:
-    """Value of a metric, or the mean over its directions or domains; None if it was not measured."""
-    if name in metrics:
-        return metrics[name]
-    parts = [value for key, value in metrics.items() if _is_part_of(key, name)]
-    known = [value for value in parts if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(parts) else None
 
 
 def _beats(

@@ -30,8 +30,8 @@ def of(config: Config, data: Data, run: Run) -> dict[str, Any]:
     return {
         "run_id": run.run_id,
         "run_uri": run.uri,
-        "checkpoint": run.result.checkpoint,
-        "steps": run.result.steps,
+        "checkpoint": run.result.model,
+        "steps": run.result.model_step,
         "data_uri": _absolute(data.uri),
         "data_fingerprint": data.manifest["fingerprint"],
         "config": config.plain(),

@@ -93,7 +93,7 @@ class _Finished:
         result = records.RESULT.read(uri)
         if result is None:
             raise BadInput(f"the run at {uri} is not finished; finish it before registering its model")
-        run_id, checkpoint = result.run_id or storage.name(uri), result.checkpoint
+        run_id, checkpoint = result.run_id or storage.name(uri), result.model
         model = model_folder.read(checkpoint)
         origin = redact(dict(lineage or {"run_id": run_id, "run_uri": uri}))
         origin.setdefault("code", code_lineage.code_version())
@@ -188,17 +188,14 @@ def _create(uri: str, run: _Finished, source: str) -> Any:
         **({"mlflow.source.git.commit": commit} if commit else {}),
     }
     metrics = dict(run.evaluation["metrics"])
-    artifacts = storage.join(run.config.storage, "mlflow-artifacts")
-    if not storage.is_remote(artifacts):
-        artifacts = str(storage.local_path(artifacts))
     mlflow_run = tracking.log_run(
         uri,
         experiment=run.config.name,
-        artifacts=artifacts,
+        artifacts=tracking.artifact_location(run.config),
         run_name=run.run_id,
         parameters=run.config.plain(),
         tags=tags | of_mlflow,
-        rows=tracking.curves(run.uri),
+        rows=records.metric_rows(run.uri)[0],
         metrics=metrics,
         data={
             "name": run.config.name,

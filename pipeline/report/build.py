@@ -1,7 +1,7 @@
-"""The report: one HTML file that shows what a run did, for the one who decides and the one who digs.
+"""The report: one self-contained HTML file per run, from a verdict for decision makers down to details.
 
-Everything is read from storage and everything is inside the file, pictures, charts and chart library, so
-that it opens from a mail attachment, a bucket or an archive, years later, without a network.
+It is built from storage alone, and pictures, charts and the chart library are embedded: it can be opened from a mail
+attachment, a bucket or an archive, years later, without a network.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.data.read.card import card as data_card
 from pipeline.metrics.format import Scores
 from pipeline.redact import redact
 from pipeline.report import charts as report_charts
-from pipeline.report import published, sections, tiles, verdict
+from pipeline.report import published, sections, tiles, validation, verdict
 from pipeline.report.run_data import Run, read_run
 
 SECTIONS = (
@@ -38,16 +38,16 @@ SECTIONS = (
 
 
 def build(config: Config, run_uri: str, data_uri: str) -> str:
-    """Writes ``{run_uri}/report.html`` from what the run has left in storage so far.
+    """Write ``{run_uri}/report.html`` from the run's data so far, also during training.
 
-    Parts that are missing are named in the page; a run that is still training has a report, too.
+    Missing parts are listed in the page.
 
     Returns:
         The report's URI.
 
     Raises:
         BadInput: there is no run at ``run_uri``.
-        RunFailed: the storage does not answer.
+        RunFailed: the storage does not respond.
     """
     run = read_run(run_uri, data_uri)
     uri = storage.join(run_uri, records.REPORT)
@@ -56,7 +56,7 @@ def build(config: Config, run_uri: str, data_uri: str) -> str:
 
 
 def render(config: Config, run: Run) -> str:
-    """The page as text."""
+    """Render the report as HTML."""
     names = sections.domain_names(run.manifest)
     scores = sections.scores(run, names)
     labels = {direction: scores.label(direction) for direction in ("a2b", "b2a")}
@@ -98,6 +98,8 @@ def render(config: Config, run: Run) -> str:
         "published": published.table(config, run),
         "extremes": sections.extremes(run, labels),
         "extremes_lead": sections.extremes_lead(run),
+        "validation_charts": charts["validation"],
+        "validation": validation.section(run, names),
         "curves": charts["curves"],
         "curves_lead": sections.curves_lead(run, switch),
         "mask_charts": charts["masks"],
@@ -129,13 +131,14 @@ def _charts(
     kid = sections.kid_chart(scores)
     return {
         "scores": [kid] if kid else [],
+        "validation": validation.charts(run.metrics, names),
         "curves": report_charts.curves(run.metrics, names, switch),
         "masks": report_charts.mask_health(run.metrics, names, switch, limits) if attends else [],
     }
 
 
 def _position(steps: list[int], switch: int | None) -> float | None:
-    """Where the switch lies on the checkpoint slider, in percent of its width; None when outside of it."""
+    """Position of the stage switch on the checkpoint slider, in percent of its width; None if outside."""
     if switch is None or len(steps) < 2 or not steps[0] <= switch <= steps[-1]:
         return None
     before = max(i for i, step in enumerate(steps) if step <= switch)
@@ -146,17 +149,17 @@ def _position(steps: list[int], switch: int | None) -> float | None:
 
 
 def asset(name: str) -> str:
-    """A file of the templates' folder."""
+    """Read a file of the templates folder."""
     return resources.files("pipeline").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def digest(text: str) -> str:
-    """As a content security policy names an inline script."""
+    """SHA-256 in base64, by which a content security policy identifies an inline script."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def environment() -> Environment:
-    """Templates of the pages."""
+    """Jinja environment of the HTML pages."""
     return Environment(
         loader=PackageLoader("pipeline", "templates"),
         autoescape=True,  # names of files and domains come from the data

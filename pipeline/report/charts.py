@@ -129,7 +129,7 @@ def curves(rows: list[dict[str, Any]], names: tuple[str, str], switch: int | Non
     for key, title, caption, lines in specifications:
         if key == "identity" and not any(line.value(row) for line in lines for row in rows):
             continue  # all zeros: the loss is off
-        chart = _over_steps(key, title, caption, lines, rows, switch, smooth=key not in {"learning-rate"})
+        chart = over_steps(key, title, caption, lines, rows, switch, smooth=key not in {"learning-rate"})
         if chart:
             charts.append(chart)
     return charts
@@ -156,7 +156,7 @@ def mask_health(
             Line(names[0], _health(f"{key}_a"), A),
             Line(names[1], _health(f"{key}_b"), B, "dash"),
         ]
-        chart = _over_steps(f"mask-{key}", metric.label, caption, lines, rows, switch, smooth=False)
+        chart = over_steps(f"mask-{key}", metric.label, caption, lines, rows, switch, smooth=False)
         if chart is None:
             continue
         if key != "spread":
@@ -227,7 +227,7 @@ def _top(key: str) -> Callable[[dict[str, Any]], Any]:
     return lambda row: row.get(key)
 
 
-def _over_steps(
+def over_steps(
     key: str,
     title: str,
     caption: str,
@@ -236,6 +236,7 @@ def _over_steps(
     switch: int | None,
     smooth: bool,
 ) -> Chart | None:
+    """Lines over the steps, marked where the stage switched; None without any number."""
     figure = blank()
     summaries = []
     for line in lines:

@@ -1,4 +1,4 @@
-"""Published scores on horse2zebra, to stand beside ours: KID x 100 and FID, with protocol and source."""
+"""Published scores on horse2zebra for comparison: KID x 100 and FID, with protocol and source."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pipeline.report.run_data import Run
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One published line; a figure that was not published is empty.
+    """One published result; values that were not published are empty.
 
     Attributes:
-        protocol: what is measured between what, and which checkpoint was measured.
-        source: where it is printed.
-        verified: seen in that source; otherwise it is quoted from memory.
+        protocol: the compared image sets and the measured checkpoint.
+        source: the publication.
+        verified: checked in that source; otherwise quoted from memory.
     """
 
     method: str
@@ -85,14 +85,14 @@ _SIDE = 256
 
 
 def table(config: Config, run: Run) -> dict[str, Any] | None:
-    """The published numbers and what of this run may be compared with them, None for other data than horse2zebra."""
+    """The published scores and their comparability with this run; None for data other than horse2zebra."""
     if not is_horse2zebra(config, run):
         return None
     return {"caption": CAPTION, "comparable": comparable(config, run), "rows": list(ROWS)}
 
 
 def comparable(config: Config, run: Run) -> str:
-    """Whether this run's figures may stand beside the published ones, in a sentence."""
+    """One sentence on whether this run's scores are comparable with the published ones."""
     counts = (run.evaluation or {}).get("counts") or {}
     images = [counts.get(f"test_{domain}") for domain in "ab"]
     expected = [_SIZES["testA"], _SIZES["testB"]]
@@ -114,7 +114,7 @@ def comparable(config: Config, run: Run) -> str:
 
 
 def is_horse2zebra(config: Config, run: Run) -> bool:
-    """By the source's name, or by the sizes of the four splits of a set of horses and zebras."""
+    """Whether the data is horse2zebra, judging by the source's name or the sizes of the four splits."""
     manifest = run.manifest or {}
     sources = (config.data.source, str(manifest.get("source") or ""))
     if any("horse2zebra" in source.lower() for source in sources):

@@ -1,4 +1,4 @@
-"""What a run left in storage, read for the report; a part that is missing is noted, never an error."""
+"""Data of a run for the report; missing parts are recorded, not errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLUMNS = ("real", "attention", "translated", "reconstructed")
 
 @dataclass(frozen=True)
 class SampleStep:
-    """The fixed images at one moment of training: ``{strip name: URI}``, each strip ``columns`` wide."""
+    """Sample strips of one step: ``{strip name: URI}``; ``columns`` are the tiles of each strip."""
 
     step: int
     strips: dict[str, str]
@@ -24,12 +24,12 @@ class SampleStep:
 
 @dataclass
 class Run:
-    """Everything of one run that the report shows.
+    """All data of one run that the report shows.
 
     Attributes:
-        metrics: rows in the order of their steps, one per step (a resumed run repeats some).
-        pictures: URIs of the strips that the evaluation kept, by base name.
-        missing: one sentence for every part that is not there, in the order of the page.
+        metrics: rows sorted by step, one per step (repeated ones of resumed runs removed).
+        pictures: URIs of the strips stored by the evaluation, by base name.
+        missing: one sentence per missing part, in the order of the page.
     """
 
     uri: str
@@ -55,11 +55,11 @@ class Run:
 
 
 def read_run(run_uri: str, data_uri: str | None) -> Run:
-    """Reads a run's folder and its data's manifest.
+    """Read a run's folder and its data's manifest.
 
     Raises:
         BadInput: there is nothing at ``run_uri``.
-        RunFailed: the storage does not answer.
+        RunFailed: the storage does not respond.
     """
     present = set(storage.list_(run_uri))
     if not present:
@@ -69,7 +69,7 @@ def read_run(run_uri: str, data_uri: str | None) -> Run:
     def part(file: records.File[Any], folder: str, lacking: str | None) -> dict[str, Any] | None:
         reason = "it was not written"
         try:
-            # what a report may not show is gone before anything can show it
+            # redact on reading, so that no part of the report can show credentials
             if (value := file.at(file.uri(folder))) is not None:
                 return dict(redact(value))
         except records.Damaged as error:
@@ -125,12 +125,12 @@ def _samples(run: Run) -> list[SampleStep]:
 
 def _sample_step(folder: str) -> SampleStep | None:
     described = records.SAMPLE_STEP.peek(folder)
-    if described is None:  # written last: the pictures beside it may be incomplete
+    if described is None:  # written last: without it, the pictures may be incomplete
         return None
     strips = [str(name) for name in described.get("strips", [])]
     if not strips:
         return None
-    # base names only: a hostile file must not make the report read elsewhere
+    # base names only: a malicious file must not make the report read other paths
     named = {name: storage.join(folder, name) for name in strips if "/" not in name}
     return SampleStep(
         step=int(described.get("step", storage.name(folder)[5:])),

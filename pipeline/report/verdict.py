@@ -1,4 +1,4 @@
-"""The headline: is the model better than doing nothing, and has it been promoted? In one sentence."""
+"""Headline of the report: whether the model beats doing nothing and whether it was promoted, in one sentence."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def headline(run: Run, scores: Scores) -> dict[str, Any]:
 
 
 def _yardstick(scores: Scores, judged: Mapping[str, Judgement]) -> list[str]:
-    """By what the headline judges, and what the other yardstick says where it disagrees."""
+    """The metric that the headline is based on, and the other metric's verdict if it disagrees."""
     if not judged:
         return []
     mean = scores.judged(KID_MEAN.name, "do_nothing")
@@ -103,16 +103,16 @@ def promoted(registration: Mapping[str, Any]) -> bool:
 def reasons(registration: Mapping[str, Any]) -> list[str]:
     """The gate's reasons as sentences."""
     decision = registration.get("decision") or {}
-    found = decision.get("reasons") or decision.get("reason") or []
-    if isinstance(found, str):
-        found = [found]
-    return [_sentence(str(reason)) for reason in found if str(reason).strip()]
+    given = decision.get("reasons") or decision.get("reason") or []
+    if isinstance(given, str):
+        given = [given]
+    return [_sentence(str(reason)) for reason in given if str(reason).strip()]
 
 
 def _sentence(text: str) -> str:
     text = text.strip()
     first = text.split(" ", 1)[0]
-    # a metric's name stays as it is written
+    # do not capitalise the name of a metric
     text = text if "_" in first else text[:1].upper() + text[1:]
     return text + ("" if text.endswith((".", "!", "?")) else ".")
 
@@ -133,7 +133,7 @@ def _registry_chip(registration: Mapping[str, Any]) -> dict[str, str]:
 
 
 def tiles(run: Run, scores: Scores) -> list[dict[str, str]]:
-    """The few figures at the top: KID both ways beside doing nothing, attention, the effort."""
+    """Key figures at the top of the page: KID per direction with the identity baseline, attention, steps."""
     shown = []
     judged = scores.against_nothing()
     for direction in DIRECTIONS:

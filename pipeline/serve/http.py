@@ -1,4 +1,4 @@
-"""What both small servers have in common: loopback, limits, a clean end."""
+"""Common parts of both HTTP servers: loopback restrictions, request limits, clean shutdown."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import ipaddress
 import json
 import socket
 from collections.abc import Callable
+from typing import Any
 
 import uvicorn
 from starlette.datastructures import Headers
@@ -20,19 +21,20 @@ from pipeline.serve.connections import Places, PromptProtocol
 
 LOOPBACK = "127.0.0.1"
 _CONCURRENT = 32
-"""Requests at a time, whose bodies are in memory."""
+"""Concurrent requests, whose bodies are held in memory."""
 BODY_SECONDS = 30.0
-"""For the next piece of a request's body."""
+"""Timeout for the next piece of a request's body."""
 _DEPTH = 16
 _LARGEST_NUMBER = 2**53
 _JSON = "application/json"
+_KEYS = ("inputs", "instances", "dataframe_split", "dataframe_records", "params")
 _GRACE_SECONDS = 10
 
 
 class BodyLimit:
-    """Refuses larger request bodies with status 413, announced (Content-Length) or not (chunked).
+    """Refuses larger request bodies with status 413, with Content-Length or chunked.
 
-    The body is read here, so that what is behind never sees more of it than the limit.
+    The body is read here, so the application behind never receives more than the limit.
     """
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
@@ -77,7 +79,7 @@ class BodyLimit:
 
 
 class JsonOnly:
-    """Refuses bodies of any type but JSON with status 415, before anything parses them."""
+    """Refuses bodies that are not JSON with status 415, before anything parses them."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -93,13 +95,14 @@ class JsonOnly:
 
 
 class KnownParameters:
-    """Refuses with status 400 what MLflow would fail at or ignore.
+    """Refuses with status 400 what would make MLflow fail or what it would ignore.
 
-    That is what is not JSON, is nested deeply, or holds a number that no double can count, and unknown ``params``.
+    That is invalid or deeply nested JSON, numbers beyond a double's exact integers, and unknown keys, ``params`` and
+    columns.
     """
 
-    def __init__(self, app: ASGIApp, names: tuple[str, ...]) -> None:
-        self._app, self._names = app, names
+    def __init__(self, app: ASGIApp, names: tuple[str, ...], columns: tuple[str, ...]) -> None:
+        self._app, self._names, self._columns = app, names, columns
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
@@ -124,12 +127,31 @@ class KnownParameters:
             _check_depth(value)
         except RecursionError:
             return f"the request's JSON is nested more than {_DEPTH} deep"
-        except (ValueError, OverflowError) as error:  # also bytes that are no text
+        except (ValueError, OverflowError) as error:  # also for invalid UTF-8
             return f"the request is not JSON that can be used ({str(error)[:100]})"
-        params = value.get("params") if isinstance(value, dict) else None
-        if isinstance(params, dict) and (unknown := sorted(set(params) - set(self._names))):
-            return f"unknown parameter '{unknown[0]}' in params; known: {', '.join(self._names)}"
+        if not isinstance(value, dict):
+            return None  # MLflow's sentence
+        params = value.get("params") or {}
+        if not isinstance(params, dict):
+            return f'params must be an object, such as {{"{self._names[0]}": ...}}'
+        for what, found, known in (
+            ("key", set(value), _KEYS),
+            ("parameter", set(params), self._names),
+            ("column", _columns(value), self._columns),
+        ):
+            if unknown := sorted(found - set(known)):
+                return f"unknown {what} '{unknown[0]}' in the request; known: {', '.join(known)}"
         return None
+
+
+def _columns(request: dict[str, Any]) -> set[str]:
+    """The names of columns in any of MLflow's forms of a table."""
+    split, inputs = request.get("dataframe_split"), request.get("inputs")
+    names = split.get("columns") if isinstance(split, dict) else None
+    rows = [request.get("instances"), request.get("dataframe_records")]
+    tables = [inputs, *(row for table in rows if isinstance(table, list) for row in table)]
+    found = {name for table in tables if isinstance(table, dict) for name in table}
+    return found | {name for name in (names if isinstance(names, list) else []) if isinstance(name, str)}
 
 
 def _number(text: str) -> float:
@@ -148,22 +170,24 @@ def _check_depth(value: object, left: int = _DEPTH) -> None:
 
 
 def run(build: Callable[[], ASGIApp], host: str, port: int, limit: int, ready: Callable[[str], None]) -> str:
-    """Serves until interrupted; returns the address that was served.
+    """Serve until interrupted; return the URL.
 
     Args:
-        build: makes the application, once the address is had.
-        port: 0 takes a free one.
-        limit: of a request's body, in bytes.
-        ready: called with the address when the socket is bound.
+        build: creates the application, after the socket is bound.
+        port: port number; 0: any free one.
+        limit: largest request body in bytes.
+        ready: called with the URL as soon as the socket is bound.
 
     Raises:
-        BadInput: the address cannot be had.
+        BadInput: the address cannot be bound.
     """
     listening = _bind(host, port)
     url = f"http://{'localhost' if host == 'localhost' else _bracketed(host)}:{listening.getsockname()[1]}"
     with listening:
         app: ASGIApp = Places(BodyLimit(build(), limit), _CONCURRENT)
-        if _is_loopback(host):  # a page elsewhere cannot reach it by pointing its own name at this machine
+        if _is_loopback(
+            host
+        ):  # against DNS rebinding: a web page resolving its own host name to this machine
             names = ["localhost", LOOPBACK, "[::1]", _bracketed(host)]
             app = TrustedHostMiddleware(app, allowed_hosts=names)
         server = uvicorn.Server(
@@ -176,7 +200,7 @@ def run(build: Callable[[], ASGIApp], host: str, port: int, limit: int, ready: C
             )
         )
         ready(url)
-        with contextlib.suppress(KeyboardInterrupt):  # an interruption is how a server ends
+        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is the regular way to stop
             server.run(sockets=[listening])
     return url
 
@@ -187,7 +211,7 @@ def _bind(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
-        listening.listen()  # callers wait from now on, while the model is being loaded
+        listening.listen()  # connections queue from now on, while the model loads
     except (OSError, OverflowError) as error:
         raise BadInput(f"cannot serve at {host}:{port} ({error}); give another --port or --host") from None
     return listening

@@ -1,6 +1,6 @@
-"""``agit demo-ui``: a page on which anybody tries a model: drop an image, see the mask and the result.
+"""``agit demo-ui``: a web page for trying a model: drop an image, see its mask and translation.
 
-FastAPI and one static page; no request leaves the machine and nothing that is uploaded is kept.
+FastAPI with one static page. It makes no external requests and keeps no uploads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipeline.serve import uploads
 
 MAX_SIDE = 1024
 WAITING = 8
-"""Translations are made one after the other; further requests are told to come back."""
+"""Queued translations, which are processed one at a time; further requests are asked to try again later."""
 EXAMPLES = 4
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -42,10 +42,10 @@ _ASSETS = {"report.css": "text/css", "demo_ui.css": "text/css", "demo_ui.js": "t
 
 @dataclass
 class Studio:
-    """A model and the queue before it.
+    """A model with its request queue.
 
     Attributes:
-        max_side: larger images are scaled down to this side before they are translated.
+        max_side: larger images are scaled down to this side in pixels first.
     """
 
     translator: Translator
@@ -54,11 +54,11 @@ class Studio:
     _waiting: int = 0
 
     async def translate(self, data: bytes, direction: str) -> dict[str, Any]:
-        """What the page shows of an encoded image.
+        """Translate an encoded image and return the data for the page.
 
         Raises:
-            BadInput: no image, too large, no such direction.
-            Busy: too many are waiting.
+            BadInput: not an image, too large, or an unknown direction.
+            Busy: the queue is full.
         """
         if self._waiting >= WAITING:
             raise Busy
@@ -72,12 +72,12 @@ class Studio:
     def _translate(self, data: bytes, direction: str) -> dict[str, Any]:
         self.translator.maps(direction)
         began = time.perf_counter()
-        sent = uploads.decode(data)
+        sent = uploads.decode_colours(data)
         picture = sent.copy()
         picture.thumbnail((self.max_side, self.max_side), Image.Resampling.LANCZOS)
         done = self.translator.translate(picture, direction)
         return {
-            "original": _uri(picture if picture.mode in {"RGB", "RGBA", "L"} else picture.convert("RGB")),
+            "original": _uri(picture),
             "image": _uri(done.image),
             "mask": _uri(_tint(done.mask)),
             "coverage": float(np.asarray(done.mask).mean() / 255),
@@ -89,13 +89,13 @@ class Studio:
 
 
 class Busy(Exception):
-    """Too many translations are waiting."""
+    """The queue of translations is full."""
 
 
 def application(
     model_uri: str, device: str = "auto", max_side: int = MAX_SIDE, threshold: float | None = None
 ) -> FastAPI:
-    """The page's application.
+    """Create the page's application.
 
     Raises:
         BadInput: no model there.
@@ -170,7 +170,7 @@ def _page(model: Model, max_side: int) -> str:
 
 
 def _examples(model: Model, direction: str) -> list[bytes]:
-    """Test images of the model's data, when they are within reach."""
+    """Example images from the model's test split, if it is accessible."""
     chosen = choose(model, direction, None, EXAMPLES)
     if chosen.source == GENERATED and model.lineage.get("data_uri"):
         return []
@@ -178,7 +178,7 @@ def _examples(model: Model, direction: str) -> list[bytes]:
 
 
 def _tint(mask: Image.Image) -> Image.Image:
-    """The mask as a colour that is the more opaque the higher the attention, to be laid over the original."""
+    """Turn a mask into an overlay in one colour, with the attention as opacity."""
     tinted = Image.new("RGBA", mask.size, (224, 60, 138, 0))
     tinted.putalpha(mask)
     return tinted

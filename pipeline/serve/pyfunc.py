@@ -1,11 +1,13 @@
-"""A model folder as an MLflow model, so that MLflow's own server and clients take it.
+"""MLflow flavour of a model folder, for MLflow's server and clients.
 
-``MLmodel`` lies beside ``model.json`` and names this module as its loader. Images go in and come out as
-base64 text::
+``MLmodel``, stored next to ``model.json``, names this module as its loader. Images are exchanged as base64::
 
     MLFLOW_TRACKING_URI=sqlite:///$PWD/.agit/mlflow.db mlflow models serve -m models:/h2z@champion --env-manager local
     POST /invocations  {"inputs": {"image": ["<base64>"]}, "params": {"direction": "a2b"}}
     -> {"predictions": [{"image": "<base64 PNG>", "mask": "<base64 PNG>"}]}
+
+MLflow drops ``params`` that the signature does not name before they get here: its own server ignores them, with a
+warning in its log, and only ``agit serve`` refuses them (:class:`pipeline.serve.http.KnownParameters`).
 """
 
 from __future__ import annotations
@@ -31,15 +33,15 @@ from pipeline.serve import uploads
 log = logging.getLogger(__name__)
 FILE = "MLmodel"
 MOST_IMAGES = 64
-"""Per request: answers are held in memory as a whole."""
+"""Images per request; responses are held in memory."""
 MOST_PIXELS = 16_000_000
-"""Of all images of a request together, unless the server is given more: 12 million take a processor a minute."""
+"""Default limit for the total pixels of a request; 12 million take a CPU about a minute."""
 MOST_WAITING = 8
-"""Requests that wait for their turn; who comes later is told so at once."""
+"""Queued requests; further ones are refused at once with status 503."""
 
 
 def mlmodel(model: Model) -> str:
-    """The text of ``MLmodel`` for a model folder."""
+    """Contents of ``MLmodel`` for a model folder."""
     signature = ModelSignature(
         inputs=Schema([ColSpec(DataType.string, "image")]),
         outputs=Schema([ColSpec(DataType.string, "image"), ColSpec(DataType.string, "mask")]),
@@ -54,7 +56,7 @@ def mlmodel(model: Model) -> str:
 
 
 class Refusal(MlflowException):
-    """One sentence for the caller, without the request's data that MLflow's server puts before an error's message."""
+    """Error message for the caller, without the request's data that MLflow's server would prepend."""
 
     def serialize_as_json(self) -> str:
         self.message = str(self)
@@ -63,7 +65,10 @@ class Refusal(MlflowException):
 
 
 class Served:
-    """What MLflow calls; one image per row, one request at a time: more would share cores and multiply the memory."""
+    """MLflow's Python model, one image per row.
+
+    Requests are processed one at a time: concurrent ones would compete for cores and multiply the memory.
+    """
 
     def __init__(self, translator: Translator, most_pixels: int | None = None) -> None:
         self._translator = translator
@@ -72,11 +77,11 @@ class Served:
         self._places = threading.BoundedSemaphore(1 + MOST_WAITING)
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Translates the column ``image`` (base64) into ``image`` and ``mask`` (base64 PNG).
+        """Translate the column ``image`` (base64) into ``image`` and ``mask`` (base64 PNG).
 
         Raises:
-            Refusal: a wrong call, in one sentence that MLflow's server answers with status 400, too many at once, with
-                503, or what should not happen, with 500: its trace is for the log, not for the caller.
+            Refusal: an invalid request (status 400), a full queue (503), or an internal error (500), whose traceback
+                goes to the log only.
         """
         if not self._places.acquire(blocking=False):
             raise Refusal(
@@ -100,7 +105,7 @@ class Served:
         direction = (params or {}).get("direction", self._translator.directions[0])
         if len(model_input) > MOST_IMAGES:
             raise BadInput(f"{len(model_input)} images are too many for one call; send {MOST_IMAGES}")
-        self._translator.maps(direction)  # a wrong direction, also without any image
+        self._translator.maps(direction)  # checks the direction even if there are no images
         rows, pixels = [], 0
         for number, text in enumerate(model_input["image"]):
             try:
@@ -119,5 +124,5 @@ class Served:
 
 
 def _load_pyfunc(path: str) -> Served:
-    """MLflow's hook: the model of the folder, its checksums verified."""
+    """Load a model folder (MLflow's hook), verifying its checksums."""
     return Served(Translator.load(Path(path)))

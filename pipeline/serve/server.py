@@ -1,8 +1,8 @@
-"""``agit serve``: MLflow's own scoring server around any model, also one that is on object storage.
+"""``agit serve``: MLflow's scoring server for any model, including models in object storage.
 
-The same protocol as ``mlflow models serve`` (``/invocations``, ``/ping``, ``/version``), see
-:mod:`pipeline.serve.pyfunc`; models are found as everywhere else (``models:/...``, paths, ``s3://``) and
-requests are JSON, and limited in size.
+It has the protocol of ``mlflow models serve`` (``/invocations``, ``/ping``, ``/version``), see
+:mod:`pipeline.serve.pyfunc`. Models are resolved as everywhere (``models:/...``, paths, ``s3://``); requests must be
+JSON and are limited in size.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from agit_core import Translator
 from pipeline.serve import http, pyfunc, uploads
 
 _LONGEST_SECONDS = 3600
-"""MLflow's own limit of a minute would leave large photographs without an answer on a CPU, and translate them all the
-same."""
+"""Request timeout. With MLflow's default of a minute, large photographs on a CPU would time out, but still be
+translated."""
 LIMIT = 2 * uploads.LARGEST_BYTES
-"""Of a request: an image of the largest size is a third larger as base64."""
+"""Largest request body in bytes; base64 adds a third to the largest image."""
 
 
 def application(
     model_uri: str, device: str = "auto", threshold: float | None = None, most_pixels: int | None = None
 ) -> ASGIApp:
-    """The server's application.
+    """Create the server's application.
 
     Args:
-        most_pixels: of the images of a request together; None: :data:`pipeline.serve.pyfunc.MOST_PIXELS`.
+        most_pixels: limit for the total pixels of a request; None: :data:`pipeline.serve.pyfunc.MOST_PIXELS`.
 
     Raises:
         BadInput: no model there.
@@ -40,5 +40,5 @@ def application(
     translator = Translator.load(model_uri, device, threshold=threshold)
     described = MlflowModel.from_dict(yaml.safe_load(pyfunc.mlmodel(translator.model)))
     model = PyFuncModel(described, pyfunc.Served(translator, most_pixels))
-    # MLflow reads Parquet and CSV too; a small Parquet file unpacks to more than the machine's memory
-    return http.JsonOnly(http.KnownParameters(scoring_server.init(model), ("direction",)))
+    # JSON only: MLflow also accepts Parquet and CSV, but a small Parquet file can expand beyond the memory
+    return http.JsonOnly(http.KnownParameters(scoring_server.init(model), ("direction",), ("image",)))

@@ -1,4 +1,4 @@
-"""Pictures that strangers send: decoded within limits, with a sentence about what is wrong with them."""
+"""Decoding of untrusted uploaded images within limits, with one-sentence errors."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
 
 
 def decode(data: bytes) -> Image.Image:
-    """An encoded picture in memory, turned upright by its EXIF orientation.
+    """Decode an image and turn it upright by its EXIF orientation.
 
     Raises:
-        BadInput: empty, too large, no picture, or a damaged one.
+        BadInput: empty, too large, not an image, or damaged.
     """
     if not data:
         raise BadInput("the image is empty; send an encoded picture (PNG, JPEG, WebP)")
@@ -45,15 +45,32 @@ def decode(data: bytes) -> Image.Image:
                 "this is not an image that can be read; send PNG, JPEG, WebP, TIFF or BMP"
             ) from None
         raise BadInput(f"the image is damaged ({error}); save it again") from None
-    except Exception as error:  # decoders raise what they like
+    except Exception as error:  # decoders raise arbitrary types
         raise BadInput(f"the image is damaged ({error}); save it again") from None
 
 
-def decode_base64(text: object) -> Image.Image:
-    """A picture as base64 text, also as a ``data:`` URI.
+def decode_colours(data: bytes) -> Image.Image:
+    """An encoded picture as it is to be seen, RGB or RGBA: upright, in sRGB, in 8 bits.
 
     Raises:
-        BadInput: no base64, or what :func:`decode` refuses.
+        BadInput: what :func:`decode` refuses, or values that cannot be scaled.
+    """
+    picture = decode(data)
+    try:
+        found = pixels.read(picture)
+    except Exception as error:  # decoders raise anything on damaged files
+        raise BadInput(f"the image cannot be read: {' '.join(str(error).split())}") from None
+    colour = found.colour.copy()
+    if found.alpha is not None:
+        colour.putalpha(found.alpha)
+    return colour
+
+
+def decode_base64(text: object) -> Image.Image:
+    """Decode an image from a base64 string or a ``data:`` URI.
+
+    Raises:
+        BadInput: invalid base64, or an image that :func:`decode` refuses.
     """
     if not isinstance(text, str):
         raise BadInput("an image is a string: the picture's file as base64")

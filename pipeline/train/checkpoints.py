@@ -1,10 +1,9 @@
-"""Checkpoints of a run in storage: whole or invisible, verified on load, the last k and the best one kept.
+"""Checkpoints of a run in storage: written atomically, verified on load; the last k and the best one are kept.
 
-Ray Train could store them too. This does not use it, because its bookkeeping file is not written atomically (a
-controller killed at that moment leaves a run that can never start again), because an outage of the storage
-ends its controller, and because it keeps either the newest or the best checkpoints but not both. Here the
-storage itself is the truth: a folder ``checkpoints/step-00000100`` is whole when its ``checkpoint.json``,
-which is written last and holds every file's SHA-256, is there.
+Ray Train's checkpoint storage is not used for three reasons: its bookkeeping file is not written atomically (a
+controller killed at that moment leaves a run that can never start again), a storage outage ends its controller, and it
+keeps either the newest or the best checkpoints but not both. Here a folder ``checkpoints/step-00000100`` is complete if
+it contains ``checkpoint.json``, which is written last and holds the SHA-256 of every file.
 """
 
 from __future__ import annotations
@@ -14,21 +13,22 @@ import math
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from agit_core import checkpoint
 from agit_core.checkpoint import CheckpointDamaged, Snapshot
-from agit_core.errors import RunFailed
-from pipeline import storage
+from agit_core.errors import BadInput, RunFailed
+from pipeline import records, storage
+from pipeline.config import LOSSES, Config
 from pipeline.records import CHECKPOINTS
+from pipeline.train import scored
+from pipeline.train.damage import MARK, mark
 
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"^step-(\d{8,})$")
-_DAMAGED = "damaged.json"
 
 
 class CheckpointStore:
@@ -36,62 +36,80 @@ class CheckpointStore:
 
     Args:
         run_uri: the run's folder.
-        keep: how many of the newest stay.
-        best_by: key of ``info["scores"]`` whose lowest value keeps one more; None keeps none.
+        keep: number of newest checkpoints to keep.
+        best_by: key of ``info["scores"]``; the checkpoint with the lowest value is kept too. Or a metric of the
+            catalogue, by scores on validation images. None: no such checkpoint.
+        score_every: steps between checkpoints to be scored, each of which is kept until it is.
     """
 
-    def __init__(self, run_uri: str, keep: int, best_by: str | None = None) -> None:
+    def __init__(
+        self, run_uri: str, keep: int, best_by: str | None = None, score_every: int | None = None
+    ) -> None:
+        self.run_uri = run_uri
         self.uri = storage.join(run_uri, CHECKPOINTS)
         self.keep = keep
         self.best_by = best_by
+        self.score_every = score_every
         self._info: dict[int, dict[str, Any]] = {}
         self._uploaded = b""
+
+    @classmethod
+    def of(cls, run_uri: str, config: Config) -> CheckpointStore:
+        """The store that a run's configuration describes."""
+        return cls(run_uri, config.train.keep_checkpoints, config.best_by, config.validation.every)
 
     def folder(self, step: int) -> str:
         """URI of the checkpoint of a step."""
         return storage.join(self.uri, f"step-{step:08d}")
 
     def steps(self) -> list[int]:
-        """Steps whose checkpoints are whole as far as the names tell, newest first."""
+        """Steps of the checkpoints that are complete judging by their file names, newest first."""
         return sorted((s for s, names in self._folders().items() if _looks_whole(names)), reverse=True)
 
     def newest(self) -> int:
-        """The newest whole checkpoint's step; 0 when there is none."""
+        """Step of the newest complete checkpoint; 0 if there is none."""
         return next(iter(self.steps()), 0)
 
     def info(self, step: int) -> dict[str, Any]:
-        """A checkpoint's manifest."""
+        """A checkpoint's manifest; empty where it cannot be understood, which :meth:`load` then says."""
         if step not in self._info:
-            self._info[step] = storage.read_json(storage.join(self.folder(step), checkpoint.MANIFEST))
+            try:
+                found = storage.read_json(storage.join(self.folder(step), checkpoint.MANIFEST))
+            except (ValueError, RecursionError):
+                found = None
+            self._info[step] = found if isinstance(found, dict) else {}
         return self._info[step]
 
     def best(self) -> int | None:
-        """The step with the lowest score of the stage that the newest checkpoint is in.
+        """Step with the best score on validation images, or with the lowest loss of the newest checkpoint's stage.
 
-        Losses of the two stages are not comparable: the discriminators see different pictures. Where all of the stage
-        have diverged, it is the newest that has not.
+        Losses of the two stages are not comparable, because the discriminators see different images. If all
+        checkpoints of the stage have diverged, the newest finite one of any stage.
         """
         steps = self.steps()
         if self.best_by is None or not steps:
             return None
-        stage = self.info(steps[0])["stage"]
-        scored = {
+        if self.best_by not in LOSSES:
+            scores = records.read_scores(self.run_uri)
+            return scored.best({step: one for step, one in scores.items() if step in steps}, self.best_by)
+        stage = next((info["stage"] for info in map(self.info, steps) if "stage" in info), None)
+        losses = {
             step: float(self.info(step)["scores"][self.best_by])
             for step in steps
             if self.best_by in self.info(step).get("scores", {})
         }
-        of_stage = {step: score for step, score in scored.items() if self.info(step)["stage"] == stage}
+        of_stage = {step: score for step, score in losses.items() if self.info(step).get("stage") == stage}
         finite = {step: score for step, score in of_stage.items() if math.isfinite(score)}
         if of_stage and not finite:
-            return max((step for step, score in scored.items() if math.isfinite(score)), default=None)
+            return max((step for step, score in losses.items() if math.isfinite(score)), default=None)
         return min(finite, key=lambda step: (finite[step], -step)) if finite else None
 
     # ------------------------------------------------------------------ reading
 
     def load_newest(self) -> tuple[Snapshot | None, list[str]]:
-        """The newest checkpoint that is finite and what its checksums say, and a sentence for each that is not.
+        """Load the newest checkpoint that is intact and finite; also return one sentence per damaged one.
 
-        Those are marked and not looked at again.
+        Damaged checkpoints are marked and skipped from then on.
         """
         damaged: list[str] = []
         for step in self.steps():
@@ -107,9 +125,7 @@ class CheckpointStore:
                 log.warning(damaged[-1])
                 self._info.pop(step, None)
                 self._uploaded = b""
-                storage.write_json(
-                    storage.join(self.folder(step), _DAMAGED), {"reason": str(error), "time": time.time()}
-                )
+                mark(self.folder(step), str(error))
         return None, damaged
 
     def load(self, step: int) -> Snapshot:
@@ -134,11 +150,29 @@ class CheckpointStore:
 
     # ------------------------------------------------------------------ writing
 
-    def write(self, snapshot: Snapshot, check: Callable[[], None] = lambda: None) -> None:
-        """Stores a snapshot under its step and removes what need not be kept. May be repeated after a failure.
+    def check_room(self, size: int) -> None:
+        """Refuse, before a long training, a disk that has no room for one checkpoint.
 
         Args:
-            check: raises when the run is somebody else's by now; called right before the checkpoint becomes valid.
+            size: bytes of a checkpoint, roughly.
+
+        Raises:
+            BadInput: names the folder (that of temporary files for object storage) and what is free.
+        """
+        remote = storage.is_remote(self.uri)
+        folder = Path(tempfile.gettempdir()) if remote else storage.local_path(self.uri)
+        folder.mkdir(parents=True, exist_ok=True)
+        if (free := shutil.disk_usage(folder).free) < size:
+            raise BadInput(
+                f"{folder} has {free / 1e6:.0f} MB free and a checkpoint of this run takes about {size / 1e6:.0f} MB; "
+                f"make room, or {'set TMPDIR to' if remote else 'give a storage on'} a larger disk"
+            )
+
+    def write(self, snapshot: Snapshot, check: Callable[[], None] = lambda: None) -> None:
+        """Store a snapshot under its step and remove checkpoints beyond the limits. May be retried after a failure.
+
+        Args:
+            check: raises if this process no longer owns the run; called right before the checkpoint becomes valid.
         """
         step = int(snapshot.info["step"])
         folder = self.folder(step)
@@ -149,8 +183,8 @@ class CheckpointStore:
             _write_local(storage.local_path(folder), snapshot)
         self._info[step] = snapshot.info
         try:
-            self._prune()
-        except (RunFailed, OSError) as error:  # the next one does it; this one is stored
+            self.prune()
+        except (RunFailed, OSError) as error:  # the checkpoint is stored; the next call prunes again
             log.warning("old checkpoints are not removed yet: %s", error)
 
     def _upload(self, snapshot: Snapshot, folder: str, check: Callable[[], None]) -> None:
@@ -160,8 +194,10 @@ class CheckpointStore:
             _write_local(local, snapshot)
             last = (local / checkpoint.MANIFEST).read_bytes()
             (local / checkpoint.MANIFEST).unlink()
-            if self._uploaded != last:  # or it is a second try, and this step's files are all there
-                # a folder of the same step is there when a damaged checkpoint made the run go back behind it
+            if (
+                self._uploaded != last
+            ):  # otherwise this is a retry, and all files but the manifest are uploaded
+                # a folder of this step may exist: a damaged checkpoint, from before which the run resumed
                 storage.remove(manifest)
                 storage.remove(folder)
                 storage.upload_folder(local, folder)
@@ -169,10 +205,19 @@ class CheckpointStore:
             check()
             storage.write_bytes(manifest, last)
 
-    def _prune(self) -> None:
+    def unscored(self) -> list[int]:
+        """The checkpoints that are to be scored and have not been, oldest first."""
+        if self.score_every is None:
+            return []
+        waiting = {step for step in self.steps() if step % self.score_every == 0}
+        return sorted(waiting - records.scored_steps(self.run_uri)) if waiting else []
+
+    def prune(self) -> None:
+        """Removes what need not be kept."""
         folders = self._folders()
         whole = sorted((s for s, names in folders.items() if _looks_whole(names)), reverse=True)
-        kept = {*whole[: self.keep], self.best()}
+        # in this order, or one that is scored between the two would be in neither
+        kept = {*whole[: self.keep], *self.unscored(), self.best()}
         for step in folders:
             # newer leftovers may be an upload in progress
             if step not in kept and step < whole[0]:
@@ -206,10 +251,10 @@ def _write_local(directory: Path, snapshot: Snapshot) -> None:
 
 
 def _looks_whole(names: set[str]) -> bool:
-    return checkpoint.MANIFEST in names and _DAMAGED not in names
+    return checkpoint.MANIFEST in names and MARK not in names
 
 
 def _sweep(root: Path) -> None:
-    """Removes what a killed writer left half done; there is one writer at a time."""
+    """Remove temporary folders of a killed writer; there is only one writer at a time."""
     for leftover in root.glob(".step-*"):
         shutil.rmtree(leftover, ignore_errors=True)

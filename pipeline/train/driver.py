@@ -1,4 +1,4 @@
-"""Ray Train, started again for as long as failures are worth another try."""
+"""Driver of Ray Train, with restarts within the retry budget."""
 
 from __future__ import annotations
 
@@ -28,32 +28,30 @@ log = logging.getLogger(__name__)
 
 AUTOSCALED_GPUS = "AGIT_AUTOSCALED_GPUS"
 """Environment variable of an autoscaled cluster's head: the most GPUs that its workers can have together."""
-# A rank that waits longer for another one considers it lost. While the storage is away rank 0 may wait as long
-# as train.storage_patience_s, which comes on top.
+# Timeout of collectives; train.storage_patience_s is added, because rank 0 may wait that long for the storage.
 _COLLECTIVE_SECONDS = 600
 
 
 class _Trainer(TorchTrainer):
-    """Without helpers that this use has no need of: each is a process that takes seconds to start.
+    """TorchTrainer without unused helper processes, each of which takes seconds to start.
 
-    They manage Ray datasets, of which there are none, and clean up after a lost driver, which matters only
-    where Ray outlives it.
+    These manage Ray datasets (not used here) and clean up after a lost driver (needed only if Ray outlives it).
     """
 
     own_ray: bool = False
 
     def _create_default_callbacks(self) -> list[Any]:
-        spared = (
+        unused = (
             {"DatasetsCallback", "PlacementGroupCleanerCallback"} if self.own_ray else {"DatasetsCallback"}
         )
-        return [c for c in super()._create_default_callbacks() if type(c).__name__ not in spared]
+        return [c for c in super()._create_default_callbacks() if type(c).__name__ not in unused]
 
 
 class WorkerFailures(ray.train.UserCallback):
-    """Runs in Ray Train's controller: notes why workers failed and ends the run when trying again is pointless.
+    """Callback in Ray Train's controller: records worker failures and ends the run if a retry is pointless.
 
-    Ray's own policy counts failures over the whole run and repeats every error, also one in the configuration.
-    What this raises ends the run at once.
+    It replaces Ray's policy, which counts failures over the whole run and retries every error, even one in the
+    configuration. An exception raised here ends the run at once.
     """
 
     def __init__(self, run_uri: str, allowance: Allowance) -> None:
@@ -62,7 +60,7 @@ class WorkerFailures(ray.train.UserCallback):
         self._counters: dict[str, Counter] = {}
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
-        """Called by Ray Train with the exceptions of the failed ranks."""
+        """Handle the exceptions of the failed ranks (called by Ray Train)."""
         cause = root_cause(*worker_exceptions.values())
         ranks = sorted(worker_exceptions)
         if isinstance(cause, Preempted):
@@ -72,7 +70,7 @@ class WorkerFailures(ray.train.UserCallback):
         events.record(self._run_uri, "worker_failed", sentence(cause), ranks=ranks)
         self._count("worker_failures")
         self._allowance.spend(cause)
-        # what keeps killing workers, such as a full memory, may pass
+        # back off: what kills workers, such as memory pressure, may be temporary
         time.sleep(self._allowance.pause)
 
     def _count(self, name: str) -> None:
@@ -88,22 +86,20 @@ def drive(
     own_ray: bool | None = None,
     alone: bool = True,
 ) -> dict[str, Any]:
-    """Trains on the Ray that this process is connected to; returns rank 0's result.
+    """Train on the connected Ray, to the end or to step ``spec["until"]`` of a trial; return rank 0's result.
 
-    It trains to the end, or to the step ``spec["until"]`` of a trial, which the next call goes on from.
-
-    Worker failures are handled by Ray Train, which starts all workers anew; the loss of its controller is
-    handled here, by starting Ray Train anew. Either way the workers go on from the newest whole checkpoint.
+    Worker failures are handled by Ray Train, which restarts all workers; the loss of its controller is handled here by
+    restarting Ray Train. In both cases the workers resume from the newest complete checkpoint.
 
     Args:
-        scratch: a local folder for what Ray Train wants to keep, which is next to nothing.
-        own_ray: this Ray ends with the job; default: unless ``RAY_ADDRESS`` names a cluster.
-        alone: nobody else uses this Ray; the trials of a search share it.
+        scratch: local folder for Ray Train's few files.
+        own_ray: whether this is a private Ray instance, which ends with the job; default: if ``RAY_ADDRESS`` is unset.
+        alone: whether this job is the only user of the Ray instance; the trials of a search share one.
 
     Raises:
-        BadInput, RunFailed: the cause, when another try is pointless or one too many.
+        BadInput, RunFailed: a retry is pointless, or the retry budget is exhausted; the message names the cause.
     """
-    store = CheckpointStore(spec["run_uri"], config.train.keep_checkpoints, config.train.best_by)
+    store = CheckpointStore.of(spec["run_uri"], config)
     allowance = Allowance(store.newest, config.train.max_failures)
     own_ray = not os.environ.get("RAY_ADDRESS") if own_ray is None else own_ray
     use_gpu = needs_gpu(config)
@@ -140,7 +136,7 @@ def drive(
 
 
 def _torch_config(config: Config, use_gpu: bool, folder: str | None) -> TorchConfig:
-    """How the ranks find each other: through a folder of this machine, or on a cluster through a port."""
+    """Rendezvous of the ranks: through a local folder on a private Ray instance, through a port on a cluster."""
     backend = "nccl" if use_gpu else "gloo"
     seconds = _COLLECTIVE_SECONDS + round(config.train.storage_patience_s)
     if folder is None:
@@ -149,7 +145,7 @@ def _torch_config(config: Config, use_gpu: bool, folder: str | None) -> TorchCon
 
 
 def _free_workers_places() -> None:
-    """What a lost controller had reserved; on a cluster, Ray Train's own cleaner does it."""
+    """Release placement groups of a lost controller; on a cluster, Ray Train's own clean-up does this."""
     for entry in placement_group_table().values():
         if entry["state"] != "REMOVED":
             remove_placement_group(
@@ -163,10 +159,9 @@ def _workers(config: Config) -> int | tuple[int, int]:
 
 
 def needs_gpu(config: Config) -> bool:
-    """Whether each worker takes a GPU of the Ray that this process is connected to.
+    """Whether each worker takes a GPU of the connected Ray.
 
-    A cluster that grows on demand shows no GPU before one is asked for; its head's :data:`AUTOSCALED_GPUS` says
-    how many there can be.
+    An autoscaled cluster reports no GPU before one is requested; :data:`AUTOSCALED_GPUS` on its head gives the maximum.
     """
     found = gpus()
     wanted = config.train.minimum_workers or config.train.workers

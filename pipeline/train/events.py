@@ -1,6 +1,6 @@
-"""What happened to a run: one small JSON file per event, so that any process can add one, on any storage.
+"""Event log of a run: one small JSON file per event, so that any process can append on any storage.
 
-How far it has come stands, besides in the storage, where the death of the training process does not take it.
+:class:`Furthest` additionally keeps the reached step where it survives the death of the training process.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ FAILURES = (
     "checkpoint_damaged",
     "failed",
 )
-"""Kinds that tell of something that went wrong; ``resumed`` tells that the run went on after it."""
+"""Kinds of events that report a failure; ``resumed`` reports the recovery."""
 
 
 def as_file(run_uri: str, kind: str, message: str = "", **details: Any) -> dict[str, bytes]:
-    """An event that happens now, as the file to be written: URI -> content."""
+    """An event with the current time as a file to write: URI -> content."""
     now = time.time()
     event = {
         "time": now,
@@ -46,23 +46,31 @@ def as_file(run_uri: str, kind: str, message: str = "", **details: Any) -> dict[
 
 
 def record(run_uri: str, kind: str, message: str = "", **details: Any) -> None:
-    """Adds an event. A storage that does not answer loses it: events inform, nothing depends on them."""
+    """Append an event; it is dropped if the storage does not respond, since events are only informative."""
     with contextlib.suppress(RunFailed, OSError):
         for uri, content in as_file(run_uri, kind, message, **details).items():
             storage.write_bytes(uri, content)
 
 
 def read(run_uri: str) -> list[dict[str, Any]]:
-    """All events of a run in the order of time."""
+    """All readable events of a run, oldest first."""
     events = []
     for uri in storage.list_(storage.join(run_uri, EVENTS)):
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            events.append(storage.read_json(uri))
+        with contextlib.suppress(
+            FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError, RecursionError
+        ):
+            event = storage.read_json(uri)
+            whole = {
+                "time": float(event["time"]),
+                "kind": str(event["kind"]),
+                "message": str(event.get("message", "")),
+            }
+            events.append(event | whole)
     return sorted(events, key=lambda event: float(event["time"]))
 
 
 def record_interruption(run_uri: str) -> None:
-    """For who starts a run again: tells that it was cut off, where the one before could not say so itself."""
+    """Before restarting a run: record its interruption if the previous process could not do so."""
     with contextlib.suppress(RunFailed, OSError):
         kinds = [event["kind"] for event in read(run_uri)]
         if kinds and kinds[-1] not in {"job_lost", "failed", "finished", "interrupted"}:
@@ -72,9 +80,9 @@ def record_interruption(run_uri: str) -> None:
 
 
 class Furthest:
-    """The step that was reached, kept where the death of this process does not take it: in a mapped file.
+    """The furthest step reached, kept in a memory-mapped file, which survives the death of this process.
 
-    It costs nothing in the loop and tells, after a restart on the same node, how many steps are done again.
+    Updating it costs nothing in the loop. After a restart on the same node it tells how many steps are repeated.
     """
 
     def __init__(self, run_uri: str) -> None:
@@ -95,5 +103,5 @@ class Furthest:
         self._map[:] = value.to_bytes(8, "little")
 
     def remove(self) -> None:
-        """The run is finished."""
+        """Delete the file of a finished run."""
         self._path.unlink(missing_ok=True)

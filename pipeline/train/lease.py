@@ -1,10 +1,10 @@
-"""One job at most trains a run: who owns it, who is refused meanwhile, and how a job learns that it was replaced.
+"""Lease on a run: at most one job trains it at a time.
 
-The owner stands in the run's ``spec.json``. Whether a process of this machine lives can be seen; any other owner tells
-so in ``alive.json`` as long as its job runs, also while workers wait for their places or are started anew. Silence may
-be a pause: a suspended machine, a network that was cut. So who starts a run that seems abandoned takes it over by
-writing a name of its own, and a job asks whether the name there is still its own when it begins and before it stores a
-checkpoint.
+The run's ``spec.json`` names the owner. Whether an owner on this machine is alive can be checked directly; any other
+sends heartbeats to ``alive.json`` while its job runs, even while workers wait for resources or are restarted. A missing
+heartbeat may be temporary (a suspended machine, a network outage). A launcher that starts a seemingly abandoned run
+therefore takes it over by writing a new token, and every job compares its token with the stored one when it begins and
+before it stores a checkpoint.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from pipeline.records import ALIVE, PROGRESS, SPEC, Alive, Progress
 __all__ = ["is_here", "process_started", "this_process"]
 
 TOKEN = "AGIT_RUN_TOKEN"
-"""Environment variable with the owner's token, in every process that a job starts, however deep."""
+"""Environment variable with the owner's token, inherited by all descendants of a job."""
 UNDER_WAY = frozenset({"starting", "running"})
-"""States in ``progress.json`` of a run that a job is at work on, if that lives; the others are an end."""
+"""States in ``progress.json`` of an active job (if it is alive); all others are final."""
 SILENT_SECONDS = 30.0
-"""A job that has told nothing for so long is taken for dead."""
+"""Heartbeat timeout."""
 _BEAT_SECONDS = 5.0
 _AGAIN_SECONDS = 6.0
-"""After so long, more than a beat, it is read again where the clocks of two machines may differ."""
+"""Delay before reading a heartbeat again, longer than a beat: detects progress despite clock skew."""
 
 
 class TakenOver(RunFailed):
-    """Another job trains this run now."""
+    """Another job has taken over this run."""
 
 
 def refuse_second(run_uri: str, unless: dict[str, Any] | None = None) -> dict[str, Any] | None:
-    """The specification of whoever trained this run before, once it is sure or likely that nobody does now.
+    """Check that no other job is training this run; return its previous specification, or None.
 
     Args:
-        unless: an owner of whom this is true is no other.
+        unless: an owner with these properties does not count as another job.
 
     Raises:
-        RunFailed: somebody else trains it.
+        RunFailed: another job is training it.
     """
     before = SPEC.peek(run_uri)
     if before is None:
@@ -63,12 +63,12 @@ def refuse_second(run_uri: str, unless: dict[str, Any] | None = None) -> dict[st
 
 
 def confirm(spec: dict[str, Any]) -> None:
-    """For a job that begins: the specification that it read must be the one that it was started with.
+    """At the start of a job: check that the specification is the one that the job was started with.
 
-    A job that no launcher started (a RayJob) has no token, and its specification names no launcher.
+    A job without a launcher (a RayJob) has no token, and its specification names no launcher.
 
     Raises:
-        TakenOver: another launcher wrote its own meanwhile.
+        TakenOver: another launcher has written its own specification meanwhile.
     """
     token, owner = os.environ.get(TOKEN), spec.get("owner") or {}
     if token is None and not owner.keys().isdisjoint({"pid", "submission_id"}):
@@ -81,10 +81,10 @@ def confirm(spec: dict[str, Any]) -> None:
 
 
 def check(spec: dict[str, Any]) -> None:
-    """For a job that trains: is it still the owner? A storage that does not answer raises what it raises.
+    """During a job: check that it still owns the run. Errors of the storage are passed on.
 
     Raises:
-        TakenOver: it is not.
+        TakenOver: it does not.
     """
     token = (spec.get("owner") or {}).get("token")
     now = SPEC.peek(spec["run_uri"])
@@ -94,12 +94,14 @@ def check(spec: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def alive(run_uri: str) -> Iterator[None]:
-    """Tells, while the block runs, that a job of this process is at work on the run."""
+    """Send heartbeats for the run while the block runs."""
     ended = threading.Event()
 
     def beat() -> None:
         while True:
-            with contextlib.suppress(BadInput, RunFailed, OSError):  # the storage is away; the next one tells
+            with contextlib.suppress(
+                BadInput, RunFailed, OSError
+            ):  # no storage: the next heartbeat tries again
                 ALIVE.write(run_uri, Alive(time=time.time()))
             if ended.wait(_BEAT_SECONDS):
                 return
@@ -110,17 +112,17 @@ def alive(run_uri: str) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join(timeout=2)  # no longer: whoever ends the job does not wait for a storage that is away
+        thread.join(timeout=2)  # bounded, so that an unavailable storage does not delay the end of the job
 
 
 def last_sign(run_uri: str, progress: Progress) -> float:
-    """When, by its own clock, a run's job last told anything; its last word is the end, where it came to one."""
+    """Time of the last heartbeat or progress of a run's job, by its own clock; for an ended run, of its end."""
     beat = ALIVE.peek(run_uri) if progress.state in UNDER_WAY else None
     return progress.time if beat is None else max(progress.time, beat.time)
 
 
 def _tells(run_uri: str) -> bool:
-    """Whether a job has told lately that it is at work, or, by a clock that may be wrong, tells while one looks."""
+    """Whether a job has sent a recent heartbeat, or sends a new one while we wait (its clock may be wrong)."""
     first = _told(run_uri)
     if first is None or abs(time.time() - first) < SILENT_SECONDS:
         return first is not None
@@ -129,7 +131,7 @@ def _tells(run_uri: str) -> bool:
 
 
 def _told(run_uri: str) -> float | None:
-    """When a job last told anything; None when the last of it was an end."""
+    """Time of a job's last heartbeat; None if the run has ended or never started."""
     progress = PROGRESS.peek(run_uri)
     return last_sign(run_uri, progress) if progress and progress.state in UNDER_WAY else None
 

@@ -1,4 +1,4 @@
-"""The training's figures as Ray metrics, which every node of a cluster exports to Prometheus.
+"""Training metrics as Ray metrics, which every node of a cluster exports to Prometheus.
 
 They appear with the prefix ``ray_`` and the label ``run_id``, such as ``ray_agit_loss{loss="cycle_a"}``; the alerts and
 the dashboard of ``infra/kubernetes/components/monitoring`` read them. Times are Unix seconds: an age is
@@ -30,7 +30,7 @@ COUNTERS = {
 
 
 class Gauges:
-    """Takes rows of the metrics as they are logged."""
+    """Updates the gauges from each logged row of the metrics."""
 
     def __init__(self, run_id: str, total_steps: int) -> None:
         self._total = total_steps

@@ -1,4 +1,4 @@
-"""What every Ray Train worker runs: the trainer on its slice of the batch, with state that survives it."""
+"""The Ray Train worker: runs the trainer on its slice of the batch, with logging, samples and checkpoints."""
 
 from __future__ import annotations
 
@@ -25,32 +25,38 @@ from agit_core.world import World
 from pipeline import logs, records, storage
 from pipeline.config import Config
 from pipeline.data.format import manifest
+from pipeline.data.read import held_out
 from pipeline.data.read.sample_order import sample_plan
-from pipeline.train import events, lease
+from pipeline.train import events, lease, scored
 from pipeline.train.background_writer import Progress, Saver
 from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.failures import Preempted
 from pipeline.train.outputs import CollapsedMask, MaskWatch, Samples, faint_at_switch, sample_files, scores
+from pipeline.train.profile import StepProfile
 from pipeline.train.prometheus import Gauges
 from pipeline.train.reading import PatientImages, open_split, patiently, start_model
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+_SCORES_SECONDS = 0.5
+"""Between looks for scores that early stopping waits for."""
 
 _PREEMPTION_SECONDS = 2.0
-"""Between two looks for a node that will be taken away: spot nodes give as little as 25 s in all."""
+"""Interval between checks for preempted nodes; spot nodes give as little as 25 s notice."""
 _MOST_STEPS_UNSEEN = 200
+_LIVE_ROWS = 100
+"""Most rows in ``progress.json``, for those who show a run while it trains (:mod:`pipeline.live`)."""
 
 
 def train(loop: dict[str, Any]) -> dict[str, Any] | None:
-    """Trains from the newest whole checkpoint to the end.
+    """Train from the newest complete checkpoint to the end.
 
     Args:
         loop: ``spec`` (see :mod:`pipeline.launch.specs`) and ``watch_preemption``.
 
     Returns:
-        What ``result.json`` holds, on rank 0; None elsewhere.
+        The contents of ``result.json`` on rank 0; None on other ranks.
     """
     return _Worker(loop["spec"], loop["watch_preemption"]).run()
 
@@ -68,17 +74,22 @@ class _Worker:
             logs.set_up()
         logs.bind(run_id=spec["run_id"], rank=context.get_world_rank())
         train = self.config.train
-        # before anything else uses the pool: results must not depend on when it was sized
+        # before the first use of the thread pool, so that results do not depend on when it was sized
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(train.threads_per_worker or max(1, cores // context.get_local_world_size()))
         self.device: torch.device = ray.train.torch.get_device()
         self.world = World.current()
-        self.store = CheckpointStore(self.run_uri, train.keep_checkpoints, train.best_by)
+        self.store = CheckpointStore.of(self.run_uri, self.config)
         data_uri = spec["data_uri"]
-        self.plan = self._patiently(lambda: sample_plan(self.config, data_uri, manifest.read(data_uri)))
+        described = self._patiently(lambda: manifest.read(data_uri))
+        apart = self._patiently(lambda: held_out.rows(self.config, data_uri, described))
+        self.score_every = None if apart is None else self.config.validation.every
+        self.plan = sample_plan(self.config, data_uri, described, apart)
         sources: dict[Any, ImageSource] = {d: self._images(f"train{d.upper()}") for d in "ab"}
+        if apart is not None:
+            sources = {d: held_out.Subset(sources[d], apart[d].trained) for d in apart}
         self.total = total_steps(self.config, self.plan)
-        # a trial of a search stops at steps where trials are compared, and goes on later
+        # a trial of a search stops at each rung and may resume later
         self.end = min(int(spec.get("until") or self.total), self.total)
         self.loader = Loader(
             sources,
@@ -89,23 +100,25 @@ class _Worker:
             pin=self.device.type == "cuda",
         )
         self.trainer = self._new_trainer()
-        # twice as often as promised, and never two at once: a kill in the middle of an upload, however slow,
-        # still costs one interval at most
+        # twice as often as configured, one at a time: even a kill during a slow upload then loses at most one
+        # configured interval
         self.checkpoint_every = max(1, train.checkpoint_every // 2)
         self.checkpointed = -1
         self.rows: list[dict[str, Any]] = []
         self.figures: MeanFigures | None = None
         self.logged = (0.0, 0)
-        """Time and step of the row before, for the speed."""
+        """Time and step of the previous row, for the speed."""
         self.looked = (0.0, 0)
-        """Time and step of the last look for preempted nodes."""
+        """Time and step of the last check for preempted nodes."""
         self.look_at = 0
-        # a Ray of the run's own exports nothing
+        # a private Ray instance exports no metrics
         self.gauges = Gauges(spec["run_id"], self.end) if watch_preemption and not self.world.rank else None
         self.epochs: list[tuple[int, MeanFigures]] = []
         self.mask_watch = MaskWatch()
+        profiled = train.profile if not self.world.rank else None
+        self.profile = StepProfile(profiled, self.run_uri, self.device) if profiled else None
         self.samples: Samples | None = None
-        self.seconds = {"data_wait": 0.0, "checkpoint": 0.0, "sample": 0.0}
+        self.seconds = {"data_wait": 0.0, "checkpoint": 0.0, "sample": 0.0, "score_wait": 0.0}
 
     def _new_trainer(self) -> Trainer:
         return Trainer(
@@ -116,6 +129,8 @@ class _Worker:
             self.device,
             self.config.seed,
             self.world,
+            self.config.train.microbatch,
+            self.config.train.activation_checkpointing,
         )
 
     # ------------------------------------------------------------------ the loop
@@ -127,6 +142,8 @@ class _Worker:
             self._train(None, None)
             return None
         self.furthest.step = first
+        # the weights and Adam's two means
+        self.store.check_room(3 * sum(t.nbytes for t in self.trainer.networks.state_dict().values()))
         saver = Saver(self.store, self.config.train.storage_patience_s, lambda: lease.check(self.spec))
         progress = Progress(self.run_uri, saver, self.plan.batch_size, **self._state(first))
         try:
@@ -134,17 +151,19 @@ class _Worker:
             saver.drain()
         finally:
             saver.close()
-            progress.close(step=self.trainer.step)
+            progress.close(step=self.trainer.step, rows=[])
         self.furthest.remove()
         return self._result(first)
 
     def _train(self, saver: Saver | None, progress: Progress | None) -> None:
-        """The loop, from an earlier checkpoint again where it diverged and ``train.rollbacks`` allows that."""
+        """Run the loop; after a divergence, restart it from an earlier checkpoint as ``train.rollbacks`` allows."""
         began = time.perf_counter()
         done = False
         while not done:
             self.logged = self.looked = (time.perf_counter(), self.trainer.step)
             self.look_at = self.trainer.step + 1
+            if self._stops_early(self.trainer.step, saver, progress):  # killed after it had decided so
+                break
             with contextlib.closing(
                 self.loader.batches(self.trainer.step, self.trainer.slots, self.end)
             ) as batches:
@@ -158,7 +177,7 @@ class _Worker:
         self.loop_seconds = time.perf_counter() - began
 
     def _loop(self, batches: Iterator[Batch], saver: Saver | None, progress: Progress | None) -> None:
-        """The same collectives on every rank: ``saver`` and ``progress`` are rank 0's and only listen."""
+        """Run the training loop. ``saver`` and ``progress`` exist on rank 0 only and must not affect collectives."""
         train = self.config.train
         while True:
             asked = time.perf_counter()
@@ -166,7 +185,11 @@ class _Worker:
             self.seconds["data_wait"] += time.perf_counter() - asked
             if batch is None:
                 break
+            if self.profile is not None:
+                self.profile.before(self.trainer.step)
             result = self.trainer.train_on(batch)
+            if self.profile is not None and saver is not None and (files := self.profile.after(result.step)):
+                saver.put(files)
             logs.bind(step=result.step)
             if saver is not None and progress is not None:
                 saver.check()
@@ -175,15 +198,19 @@ class _Worker:
                 if result.switched:
                     saver.put(events.as_file(self.run_uri, "switched", step=result.step - 1))
             last = result.step == self.end
-            # also before a checkpoint: a resumed run's rows then begin where an undisturbed one's do
-            due = result.step % train.log_every == 0 or result.step % self.checkpoint_every == 0 or last
+            scored_here = self.score_every is not None and result.step % self.score_every == 0
+            stores = result.step % self.checkpoint_every == 0 or last or scored_here
+            # also before each checkpoint, so that the rows of a resumed run match those of an uninterrupted one
+            due = result.step % train.log_every == 0 or stores
             if due:
                 self._log(result, saver, progress)
                 self._watch_masks(result.step, saver, progress)
             if train.samples and (result.step % train.sample_every == 0 or last):
                 self._sample(result.step, saver)
-            if result.step % self.checkpoint_every == 0 or last:
+            if stores:
                 self._checkpoint(saver)
+            if not last and self._stops_early(result.step, saver, progress):
+                break
             if (
                 self.watch_preemption
                 and result.step >= self.look_at
@@ -214,13 +241,15 @@ class _Worker:
             "images_per_s": round((result.step - before) * self.plan.batch_size / max(now - then, 1e-9), 2),
             "time": time.time(),
         }
+        if self.device.type == "cuda":
+            row["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 3)
         if self.epochs:
             row["epochs"] = [{"epoch": e, "mask_health": means.mask_health} for e, means in self.epochs]
         self.rows.append(row)
         log.info("step %d of %d", result.step, self.total, extra={"fields": row})
         if self.gauges is not None:
             self.gauges(row, saver.last_stored, saver.last_stored_at or self.started)
-        progress.update(losses=losses, mask_health=health)
+        progress.update(losses=losses, mask_health=health, rows=self.rows[-_LIVE_ROWS:])
         self.trainer.check_losses(self.figures)
 
     def _watch_masks(self, step: int, saver: Saver | None, progress: Progress | None) -> None:
@@ -238,7 +267,7 @@ class _Worker:
                     saver.put(events.as_file(self.run_uri, kind, told, step=step))
                     progress.update(message=told)
         if message is not None and self.config.train.stop_on_collapse and step < self.end:
-            # what led here is worth keeping: the curves, and a state that can go on if someone wants it to
+            # keep the curves and a state to resume from
             self._save_before_leaving(saver)
             raise CollapsedMask(
                 f"{message}; lower method.optimizer.attention_learning_rate or switch stages earlier "
@@ -277,44 +306,79 @@ class _Worker:
         self.seconds["checkpoint"] += time.perf_counter() - began
 
     def _rows_file(self) -> dict[str, bytes]:
-        """The rows since the last checkpoint, as the file to be written: URI -> content."""
+        """The rows since the last checkpoint as a file to write: URI -> content."""
         rows, self.rows = self.rows, []
         name = storage.join(self.run_uri, "metrics", f"{self.trainer.step:08d}.jsonl")
         return {name: "".join(map(storage.json_line, rows)).encode()} if rows else {}
 
     def _roll_back(self, reason: str, saver: Saver | None, progress: Progress | None) -> None:
-        """Goes back to the newest checkpoint, or to the start, at half the learning rate. Collective.
+        """Return to the newest checkpoint, or to the start, at half the learning rate. Collective.
 
-        How often is part of a checkpoint, so that a run which is killed at any moment goes the same way again.
+        The number of rollbacks is part of a checkpoint, so a killed run repeats the same course.
 
         Raises:
-            Diverged: ``train.rollbacks`` allows no more.
+            Diverged: ``train.rollbacks`` is exhausted.
         """
         allowed, count, step = self.config.train.rollbacks, self.trainer.rollbacks + 1, self.trainer.step
         if saver is not None:
             saver.put(self._rows_file() | events.as_file(self.run_uri, "diverged", reason, step=step))
             saver.drain()
-        if self.world.size > 1:  # the first to leave takes all down
+        if self.world.size > 1:  # Ray Train ends all ranks when the first one raises
             dist.barrier(group=self.world.group)
         if count > allowed:
             way_out = "or let train.rollbacks go back to the last checkpoint at half the rate"
             raise Diverged(f"{reason}, {f'as {allowed} rollbacks did not help' if allowed else way_out}")
         self.rows, self.epochs, self.figures, self.checkpointed = [], [], None, -1
         self.mask_watch = MaskWatch()
-        del self.trainer  # before there is another one: a GPU may have no room for two
+        del self.trainer  # first, because a GPU may lack the memory for two
         self.trainer = self._new_trainer()
         self._restore()
         self.trainer.rollbacks = count
         if saver is not None and progress is not None:
-            self._patiently(lambda: remove_metrics_after(self.run_uri, self.trainer.step))
+            self._forget_later_steps()
             told = f"went back at {0.5**count:.3g} times the learning rate ({count} of {allowed} times)"
             saver.put(events.as_file(self.run_uri, "rolled_back", told, step=self.trainer.step))
             progress.update(step=self.trainer.step, message=told)
 
-    def _preempted(self, step: int) -> bool:
-        """Whether a node will be taken away; fixes the step of the next look. Collective.
+    def _stops_early(self, step: int, saver: Saver | None, progress: Progress | None) -> bool:
+        """Whether ``validation.early_stopping`` ends the run after this step. Collective where the step is scored.
 
-        Every look is a barrier of all workers, so rank 0's clock decides how many steps apart they are.
+        The scores of the steps before this one decide, and it waits for them: how fast they come must not show in the
+        result, and scoring has the time of a whole interval.
+        """
+        patience, metric = self.config.validation.early_stopping, self.config.deciding_score
+        if patience is None or self.score_every is None or not step or step % self.score_every:
+            return False
+        began = time.perf_counter()
+        needed = set(scored.due(self.score_every, step - self.score_every))
+        while self._agreed(
+            saver is not None and not self._patiently(lambda: needed <= records.scored_steps(self.run_uri))
+        ):
+            if saver is not None and progress is not None:
+                saver.check()
+                progress.update(message="waiting for the scores of earlier checkpoints")
+            time.sleep(_SCORES_SECONDS)
+        self.seconds["score_wait"] += time.perf_counter() - began
+        stop = False
+        if saver is not None and progress is not None:
+            all_scores = self._patiently(lambda: records.read_scores(self.run_uri))
+            known = {at: one for at, one in all_scores.items() if at in needed}
+            stop = scored.hopeless(known, str(metric), patience)
+            if stop:
+                best = scored.best(known, str(metric))
+                reason = f"no {metric} better than that of step {best} in {patience} scores"
+                saver.put(events.as_file(self.run_uri, "stopped_early", reason, step=step))
+                progress.update(message=reason)
+        return self._agreed(stop)
+
+    def _agreed(self, here: bool) -> bool:
+        """Whether it is so on any rank. Collective."""
+        return bool(self.world.sum(torch.tensor([float(here)])))
+
+    def _preempted(self, step: int) -> bool:
+        """Whether a node is about to be preempted; also sets the step of the next check. Collective.
+
+        Each check is a barrier of all workers, so rank 0's clock decides the number of steps between them.
         """
         if ray.train.get_preemption_info() is not None:
             return True
@@ -326,13 +390,13 @@ class _Worker:
         return False
 
     def _leave(self, saver: Saver | None) -> None:
-        """Leaves a node that will be taken away, with nothing lost. Collective."""
+        """Save the state and leave because a node is about to be preempted. Collective."""
         self._save_before_leaving(saver)
         raise Preempted("a node of the training is being taken away")
 
     def _save_before_leaving(self, saver: Saver | None) -> None:
-        """Nobody leaves before rank 0 has everything in the storage: the first to go takes all down. Collective."""
-        if self.checkpointed != self.trainer.step:  # to save it again would first remove what is there
+        """Wait until rank 0 has stored everything: Ray Train ends all ranks when the first one raises. Collective."""
+        if self.checkpointed != self.trainer.step:  # saving again would first remove the stored one
             self._checkpoint(saver)
         if saver is not None:
             saver.drain()
@@ -342,18 +406,18 @@ class _Worker:
     # ------------------------------------------------------------------ state
 
     def _resume(self) -> None:
-        """Goes on from where the run stands. Collective."""
+        """Restore the run's state and record the start. Collective."""
         self._restore()
         nodes = self.world.gather(ray.get_runtime_context().get_node_id())
         if nodes is not None:
-            self._patiently(lambda: remove_metrics_after(self.run_uri, self.trainer.step))
+            self._forget_later_steps()
             self._tell_start(len(set(nodes)))
 
     def _restore(self) -> None:
-        """Every rank takes the checkpoint that rank 0 found whole, or else the weights to start from. Collective."""
+        """Restore the newest intact checkpoint, read by rank 0, or else the initial weights. Collective."""
         snapshot: Snapshot | None = None
         if self.world.rank == 0:
-            # workers that Ray starts anew may be those of a run that somebody else has taken over meanwhile
+            # when Ray restarts the workers, another job may have taken over the run
             self._patiently(lambda: lease.check(self.spec))
             snapshot, damaged = self._patiently(self.store.load_newest)
             for message in damaged:
@@ -370,8 +434,13 @@ class _Worker:
                 self._keep_start(model.digest)
             self.trainer.start_from(model.weights)
 
+    def _forget_later_steps(self) -> None:
+        step = self.trainer.step
+        self._patiently(lambda: remove_metrics_after(self.run_uri, step))
+        self._patiently(lambda: scored.remove_after(self.run_uri, step))
+
     def _keep_start(self, digest: str) -> None:
-        """For the lineage: the alias that the configuration may name will lead to another model one day."""
+        """Record the initial weights for the lineage, because an alias in the configuration may move later."""
         start = records.Start(uri=str(self.config.train.start_from), digest=digest)
         self._patiently(lambda: records.START.write(self.run_uri, start))
 
@@ -380,7 +449,7 @@ class _Worker:
         self.furthest = events.Furthest(self.run_uri)
         with contextlib.suppress(RunFailed):
             if not events.read(self.run_uri):
-                self.furthest.step = 0  # left by an earlier run in a folder that was removed
+                self.furthest.step = 0  # stale: of an earlier run whose folder was removed
         before = self.furthest.step
         with contextlib.suppress(RunFailed):
             if (last := records.PROGRESS.peek(self.run_uri)) is not None:
@@ -429,26 +498,27 @@ class _Worker:
             "device": self.device.type,
             "resumed_from": first,
             "rollbacks": self.trainer.rollbacks,
+            "stopped_early": step < self.end,
             "images_per_s": round((step - first) * self.plan.batch_size / seconds, 2),
             "seconds": {"loop": round(seconds, 3)} | {k: round(v, 3) for k, v in self.seconds.items()},
         }
 
 
 def _silence_reports() -> None:
-    """Ray Train logs every report of every rank, under a logger that it names by a file."""
+    """Silence Ray Train's log line per report and rank; its logger is named after a file."""
     for name in logging.root.manager.loggerDict:
         if name.endswith(os.path.join("execution", "context.py")):
             logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def total_steps(config: Config, plan: SamplePlan) -> int:
-    """Where the run ends and the learning rate reaches 0."""
+    """Number of steps of the run, after which the learning rate is 0."""
     steps = plan.steps(config.train.epochs)
     return min(steps, config.train.max_steps) if config.train.max_steps else steps
 
 
 def remove_metrics_after(run_uri: str, step: int) -> None:
-    """Forgets rows of steps that will be done again."""
+    """Remove metric rows of steps that will be repeated."""
     for uri in storage.list_(storage.join(run_uri, records.METRICS)):
         stem = storage.name(uri).removesuffix(".jsonl")
         if stem.isdigit() and int(stem) > step:

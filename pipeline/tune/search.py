@@ -15,12 +15,14 @@ from typing import Any
 import yaml
 
 from agit_core.errors import BadInput
-from agit_core.sampling import SamplePlan
 from pipeline import records, storage, train_job
 from pipeline.config import Config, fingerprint, parse
 from pipeline.data.format import manifest as manifests
+from pipeline.data.read import held_out
+from pipeline.data.read.sample_order import sample_plan
 from pipeline.launch import specs
 from pipeline.metrics import catalog
+from pipeline.redact import redact
 from pipeline.tune import space
 from pipeline.tune.space import Range, Values
 
@@ -82,6 +84,8 @@ class Search:
         manifest = manifests.read(uri)
         search = Search(config, uri, manifest, space.ranges(config))
         catalog.check_deciding("tune.metric", config.tune.metric)
+        if config.validation.early_stopping is not None:
+            raise BadInput("a search stops its trials itself; leave validation.early_stopping out")
         if config.tune.grace_steps > search.total:
             raise BadInput(
                 f"tune.grace_steps ({config.tune.grace_steps}) must not be larger than the {search.total} steps of "
@@ -108,7 +112,7 @@ class Search:
     @property
     def total(self) -> int:
         """Steps of a full trial: the common scale on which trials are compared."""
-        return _total_steps(self.config, self.manifest)
+        return _total_steps(self.config, self.data_uri, self.manifest)
 
     @property
     def images(self) -> int:
@@ -137,7 +141,7 @@ class Search:
 
     def steps_of(self, number: int) -> list[int]:
         """A trial's steps at the rungs, at the same share of its training as for all other trials."""
-        total = _total_steps(self.config_of(number), self.manifest)
+        total = _total_steps(self.config_of(number), self.data_uri, self.manifest)
         return [max(1, round(rung * total / self.total)) for rung in self.rungs]
 
     # ------------------------------------------------------------------ what is stored
@@ -182,7 +186,9 @@ def preset(search: Search, trial: Trial) -> str:
         f"# Best of {search.config.tune.trials} trials of search {search.search_id}: trial {trial.number}, "
         f"{metric} {value:.4g} on {search.images} test images at step {trial.step}.\n# {changed}\n"
     )
-    return head + yaml.safe_dump(search.config_of(trial.number).plain(), sort_keys=False, allow_unicode=True)
+    return head + yaml.safe_dump(
+        redact(search.config_of(trial.number).plain()), sort_keys=False, allow_unicode=True
+    )
 
 
 def from_spec(spec: Mapping[str, Any]) -> Search:
@@ -201,8 +207,7 @@ def _with_absolute_start(config: Config) -> Config:
     return config.model_copy(update={"train": train})
 
 
-def _total_steps(config: Config, manifest: dict[str, Any]) -> int:
-    rows = {name: int(manifest["splits"][name]["rows"]) for name in ("trainA", "trainB")}
-    plan = SamplePlan(config.seed, rows["trainA"], rows["trainB"], config.train.batch_size)
+def _total_steps(config: Config, data_uri: str, manifest: dict[str, Any]) -> int:
+    plan = sample_plan(config, data_uri, manifest, held_out.rows(config, data_uri, manifest))
     steps = plan.steps(config.train.epochs)
     return min(steps, config.train.max_steps) if config.train.max_steps else steps

@@ -138,6 +138,8 @@ def _executed(search: Search, number: int) -> Config:
     """Configuration to run a trial with; the settings changed here are not part of a run's identity."""
     config = search.config_of(number)
     train: dict[str, Any] = {"stop_on_collapse": True}
+    if config.deciding_score is not None:
+        train["best_by"] = "cycle"
     side_by_side = search.config.tune.concurrent
     if side_by_side > 1 and config.train.threads_per_worker is None:
         cores = os.cpu_count() or 1
@@ -146,6 +148,8 @@ def _executed(search: Search, number: int) -> Config:
     return config.model_copy(
         update={
             "train": config.train.model_copy(update=train),
+            # the search scores its trials itself, and stops them
+            "validation": config.validation.model_copy(update={"every": None, "early_stopping": None}),
             "evaluate": config.evaluate.model_copy(update=evaluate),
         }
     )
@@ -157,7 +161,7 @@ def _train(
     """Train to step ``spec["until"]``, or return the result of a training that is already finished."""
     from pipeline.train.driver import drive
 
-    if (done := records.RESULT.read(spec["run_uri"])) is not None:
+    if (done := records.RESULT.peek(spec["run_uri"])) is not None:
         return done.plain()
     # a lease left by an earlier attempt of this search does not block it
     lease.refuse_second(spec["run_uri"], unless={"search": search_uri})

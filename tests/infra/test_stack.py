@@ -213,7 +213,10 @@ def test_an_unknown_and_an_ambiguous_name_say_so(stack: Running) -> None:
     stack.api("POST", "/deployments/", json={"name": "train-h2z", "flow_id": other})
     ambiguous = stack.call("prefect", "deployment", "run", "train-h2z")
     assert ambiguous.returncode == 1
-    assert "2 deployments; say which: agit/train-h2z, other/train-h2z" in ambiguous.stderr
+    assert (
+        "2 deployments have the name 'train-h2z'; give one of agit/train-h2z, other/train-h2z"
+        in ambiguous.stderr
+    )
 
 
 def test_the_worker_picks_up_a_scheduled_retraining(stack: Running) -> None:

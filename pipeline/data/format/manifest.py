@@ -1,4 +1,4 @@
-"""The manifest and the indexes of a prepared data set: what makes a folder of shards valid."""
+"""Manifest and indexes of a prepared data set, which make a folder of shards valid."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from pipeline.records import MANIFEST
 
 FORMAT = 1
 NAME = MANIFEST.name
+CARD = "README.md"
+"""The dataset card (:mod:`pipeline.data.prepare.dataset_card`)."""
 _WHOLE = 16 << 20
-"""An index of so many bytes is fetched as it is."""
+"""Indexes up to this size in bytes are downloaded whole."""
 
 
 def read(uri: str) -> dict[str, Any]:
-    """The manifest of a data set.
+    """Read the manifest of a data set.
 
     Raises:
-        BadInput: there is none, or it is damaged or of another format.
+        BadInput: there is none, or it is damaged or has another format version.
     """
     manifest = MANIFEST.read(uri)
     if manifest is None:
@@ -37,38 +39,38 @@ def read(uri: str) -> dict[str, Any]:
 
 
 def checksum(manifest: dict[str, Any]) -> str:
-    """SHA-256 of all that a manifest says beside its own ``checksum``."""
-    told = {key: value for key, value in manifest.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    """SHA-256 of a manifest without its ``checksum``."""
+    rest = {key: value for key, value in manifest.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def problem(manifest: dict[str, Any]) -> str | None:
-    """What in a manifest contradicts itself; None where nothing does. Older ones have no ``checksum``."""
+    """Inconsistency of a manifest as a sentence, or None. Manifests of older versions have no ``checksum``."""
     if checksum(manifest) != manifest.get("checksum", checksum(manifest)):
         return "the manifest was changed after it had been written"
-    for split, told in manifest["splits"].items():
-        if told["rows"] != sum(shard["rows"] for shard in told["shards"]):
-            return f"the manifest's shards of {split} do not have the {told['rows']} rows that it promises"
+    for split, section in manifest["splits"].items():
+        if section["rows"] != sum(shard["rows"] for shard in section["shards"]):
+            return f"the shards of {split} in the manifest do not add up to its {section['rows']} rows"
     return None
 
 
 def check(uri: str, manifest: dict[str, Any]) -> None:
-    """Refuse a manifest that contradicts itself.
+    """Refuse an inconsistent manifest.
 
     Raises:
-        BadInput: says where, and what to do.
+        BadInput: it is inconsistent.
     """
-    if (found := problem(manifest)) is not None:
-        raise BadInput(f"{storage.join(uri, NAME)}: {found}; remove {uri} and prepare the data again")
+    if (reason := problem(manifest)) is not None:
+        raise BadInput(f"{storage.join(uri, NAME)}: {reason}; remove {uri} and prepare the data again")
 
 
 def find(uri: str) -> dict[str, Any] | None:
-    """The manifest, or None where there is none (yet)."""
+    """Read the manifest; None if there is none (yet)."""
     return read(uri) if MANIFEST.exists(uri) else None
 
 
 def split_of(uri: str, manifest: dict[str, Any], split: str) -> dict[str, Any]:
-    """A split's part of the manifest.
+    """Section of a split in the manifest.
 
     Raises:
         BadInput: there is no such split.
@@ -79,9 +81,9 @@ def split_of(uri: str, manifest: dict[str, Any], split: str) -> dict[str, Any]:
 
 
 def read_index(uri: str, manifest: dict[str, Any], split: str, columns: list[str] | None = None) -> pa.Table:
-    """The index of a split, see ``shards.INDEX``; one request, whatever the number of shards.
+    """Read the index of a split (see ``shards.INDEX``) with one request, for any number of shards.
 
-    Of an index so large that it matters only the columns are fetched: 10 of 135 bytes per image for the reader.
+    Of a large remote index, only ``columns`` are fetched: 10 of 135 bytes per image for the reader.
 
     Raises:
         BadInput: no such split, or the index is missing or damaged.

@@ -1,7 +1,7 @@
-"""Writes the shards of a data set: several processes encode, this one writes, and a kill costs little.
+"""Builds the shards of a data set: workers encode, this process writes; resumable after a kill.
 
-On a Ray cluster a shard of a set with many is one task, which reads, encodes and writes it by itself. After each shard
-its note is written. A call that finds notes goes on behind them.
+On a Ray cluster a shard of a set with many is one task, which reads, encodes and writes it by itself. A record
+(``note``) is written after each shard; a later call skips the shards that have one.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ def build(
     earlier: Earlier | None,
     progress: Callable[[int], None],
 ) -> list[Done]:
-    """Writes every shard that is not there yet, each followed by its note.
+    """Write every missing shard, each followed by its record.
 
     Args:
         uri: folder of the data set.
-        claim: on that folder.
-        policies: per split.
-        remote: reading an entry waits for a network.
-        workers: processes; default: one per core of this machine or of the Ray cluster.
-        earlier: a finished set of the same settings, whose rows are taken where the contents agree.
-        progress: called with the number of entries that are done.
+        claim: this process's claim on that folder.
+        policies: image policy per split.
+        remote: whether reading an entry involves network latency.
+        workers: number of workers; default: one per core of this machine or of the Ray cluster.
+        earlier: a finished data set with the same settings, whose rows are reused where the contents are equal.
+        progress: called with the number of finished entries.
 
     Raises:
-        RunFailed: the storage does not answer or a worker was killed; the next call goes on from here.
+        RunFailed: the storage does not respond or a worker was killed; the next call resumes.
     """
     finished = _finished(uri, plans)
     todo = [
@@ -96,7 +96,9 @@ def build(
             if work.complete:
                 done_entries += work.kept
                 uploads.append(pool.submit(work.finish))
-                while len(uploads) > _UPLOADS:  # a slow network must not fill the disk with shards
+                while (
+                    len(uploads) > _UPLOADS
+                ):  # limits the disk space that queued shards take on a slow network
                     written.append(uploads.popleft().result())
             progress(done_entries)
         written += [upload.result() for upload in uploads]
@@ -133,11 +135,11 @@ def _write_shard(work: _Work) -> Done:
 
 
 def without(uri: str, claim: Claim, done: Done, dropped: dict[str, str], rows_per_group: int) -> Done:
-    """A shard without the rows of some names, which are quarantined for the given reasons instead."""
+    """Rewrite a shard without the rows named in ``dropped``; quarantine them with the given reasons."""
     present = set(done.index["name"].to_pylist()) & dropped.keys()
     if not present:
         return done
-    # Without its note, a run that is killed in between builds the whole shard again.
+    # remove the record first: after a kill in between, the whole shard is built again
     with claim.putting():
         storage.remove(storage.join(uri, done.plan.note))
     target = storage.join(uri, done.plan.path)
@@ -166,7 +168,7 @@ def _line(plan: ShardPlan, written: Written) -> dict[str, Any]:
 
 
 class _Work:
-    """One shard on its way: rows of an earlier set merged with newly encoded ones, in the plan's order."""
+    """A shard being built: reused rows merged with newly encoded ones, in the plan's order."""
 
     def __init__(
         self,
@@ -199,16 +201,16 @@ class _Work:
 
     @property
     def kept(self) -> int:
-        """Entries that did not have to be read."""
+        """Number of entries reused from the earlier data set."""
         return len(self.plan.entries) - len(self._missing)
 
     def portions(self) -> Iterator[tuple[Entry, ...]]:
-        """The missing entries, a task's worth at a time; one empty portion when nothing is missing."""
+        """The missing entries in portions of one task; a single empty portion if none is missing."""
         for start in range(0, max(1, len(self._missing)), ENTRIES_PER_TASK):
             yield tuple(self._missing[start : start + ENTRIES_PER_TASK])
 
     def add(self, folder: Path, encoded: Encoded) -> None:
-        """Takes the result of the next portion."""
+        """Add the result of the next portion."""
         if self._known.whole_shard and not self._missing:
             return
         if self._writer is None:
@@ -236,7 +238,7 @@ class _Work:
             self._cursor += 1
 
     def finish(self) -> Done:
-        """Puts the shard and then its note into storage."""
+        """Store the shard and then its record."""
         target = storage.join(self._uri, self.plan.path)
         if self._writer is None or self._path is None:
             assert self._earlier is not None
@@ -274,7 +276,7 @@ def _write_note(uri: str, done: Done) -> None:
 
 
 def _finished(uri: str, plans: list[ShardPlan]) -> dict[str, Done]:
-    """Shards that an earlier, interrupted call has already written, by their notes."""
+    """Shards that an interrupted call has already written, by the path of their record."""
     present = {storage.name(note) for note in storage.list_(storage.join(uri, PARTS))}
     done: dict[str, Done] = {}
     for plan in plans:

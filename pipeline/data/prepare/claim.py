@@ -1,8 +1,8 @@
-"""One process at most prepares a data set, and a finished set is never written again.
+"""Claim on a data set: at most one process prepares it at a time, and a finished one is never written again.
 
-The owner stands in ``.parts/owner.json`` and renews ``.parts/alive-TOKEN.json`` while it works. A second process waits
-for it, and takes the set over when the owner has ended or has been silent. The first may only have been suspended:
-before each file that it puts into place a process asks whether it is still the owner and the set unfinished.
+``.parts/owner.json`` names the owner, which sends heartbeats to ``.parts/alive-TOKEN.json`` while it works. A second
+process waits for it, and takes over when the owner has ended or its heartbeat has timed out. Since the first may merely
+have been suspended, each process checks before publishing a file that it is still the owner and the set unfinished.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Claim:
 
     @contextlib.contextmanager
     def held(self, report: Progress) -> Iterator[bool]:
-        """Wait until nobody else prepares the set, then own it; False: it is finished by now."""
+        """Wait until no other process prepares the data set, then own it; yields False if it is finished by then."""
         while (owner := self._other()) is not None:
             if self._finished():
                 break
@@ -60,6 +60,7 @@ class Claim:
         if self._finished():
             yield False
             return
+        self._tell()  # before anybody sees the owner: one without a sign of life is taken over
         storage.write_json(storage.join(self._uri, PARTS, "owner.json"), self._owner)
         ended = threading.Event()
         thread = threading.Thread(target=self._beat, args=(ended,), name="prepare-alive", daemon=True)
@@ -72,17 +73,19 @@ class Claim:
 
     @contextlib.contextmanager
     def putting(self) -> Iterator[None]:
-        """Surrounds whatever puts a file of the set into place or removes one.
+        """Guard the publication or removal of a file of the data set.
+
+        On a local disk, a lock excludes a take-over within the block. On object storage, a take-over during the block's
+        request would require that it lasts longer than the heartbeat timeout.
 
         Raises:
-            Superseded: another process owns the set or has finished it. Locally nobody can come in between; on object
-                storage one who takes over must have found this process silent for as long as the one request takes.
+            Superseded: another process owns the data set or has finished it.
         """
         if self._lock is None:
             self._check()
             yield
             return
-        self._check()  # creates no folder in a finished set
+        self._check()  # first, because taking the lock would create a folder in a finished set
         with self._lock:
             self._check()
             yield
@@ -99,7 +102,7 @@ class Claim:
         return storage.exists(storage.join(self._uri, manifest.NAME))
 
     def _other(self) -> str | None:
-        """Who else prepares the set, in words."""
+        """Description of another process that prepares the data set, or None."""
         try:
             owner: dict[str, Any] = storage.read_json(storage.join(self._uri, PARTS, "owner.json"))
             where = f"process {owner['pid']} on {owner['host']}"
@@ -109,14 +112,17 @@ class Claim:
             silent = time.time() - float(beat["time"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
-        # a clock may be wrong in either direction
+        # absolute value: clocks may differ in either direction
         return where if abs(silent) < SILENT_SECONDS else None
 
-    def _beat(self, ended: threading.Event) -> None:
+    def _tell(self) -> None:
         where = storage.join(self._uri, PARTS, f"alive-{self._owner['token']}.json")
-        while True:
-            with contextlib.suppress(BadInput, RunFailed, OSError):  # the storage is away; the next one tells
+        storage.write_json(where, {"time": time.time()})
+
+    def _beat(self, ended: threading.Event) -> None:
+        while not ended.wait(_BEAT_SECONDS):
+            with contextlib.suppress(
+                BadInput, RunFailed, OSError
+            ):  # storage unavailable: try again at the next beat
                 self._check()
-                storage.write_json(where, {"time": time.time()})
-            if ended.wait(_BEAT_SECONDS):
-                return
+                self._tell()

@@ -1,4 +1,4 @@
-"""An earlier, finished data set of the same settings: where the contents agree its rows are taken over."""
+"""Reuse of rows from an earlier, finished data set with the same settings, where the contents are equal."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from pipeline.data.sources.source import Entry
 
 @dataclass
 class Known:
-    """What an earlier set knows of one shard's entries.
+    """What an earlier data set contains of one shard's entries.
 
     Attributes:
-        digests: of the rows it has, by name.
-        refused: reasons of what it quarantined, by (name, digest).
-        notes: remarks on its rows, by name.
-        shards: numbers of its shards that hold these rows, in order.
-        whole_shard: it is the same shard with the same rows and nothing else.
+        digests: digests of its rows, by name.
+        refused: reasons of its quarantined entries, by (name, digest).
+        notes: notes on its rows, by name.
+        shards: numbers of its shards that contain these rows, in order.
+        whole_shard: whether one of its shards has exactly the planned rows.
     """
 
     digests: dict[str, str] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Known:
     whole_shard: bool = False
 
     def has(self, entry: Entry) -> bool | str | None:
-        """True: it has the row; a text: it refused the entry for this reason; None: it does not know it."""
+        """True: it has the entry's row; a string: the reason why it was quarantined; None: unknown or changed."""
         if self.digests.get(entry.name) == entry.digest:
             return True
         return self.refused.get((entry.name, entry.digest))
@@ -60,7 +60,7 @@ class Earlier:
         return Earlier, (self._uri, self._manifest)
 
     def known(self, plan: ShardPlan) -> Known:
-        """What it knows of the entries of a planned shard."""
+        """What the data set contains of a planned shard's entries."""
         split = self._manifest["splits"].get(plan.split)
         if split is None:
             return Known()
@@ -77,7 +77,7 @@ class Earlier:
             refused={
                 (item["name"], item["digest"]): item["reason"]
                 for item in split["quarantined"]
-                # a file that could not be read may be readable now, and copies are counted anew
+                # retry unreadable files, which may be readable now; duplicates are searched again anyway
                 if item.get("digest") and not item["reason"].startswith(("cannot be read", COPY_OF))
             },
             notes={item["name"]: item["reason"] for item in split["notes"]},
@@ -88,7 +88,7 @@ class Earlier:
         return known
 
     def rows(self, plan: ShardPlan, known: Known, folder: Path) -> Iterator[Row]:
-        """The rows that are kept, in the plan's order."""
+        """The reused rows, in the plan's order."""
         wanted = {entry.name for entry in plan.entries if known.has(entry) is True}
         for number in known.shards:
             shard = self._manifest["splits"][plan.split]["shards"][number]
@@ -103,12 +103,12 @@ class Earlier:
             path.unlink()
 
     def copied(self, plan: ShardPlan, known: Known, target: str) -> Done:
-        """Copies a whole shard and describes it."""
+        """Copy a whole shard to ``target`` and describe it."""
         split = self._manifest["splits"][plan.split]
         shard = split["shards"][plan.number]
         where = storage.join(self._uri, shard["path"])
         with _whole(self._uri):
-            # object stores keep checksums of their own, and reading it would mean fetching it
+            # an object store verifies its objects itself, and hashing would require a download
             if storage.is_remote(where):
                 right = storage.size(where) == shard["bytes"]
             else:
@@ -149,12 +149,12 @@ class Earlier:
 
 
 class DamagedEarlier(Exception):
-    """A part of the earlier set is not there, or not what its manifest says; nothing can be built upon it."""
+    """A part of the earlier data set is missing or does not match its manifest, so the set cannot be reused."""
 
 
 @contextlib.contextmanager
 def _whole(uri: str) -> Iterator[None]:
-    """A part that is not there, as after a removal that was interrupted, makes the set a damaged one."""
+    """Turn errors about missing parts (e.g. after an interrupted removal) into DamagedEarlier."""
     try:
         yield
     except (BadInput, FileNotFoundError) as error:

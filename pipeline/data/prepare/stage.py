@@ -1,7 +1,7 @@
 """Stage ``prepare``: raw images to validated, resized, sharded Parquet with a manifest.
 
-The folder's name carries a fingerprint of the contents and of every setting that shapes the shards. The
-manifest is written last and makes the folder valid; without it the next call goes on where this one stopped.
+The folder's name contains a fingerprint of the source's contents and of every setting that affects the shards. The
+manifest is written last and makes the folder valid; without it, the next call resumes.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pipeline.data.format import manifest
 from pipeline.data.prepare import duplicates
 from pipeline.data.prepare.build import build, without
 from pipeline.data.prepare.claim import Claim, Superseded
+from pipeline.data.prepare.dataset_card import dataset_card
 from pipeline.data.prepare.decode import VERSION, ImagePolicy
 from pipeline.data.prepare.plan import PARTS, Done, plan_shards
 from pipeline.data.prepare.previous import DamagedEarlier, Earlier
@@ -45,11 +46,13 @@ _SHAPING = (
 )
 _STALE_SECONDS = 24 * 3600
 _MOST_GROUPS = 10_000
+_MOST_LEFT_OUT = 1_000
+"""Of each reason: there may be a sidecar beside each of ten million images."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Where the prepared data is and what its manifest says; ``reused``: it was there already."""
+    """Prepared data and its manifest; ``reused``: whether it already existed."""
 
     uri: str
     manifest: dict[str, Any]
@@ -57,14 +60,14 @@ class Prepared:
 
 
 def prepare(config: Config, progress: Progress | None = None) -> Prepared:
-    """Prepares the images that ``config.data`` names, or finds them prepared.
+    """Prepare the images of ``config.data``, or find them prepared.
 
     Args:
-        progress: receives ``{"done", "total", "images_per_s", "eta_s", "message"}`` now and then.
+        progress: receives ``{"done", "total", "images_per_s", "eta_s", "message"}`` periodically.
 
     Raises:
-        BadInput: nothing there, the wrong layout, or too many unusable images.
-        RunFailed: the storage stopped answering or a process was killed; the same call goes on.
+        BadInput: no source there, a wrong layout, or too many unusable images.
+        RunFailed: the storage does not respond or a process was killed; the same call resumes.
     """
     report = progress or (lambda _: None)
     with _opened(config, report) as (source, key, uri):
@@ -78,9 +81,11 @@ def prepare(config: Config, progress: Progress | None = None) -> Prepared:
                 made = _make(config, key, uri, claim, source, report) if free else manifest.read(uri)
         except Superseded:
             found = manifest.find(uri)
-            if found is None:
-                raise
-            storage.remove(storage.join(uri, PARTS))  # a lock that was asked for in the last moment
+            if found is None:  # the other one is at work: wait for it
+                return prepare(config, progress)
+            storage.remove(
+                storage.join(uri, PARTS)
+            )  # a lock file created after the other process had finished
             return Prepared(uri, found, reused=True)
     if free:
         storage.remove(storage.join(uri, PARTS))
@@ -89,11 +94,11 @@ def prepare(config: Config, progress: Progress | None = None) -> Prepared:
 
 
 def find(config: Config, progress: Progress | None = None) -> Prepared | None:
-    """The images that ``config.data`` names where they are prepared; nothing is written.
+    """Find the prepared images of ``config.data`` without writing anything; None if they are not prepared.
 
     Raises:
-        BadInput: nothing there, or the wrong layout.
-        RunFailed: the storage does not answer.
+        BadInput: no source there, or a wrong layout.
+        RunFailed: the storage does not respond.
     """
     with _opened(config, progress or (lambda _: None)) as (_, _, uri):
         found = manifest.find(uri)
@@ -102,17 +107,17 @@ def find(config: Config, progress: Progress | None = None) -> Prepared | None:
 
 @contextlib.contextmanager
 def _opened(config: Config, report: Progress) -> Iterator[tuple[Source, str, str]]:
-    """The source, the fingerprint of its contents and settings, and the folder that bears it."""
-    report({"message": f"looking at {redact(config.data.source)}"})
+    """Open the source; yields it with the fingerprint of contents and settings, and the data set's folder."""
+    report({"message": f"reading {redact(config.data.source)}"})
     with open_source(config.data, storage.downloads(config.storage), report) as source:
         key = fingerprint({"settings": shaping(config.data), "contents": source.digest()})
         yield source, key, storage.join(config.storage, "data", f"{config.name}-{key}")
 
 
 def shaping(config: DataConfig) -> dict[str, Any]:
-    """The settings that change the shards, ready to be hashed."""
+    """The settings that affect the shards, JSON-ready for hashing."""
     values = config.model_dump(mode="json", include={*_SHAPING, "rows_per_group"})
-    if config.resize != "squash":  # sets from before there was a choice keep their names
+    if config.resize != "squash":  # the default is left out, so that older data sets keep their names
         values["resize"] = config.resize
     return {**values, "format": manifest.FORMAT, "images": VERSION}
 
@@ -168,7 +173,7 @@ def _make(
             split: _split(uri, claim, split, [d for d in done if d.plan.split == split]) for split in SPLITS
         },
         **_described(names, copies, config.data.duplicates),
-        "left_out": [{"name": name, "reason": reason} for name, reason in source.left_out],
+        "left_out": _left_out(source),
         "settings": settings,
         "kept": sum(item.kept for item in done),
     }
@@ -176,8 +181,22 @@ def _make(
     made["checksum"] = manifest.checksum(made)
     storage.sweep(uri)
     with claim.putting():
+        storage.write_text(storage.join(uri, manifest.CARD), dataset_card(made))
         records.MANIFEST.write(uri, made)
     return made
+
+
+def _left_out(source: Source) -> list[dict[str, str]]:
+    """Files that are no images of a split, and why; of very many for one reason the first, and how many more."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in source.left_out:
+        by_reason.setdefault(reason, []).append(name)
+    listed = []
+    for reason, names in by_reason.items():
+        listed += [{"name": name, "reason": reason} for name in names[:_MOST_LEFT_OUT]]
+        if more := len(names[_MOST_LEFT_OUT:]):
+            listed.append({"name": f"{more} more", "reason": reason})
+    return listed
 
 
 def _policy(config: DataConfig, split: str) -> ImagePolicy:
@@ -186,7 +205,7 @@ def _policy(config: DataConfig, split: str) -> ImagePolicy:
 
 
 def _check_usable(config: DataConfig, done: list[Done], uri: str, claim: Claim) -> None:
-    """Refuses a set that is broken rather than blemished, and leaves nothing of it behind."""
+    """Refuse and remove a data set with an empty split or too many quarantined images."""
     rejected = [(item.plan.split, entry) for item in done for entry in item.rejected]
     total = sum(len(item.plan.entries) for item in done)
     rows = {split: sum(d.shard["rows"] for d in done if d.plan.split == split) for split in SPLITS}
@@ -203,7 +222,7 @@ def _check_usable(config: DataConfig, done: list[Done], uri: str, claim: Claim) 
 
 
 def _check_quarantined(config: DataConfig, made: dict[str, Any]) -> None:
-    """The limit may be a stricter one than when the set was made; it stays, for who allows more."""
+    """Apply the current limit to a stored data set, which may have been made with a higher one; keep its files."""
     rejected = [
         (split, entry)
         for split, told in made["splits"].items()
@@ -224,7 +243,7 @@ def _too_many(config: DataConfig, rejected: list[tuple[str, dict[str, str]]], to
 
 
 def _check_left(config: DataConfig, done: list[Done], uri: str, claim: Claim) -> None:
-    """Refuses a set of which a split consisted of other splits' images, and leaves nothing of it behind."""
+    """Refuse and remove a data set with a split in which all images are duplicates of other splits' images."""
     for split in SPLITS:
         if not any(item.shard["rows"] for item in done if item.plan.split == split):
             with claim.putting():
@@ -240,7 +259,7 @@ def _column(done: list[Done], name: str) -> pa.Array:
 
 
 class _Names:
-    """``names[row]``: split and name of a row of all shards together; as Python objects they would fill memory."""
+    """``names[row]``: split and name of a row over all shards, looked up in Arrow columns to save memory."""
 
     def __init__(self, done: list[Done]) -> None:
         self._splits = [item.plan.split for item in done]
@@ -253,7 +272,7 @@ class _Names:
 
 
 def _described(names: _Names, copies: duplicates.Duplicates, policy: str) -> dict[str, Any]:
-    """The manifest's account of copies; leaks are (training, test) pairs, equal or nearly so."""
+    """The manifest's sections on duplicates and leaks; leaks are (training, test) pairs of exact or near duplicates."""
 
     def shown(groups: list[list[int]]) -> list[list[str]]:
         return [["/".join(names[row]) for row in group] for group in groups[:_MOST_GROUPS]]
@@ -290,7 +309,7 @@ def _without_copies(
     copies: duplicates.Duplicates,
     rows_per_group: int,
 ) -> list[Done]:
-    """Keeps one picture of every group: a test image before a training image, then the first by name."""
+    """Keep one image per group of duplicates: preferably a test image, otherwise the first by name."""
     dropped: dict[str, dict[str, str]] = {}
     for group in [*copies.exact, *copies.near]:
         first, *others = sorted(group, key=lambda row: (not names[row][0].startswith("test"), names[row]))
@@ -301,7 +320,7 @@ def _without_copies(
 
 
 def _split(uri: str, claim: Claim, split: str, done: list[Done]) -> dict[str, Any]:
-    """Writes a split's index and describes the split."""
+    """Write a split's index and return the split's section of the manifest."""
     path = f"index/{split}.parquet"
     buffer = io.BytesIO()
     pq.write_table(pa.concat_tables([item.index for item in done]), buffer)
@@ -338,14 +357,14 @@ def _totals(splits: dict[str, dict[str, Any]]) -> dict[str, int]:
 
 
 def _siblings(config: Config) -> list[str]:
-    """Folders of this name's other data sets, finished or not."""
+    """Folders of all data sets of this configuration's name, finished or not."""
     pattern = re.compile(re.escape(config.name) + r"-[0-9a-f]{12}")
     folders = storage.list_(storage.join(config.storage, "data"))
     return [folder for folder in folders if pattern.fullmatch(storage.name(folder))]
 
 
 def _earlier(config: Config, settings: dict[str, Any], key: str) -> Earlier | None:
-    """The newest finished set of this name with the same settings, to take rows from."""
+    """The newest finished data set of this name with the same settings, for reusing rows."""
     candidates = []
     for folder in _siblings(config):
         if storage.name(folder) == f"{config.name}-{key}":
@@ -363,19 +382,19 @@ def _earlier(config: Config, settings: dict[str, Any], key: str) -> Earlier | No
 
 
 def _sweep(config: Config, uri: str) -> None:
-    """Removes what runs that were killed, and never repeated, left behind a day ago or earlier."""
+    """Remove remains of preparations that were killed more than a day ago and never repeated."""
     for folder in _siblings(config):
         started = storage.join(folder, PARTS, "started.json")
         if folder == uri or not storage.exists(started):
             continue
         if time.time() - float(storage.read_json(started)["time"]) > _STALE_SECONDS:
-            # with a manifest it is a whole set, whose preparation died before it could tidy up
+            # with a manifest, the set is complete and only its clean-up was interrupted
             whole = storage.exists(storage.join(folder, manifest.NAME))
             storage.remove(storage.join(folder, PARTS) if whole else folder)
 
 
 class _Meter:
-    """Turns a count of finished entries into progress events."""
+    """Converts the number of finished entries into progress events."""
 
     def __init__(self, report: Progress, total: int) -> None:
         self._report = report

@@ -1,4 +1,4 @@
-"""The data card: what went in, what came out, and what was set aside, from the data's manifest."""
+"""Data card: counts, duplicates, leaks and quarantined files, from the data's manifest."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ _SPLITS = {"trainA": "training, {a}", "trainB": "training, {b}", "testA": "test,
 
 
 def card(manifest: dict[str, Any], names: tuple[str, str]) -> dict[str, Any]:
-    """Counts, duplicates, leaks and quarantined files of prepared data, ready for the template.
+    """Build the data card's context for the template.
 
     Args:
-        manifest: of the prepared data; every part but ``splits`` may be missing.
-        names: of domain A and domain B.
+        manifest: manifest of the prepared data; every key except ``splits`` may be missing.
+        names: names of domain A and domain B.
     """
     found = manifest.get("splits") or {}
     splits = {name: found[name] for name in sorted(found, key=_order)}
@@ -30,6 +30,13 @@ def card(manifest: dict[str, Any], names: tuple[str, str]) -> dict[str, Any]:
                 "Every file could be used.",
                 "{} did not take part.",
                 ("file", "files"),
+            ),
+            _block(
+                "Left out",
+                [f"{entry['name']}: {entry['reason']}" for entry in manifest.get("left_out") or []],
+                "Nothing else lay beside the images.",
+                "{} beside the images, such as texts, or masks of no image.",
+                ("entry", "entries"),
             ),
             _block(
                 "Duplicates",
@@ -124,7 +131,7 @@ def _policy(copies: dict[str, Any]) -> str:
 def _block(
     title: str, entries: list[str], none: str, some: str, units: tuple[str, str], counted: int | None = None
 ) -> dict[str, Any]:
-    """``counted``: how many there are where the manifest lists only the first."""
+    """Section with a list of entries; ``counted``: their number if the manifest lists only the first ones."""
     count = max(len(entries), counted or 0)
     text = some.format(f"{count:,} {units[count != 1]}") if count else none
     shown = entries[:_MOST_ENTRIES]

@@ -1,4 +1,4 @@
-"""A look into prepared data, and the check that it is still what was written."""
+"""Inspection and verification of prepared data."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _READS = 4
 
 
 def inspect(uri: str, out: Path | None = None, samples: int = 24) -> dict[str, Any]:
-    """Counts, sizes, duplicates, leaks and quarantined files of prepared data, from its manifest.
+    """Summarise prepared data from its manifest: counts, sizes, duplicates, leaks and quarantined files.
 
     Args:
         uri: folder with a ``manifest.json``.
-        out: also writes an HTML page there, with a sample of the images of every split.
+        out: file for an HTML page with sample images of every split; None: no page.
 
     Raises:
         BadInput: there is no prepared data.
@@ -52,19 +52,20 @@ def inspect(uri: str, out: Path | None = None, samples: int = 24) -> dict[str, A
         "near_leaks": len(manifest["near_leaks"]),
         "quarantined": dict(reasons),
         "masks_refused": dict(refused),
+        "left_out": dict(Counter(entry["reason"] for entry in manifest.get("left_out", []))),
         "page": str(out) if out is not None else None,
     }
 
 
 def verify(uri: str, progress: Progress = lambda event: None) -> dict[str, Any]:
-    """Reads every shard and index again and compares it with the manifest's checksums.
+    """Read every shard and index and compare it with the manifest's checksums.
 
     Args:
-        progress: told after each file: ``done``, ``total``, ``unit``.
+        progress: called after each file with ``done``, ``total``, ``unit``.
 
     Returns:
-        ``ok``, the number of files ``checked``, those ``damaged``, each with its reason, and the files that lie
-        there although the manifest does not know them (``unknown``).
+        ``ok``, the number of files ``checked``, the ``damaged`` ones with reasons, and the files that are not in the
+        manifest (``unknown``).
 
     Raises:
         BadInput: there is no prepared data.
@@ -88,7 +89,8 @@ def verify(uri: str, progress: Progress = lambda event: None) -> dict[str, Any]:
         for reason in pool.map(damage, files):
             reasons.append(reason)
             progress({"done": len(reasons), "total": len(files), "unit": "files"})
-    known = {storage.join(uri, file["path"]) for file in files} | {storage.join(uri, manifests.NAME)}
+    names = [*(file["path"] for file in files), manifests.NAME, manifests.CARD]
+    known = {storage.join(uri, name) for name in names}
     damaged = [
         {"path": file["path"], "reason": reason}
         for file, reason in zip(files, reasons, strict=True)

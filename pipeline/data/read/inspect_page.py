@@ -1,4 +1,4 @@
-"""The page of ``agit data inspect --html``: counts, copies side by side, a sample of every split."""
+"""The page of ``agit data inspect --html``: counts, duplicates side by side, samples of every split."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _THUMBNAIL = 144
 
 
 def page(uri: str, manifest: dict[str, Any], samples: int) -> str:
-    """The whole page, with every picture inside."""
+    """Render the page, with all pictures embedded."""
     names = (manifest["domains"]["a"]["name"], manifest["domains"]["b"]["name"])
     card = data_card(manifest, names)
     environment = Environment(loader=PackageLoader("pipeline"), autoescape=True)
@@ -84,7 +84,7 @@ class _Split:
         self._sides = [np.asarray(index[name].to_numpy()) for name in ("source_width", "source_height")]
 
     def sizes(self) -> str:
-        """The smallest, the median and the largest original."""
+        """Smallest, median and largest size of the originals."""
         width, height = self._sides
         if not len(width):
             return "none"
@@ -102,7 +102,7 @@ class _Split:
         return shown
 
     def find(self, name: str) -> str | None:
-        """The thumbnail of an image by name; None where it was left out."""
+        """Thumbnail of an image by name; None if the data set does not contain it."""
         row = self._names.index(name).as_py()
         return None if row < 0 else self.thumbnail(row)
 
@@ -112,7 +112,7 @@ class _Split:
 
 
 def _pictures(groups: list[list[str]], splits: dict[str, _Split]) -> list[list[tuple[str, str]]]:
-    """The first groups as (split/name, thumbnail); groups with nothing to show are left out."""
+    """The first groups as (split/name, thumbnail), without groups that have no picture."""
     shown = []
     for group in groups[:_MOST_GROUPS]:
         members = [(label, *label.split("/", 1)) for label in group[:_MOST_IN_GROUP]]

@@ -1,4 +1,4 @@
-"""Images that will soon be read, fetched from object storage a block at a time and held until they are."""
+"""Prefetch of images from object storage, one block at a time, held until they are read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from agit_core.errors import RunFailed
 
 FETCHES = 16
-"""Requests under way at a time: enough to fill a line of 100 ms."""
+"""Concurrent requests: enough to hide a latency of 100 ms."""
 
 
 @dataclass
@@ -21,11 +21,11 @@ class _Block:
 
 
 class Blocks:
-    """What is expected is fetched in this order; a block stays while an image in it is still to be read.
+    """Fetches blocks in the order in which their images are announced; a block is held until all are read.
 
     Args:
-        fetch: the images of one block, by index; called from several threads.
-        size: images per block: image i is in block i // size.
+        fetch: returns the images of one block, by index; called from several threads.
+        size: images per block; image i is in block i // size.
     """
 
     def __init__(self, fetch: Callable[[int], dict[int, bytes]], size: int) -> None:
@@ -36,7 +36,7 @@ class Blocks:
         self._pool: ThreadPoolExecutor | None = None
 
     def expect(self, index: int) -> None:
-        """One :meth:`take` of this image will come."""
+        """Announce one later :meth:`take` of this image."""
         number = index // self.size
         with self._lock:
             if number not in self._blocks:
@@ -45,7 +45,7 @@ class Blocks:
             self._blocks[number].waiting[index] += 1
 
     def take(self, index: int) -> bytes | None:
-        """The image, when it has arrived; None when it was not expected or could not be fetched."""
+        """Wait for an announced image and return it; None if it was not announced or could not be fetched."""
         number = index // self.size
         with self._lock:
             block = self._blocks.get(number)
@@ -57,17 +57,17 @@ class Blocks:
         try:
             return block.data.result().get(index)
         except (RunFailed, FileNotFoundError, CancelledError):
-            return None  # the reader asks again and tells the trainer
+            return None  # the reader then reads the image itself and reports the error
 
     def forget(self) -> None:
-        """Drops everything."""
+        """Discard everything announced and fetched."""
         with self._lock:
             for block in self._blocks.values():
                 block.data.cancel()
             self._blocks = {}
 
     def close(self) -> None:
-        """Drops everything and ends the threads, after the request that is under way."""
+        """Discard everything and end the threads after their current requests."""
         self.forget()
         with self._lock:
             pool, self._pool = self._pool, None
@@ -76,5 +76,5 @@ class Blocks:
 
     @property
     def held(self) -> int:
-        """Blocks in memory or on their way."""
+        """Number of blocks in memory or being fetched."""
         return len(self._blocks)

@@ -1,27 +1,39 @@
-"""In which order the training images of a prepared set are read: shuffled as a whole, or in windows."""
+"""Sampling order of a prepared data set: shuffled as a whole, or in windows."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from agit_core.sampling import SamplePlan
+from agit_core.sampling import Domain, SamplePlan
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.data.read.held_out import Rows
 
 _RESIDENT = 2
 """Windows in memory at a time: the one being read and the one on its way."""
 
 
-def sample_plan(config: Config, data_uri: str, manifest: dict[str, Any]) -> SamplePlan:
-    """The order of the training images; the same for every worker, and after every resume.
+def sample_plan(
+    config: Config,
+    data_uri: str,
+    manifest: dict[str, Any],
+    held_out: Mapping[Domain, Rows] | None = None,
+) -> SamplePlan:
+    """Order of the training images; identical for every worker and after every resume.
 
-    A set on a local disk, or that fits ``data.cache_bytes``, is shuffled exactly: every order of the images is as
-    likely as any other. A larger one in object storage would cost a request per image, so it is shuffled in
-    windows that fill ``data.shuffle_bytes`` (see :mod:`agit_core.sampling`), a request per row group.
+    With ``held_out``, the plan covers only the other images: its indices are those of their :class:`Subset`.
+
+    A data set on a local disk, or one that fits ``data.cache_bytes``, is shuffled uniformly. For a larger one in object
+    storage that would cost a request per image, so it is shuffled in windows that fill ``data.shuffle_bytes`` (see
+    :mod:`agit_core.sampling`), with a request per row group.
     """
     data = config.data
     splits = [manifest["splits"][f"train{domain}"] for domain in "AB"]
-    length_a, length_b = (int(split["rows"]) for split in splits)
+    if held_out is None:
+        length_a, length_b = (int(split["rows"]) for split in splits)
+    else:
+        length_a, length_b = len(held_out["a"].trained), len(held_out["b"].trained)
     stored = sum(int(shard["bytes"]) for split in splits for shard in split["shards"])
     windowed = data.shuffle == "windowed" or (
         data.shuffle == "auto" and storage.is_remote(data_uri) and stored > data.cache_bytes

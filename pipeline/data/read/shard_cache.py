@@ -1,4 +1,4 @@
-"""A folder of shards from object storage on the local disk, shared by the processes of a machine."""
+"""Local disk cache of shards from object storage, shared by the processes of a machine."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from pipeline import storage
 
 _RETRY_SECONDS = 1.0
 _HOPE_SECONDS = 1.0
-# and what a download calls it meanwhile
+# names of running downloads: PID and size, then optionally the temporary suffix of storage.download_file
 _COMING = re.compile(r"\.(\d+)-(\d+)\.part(\.\w+\.part)?$")
 _TRIES = 2
 _OPEN: weakref.WeakSet[ShardCache] = weakref.WeakSet()
 
 
 def machine_folder() -> Path:
-    """Where the processes of this machine keep shards together."""
+    """Cache folder shared by the processes of this machine."""
     return storage.private_folder("agit-shards")
 
 
 class ShardCache:
-    """Copies shards in the background, one process per shard, and keeps the folder below a size.
+    """Copies shards in the background, each by only one process, and limits the size of the folder.
 
-    A shard appears under its SHA-256 when it is whole and right, so that a reader never sees half of one and a
-    changed data set never finds the old one. When the folder is full, the shards unused for longest go; a
-    process that has one of them open keeps it until it closes it. The open caches of a process (one per split)
-    share the size and leave each other's shards alone, and nothing is evicted to make room for a set that would
-    not fit as a whole: the remaining shards are read by byte ranges.
+    A shard is published under its SHA-256 once it is complete and verified: readers never see a partial shard, and a
+    changed data set never finds an old one. When the folder is full, the least recently used shards are evicted; a
+    process that has one open keeps it until it closes it. The open caches of a process (one per split) share the limit
+    and do not evict each other's shards. If a data set does not fit, the shards beyond the limit are not cached but
+    read by byte ranges.
 
     Args:
-        folder: may hold other sets' shards.
-        limit: bytes; 0 caches nothing.
+        folder: cache folder; may contain shards of other data sets.
+        limit: size limit in bytes; 0 disables caching.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -60,7 +60,7 @@ class ShardCache:
         _OPEN.add(self)
 
     def want(self, shards: Sequence[tuple[str, str, int]]) -> None:
-        """Starts to fetch ``(uri, sha256, bytes)``, in this order, as far as they fit."""
+        """Start to fetch shards ``(uri, sha256, bytes)`` in this order, as far as they fit."""
         self._wanted = {uri: (sha256, size) for uri, sha256, size in shards}
         taken = {sha256: size for cache in self._siblings() for sha256, size in cache._kept.items()}
         room, until = self._limit - sum(taken.values()), 0
@@ -79,10 +79,10 @@ class ShardCache:
             self._thread.start()
 
     def path(self, uri: str) -> Path | None:
-        """The local copy, or None while there is none.
+        """Path of the local copy, or None if there is none yet.
 
         Raises:
-            RunFailed: what the storage holds is not the shard.
+            RunFailed: the shard in storage does not match its checksum.
         """
         if self._wrong[uri] >= _TRIES:
             raise RunFailed(f"{uri} is not what its manifest says; check the data with 'agit data verify'")
@@ -97,9 +97,9 @@ class ShardCache:
         return path
 
     def seconds(self, uri: str) -> float | None:
-        """When the copy will be here, by the pace so far; None when that is not known or it is not coming.
+        """Estimated seconds until the copy has arrived, by the rate so far; None if unknown or not being fetched.
 
-        In the first moment the line is taken for a fast one.
+        Until the first arrival, the network is assumed to be fast for a moment.
         """
         until, arrived, passed = self._until.get(uri), self._arrived, time.monotonic() - self._begun
         if until is None or self._closed.is_set():
@@ -109,12 +109,12 @@ class ShardCache:
         return max(0, until - arrived) * passed / arrived
 
     def wait(self, uri: str, seconds: float) -> None:
-        """Until the copy is here, or for so long."""
+        """Wait for the copy, at most ``seconds``."""
         with self._arrival:
             self._arrival.wait_for(lambda: self._closed.is_set() or self.path(uri) is not None, seconds)
 
     def close(self) -> None:
-        """Stops after the shard that is on its way."""
+        """Stop after the current shard."""
         self._closed.set()
         _OPEN.discard(self)
         with self._arrival:
@@ -128,9 +128,9 @@ class ShardCache:
                 done = self.path(uri) is not None or self._fetch(uri)
             except _Wrong:
                 self._wrong[uri] += 1
-                done = self._wrong[uri] >= _TRIES  # no accident on the way: given up
+                done = self._wrong[uri] >= _TRIES  # not a transmission error: give up
             except (RunFailed, FileNotFoundError, OSError):
-                done = False  # reading by ranges will tell the trainer if the storage is gone for good
+                done = False  # retried; reads by byte ranges report a persistent failure
             if done:
                 with self._arrival:
                     self._arrived += self._wanted[uri][1]
@@ -140,14 +140,14 @@ class ShardCache:
                 self._closed.wait(_RETRY_SECONDS)
 
     def _fetch(self, uri: str) -> bool:
-        """Copies one shard; False when another process is at it."""
+        """Copy one shard; False if another process is copying it."""
         sha256, size = self._wanted[uri]
         target = self._folder / f"{sha256}.parquet"
         try:
             with FileLock(f"{target}.lock", timeout=0):
                 if self.path(uri) is not None:
                     return True
-                # its name tells others how large it will be
+                # the name tells other processes its final size
                 partial = target.with_suffix(f".{os.getpid()}-{size}.part")
                 with FileLock(self._folder / "size.lock"):
                     if not self._make_room(size):
@@ -167,7 +167,7 @@ class ShardCache:
         return True
 
     def _make_room(self, size: int) -> bool:
-        """Evicts others' shards, the longest unused first, until ``size`` more bytes fit."""
+        """Evict shards of other data sets, least recently used first, until ``size`` more bytes fit."""
         held = []
         for path in self._folder.iterdir():
             with suppress(FileNotFoundError):
@@ -194,15 +194,15 @@ class ShardCache:
 
 
 class _Wrong(Exception):
-    """A shard that arrived whole, with another checksum."""
+    """A complete shard with a wrong checksum."""
 
 
 def _alive(pid: int) -> bool:
-    """Whether there is such a process on this machine."""
+    """Whether a process with this id exists on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # it is another user's
+        pass  # it exists and belongs to another user
     return True

@@ -1,7 +1,9 @@
-"""Zip and tar files of images: unpacked into a temporary folder, after every name has been looked at."""
+"""Zip and tar archives of images: unpacked into a temporary folder, after checking every member's path."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import lzma
 import os
@@ -14,6 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Self
 
@@ -21,7 +24,7 @@ from agit_core.errors import BadInput
 from pipeline import storage
 from pipeline.data.litter import is_litter
 from pipeline.data.sources import download
-from pipeline.data.sources.folders import open_folder
+from pipeline.data.sources.folders import beside, open_folder
 from pipeline.data.sources.source import Source
 
 _SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -35,6 +38,8 @@ _ABOUT_THE_NEXT = {
 _LONGEST_HEADER = 1 << 20
 _LINK = "a symbolic link, which is not followed out of an archive"
 _LONGEST_NAME = 255
+_ENCRYPTED = 1
+_OF_THE_NAME = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL, errno.EILSEQ}
 _MAX_EXPANSION = 100
 _MAX_EXPANSION_FROM = 1 << 30
 
@@ -44,10 +49,10 @@ def is_archive(uri: str) -> bool:
 
 
 def open_archive(uri: str, masks: str | None, test_fraction: float, downloads: Path) -> Source:
-    """The folder inside an archive, wherever it is; a single folder around everything is fine.
+    """Open an archive (local, remote or a URL) as a folder source; a single enclosing folder is skipped.
 
     Raises:
-        BadInput: missing, damaged, or with members that would land outside the folder.
+        BadInput: it is missing or damaged, or a member's path leads outside the folder.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agit-unpack-")))
@@ -61,23 +66,91 @@ def open_archive(uri: str, masks: str | None, test_fraction: float, downloads: P
                 raise BadInput(f"there is no file {uri}; correct data.source") from None
         else:
             archive = storage.local_path(uri)
-        left_out = unpack(archive, folder / "images", called=uri)
-        inner = str(_inner(folder / "images"))
+        root = folder / "images"
+        unpacked = unpack(archive, root, called=uri)
+        inner = str(_inner(root))
+        inside = {path: why for path, why in unpacked.lost.items() if path.startswith(f"{inner}/")}
         try:
-            source = open_folder(inner, masks, test_fraction)
-        except BadInput as error:  # the temporary folder says nothing to anybody
+            source = open_folder(inner, masks, test_fraction, inside)
+        except BadInput as error:  # name the archive instead of the temporary folder
             raise BadInput(str(error).replace(inner, uri)) from None
         source.description = uri
-        source.left_out += left_out
+        source.left_out += [*unpacked.left_out, *beside(str(root), [inner])]
+        source.left_out += [
+            (storage.as_text(path[len(str(root)) + 1 :]), f"cannot be read: {why}")
+            for path, why in unpacked.lost.items()
+            if path not in inside
+        ]
         source.resources = stack.pop_all()
         return source
 
 
-def unpack(archive: Path, folder: Path, called: str) -> list[tuple[str, str]]:
-    """Extracts the files of a zip or tar, and a file for each hard link to one; returns what it leaves out, and why.
+@dataclass
+class Unpacked:
+    """Outcome of unpacking an archive.
+
+    Attributes:
+        left_out: names and reasons of members that are not files, or were replaced by later ones of the same name.
+        lost: target paths and reasons of members that are damaged, encrypted or cannot be stored.
+        written: target paths of the unpacked members, with their names in the archive.
+    """
+
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    lost: dict[str, str] = field(default_factory=dict)
+    written: dict[Path, str] = field(default_factory=dict)
+
+    def write(self, target: Path, name: str, source: IO[bytes], size: int | None) -> None:
+        """Write one member, or record it as lost if its name is invalid on this file system.
+
+        Raises:
+            OSError: the disk failed.
+            _Short: the member has fewer bytes than ``size``.
+        """
+        if target in self.written:
+            self.left_out.append((self.written[target], "a later member of the archive has the same name"))
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as file:
+                shutil.copyfileobj(source, file, 1 << 20)
+        except OSError as error:
+            if error.errno not in _OF_THE_NAME:
+                raise
+            self.lose(target, str(error.strerror))
+            return
+        if size is not None and target.stat().st_size != size:
+            raise _Short(f"{target.name} is incomplete")
+        self.written[target] = name
+
+    def lose(self, target: Path, reason: str) -> None:
+        """Record a member as lost; its folder is created nevertheless."""
+        with contextlib.suppress(OSError):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target not in self.written:
+                target.unlink(missing_ok=True)
+        self.lost[str(target)] = reason
+
+
+class _Short(Exception):
+    """A member has fewer bytes than declared in its header."""
+
+
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    _Short,
+)
+"""Exceptions from reading a damaged member of a zip."""
+
+
+def unpack(archive: Path, folder: Path, called: str) -> Unpacked:
+    """Extract the files of a zip or tar; a hard link to a file becomes a copy.
 
     Raises:
-        BadInput: missing, damaged, absurdly large, or a member's path leaves the folder.
+        BadInput: it is missing, damaged as a whole or expands too much, or a member's path leads outside the folder.
     """
     if not archive.is_file():
         raise BadInput(f"there is no file {called}; correct data.source")
@@ -86,39 +159,38 @@ def unpack(archive: Path, folder: Path, called: str) -> list[tuple[str, str]]:
         if zipfile.is_zipfile(archive):
             return _unpack_zip(archive, folder, called)
         return _unpack_tar(archive, folder, called)
-    except (
-        zipfile.BadZipFile,
-        tarfile.TarError,
-        zlib.error,
-        lzma.LZMAError,
-        EOFError,
-        OSError,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:
+    except (*_DAMAGED, tarfile.TarError, OSError) as error:
         text = " ".join(str(error).split())
         raise BadInput(
             f"{called} cannot be unpacked ({text}); it is damaged or not a zip or tar file"
         ) from None
 
 
-def _unpack_zip(archive: Path, folder: Path, called: str) -> list[tuple[str, str]]:
-    left_out: list[tuple[str, str]] = []
+def _unpack_zip(archive: Path, folder: Path, called: str) -> Unpacked:
+    unpacked = Unpacked()
     with zipfile.ZipFile(archive) as file:
         members = [member for member in file.infolist() if not member.is_dir()]
         _check_size(sum(member.file_size for member in members), archive, called)
         targets = [_target(folder, member.filename, called) for member in members]
         for member, target in zip(members, targets, strict=True):
             if stat.S_ISLNK(member.external_attr >> 16):
-                left_out.append((member.filename, _LINK))
-                continue
-            with file.open(member) as source:
-                _copy(source, target, member.file_size, called)
-    return left_out
+                unpacked.left_out.append((member.filename, _LINK))
+            elif member.flag_bits & _ENCRYPTED:
+                unpacked.lose(target, "encrypted; unpack the archive with its password")
+            else:
+                try:
+                    with file.open(member) as source:
+                        unpacked.write(target, member.filename, source, member.file_size)
+                except _DAMAGED as error:
+                    text = " ".join(str(error).split()) or type(error).__name__
+                    unpacked.lose(target, text)
+    if unpacked.lost and not unpacked.written:
+        raise zipfile.BadZipFile(f"no member can be read: {next(iter(unpacked.lost.values()))}")
+    return unpacked
 
 
-def _unpack_tar(archive: Path, folder: Path, called: str) -> list[tuple[str, str]]:
-    left_out: list[tuple[str, str]] = []
+def _unpack_tar(archive: Path, folder: Path, called: str) -> Unpacked:
+    unpacked = Unpacked()
     budget = max(_MAX_EXPANSION_FROM, archive.stat().st_size * _MAX_EXPANSION)
     with tarfile.open(archive, tarinfo=_Member) as file:
         for member in _regular(file):
@@ -127,25 +199,25 @@ def _unpack_tar(archive: Path, folder: Path, called: str) -> list[tuple[str, str
                 raise BadInput(f"{called} would unpack to more than {_MAX_EXPANSION} times its size; refused")
             target = _target(folder, member.name, called)
             if not (member.isreg() or member.islnk()):
-                left_out.append((member.name, _LINK if member.issym() else "a device or pipe"))
+                unpacked.left_out.append((member.name, _LINK if member.issym() else "a device or pipe"))
                 continue
             try:
                 source = file.extractfile(member) if _reaches_file(file, member) else None
             except KeyError:
                 source = None
             if source is None:
-                left_out.append((member.name, "a link to what the archive does not hold"))
-            else:
-                _copy(source, target, member.size if member.isreg() else None, called)
-                budget -= 0 if member.isreg() else target.stat().st_size
-        # what is compressed has its checksum at the very end
+                unpacked.left_out.append((member.name, "a link to what the archive does not hold"))
+                continue
+            unpacked.write(target, member.name, source, member.size if member.isreg() else None)
+            budget -= target.stat().st_size if member.islnk() and target.is_file() else 0
+        # read to the end: the compression's checksum comes last
         while file.fileobj is not None and file.fileobj.read(1 << 20):
             pass
-    return left_out
+    return unpacked
 
 
 class _Member(tarfile.TarInfo):
-    """To ``tarfile`` any header that it cannot read is the end of the archive; to us only the mark of it is."""
+    """TarInfo that reports damaged headers; ``tarfile`` itself treats any unreadable header as the archive's end."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -155,19 +227,19 @@ class _Member(tarfile.TarInfo):
             if len(buf) == tarfile.BLOCKSIZE and not buf.strip(b"\0"):
                 raise
             raise tarfile.ReadError(str(error)) from None
-        # which ``tarfile`` reads into memory as it is
+        # ``tarfile`` would read such a header into memory, whatever its size
         if member.type in _ABOUT_THE_NEXT and member.size > _LONGEST_HEADER:
             raise tarfile.ReadError(f"a name or header of {member.size} bytes")
         return member
 
 
 def _regular(file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """All but folders; GNU tar stores the second name of a file as a link to the first."""
+    """All members except folders; hard links are included, as which GNU tar stores further names of a file."""
     return (member for member in file if not member.isdir())
 
 
 def _reaches_file(file: tarfile.TarFile, link: tarfile.TarInfo) -> bool:
-    """Whether a link ends at a file of the archive, in a few steps."""
+    """Whether a link leads to a file in the archive, within a few steps."""
     member = link
     for _ in range(8):
         if member.isreg():
@@ -188,7 +260,7 @@ def _target(folder: Path, name: str, called: str) -> Path:
 
 
 def _short(part: str) -> str:
-    """A name that file systems take, which end at 255 bytes."""
+    """Shorten a name to the limit of file systems (255 bytes), keeping it unique by a hash."""
     data = os.fsencode(part)
     if len(data) <= _LONGEST_NAME:
         return part
@@ -197,23 +269,22 @@ def _short(part: str) -> str:
     return f"{start}~{hashlib.sha256(data).hexdigest()[:12]}{suffix}"
 
 
-def _copy(source: IO[bytes], target: Path, size: int | None, called: str) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("wb") as file:
-        shutil.copyfileobj(source, file, 1 << 20)
-    if size is not None and target.stat().st_size != size:
-        raise BadInput(f"{called} is truncated: {target.name} is incomplete")
-
-
 def _check_size(total: int, archive: Path, called: str) -> None:
     if total > max(_MAX_EXPANSION_FROM, archive.stat().st_size * _MAX_EXPANSION):
         raise BadInput(f"{called} would unpack to more than {_MAX_EXPANSION} times its size; refused")
 
 
 def _inner(folder: Path) -> Path:
-    """Below the folders that hold one other folder and, at most, a README and its like beside it."""
+    """Root of the data set: the only folder that contains ``trainA``; else the first one with several subfolders."""
+    sets = []
+    for place, inside, _ in os.walk(folder):
+        if any(name.lower() == "traina" for name in inside):
+            sets.append(Path(place))
+            inside.clear()
+    if len(sets) == 1:
+        return sets[0]
     while True:
-        inside = [path for path in folder.iterdir() if path.is_dir() and not is_litter(path.name)]
-        if len(inside) != 1 or inside[0].name.lower().startswith("train"):
+        below = [path for path in folder.iterdir() if path.is_dir() and not is_litter(path.name)]
+        if len(below) != 1 or below[0].name.lower().startswith("train"):
             return folder
-        folder = inside[0]
+        folder = below[0]

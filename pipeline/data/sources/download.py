@@ -1,10 +1,11 @@
-"""Files from http(s): resumed after an interruption, checked, kept for the next time."""
+"""Downloads over http(s): resumable, verified and cached."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+import netrc
 import os
 import re
 import time
@@ -32,7 +33,7 @@ _CONNECT_SECONDS, _SECONDS = 10.0, 30.0
 
 
 class NotThere(BadInput):
-    """The server answers that there is no such file, or not for us."""
+    """The server reports that the file does not exist or access is denied."""
 
 
 def is_url(text: str) -> bool:
@@ -40,7 +41,7 @@ def is_url(text: str) -> bool:
 
 
 def without_query(address: str) -> str:
-    """The part that names the file: without a checksum, and for http(s) without what follows a question mark."""
+    """The address without its checksum fragment and, for http(s), without its query."""
     path = address.partition("#")[0]
     return path.partition("?")[0] if is_url(path) else path
 
@@ -48,24 +49,24 @@ def without_query(address: str) -> str:
 def fetch(
     url: str, folder: Path, wait: Callable[[float], None] = time.sleep, attempts: int = ATTEMPTS
 ) -> Path:
-    """Downloads a file, or finds it downloaded.
+    """Download a file, or find it in the cache.
 
-    A part that is there is continued when the server says that the file is still the same. A finished file is
-    used again unless the server, when it can be asked, has another version.
+    A partial download is resumed if the server confirms that the file is unchanged. A cached file is reused unless the
+    server is reachable and has another version.
 
     Args:
-        url: may end in ``#sha256=<hex>``; the file is then checked against it.
-        folder: where downloads are kept.
-        attempts: to make in a row without a single new byte.
+        url: may end in ``#sha256=<hex>``, which is then verified.
+        folder: cache folder.
+        attempts: number of consecutive attempts without a new byte.
 
     Raises:
         NotThere: no such file, or no access.
-        BadInput: no network, or not the file that ``#sha256=`` promises.
-        RunFailed: the connection kept breaking; the next call goes on from there.
+        BadInput: no network, or the file does not match ``#sha256=``.
+        RunFailed: the connection kept breaking; the next call resumes.
     """
     try:
         return _fetch(url, folder, wait, attempts)
-    except (BadInput, RunFailed) as error:  # of a signed link the signature is told to nobody
+    except (BadInput, RunFailed) as error:  # messages must not contain the signature of a signed link
         raise type(error)(redact(str(error))) from None
 
 
@@ -78,18 +79,30 @@ def _fetch(url: str, folder: Path, wait: Callable[[float], None], attempts: int)
         path = Path(unquote(urlsplit(address).path))
     except ValueError as error:
         raise NotThere(f"{url} is no address ({error}); check it") from None
-    # the end of a name has its suffix, and file systems take 255 bytes
+    # keep the end of the name, which has the suffix; file names are limited to 255 bytes
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", path.name)[-100:] or "download"
     target = folder / f"{hashlib.sha256(address.encode()).hexdigest()[:12]}-{name}"
     folder.mkdir(parents=True, exist_ok=True)
     timeout = httpx.Timeout(_SECONDS, connect=_CONNECT_SECONDS)
-    with FileLock(f"{target}.lock"), httpx.Client(follow_redirects=True, timeout=timeout) as client:
+    client = httpx.Client(follow_redirects=True, timeout=timeout, auth=_credentials(address))
+    with FileLock(f"{target}.lock"), client:
         if not target.is_file() or _changed(client, address, target):
             _download(client, address, target, wait, attempts)
         if expected and (found := storage.sha256(target)) != expected:
             target.unlink()
             raise BadInput(f"{address} has the SHA-256 {found}, not {expected}; it was removed again")
     return target
+
+
+def _credentials(address: str) -> httpx.Auth | None:
+    """Of ``~/.netrc``, or of the file in ``NETRC``, unless the address has its own."""
+    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    if "@" in urlsplit(address).netloc or not file.is_file():
+        return None
+    try:
+        return httpx.NetRCAuth(str(file))
+    except (netrc.NetrcParseError, OSError) as error:
+        raise BadInput(f"{file} cannot be read ({error}); correct or remove it") from None
 
 
 def _expected(url: str, fragment: str) -> str | None:
@@ -147,7 +160,7 @@ def _download(
 
 
 def _attempt(client: httpx.Client, url: str, part: Path, notes: Path) -> bool:
-    """One request, from where the part ends; True when the file is complete."""
+    """Make one request from the end of the partial file; return whether the file is complete."""
     have = part.stat().st_size if part.exists() else 0
     known = _notes(notes)
     version = known.get("version")
@@ -167,13 +180,15 @@ def _attempt(client: httpx.Client, url: str, part: Path, notes: Path) -> bool:
         total = have + int(length) if length is not None else None
         notes.write_text(json.dumps({"version": _version(response), "length": total}))
         with part.open("ab" if have else "wb") as file:
-            for block in response.iter_raw():  # as it arrives: what a breaking connection brought is kept
+            for (
+                block
+            ) in response.iter_raw():  # written as it arrives, so that a broken connection loses nothing
                 file.write(block)
     return total is None or part.stat().st_size == total
 
 
 def _changed(client: httpx.Client, url: str, target: Path) -> bool:
-    """Whether the server has another version than the downloaded one; no answer means no."""
+    """Whether the server has another version than the cached file; False if it does not respond."""
     import httpx
 
     known = _notes(Path(f"{target}.json"))

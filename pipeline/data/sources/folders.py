@@ -1,131 +1,133 @@
-"""Folders of images, on this machine or in object storage: listing, digests, masks and the automatic split."""
+"""Folder sources: layouts, masks, and the automatic test split."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
 import os
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import Any
+from dataclasses import replace
+from pathlib import PurePosixPath
 
 from agit_core.errors import BadInput
 from pipeline import storage
-from pipeline.data.litter import in_litter, is_litter
+from pipeline.data.litter import SIDECAR, is_litter, is_sidecar
 from pipeline.data.sources import public
-from pipeline.data.sources.source import (
-    Entry,
-    LocalFile,
-    Readable,
-    Source,
-    StoredFile,
-    Unreachable,
-    check_regular,
-)
+from pipeline.data.sources.listing import File, count_files, listing
+from pipeline.data.sources.source import Entry, Source
 
 _HASHING = 4
 _FEWEST = 2
-"""Test images of a domain that can be scored."""
+"""Smallest number of test images per domain that can be scored."""
+_UNREADABLE = ("unreadable:", "unreachable:", "empty")
 _PORTION = 4096
-_FEW = 8  # names to look up, at the price of a request each
-_BLOCK = 1 << 20
-_TEST = ("test", "testing", "val", "valid", "validation", "eval", "dev")
-_TRAIN = ("train", "training")
+_MOST_COUNTED = 10_000
+_FEW = 8  # names to look up; each costs a request
+TEST = ("test", "testing", "val", "valid", "validation", "eval", "dev")
+TRAIN = ("train", "training")
 
 
-@dataclass(frozen=True, slots=True)
-class File:
-    """One file of a folder. ``relative``: its path from there; ``stamp``: what object storage identifies its
-    contents by; without one the file is read for that."""
+def open_folder(
+    uri: str, masks: str | None, test_fraction: float, lost: dict[str, str] | None = None
+) -> Source:
+    """Open a folder in one of four layouts.
 
-    relative: str
-    readable: Readable
-    stamp: str | None = None
+    - ``trainA``, ``trainB`` (or ``A``, ``B``) and optionally ``testA``, ``testB``, ``valA``, ``valB``;
+    - two folders with any names, the first in alphabetical order being A;
+    - ``train`` and optionally ``test``, ``val`` with two class folders each, as for ImageFolder and Hugging Face;
+    - two class folders with ``train`` and ``test`` each.
 
-    def digest(self) -> str:
-        """Identifies the contents."""
-        return str(self.stamp) if self.stamp is not None else _digest(self.readable)
+    Case is ignored. Validation images count as test images. Masks are in ``masks/<split>/`` (or under the image
+    folder's name), or in the folder given as ``masks``, with the image's name and any extension. Without test folders,
+    a share of the images is held out, selected by content.
 
-    def why(self) -> str:
-        """Why it cannot be read."""
-        try:
-            self.readable.read()
-        except OSError as error:
-            return str(error.strerror or error)
-        return ""
-
-
-def open_folder(uri: str, masks: str | None, test_fraction: float) -> Source:
-    """``trainA``, ``trainB`` and optionally ``testA``, ``testB``, ``valA``, ``valB`` (or ``A`` and ``B``) below one
-    folder; two folders of any names, of which the first in alphabetical order is A; or ``train`` and optionally
-    ``test``, ``val`` with two classes below each, as of ImageFolder and Hugging Face. What is called validation is
-    test data here.
-
-    Masks lie in ``masks/<split>/`` below it (or under the folder's own name), or below ``masks`` if that is given,
-    under the image's name with any extension. Without test folders a share of the images is held out, chosen by
-    their contents alone.
+    Args:
+        lost: local paths under ``uri`` that could not be unpacked, with reasons.
 
     Raises:
-        BadInput: the folder is missing or holds neither layout, or masks of which none belongs to an image.
+        BadInput: the folder is missing or has no such layout, or none of the masks belongs to an image.
     """
-    children = {storage.name(child).lower(): child for child in _children(uri)}
-    train = {
-        d: next(
-            (children[n] for n in (f"train{d}".lower(), f"train_{d}".lower(), d.lower()) if n in children),
-            None,
-        )
-        for d in "AB"
-    }
-    classes = next((children[n] for n in _TRAIN if n in children), None)
+    children = _children(uri)
+    train = {d: _train_of(children, d) for d in "AB"}
+    classes = _one_of(children, *TRAIN)
+    mask_root = masks or _one_of(children, "masks")
     if not any(train.values()) and classes is not None:
-        return _of_classes(uri, classes, children, masks or children.get("masks"), test_fraction)
-    if not any(train.values()) and (pair := _pair(children)):
-        source = open_two_folders(pair[0], pair[1], masks or children.get("masks"), test_fraction)
-        source.description = uri
-        return source
-    if train["A"] is None or train["B"] is None:
+        folders, names = _of_classes(classes, children)
+    elif not any(train.values()) and (pair := _pair(children)):
+        folders, names = _of_pair(*pair), _names(*pair)
+    elif train["A"] is None or train["B"] is None:
         lacking = " and ".join(f"train{d}" for d in "AB" if train[d] is None)
-        found = ", ".join(sorted(map(storage.name, children.values()))[:8]) or "nothing"
+        found = ", ".join(sorted(map(storage.name, children))[:8]) or "nothing"
         raise BadInput(
             f"{uri} has no folder {lacking} (it holds {found}); "
             "put the images of each domain into a folder of its own, such as trainA and trainB, "
             "or give two folders as 'path/to/A,path/to/B'"
         )
-    folders = {f"train{d}": [str(train[d])] for d in "AB"}
-    for d in "AB":
-        names = [f"{kind}{joint}{d}".lower() for kind in _TEST for joint in ("", "_")]
-        if found_tests := [children[name] for name in names if name in children]:
-            folders[f"test{d}"] = found_tests
-    mask_root = masks or children.get("masks")
-    return from_folders(uri, folders, mask_root, test_fraction)
+    else:
+        a, b = train["A"], train["B"]
+        plain = storage.name(a).upper() == "A" and storage.name(b).upper() == "B"
+        folders, names = _of_pair(a, b) if plain else {"trainA": [a], "trainB": [b]}, {}
+        for d in "AB":
+            if found_tests := [
+                place
+                for kind in TEST
+                for joint in ("", "_", "-")
+                if (place := _one_of(children, f"{kind}{joint}{d}"))
+            ]:
+                folders[f"test{d}"] = [*folders.get(f"test{d}", []), *found_tests]
+    source = from_folders(uri, folders, mask_root, test_fraction, lost)
+    source.names = names or source.names
+    read = [*(place for group in folders.values() for place in group), *([mask_root] if mask_root else [])]
+    source.left_out += beside(uri, read)
+    for path, reason in (lost or {}).items():
+        if not any(path.startswith(f"{_place(place)}/") for place in read):
+            name = storage.as_text(path[len(_place(uri)) + 1 :])
+            source.left_out.append((name, f"cannot be read: {reason}"))
+    return source
 
 
-def _of_classes(
-    uri: str, train: str, children: dict[str, str], masks: str | None, test_fraction: float
-) -> Source:
-    """``train/<class>`` and, if there are any, ``test/<class>``, ``val/<class>``: the two classes are the domains."""
-    roots = [train, *(children[name] for name in _TEST if name in children)]
-    below = {
-        root: {
-            storage.name(child): child
-            for child in storage.list_(root)
-            if not is_litter(storage.name(child)) and storage.is_folder(child)
-        }
-        for root in roots
-    }
-    classes = sorted(below[train], key=lambda name: (name.casefold(), name))
+def open_two_folders(a: str, b: str, masks: str | None, test_fraction: float) -> Source:
+    """Open any two folders as domains A and B, split by ``train`` and ``test`` subfolders or else automatically, with
+    masks in ``masks/A``, ``masks/B``."""
+    folders = _of_pair(a, b)
+    source = from_folders(f"{a},{b}", folders, masks, test_fraction)
+    source.names = _names(a, b) or source.names
+    for root, letter in ((a, "A"), (b, "B")):
+        source.left_out += beside(root, [*folders[f"train{letter}"], *folders.get(f"test{letter}", [])])
+    return source
+
+
+def _of_pair(a: str, b: str) -> dict[str, list[str]]:
+    """Folders per split for two domain folders, with or without ``train`` and ``test`` subfolders."""
+    folders: dict[str, list[str]] = {}
+    for letter, root in (("A", a), ("B", b)):
+        if storage.is_remote(root):  # probe for the names, because listing would list all images once more
+            inside = [storage.join(root, name) for name in (*TRAIN, *TEST)]
+        else:
+            inside = [child for child in _children(root) if storage.name(child).lower() in {*TRAIN, *TEST}]
+        inside = [place for place in inside if storage.is_folder(place)]
+        train = _one_of(inside, *TRAIN)
+        tests = [place for name in TEST if (place := _one_of(inside, name))] if train else []
+        folders[f"train{letter}"] = [train or root]
+        folders |= {f"test{letter}": tests} if tests else {}
+    return folders
+
+
+def _of_classes(train: str, children: list[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Folders per split and domain names for ``train/<class>`` and optional ``test/<class>``, ``val/<class>``."""
+    roots = [train, *(place for name in TEST if (place := _one_of(children, name)))]
+    below = {root: [child for child in _children(root) if storage.is_folder(child)] for root in roots}
+    classes = sorted(map(storage.name, below[train]), key=lambda name: (name.casefold(), name))
     if len(classes) != 2:
         found = ", ".join(classes[:8]) or "no folder"
         raise BadInput(
             f"{train} must hold one folder for each of two classes, which become the domains; it holds {found}; "
             "or give two folders as 'path/to/A,path/to/B'"
         )
+    known = {name.casefold() for name in classes}
     for root in roots:
-        if others := sorted(below[root].keys() - classes):
+        if others := [name for name in map(storage.name, below[root]) if name.casefold() not in known]:
             raise BadInput(
                 f"{root} holds a class '{others[0]}' that {train} does not have; correct or remove it"
             )
@@ -133,78 +135,156 @@ def _of_classes(
         f"{split}{letter}": places
         for split, group in (("train", roots[:1]), ("test", roots[1:]))
         for letter, name in zip("AB", classes, strict=True)
-        if (places := [below[root][name] for root in group if name in below[root]])
+        if (places := [place for root in group if (place := _one_of(below[root], name))])
     }
-    source = from_folders(uri, folders, masks, test_fraction)
-    source.names = dict(zip("ab", classes, strict=True))
-    return source
+    return folders, dict(zip("ab", classes, strict=True))
 
 
-def _pair(children: dict[str, str]) -> list[str]:
-    """The two folders besides ``masks``; nothing when there are more or fewer."""
-    named = [
-        child
-        for name, child in children.items()
-        if not is_litter(name) and name not in {"masks", *_TRAIN, *_TEST}
-    ]
+def holds_domains(children: list[str]) -> bool:
+    """Whether one of a folder's entries is a training folder of domain A or B."""
+    return any(_train_of(children, d) for d in "AB")
+
+
+def _train_of(children: list[str], domain: str) -> str | None:
+    return _one_of(children, *(f"{before}{domain}" for before in ("train", "train_", "train-", "")))
+
+
+def _one_of(children: list[str], *names: str) -> str | None:
+    """The child with the first of these names that exists, ignoring case; None if there is none.
+
+    Raises:
+        BadInput: several children differ only in case.
+    """
+    for name in names:
+        found = [child for child in children if storage.name(child).casefold() == name.casefold()]
+        if len(found) > 1:
+            raise BadInput(
+                f"{found[0]} and {storage.name(found[1])} differ in upper and lower case only; rename one of them"
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def _pair(children: list[str]) -> list[str]:
+    """The two folders other than ``masks``; empty if there are not exactly two, or one is a complete data set."""
+    named = [child for child in children if storage.name(child).lower() not in {"masks", *TRAIN, *TEST}]
     found = [child for child in named if storage.is_folder(child)] if len(named) <= _FEW else []
-    return sorted(found) if len(found) == 2 else []
+    sets = any(storage.is_folder(storage.join(child, "trainA")) for child in found)
+    return sorted(found) if len(found) == 2 and not sets else []
 
 
-def open_two_folders(a: str, b: str, masks: str | None, test_fraction: float) -> Source:
-    """Any two folders as domains A and B, with an automatic test split; masks below ``masks/A``, ``masks/B``."""
-    source = from_folders(f"{a},{b}", {"trainA": [a], "trainB": [b]}, masks, test_fraction)
+def _names(a: str, b: str) -> dict[str, str]:
     names = {"a": storage.name(a) or "A", "b": storage.name(b) or "B"}
-    if names["a"] != names["b"]:
-        source.names = names
-    return source
+    return names if names["a"] != names["b"] else {}
+
+
+def beside(root: str, used: list[str]) -> list[tuple[str, str]]:
+    """Unused files and folders, with reasons, next to the used folders and on the path to them."""
+    left: list[tuple[str, str]] = []
+    read = set(map(_place, used))
+    if _place(root) in read:
+        return left
+    for child in _children(root):
+        if _place(child) in read:
+            continue
+        if any(place.startswith(f"{_place(child)}/") for place in read):
+            left += [(f"{storage.name(child)}/{name}", reason) for name, reason in beside(child, used)]
+        elif storage.is_remote(child) or not storage.local_path(child).is_dir():
+            left.append((storage.name(child), "lies beside the folders that are read"))
+        else:
+            count = count_files(child, _MOST_COUNTED)
+            number = f"{count} or more" if count == _MOST_COUNTED else str(count)
+            if not os.access(child, os.R_OK | os.X_OK):
+                left.append((f"{storage.name(child)}/", "is none of the folders that are read, nor readable"))
+            elif count:
+                why = f"is none of the folders that are read ({number} files)"
+                left.append((f"{storage.name(child)}/", why))
+    return left
+
+
+def _place(uri: str) -> str:
+    return uri.rstrip("/") if storage.is_remote(uri) else str(storage.local_path(uri))
 
 
 def from_folders(
-    description: str, folders: dict[str, list[str]], mask_root: str | None, test_fraction: float
+    description: str,
+    folders: dict[str, list[str]],
+    mask_root: str | None,
+    test_fraction: float,
+    lost: dict[str, str] | None = None,
 ) -> Source:
-    """Entries of each split, whose images lie in one folder or several."""
+    """Build a source from one or several image folders per split; ``lost`` as in :func:`open_folder`."""
+    lost = lost or {}
     splits: dict[str, list[Entry]] = {}
+    left: list[tuple[str, str]] = []
     every = [folder for places in folders.values() for folder in places]
-    remote = any(map(storage.is_remote, every))
     called = Counter(map(storage.name, every))
-    fitting: dict[str, set[str]] = {}
+    masks = _Masks(mask_root, lost)
     for split, places in folders.items():
         splits[split] = []
         for folder in places:
-            masks: dict[str, File] = {}
             own = storage.name(folder)
-            for candidate in (split, split[-1], *([own] if called[own] == 1 else [])) if mask_root else ():
-                found = listing(storage.join(str(mask_root), candidate))
-                masks = {_stem(f.relative): f for f in found} | masks
-                fitting.setdefault(candidate, {f.relative for f in found})
-            files = listing(folder)
-            for candidate, names in fitting.items():
-                stems = {_stem(f.relative) for f in files} if candidate in (split, split[-1], own) else set()
-                fitting[candidate] = {name for name in names if _stem(name) not in stems}
-            # of several folders the name says which
+            # with several folders, the folder's name is part of the entry's name
             before = f"{own}/" if len(places) > 1 else ""
-            splits[split] += [
-                replace(entry, name=f"{before}{entry.name}") for entry in _entries(files, masks)
-            ]
-    if mask_root and not any(e.mask for entries in splits.values() for e in entries) and listing(mask_root):
+            files = listing(folder, lost)
+            left += [(f"{own}/{f.relative}", SIDECAR) for f in files if is_sidecar(f.relative)]
+            files = [file for file in files if not is_sidecar(file.relative)]
+            under = (
+                split,
+                split[-1],
+                *([own] if called[own] == 1 else []),
+                folder[len(description) :].strip("/"),
+            )
+            entries = _entries(files, masks.of(under, files))
+            splits[split] += [replace(entry, name=f"{before}{entry.name}") for entry in entries]
+    if masks.files and not any(e.mask for entries in splits.values() for e in entries):
         raise BadInput(
             f"no mask in {mask_root} belongs to an image of {description}: masks lie in folders called as those of the "
             "images, such as trainA and trainB (or A and B), under the images' names; correct or remove them"
         )
-    left = [
-        (f"{storage.name(str(mask_root))}/{place}/{name}", "the mask belongs to no image")
-        for place, names in sorted(fitting.items())
-        for name in sorted(names)
-    ]
-    return Source(description, with_test(splits, test_fraction), remote=remote, left_out=left)
+    left += [(f"{storage.name(str(mask_root))}/{name}", reason) for name, reason in masks.left()]
+    source = Source(description, with_test(splits, test_fraction), remote=any(map(storage.is_remote, every)))
+    source.left_out = left
+    return source
+
+
+class _Masks:
+    """The files under a folder of masks, with a record of the used ones."""
+
+    def __init__(self, root: str | None, lost: dict[str, str]) -> None:
+        found = listing(root, lost) if root else []
+        self.files = {file.relative: file for file in found if not is_sidecar(file.relative)}
+        self._text = [file.relative for file in found if is_sidecar(file.relative)]
+        self._used: set[str] = set()
+
+    def of(self, places: tuple[str, ...], images: list[File]) -> dict[str, File]:
+        """Masks by the images' names without extension; earlier ``places`` take precedence."""
+        stems = {_stem(file.relative) for file in images}
+        masks: dict[str, File] = {}
+        for place in dict.fromkeys(place for place in places if place):
+            here = {
+                stem: file
+                for name, file in self.files.items()
+                if name.startswith(f"{place}/") and (stem := _stem(name[len(place) + 1 :])) in stems
+            }
+            masks = here | masks
+            self._used.update(file.relative for file in here.values())
+        return masks
+
+    def left(self) -> list[tuple[str, str]]:
+        """Unused files, with reasons."""
+        unused = sorted(self.files.keys() - self._used)
+        return [(name, "the mask belongs to no image") for name in unused] + [
+            (name, SIDECAR) for name in self._text
+        ]
 
 
 def with_test(splits: dict[str, list[Entry]], fraction: float) -> dict[str, list[Entry]]:
-    """Holds out a share of the training entries of each domain that has no test entries.
+    """Hold out a share of the training entries of each domain that has no test entries.
 
-    The contents decide: the choice survives renaming, adding, removing and moving files (also between a disk and
-    object storage), and copies of one picture always fall on the same side.
+    Entries are selected by content: the selection is stable when files are renamed, added, removed or moved (also
+    between disk and object storage), and duplicates always fall on the same side.
     """
     result = dict(splits)
     for domain in "AB":
@@ -214,115 +294,17 @@ def with_test(splits: dict[str, list[Entry]], fraction: float) -> dict[str, list
             continue
         with ThreadPoolExecutor(_HASHING) as pool:
             ranks = dict(zip((e.name for e in splits[train]), pool.map(_rank, splits[train]), strict=True))
-        ranked = sorted(splits[train], key=lambda entry: (ranks[entry.name], entry.name))
+        readable = [entry for entry in splits[train] if not entry.digest.startswith(_UNREADABLE)]
+        ranked = sorted(readable or splits[train], key=lambda entry: (ranks[entry.name], entry.name))
         held = [entry for entry in ranked if ranks[entry.name] < fraction * 2**64]
-        if len(held) < _FEWEST:  # a handful of images: as many as can be scored, as long as some are left
+        if (
+            len(held) < _FEWEST
+        ):  # few images: hold out enough for scoring, but leave at least one for training
             held = ranked[: min(_FEWEST, len(ranked) - 1)]
         names = {entry.name for entry in held}
         result[test] = sorted(held, key=lambda entry: entry.name)
         result[train] = [entry for entry in splits[train] if entry.name not in names]
     return result
-
-
-def listing(uri: str) -> list[File]:
-    """Every file below a folder, sorted by path; hidden files and the litter of desktops are left out."""
-    if storage.is_remote(uri):
-        return _listing_remote(uri)
-    root = storage.local_path(uri)
-    files = [
-        File(storage.as_text(Path(path).relative_to(root).as_posix()), _readable(path, reason))
-        for path, reason in _walk(str(root), ())
-    ]
-    return sorted(files, key=lambda file: file.relative)
-
-
-def _readable(path: str, reason: str | None) -> Readable:
-    return Unreachable(reason) if reason else LocalFile(path)
-
-
-def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, str | None]]:
-    """Files below a folder, through links, of which some lead back to a folder ``above``; and why one is none."""
-    try:
-        status = os.stat(folder)
-        here = (status.st_dev, status.st_ino)
-        inside = [] if here in above else [entry for entry in os.scandir(folder) if not is_litter(entry.name)]
-    except OSError as error:
-        if above:
-            yield folder, f"the folder cannot be read: {error.strerror}"
-        return
-    for entry in inside:
-        try:
-            if entry.is_dir():
-                yield from _walk(entry.path, (*above, here))
-                continue
-            check_regular(entry.path)
-            yield entry.path, None
-        except OSError as error:
-            yield entry.path, f"cannot be read: {error.strerror or error}"
-
-
-def _digest(readable: Readable) -> str:
-    try:
-        return hashlib.sha256(readable.read()).hexdigest()
-    except OSError as error:
-        # It stays in the listing and is quarantined with this reason when it is read.
-        return f"unreadable:{error.errno}"
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's contents."""
-    try:
-        check_regular(str(path))
-        return storage.sha256(path)
-    except OSError as error:
-        return f"unreadable:{error.errno}"
-
-
-def _listing_remote(uri: str) -> list[File]:
-    fs, path = storage.filesystem(uri)
-    with storage.explained(uri, "list"):
-        try:
-            found = fs.find(path, detail=True)
-        except FileNotFoundError:
-            return []
-    parents = {parent for name in found for parent in _parents(name)}
-    files = []
-    for name, info in found.items():
-        relative = name[len(path) + 1 :]
-        # consoles and file managers mark folders by empty objects
-        marker = name.endswith("/") or (not info.get("size") and name in parents)
-        if relative and not marker and not in_litter(relative):
-            files.append(File(relative, StoredFile(storage.join(uri, relative), _md5(info)), _stamp(info)))
-    return sorted(files, key=lambda file: file.relative)
-
-
-def _parents(name: str) -> Iterator[str]:
-    while "/" in name:
-        name = name.rpartition("/")[0]
-        yield name
-
-
-def remote_file(uri: str) -> tuple[Readable, str]:
-    """One object and what identifies its contents; a missing one is found out when it is read."""
-    fs, path = storage.filesystem(uri)
-    with storage.explained(uri, "look up"):
-        try:
-            info = fs.info(path)
-            return StoredFile(uri, _md5(info)), _stamp(info)
-        except FileNotFoundError:
-            return StoredFile(uri), f"unreadable:{uri}"
-
-
-def _stamp(info: dict[str, Any]) -> str:
-    """An object's ETag, which object stores derive from its contents, and its size."""
-    tag = str(info.get("ETag") or info.get("LastModified")).strip('"')
-    return hashlib.sha256(f"{tag}:{info.get('size')}".encode()).hexdigest()
-
-
-def _md5(info: dict[str, Any]) -> str | None:
-    """The ETag of an object that was uploaded in one piece (and is not encrypted with a key of KMS)."""
-    tag = str(info.get("ETag")).strip('"')
-    return tag if re.fullmatch("[0-9a-f]{32}", tag) else None
 
 
 def _entries(files: list[File], masks: dict[str, File]) -> list[Entry]:
@@ -333,23 +315,23 @@ def _entries(files: list[File], masks: dict[str, File]) -> list[Entry]:
 
     entries: list[Entry] = []
     with ThreadPoolExecutor(_HASHING) as pool:
-        for start in range(0, len(files), _PORTION):  # a kilobyte for every file that waits
+        for start in range(0, len(files), _PORTION):  # limits the queue: a kilobyte per pending file
             entries += pool.map(entry, files[start : start + _PORTION])
     return entries
 
 
 def _rank(entry: Entry) -> int:
-    """A number from the MD5 of the image, of which alone object storage says it without a download."""
+    """Rank of an entry from its image's MD5, the only hash that object storage provides without a download."""
     known = entry.image.known_md5()
     try:
         known = known or hashlib.md5(entry.image.read(), usedforsecurity=False).hexdigest()
     except OSError:
-        known = hashlib.md5(entry.digest.encode(), usedforsecurity=False).hexdigest()  # for the quarantine
+        known = hashlib.md5(entry.digest.encode(), usedforsecurity=False).hexdigest()  # unreadable
     return int(known[:16], 16)
 
 
 def no_folder(text: str) -> BadInput:
-    """Why what ``data.source`` names cannot be opened as a folder of this machine."""
+    """Error for a ``data.source`` that is not a local folder."""
     if storage.local_path(text).exists():
         return BadInput(
             f"{text} is no folder, nor by its name a zip, tar, Parquet or CSV file; give one of these in data.source"
@@ -361,13 +343,14 @@ def no_folder(text: str) -> BadInput:
     return BadInput(f"there is no folder {text}; {hint}")
 
 
-def _children(uri: str) -> Iterable[str]:
+def _children(uri: str) -> list[str]:
+    """Entries of a folder, without hidden and system files."""
     if not storage.is_remote(uri) and not storage.local_path(uri).is_dir():
         raise no_folder(uri)
     found = storage.list_(uri)
     if not found and storage.is_remote(uri):
         raise BadInput(f"there is nothing at {uri}; give the prefix of the images in data.source")
-    return found
+    return [child for child in found if not is_litter(storage.name(child))]
 
 
 def _stem(relative: str) -> str:

@@ -1,4 +1,4 @@
-"""Opens whatever ``data.source`` names as a :class:`~pipeline.data.sources.source.Source`."""
+"""Opening of ``data.source`` as a :class:`~pipeline.data.sources.source.Source`, by its kind."""
 
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ from typing import ClassVar
 
 from PIL import Image
 
-from agit_core.errors import BadInput
+from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
 from pipeline.config import BuiltinConfig, DataConfig
 from pipeline.config import fingerprint as digest_of
 from pipeline.data.sources import builtin, public
 from pipeline.data.sources.archives import is_archive, open_archive
 from pipeline.data.sources.download import is_url
-from pipeline.data.sources.folders import no_folder, open_folder, open_two_folders
+from pipeline.data.sources.folders import (
+    TEST,
+    TRAIN,
+    beside,
+    holds_domains,
+    no_folder,
+    open_folder,
+    open_two_folders,
+)
 from pipeline.data.sources.source import Entry, Progress, Readable, Source
 from pipeline.data.sources.tables import (
     is_csv,
@@ -28,21 +36,29 @@ from pipeline.data.sources.tables import (
     shards_of,
 )
 
+_OF_SHARDS = {"data", *TRAIN, *TEST}
+"""Folders in which Hugging Face keeps Parquet files."""
 _NO_FILE = "{} is not the address of a zip, tar, Parquet or CSV file; give one in data.source"
 
 
 def open_source(config: DataConfig, downloads: Path, report: Progress = lambda event: None) -> Source:
-    """Lists the images of a source and identifies their contents; use it as a context manager.
+    """List the images of a source with identifiers of their contents; use the result as a context manager.
 
     Args:
-        downloads: folder where files from http(s) are kept.
-        report: told about the progress of a long list.
+        downloads: folder that keeps files downloaded over http(s).
+        report: receives progress events of a long list.
 
     Raises:
         BadInput: there is nothing there, or it is not laid out as images of two domains.
         RunFailed: the storage that holds it does not answer.
     """
-    source = kind_of(config.source).open(config, downloads, report)
+    try:
+        source = kind_of(config.source).open(config, downloads, report)
+    except RunFailed as error:
+        # not a temporary outage: a local file without read permission
+        if isinstance(error.__cause__, PermissionError) and not storage.is_remote(config.source):
+            raise BadInput(str(error)) from None
+        raise
     try:
         _check(source, config.source)
         _check_masks(source, config)
@@ -53,7 +69,7 @@ def open_source(config: DataConfig, downloads: Path, report: Progress = lambda e
 
 
 def find(config: DataConfig) -> None:
-    """Looks for what :func:`open_source` would open, without reading it or asking the hosts of http(s) addresses.
+    """Check that the source exists, without reading it or contacting the hosts of http(s) addresses.
 
     Raises:
         BadInput: there is nothing there.
@@ -63,7 +79,7 @@ def find(config: DataConfig) -> None:
 
 
 def absolute(text: str) -> str:
-    """``data.source`` as it is found from any working directory; what names no local file stays as it is."""
+    """``data.source`` with absolute local paths; anything else is unchanged."""
     return kind_of(text).absolute(text)
 
 
@@ -72,9 +88,9 @@ class SourceKind:
     """One kind of source.
 
     Attributes:
-        matches: whether a text of ``data.source`` is of this kind; the first kind that says so has it.
-        check: BadInput when there is nothing to open.
-        open: the source, from the configuration, the folder for downloads and who is told about progress.
+        matches: whether a value of ``data.source`` is of this kind; the first matching kind is used.
+        check: raises BadInput if the source does not exist.
+        open: opens the source, given the configuration, the folder for downloads and a progress callback.
         absolute: the text as it is found from any working directory.
     """
 
@@ -85,7 +101,7 @@ class SourceKind:
 
 
 def kind_of(text: str) -> SourceKind:
-    """The first kind of :data:`KINDS` that a text is of."""
+    """The first kind in :data:`KINDS` that matches."""
     return next(kind for kind in KINDS if kind.matches(text))
 
 
@@ -117,7 +133,7 @@ def _check_folders(text: str) -> None:
 
 
 def _nothing_to_check(text: str) -> None:
-    """It is fetched from elsewhere, or made here."""
+    """Do nothing: the source is downloaded or generated."""
 
 
 def _open_two(config: DataConfig) -> Source:
@@ -129,15 +145,18 @@ def _open_two(config: DataConfig) -> Source:
 
 
 def _open_one(config: DataConfig, downloads: Path) -> Source:
-    """A folder of images, or of Parquet files when it holds no images of its own."""
+    """Open a folder of images, or of Parquet files if it contains no images."""
     text = config.source
     if is_url(text):
         raise BadInput(_NO_FILE.format(text))
     if storage.is_remote(text) or storage.local_path(text).is_dir():
-        places = [text, storage.join(text, "data")]
-        for place in places:
-            if shards := shards_of(storage.list_(place)):
-                return open_shards(text, shards, config.test_fraction, downloads)
+        children = storage.list_(text)
+        inside = [child for child in children if storage.name(child).lower() in _OF_SHARDS]
+        shards = shards_of([*children, *(file for child in inside for file in storage.list_(child))])
+        if shards and not holds_domains(children):
+            source = open_shards(text, shards, config.test_fraction, downloads)
+            source.left_out += beside(text, shards)
+            return source
     return open_folder(text, config.masks, config.test_fraction)
 
 
@@ -201,17 +220,17 @@ KINDS = (
         _absolute_parts,
     ),
 )
-"""Every kind of source, the first that matches decides; opening, the doctor and lineage all ask this list."""
+"""All kinds of sources, in order of precedence; used by opening, the doctor and lineage."""
 
 
 def _public_name(text: str) -> str | None:
-    """The public set's full name, unless there is something of this name here."""
+    """Full name of a public data set, or None if there is none or a local file of this name exists."""
     known = public.canonical(text)
     return None if known and storage.local_path(text).exists() else known
 
 
 def _two(text: str) -> list[str]:
-    """The two parts of 'A,B'; nothing when the text names one thing."""
+    """The two parts of 'A,B'; empty if the value names a single source."""
     if "," not in text or (not storage.is_remote(text) and storage.local_path(text).exists()):
         return []
     parts = [part.strip() for part in text.split(",")]
@@ -249,7 +268,7 @@ def _check_masks(source: Source, config: DataConfig) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Generated:
-    """A picture of the built-in set, or its mask, drawn when it is read."""
+    """Handle of an image of the built-in set, or of its mask, drawn when it is read."""
 
     seed: int
     split: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import io
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
 from pipeline.data.sources import download
-from pipeline.data.sources.folders import file_digest, remote_file, with_test
+from pipeline.data.sources.folders import with_test
+from pipeline.data.sources.listing import file_digest, remote_file
 from pipeline.data.sources.source import Entry, LocalFile, Progress, Readable, Source, Unreachable
 from pipeline.redact import redact
 
@@ -29,7 +31,9 @@ _DOMAIN_COLUMNS = ("domain", "label")
 _BATCH = 64
 _FETCHES = 16
 _ATTEMPTS = 2
-_TEST = {"test", "val", "validation", "valid"}
+_TEST = {"test", "testing", "val", "validation", "valid", "eval", "dev"}
+_TRAIN = {"", "train", "training"}
+_DELIMITERS = ",;\t|"
 
 
 def is_parquet(text: str) -> bool:
@@ -41,13 +45,13 @@ def is_csv(text: str) -> bool:
 
 
 def open_parquet(uris: list[str], test_fraction: float, downloads: Path) -> Source:
-    """Two files, one per domain, or one file with a column ``domain`` (or ``label``).
+    """Open two Parquet files, one per domain, or one with a column ``domain`` (or ``label``).
 
-    The column ``image`` holds ``struct<bytes, path>``; ``mask`` likewise and ``split`` are optional. Domains are
-    ``A`` and ``B`` (or 0 and 1), or any two values, of which the first in alphabetical order is A.
+    The column ``image`` is ``struct<bytes, path>``; ``mask`` (of the same type) and ``split`` are optional. Domains are
+    ``A`` and ``B`` (or 0 and 1), or any two values, the first in alphabetical order being A.
 
     Raises:
-        BadInput: not Parquet, or without these columns.
+        BadInput: not Parquet, or a column is missing.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agit-unpack-")))
@@ -62,27 +66,37 @@ def open_parquet(uris: list[str], test_fraction: float, downloads: Path) -> Sour
 
 
 def shards_of(uris: list[str]) -> list[str]:
-    """The Parquet files among the files of a folder that hold images; ``metadata.parquet`` describes them only."""
+    """The Parquet files of images among a folder's files, i.e. all except ``metadata.parquet``."""
     return [uri for uri in uris if is_parquet(uri) and not storage.name(uri).lower().startswith("metadata.")]
 
 
 def open_shards(folder: str, uris: list[str], test_fraction: float, downloads: Path) -> Source:
-    """A folder of Parquet files with a column ``domain`` or ``label``, such as ``train-00000-of-00002.parquet``.
+    """Open a folder of Parquet files such as ``train-00000-of-00002.parquet``, with a column ``domain`` or ``label``.
 
-    A file whose name begins with test or val holds test images, unless a column ``split`` says otherwise.
+    A file contains test images if its name or its folder's begins with test or val, unless it has a column ``split``.
+    Unreadable files are left out and listed.
 
     Raises:
-        BadInput: not Parquet, without these columns, or of other than two domains.
+        BadInput: no file is Parquet with these columns, or there are not exactly two domains.
     """
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agit-unpack-")))
         rows: list[_Row] = []
+        left: list[tuple[str, str]] = []
+        first: BadInput | None = None
         for number, uri in enumerate(uris):
             path = _local(uri, scratch, downloads)
-            kind = re.split(r"[^a-z]", storage.name(uri).lower())[0]
-            split = kind if kind in _TEST else ""
-            rows += _parquet_rows(path, uri, None, scratch / str(number), split)
+            kinds = (re.split(r"[^a-z]", part.lower())[0] for part in uri[len(folder) :].split("/"))
+            split = next((kind for kind in kinds if kind in _TEST), "")
+            try:
+                rows += list(_parquet_rows(path, uri, None, scratch / str(number), split))
+            except BadInput as error:
+                first = first or error
+                left.append((uri[len(folder) :].strip("/"), str(error)))
+        if first is not None and not rows:
+            raise first
         source = _source(folder, rows, test_fraction)
+        source.left_out += left
         source.resources = stack.pop_all()
         return source
 
@@ -90,10 +104,11 @@ def open_shards(folder: str, uris: list[str], test_fraction: float, downloads: P
 def open_csv(
     uri: str, test_fraction: float, downloads: Path, report: Progress = lambda event: None
 ) -> Source:
-    """A table with the columns ``image`` and ``domain``, and if wanted ``split`` and ``mask``.
+    """Open a CSV table with the columns ``image`` and ``domain`` (or ``label``), and optionally ``split`` and ``mask``,
+    separated by commas, semicolons, tabs or bars.
 
-    Images and masks are paths (relative ones from the table's folder), ``s3://`` URIs or http(s) addresses. What
-    cannot be fetched is quarantined; a long list has dead addresses, so little time is spent on each.
+    Images and masks are paths (relative to the table's folder), ``s3://`` URIs or http(s) addresses. Those that cannot
+    be fetched are quarantined; timeouts are short, because long lists contain dead addresses.
 
     Args:
         report: told now and then how many lines have been looked up.
@@ -101,9 +116,8 @@ def open_csv(
     Raises:
         BadInput: there is no such file, it is not a table, or it lacks a column.
     """
-    text = _text(uri, downloads)
-    dialect = "excel-tab" if download.without_query(uri).lower().endswith(".tsv") else "excel"
-    table = csv.DictReader(io.StringIO(text, newline=""), dialect=dialect)
+    text = _text(uri, downloads).lstrip("\r\n")
+    table = csv.DictReader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
     try:
         columns = [name.strip().lower() for name in table.fieldnames or []]
         table.fieldnames = columns
@@ -126,6 +140,16 @@ def open_csv(
     return source
 
 
+def _delimiter(text: str) -> str:
+    """The delimiter that yields the most known columns in the first line."""
+    header = text.partition("\n")[0].lower()
+    return max(_DELIMITERS, key=lambda mark: len({"image", *_DOMAIN_COLUMNS} & set(_columns(header, mark))))
+
+
+def _columns(header: str, mark: str) -> list[str]:
+    return [name.strip().strip('"') for name in header.split(mark)]
+
+
 @dataclass(frozen=True, slots=True)
 class _Row:
     name: str
@@ -137,6 +161,8 @@ class _Row:
 
 
 def _source(description: str, rows: list[_Row], test_fraction: float) -> Source:
+    left = [(row.name, problem) for row in rows if (problem := _unassigned(row))]
+    rows = [row for row in rows if not _unassigned(row)]
     values = sorted({row.domain for row in rows}, key=lambda value: (value.casefold(), value))
     if len(values) != 2:
         shown = ", ".join(values[:5]) or "none"
@@ -154,7 +180,17 @@ def _source(description: str, rows: list[_Row], test_fraction: float) -> Source:
     source = Source(description, with_test(splits, test_fraction))
     if not set(values) <= {"A", "B", "a", "b", "0", "1"}:
         source.names = {letter.lower(): value for value, letter in letters.items()}
+    source.left_out = left
     return source
+
+
+def _unassigned(row: _Row) -> str | None:
+    """Reason why a row belongs to no split, or None."""
+    if not row.domain:
+        return "names no domain"
+    if row.split.lower() not in _TRAIN | _TEST:
+        return f"its split '{row.split}' is neither train nor test"
+    return None
 
 
 def _parquet_rows(
@@ -186,7 +222,9 @@ def _parquet_rows(
     folder.mkdir(parents=True, exist_ok=True)
     number = 0
     for batch in _batches(file, wanted, called):
-        for item in _items(batch, called):
+        columns = [values(batch.column(name)) for name in wanted]
+        for row in zip(*columns, strict=True):
+            item = dict(zip(wanted, row, strict=True))
             number += 1
             image, digest = _unpacked(item["image"], folder / f"{number:09d}", path.parent)
             mask, mask_digest = None, ""
@@ -194,21 +232,31 @@ def _parquet_rows(
                 mask, mask_digest = _unpacked(item["mask"], folder / f"{number:09d}-mask", path.parent)
             yield _Row(
                 name=str((item["image"] or {}).get("path") or f"row-{number:09d}"),
-                domain=domain or str(item[str(column)]),
-                split=str(item.get("split") or split),
+                domain=domain or _text_of(item[str(column)]),
+                split=_text_of(item.get("split")) or split,
                 image=image,
                 mask=mask,
                 digest=f"{digest}+{mask_digest}" if mask else digest,
             )
 
 
-def _items(batch: pa.RecordBatch, called: str) -> list[dict[str, Any]]:
+def _text_of(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def values(array: pa.Array) -> list[Any]:
+    """The values as Python's; bytes of texts that are not UTF-8 appear as ``\\xe9``, as in the names of files."""
     import pyarrow as pa
 
     try:
-        return batch.to_pylist()
-    except (pa.ArrowException, ValueError) as error:  # such as a text that is not UTF-8
-        raise BadInput(f"{called} holds a value that cannot be read ({error}); write it again") from None
+        return list(array.to_pylist())
+    except (pa.ArrowException, ValueError):
+        if pa.types.is_struct(array.type):
+            names = [field.name for field in array.type]
+            parts = zip(*map(values, array.flatten()), strict=True)
+            return [dict(zip(names, row, strict=True)) for row in parts]
+        raw = array.cast(pa.large_binary() if pa.types.is_large_string(array.type) else pa.binary())
+        return [None if data is None else data.decode(errors="backslashreplace") for data in raw.to_pylist()]
 
 
 def _batches(file: pq.ParquetFile, columns: list[str], called: str) -> Iterator[pa.RecordBatch]:
@@ -228,14 +276,14 @@ def _is_image(type_: pa.DataType) -> bool:
     data = type_.field("bytes").type
     path = type_.field("path").type if type_.get_field_index("path") >= 0 else pa.string()
     blob = pa.types.is_binary(data) or pa.types.is_large_binary(data) or pa.types.is_fixed_size_binary(data)
-    # a column without any bytes has no type
+    # the type of a column without any bytes is null
     return (blob or pa.types.is_null(data) or str(data) == "binary_view") and (
         pa.types.is_string(path) or pa.types.is_large_string(path) or pa.types.is_null(path)
     )
 
 
 def _unpacked(value: Any, target: Path, base: Path) -> tuple[Readable, str]:
-    """A struct<bytes, path> as a file; without bytes its path counts, from the table's folder."""
+    """Handle and digest of a struct<bytes, path>; without bytes, its path relative to the table's folder is used."""
     data = (value or {}).get("bytes")
     if data is not None:
         target.write_bytes(data)
@@ -249,7 +297,7 @@ def _unpacked(value: Any, target: Path, base: Path) -> tuple[Readable, str]:
 
 
 class _Files:
-    """The files that a table refers to, from several threads."""
+    """Resolves the files that a table refers to; thread-safe."""
 
     def __init__(self, base: str, downloads: Path) -> None:
         self._base = base
@@ -257,7 +305,7 @@ class _Files:
         self._silent: set[str] = set()
 
     def find(self, reference: str) -> tuple[Readable, str]:
-        """The file and what identifies its contents."""
+        """Handle of a file and the identifier of its contents."""
         base = self._base
         if download.is_url(base) and not download.is_url(reference) and not storage.is_remote(reference):
             reference = f"{base}/{reference}"
@@ -297,7 +345,7 @@ def _csv_row(line: dict[str, str], files: _Files) -> _Row:
     if line.get("mask"):
         mask, mask_digest = files.find(line["mask"])
     return _Row(
-        # a signed link is no name to write into a manifest
+        # redacted: a manifest must not contain signed links
         name=redact(line.get("image", "")) or "(empty)",
         domain=next((line[name] for name in _DOMAIN_COLUMNS if name in line), ""),
         split=line.get("split", ""),
@@ -308,7 +356,7 @@ def _csv_row(line: dict[str, str], files: _Files) -> _Row:
 
 
 def _local(uri: str, folder: Path, downloads: Path) -> Path:
-    """The file on this machine, downloaded when it is elsewhere."""
+    """Local path of a file; downloads it if necessary."""
     if download.is_url(uri):
         return download.fetch(uri, downloads)
     if storage.is_remote(uri):
@@ -326,9 +374,12 @@ def _local(uri: str, folder: Path, downloads: Path) -> Path:
 
 def _text(uri: str, downloads: Path) -> str:
     try:
-        if download.is_url(uri):
-            return download.fetch(uri, downloads).read_text("utf-8-sig")
-        return storage.read_bytes(uri).decode("utf-8-sig")
+        fetched = download.is_url(uri)
+        data = download.fetch(uri, downloads).read_bytes() if fetched else storage.read_bytes(uri)
+        # UTF-16 is what spreadsheets export as "Unicode text"
+        return data.decode(
+            "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+        )
     except (FileNotFoundError, IsADirectoryError):
         raise BadInput(f"there is no file {uri}; correct data.source") from None
     except UnicodeDecodeError:

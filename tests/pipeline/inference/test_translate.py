@@ -22,6 +22,7 @@ from PIL import Image
 from agit_core import Translator
 from agit_core.errors import BadInput
 from pipeline import storage
+from pipeline.data.litter import SIDECAR
 from pipeline.inference.translate import JOURNAL, translate
 from tests.agit_core import models
 from tests.pipeline.command import agit, environment
@@ -91,6 +92,7 @@ def test_a_folder_keeps_names_and_lists_what_it_cannot_read(
     assert reasons == {
         "empty.png": "cannot be read: the file is empty",
         "film.mp4": "is a video; translate it separately",
+        "notes.txt": SIDECAR,
     }
     written = ["deep/er/TWO.JPG", "four.gif.png", "one.png", "three.webp"]
     assert files(tmp_path / "out") == [JOURNAL, *written]
@@ -160,7 +162,7 @@ def test_a_second_call_does_what_is_missing(photos: Path, tmp_path: Path, model:
     (out / "one.png").unlink()
     models.save(photos / "broken.jpg", seed=5)
     again = translate(f"{photos}/", str(out), model)  # a closing slash, as shells complete it
-    assert (again["translated"], again["skipped"], len(again["failed"])) == (2, 3, 1)
+    assert (again["translated"], again["skipped"], len(again["failed"])) == (2, 3, 2)
     assert {p: (out / p).stat().st_mtime_ns for p in before if p != "one.png"} == {
         p: t for p, t in before.items() if p != "one.png"
     }
@@ -210,7 +212,7 @@ def test_a_zip_in_and_out(photos: Path, tmp_path: Path, model: str) -> None:
     out = tmp_path / "out.zip"
     done = translate(str(archive), str(out), model, masks=True)
     assert done["translated"] == 2
-    assert {item["name"] for item in done["failed"]} == {"broken.jpg", "../evil.png"}
+    assert {item["name"] for item in done["failed"]} == {"broken.jpg", "../evil.png", "notes.txt"}
     folder = tmp_path / "folder"
     translate(str(archive), str(folder), model, masks=True)
     with zipfile.ZipFile(out) as file:
@@ -249,7 +251,7 @@ def test_a_zip_whose_packing_was_interrupted(photos: Path, tmp_path: Path, model
     translate(str(photos), str(parts), model)
     out.write_bytes(b"packed")
     done = translate(str(photos), str(out), model)
-    assert (done["translated"], done["skipped"], len(done["failed"])) == (0, 4, 2)
+    assert (done["translated"], done["skipped"], len(done["failed"])) == (0, 4, 3)
     assert out.read_bytes() == b"packed"
     assert not parts.exists()
 
@@ -284,9 +286,10 @@ def test_parquet_in_the_hugging_face_convention(photos: Path, tmp_path: Path, mo
     (tmp_path / "shards").mkdir()
     pq.write_table(table, tmp_path / "shards" / "0.parquet")
     (tmp_path / "shards" / "1.parquet").write_bytes(b"PAR1 no")
+    (tmp_path / "shards" / "README.md").write_text("shards")
     done = translate(str(tmp_path / "shards"), str(tmp_path / "more"), model)
     assert done["translated"] == 4
-    assert "1.parquet" in {item["name"] for item in done["failed"]}
+    assert {"1.parquet", "README.md"} <= {item["name"] for item in done["failed"]}
     pq.write_table(pa.table({"x": [1]}), tmp_path / "plain.parquet")
     with pytest.raises(BadInput, match="no image column"):
         translate(str(tmp_path / "plain.parquet"), str(tmp_path / "x"), model)
@@ -367,7 +370,7 @@ def _profile() -> bytes:
         ({"direction": "sideways"}, "use a2b or b2a"),
         ({"model": "nowhere"}, "no model at"),
         ({"smooth": 0.5}, "--smooth applies only to videos"),
-        ({"workers": 2}, "add --batch"),
+        ({"workers": 2}, "--workers needs --batch"),
         ({"device": "abacus"}, "there is no device 'abacus'"),
         ({"device": "cuda:99"}, "GPUs are visible"),
         ({"tile_pixels": 4}, "tile_pixels must be at least"),
@@ -394,7 +397,7 @@ def test_empty_folders_and_damaged_archives(tmp_path: Path, model: str) -> None:
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "x.png").write_bytes(b"no")
     (tmp_path / "none" / "y.png").write_bytes(b"no")
-    with pytest.raises(BadInput, match="none of the 2 images"):
+    with pytest.raises(BadInput, match="any of the 2 files"):
         translate(str(tmp_path / "none"), str(tmp_path / "out"), model)
 
 
@@ -461,7 +464,7 @@ def test_the_command(photos: Path, tmp_path: Path, model: str) -> None:
         "metrics": None,
         "report": None,
     }
-    assert "translate: 4 images, 2 not readable" in done.err
+    assert "translate: 4 images, 3 not translated" in done.err
     shown = agit("translate", photos, "out", "--model", model, "--masks", cwd=tmp_path)
     assert "skipped broken.jpg: cannot be read" in shown.out
     assert "4 done before" in shown.out
@@ -491,3 +494,86 @@ def test_the_command(photos: Path, tmp_path: Path, model: str) -> None:
     (run / "result.json").write_text(json.dumps({"checkpoint": model, "steps": 4}))
     done = agit("translate", photos, "of-run", "--model", run, "--json", cwd=tmp_path)
     assert (done.status, done.answer["translated"]) == (0, 4)
+
+
+def test_every_file_is_translated_or_named(tmp_path: Path, model: str) -> None:
+    photo = models.save(tmp_path / "photo.png").read_bytes()
+    source = tmp_path / "in"
+    (source / "d.jpg").mkdir(parents=True)
+    done = ("x.jfif", "nosuffix", "x.unknown", "2009:12:01 06:58.png", "d.jpg/in.png", "n" * 200 + ".png")
+    for name in done:
+        (source / name).write_bytes(photo)
+    refused = {
+        "zero.png": b"",
+        "page.html.png": b"<html>",
+        "i.heic": b"\0\0\0\x18ftypheic" + bytes(99),
+        "clip.mts": b"video",
+        "a.xml": b"<a/>",
+        "archive.zip": b"PK\3\4",
+        "n" * 252 + ".gi": photo,  # .png is added to it
+    }
+    for name, data in refused.items():
+        (source / name).write_bytes(data)
+    os.mkfifo(source / "pipe.png")
+    (source / "gone.png").symlink_to("nowhere")
+    (source / "self.png").symlink_to("self.png")
+    values = np.full((20, 20), -5, np.float32)
+    Image.fromarray(values).save(source / "negative.tif")
+    told = translate(str(source), str(tmp_path / "out"), model)
+    assert told["translated"] == len(done)
+    named = {item["name"] for item in told["failed"]}
+    assert named == {*refused, "pipe.png", "gone.png", "self.png", "negative.tif"}
+    for name, data in (("photos.tar", b""), ("list.csv", b"image,domain")):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(BadInput, match="is a list or tar, which is not translated"):
+            translate(str(tmp_path / name), str(tmp_path / "more"), model)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("text")
+    with pytest.raises(BadInput, match=r"a\.txt is text"):
+        translate(str(tmp_path / "texts"), str(tmp_path / "more"), model)
+
+
+def test_members_that_no_folder_can_hold_are_named(tmp_path: Path, model: str) -> None:
+    photo = models.save(tmp_path / "photo.png").read_bytes()
+    refused = ["a.png/b.png", "x/" * 3000 + "y.png", "y" * 300 + ".png", "/abs.png"]
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as file:
+        for name in ["a.png", "of\\windows.png", "12:30.png", *refused]:
+            file.writestr(name, photo)
+    done = translate(str(tmp_path / "in.zip"), str(tmp_path / "out"), model)
+    assert files(tmp_path / "out") == [JOURNAL, "12:30.png", "a.png", "of/windows.png"]
+    assert sorted(item["name"] for item in done["failed"]) == sorted(refused)
+
+
+def test_animations_keep_their_frames_and_times(tmp_path: Path, model: str, translator: Translator) -> None:
+    frames = [Image.fromarray(models.photograph(20, 24, seed)) for seed in range(3)]
+    times = [40, 80, 200]
+    source = tmp_path / "in"
+    source.mkdir()
+    options: dict[str, Any] = {"save_all": True, "append_images": frames[1:]}
+    for name in ("a.png", "a.webp", "a.gif"):
+        frames[0].save(
+            source / name, **options, duration=times, **({"lossless": True} if "webp" in name else {})
+        )
+    frames[0].save(source / "pages.tif", **options)
+    frames[0].save(source / "stereo.mpo", "MPO", **options)
+    deep = np.linspace(0, 4095, 400).reshape(20, 20).astype(np.uint16)
+    Image.fromarray(deep).save(source / "xray.png")
+    done = translate(str(source), str(tmp_path / "out"), model)
+    assert (done["translated"], done["failed"]) == (6, [])
+    assert sorted(done["notes"]) == [
+        "stereo.mpo: only the first of its 3 frames is used",
+        "xray.png: largest value 4095: read as 12 bits",
+    ]
+    for name in ("a.png", "a.webp", "a.gif.png", "pages.tif"):
+        with Image.open(tmp_path / "out" / name) as image:
+            assert image.n_frames == 3
+            for number, (frame, time_) in enumerate(zip(frames, times, strict=True)):
+                image.seek(number)
+                image.load()
+                if name != "pages.tif":
+                    assert image.info["duration"] == time_
+                if name in ("a.png", "pages.tif"):
+                    expected = np.asarray(translator(frame))
+                    assert np.array_equal(np.asarray(image.convert("RGB")), expected)
+    with pytest.raises(BadInput, match=r"would lose 2 frames; name the output \.png"):
+        translate(str(source / "a.gif"), str(tmp_path / "one.jpg"), model)

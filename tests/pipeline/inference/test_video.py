@@ -179,6 +179,40 @@ def test_odd_sides_and_turned_cameras(tmp_path: Path, model: str) -> None:
     assert np.abs(shown - expected).mean() < 0.8 * np.abs(shown[::-1, ::-1] - expected).mean()
 
 
+def test_pixels_that_are_not_square_and_further_tracks(tmp_path: Path, model: str) -> None:
+    """A recorder's film: two sound tracks, a sample aspect ratio, a container that is only read."""
+    plain = film(tmp_path / "plain.mp4")
+    source = tmp_path / "clip.mts"
+    with av.open(str(plain)) as read, av.open(str(source), "w", format="mpegts") as target:
+        video: Any = target.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        video.codec_context.sample_aspect_ratio = Fraction(16, 11)
+        sounds = [target.add_stream_from_template(read.streams.audio[0]) for _ in range(2)]
+        for frame in read.decode(video=0):
+            target.mux(video.encode(frame))
+        target.mux(video.encode(None))
+        read.seek(0)
+        for packet in read.demux(audio=0):
+            for sound in sounds if packet.dts is not None else ():
+                copy = av.Packet(bytes(packet))
+                copy.pts, copy.dts, copy.time_base, copy.stream = (
+                    packet.pts,
+                    packet.dts,
+                    packet.time_base,
+                    sound,
+                )
+                target.mux(copy)
+    done = translate(str(source), str(tmp_path / "out"), model)
+    assert done["output"] == str(tmp_path / "out" / "clip.mts.mp4")
+    assert done["translated"] == FRAMES
+    assert [note for note in done["notes"] if "1 more sound track" in note]
+    with av.open(done["output"]) as container:
+        assert container.streams.video[0].sample_aspect_ratio == Fraction(16, 11)
+    square = translate(str(source), str(tmp_path / "square.webm"), model)
+    assert frames(tmp_path / "square.webm")[0][1].shape == (48, 94, 3)
+    assert [note for note in square["notes"] if note.startswith("94 x 48 pixels")]
+
+
 def test_what_is_no_video(tmp_path: Path, model: str) -> None:
     (tmp_path / "horse.mp4").write_bytes(b"no frames in here")
     with pytest.raises(BadInput, match="not a readable video"):

@@ -163,6 +163,19 @@ def test_a_folder_that_no_job_made_is_not_removed(tmp_path: Path) -> None:
     assert not made.exists()
 
 
+def test_a_package_of_the_users_called_as_ours_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (tmp_path / "pipeline", tmp_path):
+        folder.mkdir(exist_ok=True)
+        for name in ("__init__", "redact", "pipeline"):
+            (folder / f"{name}.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    job = local.LocalJob.start({"run_uri": str(tmp_path / "run"), "job": "pipeline.redact"}, 1)
+    assert job.wait(60)
+    assert job.ended() is None
+
+
 def token_of(run_uri: str) -> str:
     return str(storage.read_json(storage.join(run_uri, "spec.json"))["owner"]["token"])
 

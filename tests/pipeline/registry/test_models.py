@@ -82,14 +82,6 @@ def make_run(storage_uri: str, run_id: str, seed: int) -> str:
     return uri
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow takes seconds to create its tables: once is enough, every test gets a copy."""
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    tracking.client(f"sqlite:///{file}").search_registered_models()
-    return file
-
-
 @pytest.fixture
 def bare_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """A storage where nothing was ever written."""
@@ -113,6 +105,15 @@ def register(config: Config) -> Register:
         return registration.register(settings, uri, told or evaluation(), {"data_fingerprint": "abc"})
 
     return _register
+
+
+def test_an_experiment_that_somebody_deleted_is_restored(register: Register, config: Config) -> None:
+    register(1)
+    connection = tracking.client(tracking.tracking_uri(config))
+    experiment = connection.search_experiments(filter_string="name = 'h2z'")[0]
+    connection.delete_experiment(experiment.experiment_id)
+    assert register(2)["version"] == 2
+    assert connection.get_experiment(experiment.experiment_id).lifecycle_stage == "active"
 
 
 class TestGate:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Iterator
 from dataclasses import replace
@@ -126,6 +127,27 @@ def test_an_image_with_broken_exif_is_refused_in_json(folder: Path) -> None:
     answer = client.post("/translate", content=buffer.getvalue())
     assert answer.status_code == 400
     assert answer.json()["error"].startswith("the image is damaged")
+
+
+@pytest.mark.parametrize("kind", ["16 bits", "float", "transparent palette"])
+def test_the_original_is_shown_as_it_is_read(folder: Path, kind: str) -> None:
+    grey = models.photograph(40, 60)[..., 0]
+    image = {
+        "16 bits": Image.fromarray(grey.astype(np.uint16) * 257),
+        "float": Image.fromarray(grey.astype(np.float32) / 255),
+        "transparent palette": Image.fromarray(grey).convert("P"),
+    }[kind]
+    buffer = io.BytesIO()
+    image.save(
+        buffer, "TIFF" if kind == "float" else "PNG", **({"transparency": 3} if "palette" in kind else {})
+    )
+    client = TestClient(demo_ui.application(str(folder), device="cpu", max_side=30))
+    answer = client.post("/translate", content=buffer.getvalue()).json()
+    original = Image.open(io.BytesIO(base64.b64decode(answer["original"].partition(",")[2])))
+    assert original.size == (30, 20)
+    assert (original.mode == "RGBA") == ("palette" in kind)
+    expected = Image.fromarray(grey).resize((30, 20), Image.Resampling.LANCZOS).convert("RGB")
+    assert np.abs(np.asarray(original.convert("RGB")).astype(int) - np.asarray(expected)).mean() < 3
 
 
 def test_a_hostile_name_stays_text(folder: Path) -> None:

@@ -156,6 +156,35 @@ def test_requests_are_json(folder: Path) -> None:
         assert client.get(path).status_code == 200
 
 
+def test_what_mlflow_would_ignore_is_refused(folder: Path) -> None:
+    client = TestClient(server.application(str(folder), device="cpu"))
+    image = encoded(models.photograph(20, 20))
+    plain: dict[str, Any] = {"inputs": {"image": [image]}}
+    split = {"columns": ["image", "direction"], "data": [[image, "b2a"]]}
+    for body, sentence in (
+        (
+            plain | {"params": {"threshold": 0.5}},
+            "unknown parameter 'threshold' in the request; known: direction",
+        ),
+        (
+            plain | {"params": {"direction": "b2a", "": 1}},
+            "unknown parameter '' in the request; known: direction",
+        ),
+        (plain | {"params": ["b2a"]}, 'params must be an object, such as {"direction": ...}'),
+        (plain | {"direction": "b2a"}, "unknown key 'direction' in the request; known: inputs, "),
+        ({"inputs": {"image": [image], "direction": ["b2a"]}}, "unknown column 'direction'"),
+        ({"instances": [{"image": image, "direction": "b2a"}]}, "unknown column 'direction'"),
+        ({"dataframe_split": split}, "unknown column 'direction' in the request; known: image"),
+        ({"inputs": {"picture": [image]}}, "unknown column 'picture' in the request; known: image"),
+    ):
+        answer = client.post("/invocations", json=body)
+        assert answer.status_code == 400
+        assert answer.json()["error"].startswith(sentence)
+    for params in ({"direction": "b2a"}, {}, None):
+        answer = client.post("/invocations", json=plain | {"params": params})
+        assert answer.status_code == 200, answer.text
+
+
 def test_json_that_nobody_means_is_a_wrong_call(folder: Path) -> None:
     client = TestClient(server.application(str(folder), device="cpu"), raise_server_exceptions=False)
     good = json.dumps({"inputs": {"image": [encoded(models.photograph(20, 20))]}})

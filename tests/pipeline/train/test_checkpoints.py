@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from agit_core import checkpoint
+from agit_core import checkpoint_files
 from agit_core.checkpoint import MANIFEST, CheckpointDamaged, Snapshot
-from agit_core.errors import RunFailed
-from pipeline import storage
+from agit_core.errors import BadInput, RunFailed
+from pipeline import records, storage
+from pipeline.train import scored
 from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.lease import TakenOver
+from tests.pipeline.disk import small_disk
 from tests.pipeline.s3 import S3Server
 from tests.pipeline.training import differences
 
@@ -44,6 +46,34 @@ def test_keeps_the_newest_and_the_best(root: str) -> None:
     assert store.steps() == [50, 40, 20]
     assert CheckpointStore(root, 2, "cycle").best() == 20
     assert CheckpointStore(root, 2, None).best() is None
+
+
+def test_a_checkpoint_stays_until_it_is_scored_and_the_best_one_longer(root: str) -> None:
+    store = CheckpointStore(root, keep=1, best_by="kid_target", score_every=20)
+
+    def score(step: int, value: float) -> None:
+        records.score_file(step).write(
+            storage.join(root, records.SCORES), records.Scores(step=step, metrics={"kid_target": value})
+        )
+
+    for step in (10, 20, 30, 40):
+        store.write(snapshot(step))
+    assert store.steps() == [40, 20], "step 20 waits to be scored"
+    assert store.unscored() == [20, 40]
+    assert store.best() is None
+    score(20, 0.1)
+    score(40, 0.2)
+    store.write(snapshot(50, stage="masked"))
+    assert store.steps() == [50, 20]
+    assert (store.unscored(), store.best()) == ([], 20)
+    store.write(snapshot(60, stage="masked"))
+    score(60, 0.05)
+    store.prune()
+    assert store.steps() == [60]
+    assert CheckpointStore(root, 1, "kid_target").best() == 60, "scores of both stages can be compared"
+    # steps that will be done again are scored again
+    scored.remove_after(root, 20)
+    assert list(records.read_scores(root)) == [20]
 
 
 def test_best_is_of_the_present_stage(root: str) -> None:
@@ -129,7 +159,7 @@ def test_a_disk_that_fails_once_is_no_missing_or_damaged_checkpoint(
         elif what == "manifest":
             patch.setattr(Path, "read_text", fails)
         else:
-            patch.setattr(checkpoint, "sha256", fails)
+            patch.setattr(checkpoint_files, "sha256", fails)
         with pytest.raises(RunFailed, match="Stale file handle"):
             store.load_newest()
     found, damaged = store.load_newest()
@@ -229,3 +259,13 @@ def test_a_killed_writers_rest_is_swept(tmp_path: Path) -> None:
     assert store.steps() == []
     store.write(snapshot(20))
     assert not rest.exists()
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_refused_by_its_path(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        store = CheckpointStore(str(disk / "run"), 1)
+        store.check_room(500_000)
+        with pytest.raises(
+            BadInput, match=rf"{disk}/run/checkpoints has 1 MB free .* about 50 MB; make room"
+        ):
+            store.check_room(50_000_000)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,7 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageDraw, ImageOps
 
-from pipeline.data.prepare.decode import ImagePolicy, StoredImage, Unusable, look, store
+from agit_core.errors import BadInput
+from agit_core.pictures import open_picture
+from pipeline.data.prepare.decode import ImagePolicy, StoredImage, Unusable, difference_hash, store
+from pipeline.inference.image_items import decode
 from tests.pipeline.pictures import encoded, picture
 
 SIZE = 40
@@ -325,8 +329,14 @@ def test_looks_of_copies_are_close_and_others_far() -> None:
 
     original = picture(7, (120, 90))
     again = Image.open(io.BytesIO(encoded(original.resize((100, 75)), "JPEG", quality=70)))
-    assert bits(look(original), look(again)) <= 3
-    assert min(bits(look(original), look(picture(seed, (120, 90)))) for seed in range(8, 40)) > 20
+    assert bits(difference_hash(original), difference_hash(again)) <= 3
+    assert (
+        min(
+            bits(difference_hash(original), difference_hash(picture(seed, (120, 90))))
+            for seed in range(8, 40)
+        )
+        > 20
+    )
 
 
 def _noisy() -> bytes:
@@ -361,6 +371,33 @@ def test_further_frames_and_assumed_ranges_are_noted() -> None:
     deep = Image.fromarray(np.linspace(0, 4095, 1600).reshape(40, 40).astype(np.uint16))
     assert "read as 12 bits" in store(encoded(deep), None, PNG).notes[0]
     assert store(encoded(picture(1)), None, PNG).notes == ()
+
+
+def png16(values: np.ndarray) -> bytes:
+    """A PNG of 16 bits per channel, which Pillow reads but does not write; RGB, or with alpha."""
+    height, width, channels = values.shape
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    parts = [chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+def test_deep_colours_are_scaled_or_refused_but_never_black(alpha: bool) -> None:
+    """Pillow keeps the upper eight of 16 bits: of twelve, the upper four."""
+    colours = np.asarray(picture(1)).astype(np.uint16)
+    opaque = np.full((*colours.shape[:2], 1), 65535, np.uint16)
+    full, twelve = (np.dstack([colours * k, opaque] if alpha else [colours * k]) for k in (257, 16))
+    assert (pixels(store(png16(full), None, PNG)) == colours).all()
+    assert np.array_equal(np.asarray(decode(png16(full)).convert("RGB")), colours)
+    with pytest.raises(Unusable, match="nearly black; scale them to 16 bits"):
+        store(png16(twelve), None, PNG)
+    with pytest.raises(BadInput, match="nearly black"):
+        open_picture(decode(png16(twelve)))
 
 
 @pytest.mark.parametrize("orientation", [3, 6, 8])

@@ -20,6 +20,7 @@ from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
 from pipeline.config import Config, parse
 from pipeline.data.format import manifest
+from pipeline.data.litter import SIDECAR
 from pipeline.data.prepare import build, encode
 from pipeline.data.prepare.parallel import ordered_map
 from pipeline.data.prepare.stage import Prepared, prepare
@@ -99,7 +100,7 @@ def test_bad_files_are_set_aside_and_the_run_goes_on(tmp_path: Path) -> None:
     source = folder(tmp_path / "in", FOUR)
     good = encoded(picture(1, (300, 300)), "JPEG")
     (source / "trainA" / "cut.jpg").write_bytes(good[: len(good) // 2])
-    (source / "trainA" / "notes.txt").write_text("not an image")
+    (source / "trainA" / "film.mp4").write_text("not an image")
     (source / "trainB" / "tiny.png").write_bytes(encoded(picture(1, (8, 8))))
     (source / "testA" / "empty.jpg").write_bytes(b"")
     (source / "testA" / ".DS_Store").write_bytes(b"litter")
@@ -108,12 +109,52 @@ def test_bad_files_are_set_aside_and_the_run_goes_on(tmp_path: Path) -> None:
         split: {q["name"]: q["reason"] for q in s["quarantined"]}
         for split, s in made.manifest["splits"].items()
     }
-    assert set(aside["trainA"]) == {"cut.jpg", "notes.txt"}
-    assert "not an image" in aside["trainA"]["notes.txt"]
+    assert set(aside["trainA"]) == {"cut.jpg", "film.mp4"}
+    assert "not an image" in aside["trainA"]["film.mp4"]
     assert set(aside["trainB"]) == {"tiny.png"}
     assert set(aside["testA"]) == {"empty.jpg"}
     assert balanced(made)
     assert made.manifest["totals"]["files_in"] == sum(FOUR.values()) + 4
+
+
+def test_every_file_is_stored_or_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.data.prepare.stage._MOST_LEFT_OUT", 3)
+    source = folder(tmp_path / "in", {**FOUR, "raw": 2}, masks=True)
+    inside = source / "trainA"
+    for number, name in enumerate(
+        ("x.jfif", "nosuffix", "2009:12:01 06:58.png", "n" * 251 + ".jpg", "d.jpg/in.jpg")
+    ):
+        (inside / name).parent.mkdir(exist_ok=True)
+        (inside / name).write_bytes(encoded(picture(100 + number), "JPEG"))
+    for name, data in (
+        ("zero.png", b""),
+        ("page.jpg", b"<html>"),
+        ("a.zip", b"PK\x03\x04"),
+        ("i.heic", HEIC),
+    ):
+        (inside / name).write_bytes(data)
+    for name in ("a.txt", "b.json", "c.xml", "d.csv", "e.yaml"):
+        (inside / name).write_text("text")
+    os.mkfifo(inside / "pipe.jpg")
+    (inside / "gone.jpg").symlink_to("nowhere")
+    (source / "masks" / "trainA" / "nobody.png").write_bytes(encoded(picture(1, mode="L")))
+    (source / "README.md").write_text("photographs")
+    made = prepare(config(source, tmp_path / "out", maximum_quarantined=0.5)).manifest
+    on_disk = [path for path in source.rglob("*") if not path.is_dir() and path.parent.parent.name != "masks"]
+    reasons = {entry["name"]: entry["reason"] for entry in made["left_out"]}
+    assert {name: reasons[name] for name in ("2 more", "README.md")} == {
+        "2 more": SIDECAR,
+        "README.md": "lies beside the folders that are read",
+    }
+    assert "(2 files)" in reasons["raw/"]
+    assert reasons["masks/trainA/nobody.png"] == "the mask belongs to no image"
+    assert sum(reason == SIDECAR for reason in reasons.values()) == 3 + 1
+    totals = made["totals"]
+    assert totals["images"] + totals["quarantined"] + 5 + 1 + 2 == len(on_disk)
+    assert totals["quarantined"] == 6
+
+
+HEIC = b"\0\0\0\x18ftypheic" + bytes(100)
 
 
 def test_names_of_an_older_encoding(tmp_path: Path) -> None:
@@ -308,9 +349,9 @@ def test_a_split_of_nothing_but_copies_is_refused(tmp_path: Path) -> None:
 
 def test_the_example_is_of_the_split_that_is_empty(tmp_path: Path) -> None:
     source = folder(tmp_path / "in", FOUR)
-    (source / "trainA" / "notes.txt").write_text("no image")
+    (source / "trainA" / "page.jpg").write_text("no image")
     for path in (source / "trainB").iterdir():
-        path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+        path.write_bytes(HEIC)
     with pytest.raises(
         BadInput, match=r"no image of trainB .*\(such as trainB/.*HEIC is not read; convert it"
     ):

@@ -61,6 +61,7 @@ def test_copies_and_leaks_are_shown(tmp_path: Path) -> None:
 def test_a_mask_that_is_left_behind_is_told(tmp_path: Path) -> None:
     source = folder(tmp_path / "in", FOUR, masks=True)
     (source / "masks" / "trainA" / "trainA-003.png").write_bytes(b"no image")
+    (source / "README.md").write_text("photographs")
     called = agit(
         *("prepare", "demo", "--set", f"data.source={source}", "--set", "data.workers=1"),
         *(
@@ -77,7 +78,11 @@ def test_a_mask_that_is_left_behind_is_told(tmp_path: Path) -> None:
     assert called.status == 0, called.err
     reason = "the mask cannot be read: not an image"
     assert f"1 used with a remark (such as trainA/trainA-003.jpg: {reason})" in called.err
-    assert inspect(str(tmp_path / called.answer["data"]))["masks_refused"] == {reason: 1}
+    assert called.answer["notes"] == {"trainA": [{"name": "trainA-003.jpg", "reason": reason}]}
+    beside = "lies beside the folders that are read"
+    assert called.answer["left_out"] == [{"name": "README.md", "reason": beside}]
+    seen = inspect(str(tmp_path / called.answer["data"]))
+    assert (seen["masks_refused"], seen["left_out"]) == ({reason: 1}, {beside: 1})
 
 
 def test_what_does_not_belong_there_is_named(tmp_path: Path, s3: S3Server) -> None:

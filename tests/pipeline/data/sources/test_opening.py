@@ -276,7 +276,7 @@ def test_the_split_is_the_same_on_a_disk_and_in_object_storage(
     assert here.names == there.names == {"a": "horses", "b": "zebras"}
     assert min(counts(here).values()) > 1
     # an object that was uploaded in parts has no such sum: it is read
-    monkeypatch.setattr("pipeline.data.sources.folders._md5", lambda info: None)
+    monkeypatch.setattr("pipeline.data.sources.listing._md5", lambda info: None)
     parts = opened(storage.join(s3.uri, "set"), tmp_path, test_fraction=0.3)
     assert _counted.calls == 120
     assert contents(parts) == contents(here)
