@@ -39,6 +39,8 @@ from agit_core.errors import BadInput
 
 Upsampling = Literal["transposed", "resize"]
 Initialisation = Literal["normal", "truncated", "pytorch"]
+MOST_CHANNELS, MOST_BLOCKS = 1024, 256
+"""Far beyond any use: a mistyped or malicious configuration must not take all memory."""
 _STRICT: dict[str, Any] = {"extra": "forbid", "use_attribute_docstrings": True}
 
 
@@ -235,14 +237,20 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         checks = [
-            (self.networks.generator_blocks >= 1, "method.networks.generator_blocks must be at least 1"),
+            (
+                1 <= self.networks.generator_blocks <= MOST_BLOCKS,
+                f"method.networks.generator_blocks must lie in [1, {MOST_BLOCKS}]",
+            ),
             (
                 self.networks.attention_decoder == "1x1" or self.networks.preset == "agit",
                 "method.networks.attention_decoder applies to the preset agit, "
                 f"not to {self.networks.preset}; leave it out",
             ),
             *(
-                (width is None or width >= 1, f"method.networks.{name} must be at least 1")
+                (
+                    width is None or 1 <= width <= MOST_CHANNELS,
+                    f"method.networks.{name} must lie in [1, {MOST_CHANNELS}]",
+                )
                 for name, width in (
                     ("generator_width", self.networks.generator_width),
                     ("attention_width", self.networks.attention_width),

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from agit_core import saved_method
 from agit_core.config import MethodConfig
 from agit_core.errors import BadInput
+from pipeline.redact import redact
 
 _NO_BUCKET = re.compile(r"[A-Za-z0-9]+:/*$|(?!file:)[A-Za-z0-9]+:///")
 _ONE_SLASH = re.compile(r"[A-Za-z0-9]+:/(?!/)")
@@ -225,6 +226,11 @@ class EvaluateConfig(Section):
         None, description="URI of the 2015-12-05 Inception TorchScript; default: packaged, then download"
     )
     bootstrap: int = Field(200, ge=0, description="resamples for the intervals")
+    workers: int = Field(
+        1,
+        ge=1,
+        description="with cluster.address: processes, each with a GPU where there are any, that share the images",
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
@@ -275,11 +281,12 @@ class ReportConfig(Section):
 
 
 class ClusterConfig(Section):
-    """Where the training job runs."""
+    """Where preparation, training and evaluation run."""
 
     address: str | None = Field(
         None,
-        description="Ray Jobs address (http://head:8265); default: a local Ray, started and stopped by the run",
+        description="Ray Jobs address (http://head:8265) of the cluster that prepares, trains and evaluates; default: "
+        "this machine, with a local Ray that is started and stopped by the run",
     )
     working_dir: str | None = Field(
         None, description="code to upload with the job; default: what is installed on the cluster"
@@ -346,6 +353,23 @@ class Config(Section):
         if _ONE_SLASH.match(storage):
             raise ValueError(f"'{storage}' has one slash after the colon; write s3://bucket/prefix")
         return storage
+
+    @model_validator(mode="after")
+    def _holds_no_credentials(self) -> Config:
+        # these are stored with the run and read again, by its job or by later commands
+        stored = {
+            "storage": (self.storage, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+            "data.masks": (self.data.masks, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+            "train.start_from": (self.train.start_from, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+            "evaluate.inception": (self.evaluate.inception, "~/.netrc"),
+        }
+        for name, (value, place) in stored.items():
+            if redact(value) != value:
+                raise ValueError(
+                    f"{name} holds credentials ({redact(value)}), which would be stored; leave them out and give them "
+                    f"in {place}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _best_is_measured(self) -> Config:
@@ -615,7 +639,8 @@ def _explain(error: Any) -> str:
         return f"unknown key '{dotted}'; {hint}"
     if error["type"] == "string_type":
         return f"{dotted}: a text is wanted, not {type(error['input']).__name__}; write it in quotes"
-    return f"{dotted}: {error['msg'].removeprefix('Value error, ')}" if dotted else str(error["msg"])
+    text = str(error["msg"]).removeprefix("Value error, ")
+    return f"{dotted}: {text}" if dotted else text
 
 
 def _valid_names(path: list[str]) -> list[str]:

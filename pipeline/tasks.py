@@ -8,8 +8,13 @@ and settings, a registration by its source.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 from agit_core.errors import BadInput, RunFailed
 from pipeline import logs, progress, records, storage
@@ -19,6 +24,8 @@ from pipeline.metrics.catalog import DIRECTIONS, KID_TARGET
 from pipeline.records import DONE, EVALUATION, REGISTRATION, REPORT, RESULT, SUMMARY, Data, Result, Run
 from pipeline.registry import lineage
 
+T = TypeVar("T")
+
 
 def prepare(config: Config) -> Data:
     """Prepare the source as shards, or find them prepared.
@@ -26,11 +33,9 @@ def prepare(config: Config) -> Data:
     Raises:
         BadInput: the storage or the source cannot be used.
     """
-    from pipeline.data.prepare.stage import prepare as run_stage
-
     with progress.stage("prepare") as stage:
         storage.check_reachable(config.storage)
-        prepared = run_stage(config, stage)
+        prepared = _prepared(config, stage)
         splits = prepared.manifest["splits"]
         counts = ", ".join(f"{name} {split['rows']}" for name, split in splits.items())
         aside = _named(splits, "quarantined")
@@ -55,6 +60,82 @@ def prepare(config: Config) -> Data:
         if prepared.reused:
             stage.reuse(f"prepared data {storage.name(prepared.uri)} ({stage.message})")
     return Data(prepared.uri, prepared.manifest, prepared.reused)
+
+
+def _prepared(config: Config, stage: progress.Stage) -> Data:
+    """Here, or as a job of the cluster unless only this machine has the images."""
+    if config.cluster.address is not None and not _only_here(config):
+        from pipeline.data.format import manifest
+        from pipeline.launch import stages
+
+        done = stages.submit(config, "prepare", stage)
+        uri = storage.join(config.storage, "data", done["name"])
+        return Data(uri, manifest.read(uri), done["reused"])
+    from pipeline.data.prepare.stage import prepare as run_stage
+
+    made = run_stage(config, stage)
+    return Data(made.uri, made.manifest, made.reused)
+
+
+def _only_here(config: Config) -> bool:
+    """Whether the images lie in a folder of this machine while everything else is in object storage.
+
+    Where the storage is a folder, too, the nodes share it (or are this machine), and so the images.
+    """
+    from pipeline.data.sources.opening import absolute
+
+    parts = absolute(config.data.source).split(",")
+    return storage.is_remote(config.storage) and any(os.path.exists(part.strip()) for part in parts)
+
+
+def _apart(config: Config, function: Callable[..., T], *arguments: Any) -> T:
+    """``function(config, *arguments)``, which needs torch.
+
+    With a cluster in a process that ends with it: the flow's own lives for days and is to stay small.
+    """
+    if config.cluster.address is None:
+        return function(config, *arguments)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, config, *arguments).result()
+        except BrokenProcessPool:
+            raise RunFailed(
+                "the process that registers or reports was killed (out of memory?); run the same command again"
+            ) from None
+
+
+def _register(
+    config: Config, run_uri: str, evaluation: dict[str, Any], origin: dict[str, Any]
+) -> dict[str, Any]:
+    from pipeline.registry.registration import register
+
+    return register(config, run_uri, evaluation, origin)
+
+
+def _build_report(config: Config, run_uri: str, data_uri: str) -> str:
+    from pipeline.report.build import build
+
+    return build(config, run_uri, data_uri)
+
+
+def _scored(config: Config, uri: str, data_uri: str, stage: progress.Stage) -> dict[str, Any]:
+    """The evaluation of a model, made here or by a job of the cluster, which does not reach the registry."""
+    if config.cluster.address is not None:
+        from pipeline.launch import stages
+        from pipeline.launch.specs import absolute
+        from pipeline.registry import models
+
+        champion = models.champion(config)
+        if champion is not None:
+            champion |= {"uri": absolute(champion["uri"])}
+        model = models.resolve(uri, config)
+        model = model if ":" in model else absolute(model)
+        return stages.submit(
+            config, "evaluate", stage, uri=model, data_uri=absolute(data_uri), champion=champion
+        )
+    from pipeline.evaluate.scoring import evaluate as run_stage
+
+    return run_stage(config, uri, data_uri, stage)
 
 
 def _named(splits: dict[str, Any], kind: str) -> list[str]:
@@ -104,7 +185,7 @@ def check_scorable(config: Config, data: Data) -> None:
     Raises:
         BadInput: fewer than two test images of a domain.
     """
-    from pipeline.evaluate.scored_images import count_test_images
+    from pipeline.evaluate.counting import count_test_images
 
     for domain in "ab":
         count_test_images(config, data.uri, data.manifest, domain)
@@ -122,6 +203,8 @@ def locate(config: Config, data: Data) -> tuple[str, str]:
 def train(config: Config, data: Data, start: str | None = None) -> Run:
     """Train, resume, or reuse a finished training.
 
+    A finished one whose model is damaged, before it was registered, goes on from the newest whole checkpoint.
+
     Args:
         start: folder of the initial weights, if ``train.start_from`` no longer refers to it.
 
@@ -130,10 +213,17 @@ def train(config: Config, data: Data, start: str | None = None) -> Run:
     """
     from pipeline.launch.follow import train as run_stage
     from pipeline.live.feed import reporting
+    from pipeline.train import events
+    from pipeline.train.damage import damage, mark
 
     name, uri = locate(config, data)
     with progress.stage("train") as stage:
-        done = RESULT.read(uri)
+        done = RESULT.peek(uri)
+        if done is not None and (reason := damage(done.model)) and not _registered(uri):
+            events.record(uri, "checkpoint_damaged", f"the checkpoint of its model is damaged ({reason})")
+            mark(done.model, reason)
+            storage.remove(RESULT.uri(uri))  # the job goes on from the newest whole one
+            done = None
         if done is None:
             with reporting(config, name, uri) as report:
 
@@ -146,6 +236,16 @@ def train(config: Config, data: Data, start: str | None = None) -> Run:
         else:
             stage.reuse(f"finished training {name} ({done.steps} steps)")
     return Run(name, uri, done, stage.reused)
+
+
+def _registered(uri: str) -> bool:
+    """Whether a run's model is scored and registered, so that its checkpoints are needed no more."""
+    registration = REGISTRATION.peek(uri)
+    return (
+        registration is not None
+        and EVALUATION.peek(uri) is not None
+        and storage.is_folder(registration["source"])
+    )
 
 
 def trained(config: Config, data: Data) -> Run:
@@ -172,15 +272,22 @@ def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
         BadInput: no Inception network is available.
         RunFailed: the storage does not respond.
     """
-    from pipeline.evaluate.scoring import evaluate as run_stage
+    from pipeline.train.damage import damage
 
     key = _evaluation_key(config, data.manifest, run.result)
     with progress.stage("evaluate") as stage:
-        evaluation = EVALUATION.read(run.uri)
+        evaluation = EVALUATION.peek(run.uri)
         if evaluation is not None and evaluation.get("key") == key and _compared(config, run, evaluation):
             stage.reuse("scores of this checkpoint")
         else:
-            evaluation = {**run_stage(config, run.uri, data.uri, stage), "key": key}
+            storage.sweep(run.uri)  # what an evaluation that was killed has left
+            storage.sweep(storage.join(config.storage, "features"))
+            if reason := damage(run.result.model):
+                raise BadInput(
+                    f"the checkpoint that is the model of run {run.run_id} is damaged ({reason}); remove "
+                    f"{RESULT.uri(run.uri)} and run `agit train` with the same settings, which goes one checkpoint back"
+                )
+            evaluation = {**_scored(config, run.uri, data.uri, stage), "key": key}
             EVALUATION.write(run.uri, evaluation)
         shown = scores_line(evaluation)
         stage.message = f"{stage.message}: {shown}" if stage.reused else shown
@@ -193,7 +300,7 @@ def _evaluation_key(config: Config, manifest: dict[str, Any], result: Result) ->
         {
             "checkpoint": result.model,
             "data": manifest["fingerprint"],
-            "evaluate": config.evaluate.model_dump(mode="json", exclude={"device", "batch_size"}),
+            "evaluate": config.evaluate.model_dump(mode="json", exclude={"device", "batch_size", "workers"}),
             "threshold": config.method.threshold_at_test,
             "metrics": catalog.digest(),
         }
@@ -224,10 +331,8 @@ def evaluate_model(config: Config, data: Data, uri: str) -> dict[str, Any]:
         BadInput: no such model, or no Inception network is available.
         RunFailed: the storage does not respond.
     """
-    from pipeline.evaluate.scoring import evaluate as run_stage
-
     with progress.stage("evaluate") as stage:
-        evaluation = run_stage(config, uri, data.uri, stage)
+        evaluation = _scored(config, uri, data.uri, stage)
         stage.message = scores_line(evaluation)
     return evaluation
 
@@ -238,11 +343,9 @@ def register(config: Config, data: Data, run: Run, evaluation: dict[str, Any]) -
     Raises:
         RunFailed: the tracking server does not respond.
     """
-    from pipeline.registry.registration import register as run_stage
-
     with progress.stage("register") as stage:
         before = REGISTRATION.peek(run.uri)
-        registration = run_stage(config, run.uri, evaluation, lineage.of(config, data, run))
+        registration = _apart(config, _register, run.uri, evaluation, lineage.of(config, data, run))
         aliases = ", ".join(registration.get("aliases") or []) or "no alias"
         stage.message = f"{registration['name']} version {registration['version']} ({aliases})"
         same = ("version", "decision")
@@ -253,10 +356,8 @@ def register(config: Config, data: Data, run: Run, evaluation: dict[str, Any]) -
 
 def report(config: Config, data: Data, run_uri: str) -> str:
     """Build the report of a finished or running run; return its URI."""
-    from pipeline.report.build import build
-
     with progress.stage("report") as stage:
-        uri = build(config, run_uri, data.uri)
+        uri = _apart(config, _build_report, run_uri, data.uri)
         stage.message = uri
     return uri
 
@@ -328,8 +429,8 @@ def _settings_key(config: Config) -> str:
 
 def known(config: Config, run_uri: str) -> dict[str, Any]:
     """``steps``, ``metrics``, ``model`` and ``report`` of a run; None for those that do not exist yet."""
-    result, scores = RESULT.read(run_uri), EVALUATION.read(run_uri)
-    registration, report_uri = REGISTRATION.read(run_uri), storage.join(run_uri, REPORT)
+    result, scores = RESULT.peek(run_uri), EVALUATION.peek(run_uri)
+    registration, report_uri = REGISTRATION.peek(run_uri), storage.join(run_uri, REPORT)
     return {
         "steps": result.steps if result else None,
         "metrics": scores["metrics"] if scores else None,

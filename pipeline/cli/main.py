@@ -317,7 +317,7 @@ def show_config(
 ) -> Answer:
     """Show a configuration with all defaults, as YAML.
 
-    The output is a valid CONFIG for every command.
+    The output is a valid CONFIG for every command; credentials are left out.
 
     \b
     Example:
@@ -329,7 +329,9 @@ def show_config(
         return Answer(of_files.schema(), show.as_json)
     if config is None:
         raise BadInput("give a CONFIG, a preset's name or a YAML file, or --schema")
-    plain: dict[str, Any] = read_config(config, overrides).plain()
+    from pipeline.redact import redact
+
+    plain: dict[str, Any] = redact(read_config(config, overrides).plain())
     if output is not None:
         from pipeline import storage
 

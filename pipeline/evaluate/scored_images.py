@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from agit_core.errors import BadInput
-from agit_core.scores.distances import MINIMUM
 from pipeline.config import Config
 from pipeline.data.read.reader import ShardImages
 from pipeline.data.read.shard_cache import machine_folder
+from pipeline.evaluate.counting import count_test_images
 
 
 class Batch(NamedTuple):
@@ -149,20 +148,3 @@ def _resized(image: Tensor, size: int) -> Tensor:
         image[None].float(), size=(size, size), mode="bilinear", align_corners=False, antialias=True
     )
     return resized[0].round().clamp(0, 255).to(torch.uint8)
-
-
-def count_test_images(config: Config, data_uri: str, manifest: dict[str, Any], domain: str) -> int:
-    """Number of test images of a domain to score.
-
-    Raises:
-        BadInput: fewer than two.
-    """
-    split = f"test{domain.upper()}"
-    rows = int(manifest["splits"].get(split, {}).get("rows", 0))
-    count = min(rows, config.evaluate.max_images or rows)
-    if count < MINIMUM:
-        raise BadInput(
-            f"{split} of {data_uri} holds {rows} images and scores need at least {MINIMUM}; "
-            "add test images or raise data.test_fraction"
-        )
-    return count

@@ -149,8 +149,8 @@ def agit(
         config: A preset's name (demo, h2z, ...) or the path of a YAML file on the machine that runs the flow.
         overrides: Settings to override, one key=value each, as for `agit run --set`: `train.workers=4`.
         storage: Folder or s3://bucket/prefix for all output of the run; empty: the configuration's.
-        cluster: Jobs address of the Ray cluster to train on; empty: the configuration's, or else a private Ray
-            instance on the worker's machine.
+        cluster: Jobs address of the Ray cluster that prepares, trains and scores; empty: the configuration's, or
+            else the worker's machine.
         max_steps: Stop training after this many steps; empty: the configuration's epochs.
         only_when_changed: Skip the training unless images or settings differ from the newest version's.
         start_from: Initial weights. config: those of train.start_from; scratch: random; champion: the champion's,

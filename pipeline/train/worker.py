@@ -142,6 +142,8 @@ class _Worker:
             self._train(None, None)
             return None
         self.furthest.step = first
+        # the weights and Adam's two means
+        self.store.check_room(3 * sum(t.nbytes for t in self.trainer.networks.state_dict().values()))
         saver = Saver(self.store, self.config.train.storage_patience_s, lambda: lease.check(self.spec))
         progress = Progress(self.run_uri, saver, self.plan.batch_size, **self._state(first))
         try:

@@ -174,7 +174,7 @@ def read_table(file: IO[bytes], columns: list[str] | None = None, *, pre_buffer:
     return pq.ParquetFile(file, pre_buffer=pre_buffer).read(columns, use_threads=False)
 
 
-def check_length(before: bytes | memoryview, expected: int) -> None:
+def check_length(before: bytes | memoryview, expected: int, where: str) -> None:
     """Check that the four bytes before an image contain its length, i.e. that the index matches the shard.
 
     Raises:
@@ -182,7 +182,7 @@ def check_length(before: bytes | memoryview, expected: int) -> None:
     """
     if len(before) != 4 or struct.unpack("<I", before)[0] != expected:
         raise BadInput(
-            "a shard does not match its index; check it with 'agit data verify' and prepare it again"
+            f"{where} does not match its index; check it with 'agit data verify' and prepare it again"
         )
 
 

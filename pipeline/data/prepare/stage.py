@@ -81,8 +81,8 @@ def prepare(config: Config, progress: Progress | None = None) -> Prepared:
                 made = _make(config, key, uri, claim, source, report) if free else manifest.read(uri)
         except Superseded:
             found = manifest.find(uri)
-            if found is None:
-                raise
+            if found is None:  # the other one is at work: wait for it
+                return prepare(config, progress)
             storage.remove(
                 storage.join(uri, PARTS)
             )  # a lock file created after the other process had finished

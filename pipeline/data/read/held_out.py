@@ -81,11 +81,17 @@ def too_few(config: Config, described: dict[str, Any]) -> str:
 
 def _pictures(data_uri: str, described: dict[str, Any]) -> dict[str, np.ndarray]:
     """A group number for each row of each split, equal for duplicates, in the order of SHA-256."""
+    from pipeline.data.prepare.duplicates import fixed_bytes  # with SciPy, which only this needs
+
     near = (described.get("duplicates") or {}).get("near") or []
     columns = ["source_sha256", *(["name"] if near else [])]
     tables = {name: manifest.read_index(data_uri, described, name, columns) for name in _SPLITS}
+    # no Python object per row: a set may have ten million
     digests = np.concatenate(
-        [np.array(table["source_sha256"].to_pylist(), dtype="V32") for table in tables.values()]
+        [
+            fixed_bytes(table["source_sha256"].combine_chunks(), 32).view("V32").ravel()
+            for table in tables.values()
+        ]
     )
     _, numbers = np.unique(digests, return_inverse=True)
     ends = np.cumsum([len(table) for table in tables.values()])[:-1]

@@ -18,7 +18,7 @@ from pipeline.data.read.prefetch import Blocks
 from pipeline.data.read.shard_cache import ShardCache
 
 _SOON_SECONDS = 1.0
-_CHECKED: set[tuple[Path, str]] = set()
+_CHECKED: set[tuple[Path, int, int, str]] = set()
 """Local shards that this process has compared with their checksums. It reads them into the page cache, where they are
 needed next, and takes 0.75 s of a core per GB (SHA-256 on a processor with SHA extensions)."""
 _COLUMNS = ["shard", "image_offset", "image_length", "mask_offset", "mask_length"]
@@ -73,7 +73,7 @@ class ShardImages:
     def read(self, index: int) -> Tensor:
         """Read image ``index``, uint8 (3, S, S), RGB."""
         data = self._blocks.take(index) if self._blocks is not None else None
-        return _decoded(data or self.encoded(index), "RGB")
+        return _decoded(data or self.encoded(index), "RGB", self._where(int(self._shard[index])))
 
     def expect(self, index: int) -> None:
         """Announce a later :meth:`read` of this image, so that it can be prefetched."""
@@ -95,7 +95,8 @@ class ShardImages:
         length = int(self._mask_bytes[index])
         if not length:
             return None
-        return _decoded(self._bytes(index, int(self._mask_at[index]), length), "GRAY")
+        data = self._bytes(index, int(self._mask_at[index]), length)
+        return _decoded(data, "GRAY", self._where(int(self._shard[index])))
 
     def name(self, index: int) -> str:
         """The image's name in the source, such as ``n02381460_1000.jpg``."""
@@ -132,7 +133,7 @@ class ShardImages:
             data = storage.read_range(self._where(number), offset - 4, length + 4)
         else:
             data = mapped[offset - 4 : offset + length]
-        check_length(data[:4], length)
+        check_length(data[:4], length, self._where(number))
         return data[4:]
 
     def _coming(self, number: int) -> bool:
@@ -162,7 +163,7 @@ class ShardImages:
             )
             for at in range(begin, end):
                 here = starts[at] - origin
-                check_length(run[here - 4 : here], lengths[at])
+                check_length(run[here - 4 : here], lengths[at], self._where(shards[begin]))
                 images[first + at] = run[here : here + lengths[at]]
             begin = end
         return images
@@ -196,11 +197,13 @@ class ShardImages:
         Raises:
             BadInput: the shard itself is damaged.
         """
-        sha256 = self._shards[number]["sha256"]
-        if (path, sha256) in _CHECKED:
+        sha256, seen = self._shards[number]["sha256"], path.stat()
+        # a cached copy is touched whenever it is used
+        known = (path, 0 if self._cache else seen.st_mtime_ns, seen.st_size, sha256)
+        if known in _CHECKED:
             return True
         if storage.sha256(path) == sha256:
-            _CHECKED.add((path, sha256))
+            _CHECKED.add(known)
             return True
         if self._cache is not None:
             path.unlink(missing_ok=True)
@@ -210,9 +213,17 @@ class ShardImages:
         )
 
 
-def _decoded(data: bytes, mode: str) -> Tensor:
-    """uint8 (C, H, W) of an encoded image; ``mode`` as in :class:`torchvision.io.ImageReadMode`."""
+def _decoded(data: bytes, mode: str, where: str) -> Tensor:
+    """uint8 (C, H, W) of an encoded image; ``mode`` as in :class:`torchvision.io.ImageReadMode`.
+
+    Raises:
+        BadInput: it is no image, so that the shard is damaged.
+    """
     # takes two seconds to load: not for the driver and Ray Train's controller, which know of images but see none
     from torchvision.io import ImageReadMode, decode_image
 
-    return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode[mode])
+    try:
+        return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode[mode])
+    except (RuntimeError, ValueError) as error:
+        text = str(error).split("\n", 1)[0][-100:]
+        raise BadInput(f"an image of {where} cannot be decoded ({text}); prepare the data again") from None
