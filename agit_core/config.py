@@ -39,7 +39,9 @@ from agit_core.errors import BadInput
 
 Upsampling = Literal["transposed", "resize"]
 Initialisation = Literal["normal", "truncated", "pytorch"]
-_STRICT: dict[str, Any] = {"extra": "forbid"}
+MOST_CHANNELS, MOST_BLOCKS = 1024, 256
+"""Far beyond any use: a mistyped or malicious configuration must not take all memory."""
+_STRICT: dict[str, Any] = {"extra": "forbid", "use_attribute_docstrings": True}
 
 
 @dataclass(frozen=True)
@@ -185,8 +187,15 @@ class OptimizerConfig:
     """None: equal to ``learning_rate``, as in the paper."""
     beta1: float = 0.5
     beta2: float = 0.999
+    policy: Literal["linear", "cosine", "step"] = field(default="linear", metadata={"before": "linear"})
+    """How the rate falls, as in pytorch-CycleGAN but per step. ``linear`` and ``cosine``: to 0 at the end, after
+    ``constant_fraction`` of the steps; ``step``: times ``step_factor`` after each ``step_fraction`` of the steps."""
     constant_fraction: float = 0.5
-    """Share of all steps at the full rate, after which the rate falls linearly to 0."""
+    """``linear``, ``cosine``: share of all steps at the full rate; 1: constant."""
+    step_fraction: float = field(default=0.25, metadata={"before": 0.25})
+    """``step``: share of all steps between two reductions (there: 50 epochs of 200)."""
+    step_factor: float = field(default=0.1, metadata={"before": 0.1})
+    """``step``: what the rate is multiplied by."""
     average_decay: float = 0.0
     """Decay per step of the generators' exponential moving average, used for samples and inference; 0: off."""
 
@@ -228,14 +237,20 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         checks = [
-            (self.networks.generator_blocks >= 1, "method.networks.generator_blocks must be at least 1"),
+            (
+                1 <= self.networks.generator_blocks <= MOST_BLOCKS,
+                f"method.networks.generator_blocks must lie in [1, {MOST_BLOCKS}]",
+            ),
             (
                 self.networks.attention_decoder == "1x1" or self.networks.preset == "agit",
                 "method.networks.attention_decoder applies to the preset agit, "
                 f"not to {self.networks.preset}; leave it out",
             ),
             *(
-                (width is None or width >= 1, f"method.networks.{name} must be at least 1")
+                (
+                    width is None or 1 <= width <= MOST_CHANNELS,
+                    f"method.networks.{name} must lie in [1, {MOST_CHANNELS}]",
+                )
                 for name, width in (
                     ("generator_width", self.networks.generator_width),
                     ("attention_width", self.networks.attention_width),
@@ -256,6 +271,8 @@ class MethodConfig:
                 0.0 <= self.optimizer.constant_fraction <= 1.0,
                 "method.optimizer.constant_fraction must lie in [0, 1]",
             ),
+            (0.0 < self.optimizer.step_fraction <= 1.0, "method.optimizer.step_fraction must lie in (0, 1]"),
+            (0.0 < self.optimizer.step_factor <= 1.0, "method.optimizer.step_factor must lie in (0, 1]"),
             (0.0 <= self.optimizer.average_decay < 1.0, "method.optimizer.average_decay must lie in [0, 1)"),
             (self.losses.cycle_weight >= 0, "method.losses.cycle_weight must not be negative"),
             (self.losses.identity_weight >= 0, "method.losses.identity_weight must not be negative"),

@@ -47,22 +47,35 @@ class CoverageController:
     def __call__(self, mask_a: Tensor, mask_b: Tensor, batch_size: int, world: World) -> Tensor:
         """Advance the controllers by one step and return their loss on this rank's items, scalar. Collective.
 
-        The loss is linear in this rank's masks and has the gradient of the formula at the coverage of the global
-        batch: the weight of c is lambda + 10 (max(c - high, 0) - max(low - c, 0)).
-
         Args:
             mask_a, mask_b: attention of this rank's images of each domain, (n, 1, H, W) in [0, 1].
             batch_size: images per domain of the global batch.
         """
         here = torch.stack([mask_a.float().mean(), mask_b.float().mean()])
-        covered = here.detach().double() * (len(mask_a) / batch_size)
+        slope = self.advance(here.detach().double() * (len(mask_a) / batch_size), world)
+        return self.loss(slope, mask_a, mask_b)
+
+    def advance(self, covered: Tensor, world: World) -> Tensor:
+        """Advances the controllers by one step and gives the weight of c, [a, b]. Collective.
+
+        The loss is linear in the masks and has the gradient of the formula at the coverage of the global batch: the
+        weight of c is lambda + 10 (max(c - high, 0) - max(low - c, 0)).
+
+        Args:
+            covered: this rank's part of the global batch's coverage of each domain, float64, [a, b].
+        """
         if world.size > 1:
             dist.all_reduce(covered)
         self.coverage = _MEMORY * self.coverage + (1 - _MEMORY) * covered
         error = self._outside(self.coverage)
         kept = torch.where(error == 0, _LEAK * self.weight, self.weight)
         self.weight = (kept + _RATE * error).clamp(-_LIMIT, _LIMIT)
-        slope = self.weight + 2 * _SPRING * self._outside(covered)
+        return self.weight + 2 * _SPRING * self._outside(covered)
+
+    @staticmethod
+    def loss(slope: Tensor, mask_a: Tensor, mask_b: Tensor) -> Tensor:
+        """The loss on some images' masks, scalar, with the weights that :meth:`advance` gave."""
+        here = torch.stack([mask_a.float().mean(), mask_b.float().mean()])
         return (slope.to(here.dtype) * here).sum()
 
     def _outside(self, coverage: Tensor) -> Tensor:

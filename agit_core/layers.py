@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class InstanceNorm(nn.Module):
@@ -138,11 +139,20 @@ class DropLast(nn.Module):
 class Residual(nn.Module):
     """x + body(x), followed by a ReLU if ``relu_after`` (the authors' code and the port)."""
 
+    recomputes = False
+    """Activation checkpointing: what is inside is computed again in the backward pass instead of being kept."""
+
     def __init__(self, body: nn.Sequential, relu_after: bool) -> None:
         super().__init__()
         self.body = body
         self.relu_after = relu_after
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.recomputes and torch.is_grad_enabled():
+            # nothing inside is random
+            return checkpoint(self._sum, x, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+        return self._sum(x)
+
+    def _sum(self, x: Tensor) -> Tensor:
         y = x + self.body(x)
         return F.relu(y) if self.relu_after else y

@@ -27,8 +27,10 @@ from agit_core.networks import DISCRIMINATOR_NAMES, Networks
 FORMAT = 1
 MANIFEST = "model.json"
 DIRECTIONS = ("a2b", "b2a")
-_WEIGHTS = ("networks.safetensors", "networks.pt")
+# the third is the name that the Hugging Face Hub looks for
+_WEIGHTS = ("networks.safetensors", "networks.pt", "model.safetensors")
 _AVERAGED = ("averaged.safetensors", "averaged.pt")
+_MOST_PIXELS = 65536
 
 
 @dataclass(frozen=True)
@@ -67,19 +69,31 @@ class Model:
         Raises:
             BadInput: the weights do not fit the configuration.
         """
-        networks = Networks(self.method.networks)
         try:
-            missing = networks.load_state_dict(self.weights, strict=False)
-            if absent := [key for key in missing.missing_keys if not key.startswith(DISCRIMINATOR_NAMES)]:
-                raise RuntimeError(f"missing {', '.join(absent)}")
-            if missing.unexpected_keys:
-                raise RuntimeError(f"unexpected {', '.join(missing.unexpected_keys)}")
+            with torch.device("meta"):  # shapes alone: a configuration of absurd widths takes no memory
+                _load_into(Networks(self.method.networks), self.weights)
+            networks = Networks(self.method.networks)
+            _load_into(networks, self.weights)
         except RuntimeError as error:
             raise BadInput(
                 f"the weights of model '{self.name}' do not fit its configuration "
                 f"({' '.join(str(error).split())[:200]}); the folder mixes files of different models"
             ) from None
         return networks.eval().requires_grad_(False)
+
+
+def _load_into(networks: Networks, weights: dict[str, Tensor]) -> None:
+    """Fill networks with weights, of which only the discriminators' may be absent.
+
+    Raises:
+        RuntimeError: names or shapes do not fit.
+    """
+    there = next(networks.parameters()).device
+    missing = networks.load_state_dict({k: v.to(there) for k, v in weights.items()}, strict=False)
+    if lost := [key for key in missing.missing_keys if not key.startswith(DISCRIMINATOR_NAMES)]:
+        raise RuntimeError(f"missing {', '.join(lost)}")
+    if missing.unexpected_keys:
+        raise RuntimeError(f"unexpected {', '.join(missing.unexpected_keys)}")
 
 
 def write(
@@ -90,19 +104,21 @@ def write(
     weights: dict[str, Tensor],
     lineage: dict[str, Any] | None = None,
     extra: dict[str, bytes] | None = None,
+    weights_file: str = _WEIGHTS[0],
 ) -> Path:
     """Write a model folder, ``model.json`` last, and return its path.
 
     Args:
         weights: state dict of :class:`~agit_core.networks.Networks`, with averaged generators if there are any.
         extra: contents of further files by relative path (a model card, code); the manifest lists them too.
+        weights_file: name of the safetensors file, one of those that :func:`read` knows.
     """
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
     safetensors = _safetensors()
     if safetensors is not None:
-        file = folder / _WEIGHTS[0]
+        file = folder / weights_file
         safetensors.save_file(weights, file, metadata={"format": "pt"})
     else:
         file = folder / _WEIGHTS[1]
@@ -186,17 +202,8 @@ def _read_local(folder: Path, where: str) -> Model:
         raise BadInput(
             f"no model at {where}: it has neither {MANIFEST} nor {checkpoint.MANIFEST}; give a model folder"
         )
-    text = (folder / manifest_name).read_bytes()
-    try:
-        manifest = json.loads(text)
-        files: dict[str, str] = manifest["files"]
-        method = manifest["method"]
-        image_size = int(manifest["image_size"])
-        version = manifest["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{where}/{manifest_name} is not a model's manifest ({error!r})") from None
-    if version != FORMAT:
-        raise BadInput(f"{where}/{manifest_name} has format {version}; this version reads format {FORMAT}")
+    manifest = _parsed((folder / manifest_name).read_bytes(), f"{where}/{manifest_name}")
+    files: dict[str, str] = manifest["files"]
     weights = _load(folder, _WEIGHTS, files, where)
     if any(name in files for name in _AVERAGED):
         weights |= _load(folder, _AVERAGED, files, where)
@@ -207,15 +214,60 @@ def _read_local(folder: Path, where: str) -> Model:
             "its training diverged; use an earlier checkpoint or version"
         )
     lineage = manifest.get("lineage") or {k: manifest[k] for k in ("step", "epoch", "stage") if k in manifest}
+    try:
+        method = saved_method.from_dict(manifest["method"])
+    except BadInput as error:
+        raise BadInput(f"{where}/{manifest_name}: {error}") from None
     return Model(
         name=str(manifest.get("name") or where.rstrip("/").rsplit("/", 1)[-1]),
-        method=saved_method.from_dict(method),
-        image_size=image_size,
+        method=method,
+        image_size=manifest["image_size"],
         weights=weights,
         digest=checkpoint.sha256(folder / manifest_name),
         lineage=lineage,
         directions=tuple(manifest.get("directions", DIRECTIONS)),
     )
+
+
+def _parsed(text: bytes, where: str) -> dict[str, Any]:
+    """A manifest of which everything that is used has its type and range.
+
+    Raises:
+        BadInput: names what is wrong.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads(text)
+        version = manifest["format"]
+        if version != FORMAT:
+            raise BadInput(f"{where} has format {version}; this version reads format {FORMAT}")
+        size, directions = manifest["image_size"], manifest.get("directions", list(DIRECTIONS))
+        checks = {
+            "files": _texts(manifest["files"]),
+            "method": isinstance(manifest["method"], dict),
+            "image_size": type(size) is int and 1 <= size <= _MOST_PIXELS,
+            "directions": isinstance(directions, list)
+            and bool(directions)
+            and set(directions) <= {*DIRECTIONS},
+            "lineage": isinstance(manifest.get("lineage", {}), dict),
+        }
+    except BadInput:
+        raise
+    # nested too deeply; not JSON; no object, or without a key
+    except (RecursionError, ValueError, KeyError, TypeError, AttributeError) as error:
+        text_of = f"{type(error).__name__}: {str(error)[:100]}"
+        raise BadInput(
+            f"{where} is not a model's manifest ({text_of}); fetch or write the model again"
+        ) from None
+    if wrong := [key for key, fits in checks.items() if not fits]:
+        raise BadInput(
+            f"{where} is not a model's manifest ({wrong[0]} is {str(manifest.get(wrong[0]))[:60]!r}); "
+            "fetch or write the model again"
+        )
+    return manifest
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
 
 
 def _load(folder: Path, names: tuple[str, ...], files: dict[str, str], where: str) -> dict[str, Tensor]:
@@ -229,17 +281,23 @@ def _load(folder: Path, names: tuple[str, ...], files: dict[str, str], where: st
         raise BadInput(
             f"{where}/{name} is missing or does not match its checksum; fetch or write the model again"
         )
-    if name.endswith(".pt"):
-        try:
-            loaded: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch does not document what it raises for disallowed pickle contents
-            raise BadInput(f"{where}/{name} cannot be read safely: {str(error).split('. ')[0]}") from None
-        return loaded
     safetensors = _safetensors()
-    if safetensors is None:
+    if not name.endswith(".pt") and safetensors is None:
         raise BadInput(f"{where}/{name} needs the package safetensors: pip install safetensors")
-    weights: dict[str, Tensor] = safetensors.load_file(path)
-    return weights
+    try:
+        if name.endswith(".pt"):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            loaded = safetensors.load_file(path)
+    # what a pickle that wants more than tensors, or a cut file, raises is not documented
+    except Exception as error:
+        text = " ".join(str(error).split("\n", 1)[0].split(". ")[0].split())
+        raise BadInput(
+            f"{where}/{name} cannot be read safely: {text}; fetch or write the model again"
+        ) from None
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise BadInput(f"{where}/{name} does not hold a state of networks; fetch or write the model again")
+    return loaded
 
 
 def _safetensors() -> Any:
@@ -275,7 +333,7 @@ def _download(uri: str, folder: Path) -> None:
             f"no model at {uri}: it has neither {MANIFEST} nor {checkpoint.MANIFEST}; give a model folder"
         )
     (folder / manifest_name).write_bytes(text)
-    listed = json.loads(text).get("files", {})
+    listed = _parsed(text, f"{uri}/{manifest_name}")["files"]
     for name in (*_WEIGHTS, *_AVERAGED):
         if name in listed:
             try:

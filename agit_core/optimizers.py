@@ -1,7 +1,8 @@
-"""Adam and its schedule: constant for the first half of all steps, then linear to 0."""
+"""Adam and its schedule: by default constant for the first half of all steps, then linear to 0."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -51,12 +52,19 @@ def load_state(optimizer: optim.Adam, state: dict[str, Any]) -> None:
                 moments[name] = torch.empty_like(parameter).copy_(value)
 
 
-def learning_rate_factor(step: int, total_steps: int, constant_fraction: float) -> float:
-    """Schedule: 1 for the first ``constant_fraction`` of the steps, then linear to 0 after the last step."""
-    constant = total_steps * constant_fraction
+def learning_rate_factor(step: int, total_steps: int, config: OptimizerConfig) -> float:
+    """Share of the full rate in a step, in [0, 1]: a function of the position alone (``config.policy``).
+
+    ``linear`` and ``cosine`` are 1 for ``constant_fraction`` of the steps and reach 0 after the last one.
+    """
+    if config.policy == "step":
+        # a share of the steps is seldom exact in binary: 3 * 0.1 * 10 is more than 3
+        return float(config.step_factor ** math.floor(step / (total_steps * config.step_fraction) + 1e-9))
+    constant = total_steps * config.constant_fraction
     if step < constant:
         return 1.0
-    return max(0.0, (total_steps - step) / max(total_steps - constant, 1e-9))
+    left = max(0.0, (total_steps - step) / max(total_steps - constant, 1e-9))
+    return left if config.policy == "linear" else (1 - math.cos(math.pi * left)) / 2
 
 
 def set_learning_rate(optimizer: optim.Optimizer, factor: float) -> None:

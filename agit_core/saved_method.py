@@ -6,7 +6,9 @@ Imports no PyTorch: the pipeline names and compares runs with it before loading 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeVar
+import typing
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar
 
 from agit_core.config import MethodConfig
 from agit_core.errors import BadInput
@@ -26,11 +28,13 @@ def from_dict(tree: dict[str, Any]) -> MethodConfig:
     today's default.
 
     Raises:
-        BadInput: ``tree`` has keys that this version does not know.
+        BadInput: keys that this version does not know, or values of another type.
     """
     try:
         return _from_dict(MethodConfig, tree)
-    except (TypeError, KeyError) as error:
+    except BadInput:  # says itself which setting
+        raise
+    except (TypeError, ValueError, KeyError) as error:
         raise BadInput(f"not a method configuration that this version can read: {error}") from None
 
 
@@ -58,13 +62,32 @@ def differences(one: MethodConfig, other: MethodConfig) -> list[str]:
 
 def _from_dict(kind: type[T], tree: dict[str, Any]) -> T:
     values: dict[str, Any] = {}
+    kinds = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         section = field.default_factory
         if field.name not in tree and "before" in field.metadata:
             values[field.name] = field.metadata["before"]
         elif isinstance(section, type):
             values[field.name] = _from_dict(section, tree[field.name])
+        elif field.name in tree and not _is(tree[field.name], kinds[field.name]):
+            raise ValueError(f"{field.name} is {str(tree[field.name])[:40]!r}")
     return kind(**{**tree, **values})
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value out of JSON is of a field's type; an integer is a float, a list is a tuple."""
+    parts = typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, UnionType):
+        return any(_is(value, part) for part in parts)
+    if origin is Literal:
+        return any(type(value) is type(part) and value == part for part in parts)
+    if origin is tuple:
+        fitting = isinstance(value, list | tuple) and len(value) == len(parts)
+        return fitting and all(map(_is, value, parts))
+    if kind is NoneType:
+        return value is None
+    return type(value) is kind or (kind is float and type(value) is int)
 
 
 def _identity(part: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +20,13 @@ from agit_core.checkpoint import Snapshot
 from agit_core.config import MethodConfig
 from agit_core.errors import BadInput, Diverged
 from agit_core.history import History
+from agit_core.layers import Residual
 from agit_core.loader import Batch, Loader
 from agit_core.optimizers import learning_rate_factor, load_state, set_learning_rate
 from agit_core.precision import make_deterministic, make_exact, resolve
 from agit_core.sampling import SamplePlan, slots_of
 from agit_core.stages import HEALTH_KEYS, Stage, StageMachine
-from agit_core.step import FIGURES, GENERATOR_NAMES, LOSS_KEYS, TrainingStep
+from agit_core.step import FIGURES, GENERATOR_NAMES, LOSS_KEYS, Passes, TrainingStep
 from agit_core.world import World
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,10 @@ class Trainer:
         device: device of this rank.
         seed: seed of the initial weights, the image pool and PyTorch's global random state.
         world: rank and world size; by default from ``torch.distributed``, collectively (every rank at once).
+        microbatch: images per domain in one forward pass of this rank, see :class:`agit_core.step.TrainingStep`.
+        recompute: activation checkpointing of the generators' residual blocks: same bits, less memory, more time.
+        extra_loss: loss of your own, scalar mean over the images; added to that of generators and attention with
+            the weight that you give it. Checkpoints do not store it.
     """
 
     def __init__(
@@ -87,6 +92,9 @@ class Trainer:
         device: torch.device | None = None,
         seed: int = 0,
         world: World | None = None,
+        microbatch: int | None = None,
+        recompute: bool = False,
+        extra_loss: Callable[[Passes], Tensor] | None = None,
     ) -> None:
         self.config = config
         self.plan = plan
@@ -101,6 +109,9 @@ class Trainer:
         # otherwise each process starts from a random state, which checkpoints would store
         torch.manual_seed(seed)
         self.networks = networks.build(config.networks, seed)
+        for module in self.networks.modules():
+            if isinstance(module, Residual):
+                module.recomputes = recompute
         self.stages = StageMachine(config.stages, config.networks.has_attention)
         history_a, history_b = (
             History(config.history, self.slots, plan.batch_size, seed, domain) for domain in "ab"
@@ -113,6 +124,8 @@ class Trainer:
             self.device,
             self.world,
             plan.batch_size,
+            microbatch,
+            extra_loss,
         )
         self.averaged = self._generator_weights() if config.optimizer.average_decay else {}
         self.step = 0
@@ -161,7 +174,7 @@ class Trainer:
         return float(self.training_step.optimizer_g.param_groups[0]["lr"])
 
     def _set_learning_rates(self) -> None:
-        factor = learning_rate_factor(self.step, self.total_steps, self.config.optimizer.constant_fraction)
+        factor = learning_rate_factor(self.step, self.total_steps, self.config.optimizer)
         factor *= 0.5**self.rollbacks
         set_learning_rate(self.training_step.optimizer_g, factor)
         set_learning_rate(self.training_step.optimizer_d, factor)

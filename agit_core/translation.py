@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+_CPU_PIXELS = 256 * 256
 
 
 class Translation(NamedTuple):
@@ -38,3 +40,15 @@ def translate(
     if threshold is not None:
         mask = torch.where(mask >= threshold, mask, torch.zeros_like(mask))
     return Translation(mask * raw + (1 - mask) * image, mask, raw)
+
+
+def passes(images: Tensor, device: torch.device) -> Sequence[Tensor]:
+    """Images (N, C, H, W) in the portions in which inference takes the least time, in order.
+
+    On a CPU few at a time: the layers' results of 16 images of 256 pixels fit neither its caches nor what the
+    allocator keeps, and each image then takes 1.6 times as long as alone. (A pass over less than 256 x 256 pixels
+    is no faster.)
+    """
+    if device.type != "cpu":
+        return (images,)
+    return images.split(max(1, _CPU_PIXELS // (images.shape[-2] * images.shape[-1])))

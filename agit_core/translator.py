@@ -24,7 +24,7 @@ from agit_core.errors import BadInput
 from agit_core.model_folder import Model
 from agit_core.networks import STRIDE
 from agit_core.pictures import open_picture
-from agit_core.translation import translate
+from agit_core.translation import passes, translate
 
 Direction = Literal["a2b", "b2a"]
 Picture = TypeVar("Picture", Image.Image, "np.ndarray[Any, Any]", Tensor)
@@ -107,8 +107,8 @@ class Translator:
 
         Args:
             uri: a local path, ``s3://...`` or any other URI that fsspec opens, ``pretrained:h2z128`` for the model
-                shipped with the package, or ``models:/h2z@champion`` where the pipeline is installed. Checksums
-                are verified, and no code from the folder is run.
+                shipped with the package, or, where the pipeline is installed, ``models:/h2z@champion`` or
+                ``hf://USER/REPO`` (Hugging Face Hub). Checksums are verified, and no code from the folder is run.
 
         Raises:
             BadInput: no model there, or it is damaged or of another version.
@@ -170,7 +170,8 @@ class Translator:
             parts = [self._tiled(image[None], generator, attention) for image in pixels]
         else:
             batches = pixels.split(max(1, self.tile_pixels // size))
-            parts = [self._whole(batch, generator, attention) for batch in batches]
+            few = (part for batch in batches for part in passes(batch, self.device))
+            parts = [self._whole(part, generator, attention) for part in few]
         output, mask = (torch.cat(kind) if len(kind) > 1 else kind[0] for kind in zip(*parts, strict=True))
         return output, mask
 

@@ -22,9 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from agit_core import saved_method
 from agit_core.config import MethodConfig
 from agit_core.errors import BadInput
+from pipeline.redact import redact
 
 _NO_BUCKET = re.compile(r"[A-Za-z0-9]+:/*$|(?!file:)[A-Za-z0-9]+:///")
 _ONE_SLASH = re.compile(r"[A-Za-z0-9]+:/(?!/)")
+BASE = "base"
+"""The key of a configuration file that names the configuration which it extends."""
 
 
 class Section(BaseModel):
@@ -120,6 +123,16 @@ class TrainConfig(Section):
     batch_size: int = Field(
         1, ge=1, description="GLOBAL batch: split over the workers, so results do not depend on their number"
     )
+    microbatch: int | None = Field(
+        None,
+        ge=1,
+        description="images per domain that a worker takes through the networks at once, to save memory: gradients are "
+        "summed up to the batch; default: its whole share of the batch",
+    )
+    activation_checkpointing: bool = Field(
+        False,
+        description="compute generator blocks again in the backward pass instead of keeping them in memory",
+    )
     workers: int = Field(1, ge=1, description="data-parallel processes (one per GPU)")
     minimum_workers: int | None = Field(
         None, ge=1, description="elastic: go on with as few as this many workers"
@@ -161,6 +174,14 @@ class TrainConfig(Section):
         ge=0,
         description="how often a training whose losses or weights are not finite goes back to its last checkpoint, at "
         "half the learning rate each time; 0: it ends at once",
+    )
+    profile: str | None = Field(
+        None,
+        pattern=r"^\d+:\d+$",
+        description="START:STOP: steps whose trace (and GPU memory) is written to the run's folder profile/",
+    )
+    report_to: tuple[Literal["mlflow", "tensorboard", "wandb"], ...] = Field(
+        ("mlflow", "tensorboard"), description="where the run is shown while it trains; [] for nowhere"
     )
     start_from: str | None = Field(
         None, description="model URI whose weights the run starts from; default: from scratch"
@@ -205,6 +226,11 @@ class EvaluateConfig(Section):
         None, description="URI of the 2015-12-05 Inception TorchScript; default: packaged, then download"
     )
     bootstrap: int = Field(200, ge=0, description="resamples for the intervals")
+    workers: int = Field(
+        1,
+        ge=1,
+        description="with cluster.address: processes, each with a GPU where there are any, that share the images",
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
@@ -255,11 +281,12 @@ class ReportConfig(Section):
 
 
 class ClusterConfig(Section):
-    """Where the training job runs."""
+    """Where preparation, training and evaluation run."""
 
     address: str | None = Field(
         None,
-        description="Ray Jobs address (http://head:8265); default: a local Ray, started and stopped by the run",
+        description="Ray Jobs address (http://head:8265) of the cluster that prepares, trains and evaluates; default: "
+        "this machine, with a local Ray that is started and stopped by the run",
     )
     working_dir: str | None = Field(
         None, description="code to upload with the job; default: what is installed on the cluster"
@@ -328,6 +355,23 @@ class Config(Section):
         return storage
 
     @model_validator(mode="after")
+    def _holds_no_credentials(self) -> Config:
+        # these are stored with the run and read again, by its job or by later commands
+        stored = {
+            "storage": (self.storage, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+            "data.masks": (self.data.masks, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+            "train.start_from": (self.train.start_from, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+            "evaluate.inception": (self.evaluate.inception, "~/.netrc"),
+        }
+        for name, (value, place) in stored.items():
+            if redact(value) != value:
+                raise ValueError(
+                    f"{name} holds credentials ({redact(value)}), which would be stored; leave them out and give them "
+                    f"in {place}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _best_is_measured(self) -> Config:
         if self.validation.early_stopping is not None and self.train.best_by in {None, *LOSSES}:
             raise ValueError(
@@ -378,6 +422,8 @@ def presets() -> list[str]:
 def load(config: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Reads a preset or YAML file and applies ``a.b=c`` overrides.
 
+    A file that names another configuration as its ``base`` has all of that one's settings but those of its own.
+
     Raises:
         BadInput: no such preset or file, not YAML, an unknown key, a value of the wrong kind.
     """
@@ -416,9 +462,15 @@ def fingerprint(value: Any, length: int = 12) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
-def _read(config: str) -> dict[str, Any]:
+def _read(config: str, extending: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The settings of a preset or file, those of its ``base`` included.
+
+    Args:
+        extending: the configurations that have led here by their ``base``.
+    """
     path = Path(config)
     if config in presets():
+        place = config
         text = resources.files("pipeline.configs").joinpath(f"{config}.yaml").read_text()
     elif path.suffix in {".yaml", ".yml", ".json"} or path.exists():
         if not path.is_file():
@@ -429,17 +481,49 @@ def _read(config: str) -> dict[str, Any]:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise BadInput(f"the config file {config} cannot be read: {error}") from None
+        place = str(path.resolve())
     else:
         near = difflib.get_close_matches(config, presets(), 1)
         hint = f"did you mean '{near[0]}'?" if near else f"the presets are {', '.join(presets())}"
         raise BadInput(f"unknown config '{config}'; {hint}")
+    if place in extending:
+        raise BadInput("it extends itself; remove one 'base'")
     try:
         tree = _yaml(text) or {}
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadInput(f"{config} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise BadInput(f"{config} must be a mapping of sections, not a {type(tree).__name__}")
-    return tree
+    base = tree.pop(BASE, None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise BadInput(
+            f"{config}: {BASE}: expected a preset's name or a YAML file, not {type(base).__name__}"
+        )
+    if base not in presets():
+        base = str(path.parent / base) if Path(base).suffix or (path.parent / base).exists() else base
+    try:
+        return _merged(_read(base, (*extending, place)), tree)
+    except BadInput as error:
+        raise BadInput(f"{config}: {BASE}: {error}") from None
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The settings of ``base`` with the changes: sections are merged, any other value is replaced as a whole."""
+    merged = dict(base)
+    for key, value in changes.items():
+        here, before = (*path, key), base.get(key)
+        section = isinstance(value, dict) and isinstance(before, dict) and _is_section(here)
+        merged[key] = _merged(before, value, here) if section else value  # type: ignore[arg-type]
+    return merged
+
+
+def _is_section(path: tuple[str, ...]) -> bool:
+    try:
+        return bool(_valid_names(list(path)))
+    except (KeyError, TypeError):  # no setting of this name, which the validation refuses
+        return False
 
 
 class _Loader(yaml.SafeLoader):
@@ -510,6 +594,8 @@ def _key_and_text(override: str) -> tuple[str, str]:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise BadInput(f"--set takes key=value, such as --set train.max_steps=100, not '{override}'")
+    if key.strip() == BASE:
+        raise BadInput(f"--set cannot change the {BASE}; give that configuration instead")
     return key.strip(), text
 
 
@@ -547,13 +633,14 @@ def _explain(error: Any) -> str:
     location = [str(part) for part in error["loc"]]
     dotted = ".".join(location)
     if error["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
-        names = _valid_names(location[:-1])
+        names = _valid_names(location[:-1]) + ([BASE] if len(location) == 1 else [])
         near = difflib.get_close_matches(location[-1], names, 1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"valid names here: {', '.join(names)}"
         return f"unknown key '{dotted}'; {hint}"
     if error["type"] == "string_type":
         return f"{dotted}: a text is wanted, not {type(error['input']).__name__}; write it in quotes"
-    return f"{dotted}: {error['msg'].removeprefix('Value error, ')}" if dotted else str(error["msg"])
+    text = str(error["msg"]).removeprefix("Value error, ")
+    return f"{dotted}: {text}" if dotted else text
 
 
 def _valid_names(path: list[str]) -> list[str]:

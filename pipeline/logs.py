@@ -53,7 +53,7 @@ def set_up(stream: TextIO | None = None, text: str = _TEXT) -> None:
         text: format of lines for people.
     """
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonLines() if as_json() else logging.Formatter(text))
+    handler.setFormatter(JsonLines() if as_json() else TextLines(text))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     if as_json():
@@ -64,6 +64,13 @@ def set_up(stream: TextIO | None = None, text: str = _TEXT) -> None:
 def printable(text: str) -> str:
     """Text with control characters made visible (``\\x1b``): a terminal obeys them, and files' names may hold any."""
     return text.translate(_CONTROLS)
+
+
+class TextLines(logging.Formatter):
+    """Lines for people, without credentials; libraries log the addresses that they call."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return str(redact(super().format(record)))
 
 
 class JsonLines(logging.Formatter):

@@ -123,7 +123,10 @@ def connected(config: Config, cpus: int | None = None) -> Iterator[str]:
     # the launcher's folder, if any: the launcher removes it even after this process is killed
     folder = os.environ.get("AGIT_RAY_FOLDER") or tempfile.mkdtemp(prefix="agit-", dir=_short_folder())
     try:
-        if not foreign:
+        if foreign:
+            # every process of the job finds its own cluster, also where the machine has several
+            quiet["runtime_env"] = {"env_vars": {"RAY_ADDRESS": foreign}}
+        else:
             private = options(folder, _OBJECT_STORE_BYTES)
             private["num_cpus"] = cpus or config.train.workers
         on_sigterm = signal.getsignal(signal.SIGTERM)

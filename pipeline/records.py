@@ -119,6 +119,8 @@ class Progress(Record):
     attempt: int | None = None
     message: str = ""
     losses: dict[str, float | None] = Field(default_factory=dict)
+    rows: list[Tree] = Field(default_factory=list)
+    """The newest rows of the metrics, which no file under ``metrics`` holds yet."""
     last_checkpoint_step: int | None = None
     last_checkpoint_time: float | None = None
 
@@ -143,11 +145,13 @@ class File(Generic[T]):
     Attributes:
         kind: what it holds.
         remedy: what to do when it is damaged.
+        needs: the keys without which it says nothing, with their types.
     """
 
     name: str
     kind: type[T]
     remedy: str
+    needs: tuple[tuple[str, type | tuple[type, ...]], ...] = ()
 
     def uri(self, folder: str) -> str:
         return storage.join(folder, self.name)
@@ -159,26 +163,31 @@ class File(Generic[T]):
         """The JSON object as it stands in a file, None where that is not there.
 
         Raises:
-            Damaged: it is no JSON object.
+            Damaged: it is no JSON object, or lacks what it needs.
             RunFailed: the storage does not answer.
         """
         try:
             tree = storage.read_json(uri)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except IsADirectoryError:
+            raise Damaged(uri, "it is a folder", self.remedy) from None
         except BadInput:  # a storage that cannot be used is not a damaged file
             raise
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Damaged(uri, "it is not valid JSON", self.remedy) from None
         if not isinstance(tree, dict):
             raise Damaged(uri, "it does not hold an object", self.remedy)
+        for key, kind in self.needs:
+            if not isinstance(tree.get(key), kind):
+                raise Damaged(uri, f"it has no usable '{key}'", self.remedy)
         return tree
 
     def read(self, folder: str) -> T | None:
         """The content, None where the file is not there.
 
         Raises:
-            Damaged: it is no JSON object, or not one of this kind.
+            Damaged: it is no JSON object, not one of this kind, or lacks what it needs.
             RunFailed: the storage does not answer.
         """
         tree = self.at(self.uri(folder))
@@ -206,17 +215,41 @@ class File(Generic[T]):
 
 
 _AGAIN = "delete it and run the same command again"
-SPEC = File("spec.json", Tree, f"{_AGAIN}, which goes on from the last checkpoint")
+SPEC = File(
+    "spec.json",
+    Tree,
+    f"{_AGAIN}, which goes on from the last checkpoint",
+    (("run_id", str), ("attempt", int)),
+)
 """What the run's job is to do (:mod:`pipeline.launch.specs`), ``attempt``, and its ``owner``."""
 PROGRESS = File("progress.json", Progress, "delete it: a job that trains writes it every two seconds")
 ALIVE = File("alive.json", Alive, "delete it: a job that trains writes it every five seconds")
 START = File("start.json", Start, f"{_AGAIN} in a new storage")
-RESULT = File("result.json", Result, f"{_AGAIN}, which takes the last checkpoint for its result")
+RESULT = File(
+    "result.json",
+    Result,
+    "run `agit train` with the same settings, which makes it again from the last checkpoint",
+)
 JOB_RESULT = File("result.json", Tree, RESULT.remedy)
 """What any job leaves: a training its :data:`RESULT`, a search its ``trials``."""
-EVALUATION = File("evaluation.json", Tree, f"{_AGAIN}, which scores the model again")
-REGISTRATION = File("registration.json", Tree, f"{_AGAIN}, which finds the registered version again")
-SUMMARY = File("summary.json", Tree, f"{_AGAIN}, which writes it again")
+EVALUATION = File(
+    "evaluation.json",
+    Tree,
+    "run `agit evaluate` with the same settings, which scores the model again",
+    (("metrics", dict),),
+)
+REGISTRATION = File(
+    "registration.json",
+    Tree,
+    "run `agit run` with the same settings, which finds the registered version again",
+    (("name", str), ("version", (int, str)), ("source", str), ("aliases", list)),
+)
+SUMMARY = File(
+    "summary.json",
+    Tree,
+    f"{_AGAIN}, which writes it again",
+    (("run_id", str), ("metrics", dict), ("model", dict), ("report", str)),
+)
 """What ``--json`` printed last."""
 DONE = File("done.json", Tree, "delete it: the next run of the same settings writes it")
 """Written last: the hash of the settings that all stages ran with (:func:`pipeline.tasks.already_done`)."""
@@ -281,7 +314,7 @@ def metric_rows(run_uri: str) -> tuple[list[Tree], int]:
             try:
                 row = json.loads(line)
                 rows[int(row["step"])] = row
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
                 unreadable += bool(line.strip())
     for step, scores in read_scores(run_uri).items():
         if step in rows and scores.metrics:

@@ -154,8 +154,9 @@ def start(origin: Origin, config: Config, here: Config) -> str | None:
 
 
 def train(config: Config, prepared: Data, start_uri: str | None) -> Run:
-    """Run the training again, or resume it after an interrupted call."""
-    return tasks.train(config, prepared, start_uri)
+    """Run the training again, or resume it after an interrupted call, without a live run in MLflow."""
+    quiet = config.train.model_copy(update={"report_to": ()})
+    return tasks.train(config.model_copy(update={"train": quiet}), prepared, start_uri)
 
 
 def compare(origin: Origin, run: Run) -> dict[str, Any]:

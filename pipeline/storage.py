@@ -8,6 +8,7 @@ one sentence, :class:`BadInput` before the work starts (:func:`check_reachable`)
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -38,6 +39,15 @@ _CONNECT_SECONDS = 5
 _READ_SECONDS = 30
 _S3FS_TRIES = 2
 """Attempts of s3fs, each with the client's own three: an unresponsive store fails after about three minutes."""
+_PROBE_BYTES = 1 << 16
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full: make room or give another storage",
+    errno.EDQUOT: "the quota is used up: make room or give another storage",
+    errno.EROFS: "the file system is read-only: mount it writable or give another storage",
+    errno.EACCES: "this user may not: correct the permissions or give another storage",
+    errno.EPERM: "this user may not: correct the permissions or give another storage",
+    errno.ENAMETOOLONG: "the name is too long for this file system: give a storage with a shorter path",
+}
 T = TypeVar("T")
 
 
@@ -375,7 +385,8 @@ def check_reachable(uri: str) -> None:
     probe = join(uri, f".probe-{uuid.uuid4().hex[:12]}")
     try:
         try:
-            write_bytes(probe, b"")
+            # as many bytes as a full disk or an exhausted quota has no room for
+            write_bytes(probe, bytes(_PROBE_BYTES))
         except Exception as error:
             silent = any("Timeout" in type(link).__name__ for link in _chain(error))
             if is_remote(uri) and not silent:
@@ -442,7 +453,11 @@ def _sentence(uri: str, verb: str, error: BaseException) -> str:
     }
     detail = " ".join(str(error).split()) or type(error).__name__
     if not is_remote(uri):
-        return f"cannot {verb} {uri}: {detail}; check the folder's permissions and free space"
+        numbers = (link.errno for link in _chain(error) if isinstance(link, OSError))
+        remedy = next((_REMEDIES[number] for number in numbers if number in _REMEDIES), None)
+        return (
+            f"cannot {verb} {uri}: {detail}; {remedy or 'check the permissions and the disk of that folder'}"
+        )
     if {"NoCredentialsError", "PartialCredentialsError"} & kinds:
         return f"cannot {verb} {uri}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     if {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "Forbidden", "403"} & codes or (

@@ -1,15 +1,20 @@
-"""The five stages of a run as plain functions, each of which says what it reuses.
+"""The five stages of a run as plain functions that reuse finished work.
 
-prepare -> train -> evaluate -> register -> report; every function takes what the one before it returned,
-reads and writes URIs under ``config.storage``, and works without Prefect. Doing a stage again costs a look
-into the storage: prepared data is found by its fingerprint, a finished training by its ``result.json``, an
-evaluation by its checkpoint and settings, a registration by its source.
+prepare -> train -> evaluate -> register -> report: each function takes the results of the previous ones, reads and
+writes URIs under ``config.storage``, and works without Prefect. Repeating a finished stage only reads the storage:
+prepared data is found by its fingerprint, a finished training by its ``result.json``, an evaluation by its checkpoint
+and settings, a registration by its source.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 from agit_core.errors import BadInput, RunFailed
 from pipeline import logs, progress, records, storage
@@ -19,18 +24,18 @@ from pipeline.metrics.catalog import DIRECTIONS, KID_TARGET
 from pipeline.records import DONE, EVALUATION, REGISTRATION, REPORT, RESULT, SUMMARY, Data, Result, Run
 from pipeline.registry import lineage
 
+T = TypeVar("T")
+
 
 def prepare(config: Config) -> Data:
-    """Reads the source and writes shards, or finds them written.
+    """Prepare the source as shards, or find them prepared.
 
     Raises:
-        BadInput: the storage or the source cannot be used; says why.
+        BadInput: the storage or the source cannot be used.
     """
-    from pipeline.data.prepare.stage import prepare as run_stage
-
     with progress.stage("prepare") as stage:
         storage.check_reachable(config.storage)
-        prepared = run_stage(config, stage)
+        prepared = _prepared(config, stage)
         splits = prepared.manifest["splits"]
         counts = ", ".join(f"{name} {split['rows']}" for name, split in splits.items())
         aside = _named(splits, "quarantined")
@@ -57,8 +62,84 @@ def prepare(config: Config) -> Data:
     return Data(prepared.uri, prepared.manifest, prepared.reused)
 
 
+def _prepared(config: Config, stage: progress.Stage) -> Data:
+    """Here, or as a job of the cluster unless only this machine has the images."""
+    if config.cluster.address is not None and not _only_here(config):
+        from pipeline.data.format import manifest
+        from pipeline.launch import stages
+
+        done = stages.submit(config, "prepare", stage)
+        uri = storage.join(config.storage, "data", done["name"])
+        return Data(uri, manifest.read(uri), done["reused"])
+    from pipeline.data.prepare.stage import prepare as run_stage
+
+    made = run_stage(config, stage)
+    return Data(made.uri, made.manifest, made.reused)
+
+
+def _only_here(config: Config) -> bool:
+    """Whether the images lie in a folder of this machine while everything else is in object storage.
+
+    Where the storage is a folder, too, the nodes share it (or are this machine), and so the images.
+    """
+    from pipeline.data.sources.opening import absolute
+
+    parts = absolute(config.data.source).split(",")
+    return storage.is_remote(config.storage) and any(os.path.exists(part.strip()) for part in parts)
+
+
+def _apart(config: Config, function: Callable[..., T], *arguments: Any) -> T:
+    """``function(config, *arguments)``, which needs torch.
+
+    With a cluster in a process that ends with it: the flow's own lives for days and is to stay small.
+    """
+    if config.cluster.address is None:
+        return function(config, *arguments)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, config, *arguments).result()
+        except BrokenProcessPool:
+            raise RunFailed(
+                "the process that registers or reports was killed (out of memory?); run the same command again"
+            ) from None
+
+
+def _register(
+    config: Config, run_uri: str, evaluation: dict[str, Any], origin: dict[str, Any]
+) -> dict[str, Any]:
+    from pipeline.registry.registration import register
+
+    return register(config, run_uri, evaluation, origin)
+
+
+def _build_report(config: Config, run_uri: str, data_uri: str) -> str:
+    from pipeline.report.build import build
+
+    return build(config, run_uri, data_uri)
+
+
+def _scored(config: Config, uri: str, data_uri: str, stage: progress.Stage) -> dict[str, Any]:
+    """The evaluation of a model, made here or by a job of the cluster, which does not reach the registry."""
+    if config.cluster.address is not None:
+        from pipeline.launch import stages
+        from pipeline.launch.specs import absolute
+        from pipeline.registry import models
+
+        champion = models.champion(config)
+        if champion is not None:
+            champion |= {"uri": absolute(champion["uri"])}
+        model = models.resolve(uri, config)
+        model = model if ":" in model else absolute(model)
+        return stages.submit(
+            config, "evaluate", stage, uri=model, data_uri=absolute(data_uri), champion=champion
+        )
+    from pipeline.evaluate.scoring import evaluate as run_stage
+
+    return run_stage(config, uri, data_uri, stage)
+
+
 def _named(splits: dict[str, Any], kind: str) -> list[str]:
-    """Every ``quarantined`` file or every one with ``notes`` of a manifest, and why."""
+    """All entries of a manifest in ``quarantined`` or in ``notes``, with their reasons."""
     return [
         f"{name}/{entry['name']}: {entry['reason']}"
         for name, split in splits.items()
@@ -67,10 +148,10 @@ def _named(splits: dict[str, Any], kind: str) -> list[str]:
 
 
 def find_prepared(config: Config) -> Data:
-    """The prepared data of a configuration whose run is asked for; prepares nothing.
+    """Find the prepared data of an existing run's configuration, without preparing anything.
 
     Raises:
-        BadInput: it is not prepared, so that there is no run either.
+        BadInput: it is not prepared, so there is no run either.
     """
     from pipeline.data.prepare.stage import find as run_stage
 
@@ -87,10 +168,10 @@ def find_prepared(config: Config) -> Data:
 
 
 def check_registration(config: Config) -> None:
-    """Looks before anything is prepared or trained whether the registry could take the model and the gate judge it.
+    """Check, before preparation and training, that the registry will accept the model and the gate can judge it.
 
     Raises:
-        BadInput: an MLflow server with local storage, or a gate that asks for what is not measured.
+        BadInput: an MLflow server with local storage, or a gate on metrics that are not measured.
     """
     from pipeline.registry import gate, tracking
 
@@ -99,12 +180,12 @@ def check_registration(config: Config) -> None:
 
 
 def check_scorable(config: Config, data: Data) -> None:
-    """Looks before hours of training whether there is enough to score them with.
+    """Check, before training, that there are enough test images for scoring.
 
     Raises:
         BadInput: fewer than two test images of a domain.
     """
-    from pipeline.evaluate.scored_images import count_test_images
+    from pipeline.evaluate.counting import count_test_images
 
     for domain in "ab":
         count_test_images(config, data.uri, data.manifest, domain)
@@ -120,25 +201,51 @@ def locate(config: Config, data: Data) -> tuple[str, str]:
 
 
 def train(config: Config, data: Data, start: str | None = None) -> Run:
-    """Trains, resumes or finds the finished training.
+    """Train, resume, or reuse a finished training.
+
+    A finished one whose model is damaged, before it was registered, goes on from the newest whole checkpoint.
 
     Args:
-        start: the folder of the weights to start from, when ``train.start_from`` no longer leads there.
+        start: folder of the initial weights, if ``train.start_from`` no longer refers to it.
 
     Raises:
         RunFailed: the job did not finish; the same call resumes it.
     """
     from pipeline.launch.follow import train as run_stage
+    from pipeline.live.feed import reporting
+    from pipeline.train import events
+    from pipeline.train.damage import damage, mark
 
     name, uri = locate(config, data)
     with progress.stage("train") as stage:
-        done = RESULT.read(uri)
+        done = RESULT.peek(uri)
+        if done is not None and (reason := damage(done.model)) and not _registered(uri):
+            events.record(uri, "checkpoint_damaged", f"the checkpoint of its model is damaged ({reason})")
+            mark(done.model, reason)
+            storage.remove(RESULT.uri(uri))  # the job goes on from the newest whole one
+            done = None
         if done is None:
-            done = run_stage(config, data.uri, stage, start).result
+            with reporting(config, name, uri) as report:
+
+                def told(event: dict[str, Any]) -> None:
+                    stage(event)
+                    report(event)
+
+                done = run_stage(config, data.uri, told, start).result
             stage.message = f"{done.steps} steps, run {name}"
         else:
             stage.reuse(f"finished training {name} ({done.steps} steps)")
     return Run(name, uri, done, stage.reused)
+
+
+def _registered(uri: str) -> bool:
+    """Whether a run's model is scored and registered, so that its checkpoints are needed no more."""
+    registration = REGISTRATION.peek(uri)
+    return (
+        registration is not None
+        and EVALUATION.peek(uri) is not None
+        and storage.is_folder(registration["source"])
+    )
 
 
 def trained(config: Config, data: Data) -> Run:
@@ -157,23 +264,30 @@ def trained(config: Config, data: Data) -> Run:
 
 
 def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
-    """Scores the run's model on the test images, or finds the scores of exactly that.
+    """Score the run's model on the test images, or reuse the stored scores.
 
-    Scores that were not compared with the present champion, where there is another one, are made again.
+    Scores are computed again if they were not compared with the current champion.
 
     Raises:
-        BadInput: no Inception network can be had.
-        RunFailed: the storage does not answer.
+        BadInput: no Inception network is available.
+        RunFailed: the storage does not respond.
     """
-    from pipeline.evaluate.scoring import evaluate as run_stage
+    from pipeline.train.damage import damage
 
     key = _evaluation_key(config, data.manifest, run.result)
     with progress.stage("evaluate") as stage:
-        evaluation = EVALUATION.read(run.uri)
+        evaluation = EVALUATION.peek(run.uri)
         if evaluation is not None and evaluation.get("key") == key and _compared(config, run, evaluation):
             stage.reuse("scores of this checkpoint")
         else:
-            evaluation = {**run_stage(config, run.uri, data.uri, stage), "key": key}
+            storage.sweep(run.uri)  # what an evaluation that was killed has left
+            storage.sweep(storage.join(config.storage, "features"))
+            if reason := damage(run.result.model):
+                raise BadInput(
+                    f"the checkpoint that is the model of run {run.run_id} is damaged ({reason}); remove "
+                    f"{RESULT.uri(run.uri)} and run `agit train` with the same settings, which goes one checkpoint back"
+                )
+            evaluation = {**_scored(config, run.uri, data.uri, stage), "key": key}
             EVALUATION.write(run.uri, evaluation)
         shown = scores_line(evaluation)
         stage.message = f"{stage.message}: {shown}" if stage.reused else shown
@@ -181,12 +295,12 @@ def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
 
 
 def _evaluation_key(config: Config, manifest: dict[str, Any], result: Result) -> str:
-    """Hash of everything that a run's own scores depend on, but for the champion beside them."""
+    """Hash of everything that a run's scores depend on, except the champion."""
     return fingerprint(
         {
             "checkpoint": result.model,
             "data": manifest["fingerprint"],
-            "evaluate": config.evaluate.model_dump(mode="json", exclude={"device", "batch_size"}),
+            "evaluate": config.evaluate.model_dump(mode="json", exclude={"device", "batch_size", "workers"}),
             "threshold": config.method.threshold_at_test,
             "metrics": catalog.digest(),
         }
@@ -194,7 +308,7 @@ def _evaluation_key(config: Config, manifest: dict[str, Any], result: Result) ->
 
 
 def _compared(config: Config, run: Run, evaluation: dict[str, Any]) -> bool:
-    """Whether the present champion, unless it is this run's own model or has its weights, stands beside the scores."""
+    """Whether the scores include a comparison with the current champion, or that is this run's own model."""
     from pipeline.registry import models
 
     champion = models.champion(config)
@@ -209,33 +323,29 @@ def _compared(config: Config, run: Run, evaluation: dict[str, Any]) -> bool:
 
 
 def evaluate_model(config: Config, data: Data, uri: str) -> dict[str, Any]:
-    """Scores any model or checkpoint folder, or ``models:/name@alias``, on the test images.
+    """Score any model or checkpoint folder, or ``models:/name@alias``, on the test images.
 
-    A run's own evaluation stays as it is: this one may be of other images or settings.
+    A run's own evaluation is not overwritten, since this one may use other images or settings.
 
     Raises:
-        BadInput: no such model, or no Inception network can be had.
-        RunFailed: the storage does not answer.
+        BadInput: no such model, or no Inception network is available.
+        RunFailed: the storage does not respond.
     """
-    from pipeline.evaluate.scoring import evaluate as run_stage
-
     with progress.stage("evaluate") as stage:
-        evaluation = run_stage(config, uri, data.uri, stage)
+        evaluation = _scored(config, uri, data.uri, stage)
         stage.message = scores_line(evaluation)
     return evaluation
 
 
 def register(config: Config, data: Data, run: Run, evaluation: dict[str, Any]) -> dict[str, Any]:
-    """Registers the model with its metrics and lineage; the same run keeps its version.
+    """Register the model with its metrics and lineage; a run that is registered keeps its version.
 
     Raises:
-        RunFailed: the tracking server does not answer.
+        RunFailed: the tracking server does not respond.
     """
-    from pipeline.registry.registration import register as run_stage
-
     with progress.stage("register") as stage:
         before = REGISTRATION.peek(run.uri)
-        registration = run_stage(config, run.uri, evaluation, lineage.of(config, data, run))
+        registration = _apart(config, _register, run.uri, evaluation, lineage.of(config, data, run))
         aliases = ", ".join(registration.get("aliases") or []) or "no alias"
         stage.message = f"{registration['name']} version {registration['version']} ({aliases})"
         same = ("version", "decision")
@@ -245,11 +355,9 @@ def register(config: Config, data: Data, run: Run, evaluation: dict[str, Any]) -
 
 
 def report(config: Config, data: Data, run_uri: str) -> str:
-    """Builds the report of a run as far as it has come, and returns its URI."""
-    from pipeline.report.build import build
-
+    """Build the report of a finished or running run; return its URI."""
     with progress.stage("report") as stage:
-        uri = build(config, run_uri, data.uri)
+        uri = _apart(config, _build_report, run_uri, data.uri)
         stage.message = uri
     return uri
 
@@ -257,7 +365,7 @@ def report(config: Config, data: Data, run_uri: str) -> str:
 def summarize(
     config: Config, run: Run, evaluation: dict[str, Any], registration: dict[str, Any], report_uri: str
 ) -> dict[str, Any]:
-    """The object that ``--json`` prints, also kept as ``summary.json`` of the run."""
+    """Build the object that ``--json`` prints, and store it as the run's ``summary.json``."""
     summary = {
         "run_id": run.run_id,
         "storage": config.storage,
@@ -272,11 +380,11 @@ def summarize(
 
 
 def already_done(config: Config) -> dict[str, Any] | None:
-    """The summary of a run whose five stages are done and would change nothing, else None.
+    """The summary of a run whose five stages are all done and up to date, else None.
 
-    Only local files are read, so that neither torch nor Prefect, Ray or MLflow is imported: what stands in object
-    storage or on an MLflow server is left to the stages. The registry's SQLite file must be older than the
-    summary, since versions, aliases and the champion may have changed with it.
+    A fast path that reads local files only, without importing torch, Prefect, Ray or MLflow; runs in object storage
+    or on an MLflow server are left to the stages. The registry's SQLite file must be older than the summary,
+    because a later change may concern versions, aliases or the champion.
     """
     from pipeline.data.prepare.stage import find
     from pipeline.registry import tracking
@@ -285,7 +393,7 @@ def already_done(config: Config) -> dict[str, Any] | None:
     if storage.is_remote(config.storage) or database is None or not database.is_file():
         return None
     settings, registered = _settings_key(config), database.stat().st_mtime
-    # the source, which may be large, is listed only where a run of just these settings is done
+    # list the source, which may be large, only if there is a finished run with exactly these settings
     done = {
         file.parent
         for file in storage.local_path(config.storage).glob(f"runs/*/{DONE.name}")
@@ -315,14 +423,14 @@ def already_done(config: Config) -> dict[str, Any] | None:
 
 
 def _settings_key(config: Config) -> str:
-    """Hash of a whole configuration and of the version that ran it."""
+    """Hash of the full configuration and the package version."""
     return fingerprint({"config": config.plain(), "version": metadata.version("agit")})
 
 
 def known(config: Config, run_uri: str) -> dict[str, Any]:
-    """``steps``, ``metrics``, ``model`` and ``report`` of a run as far as it has come; None for what is not there."""
-    result, scores = RESULT.read(run_uri), EVALUATION.read(run_uri)
-    registration, report_uri = REGISTRATION.read(run_uri), storage.join(run_uri, REPORT)
+    """``steps``, ``metrics``, ``model`` and ``report`` of a run; None for those that do not exist yet."""
+    result, scores = RESULT.peek(run_uri), EVALUATION.peek(run_uri)
+    registration, report_uri = REGISTRATION.peek(run_uri), storage.join(run_uri, REPORT)
     return {
         "steps": result.steps if result else None,
         "metrics": scores["metrics"] if scores else None,
@@ -332,13 +440,13 @@ def known(config: Config, run_uri: str) -> dict[str, Any]:
 
 
 def _model(config: Config, registration: dict[str, Any]) -> dict[str, Any]:
-    """Name and version as registered, with the aliases of today."""
+    """Registered name and version, with the current aliases."""
     from pipeline.registry import tracking, versions
 
     name, version = registration["name"], registration["version"]
     try:
         aliases = sorted(versions.get(tracking.tracking_uri(config), name, version).aliases)
-    except (BadInput, RunFailed, LookupError):  # what is asked for is something else
+    except (BadInput, RunFailed, LookupError):  # the registry is unavailable, which must not fail the command
         aliases = registration["aliases"]
     return {"name": name, "version": version, "aliases": aliases}
 

@@ -34,7 +34,7 @@ log = logging.getLogger("pipeline.train_job")
 _WATCH_SECONDS = 2.0
 
 
-def main(arguments: list[str], job: Callable[[str], Any] | None = None) -> int:
+def main(arguments: list[str], job: Callable[[str], Any] | None = None, what: str = "training") -> int:
     """Run the job (default: :func:`run`), print the cause of a failure as the last line, return the exit status."""
     # as in pipeline.cli.start, which does not start jobs on a cluster
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -53,7 +53,7 @@ def main(arguments: list[str], job: Callable[[str], Any] | None = None) -> int:
         return _verdict(BadInput(f"{error}; prepare the data and start the run again"))
     except PERMANENT as error:
         log.exception("the driver failed")
-        return _verdict(RunFailed(f"the training stopped with an error of the program: {sentence(error)}"))
+        return _verdict(RunFailed(f"the {what} stopped with an error of the program: {sentence(error)}"))
     return 0
 
 
@@ -67,7 +67,7 @@ def run(spec_uri: str) -> dict[str, Any]:
     spec = read_spec(spec_uri)
     logs.bind(run_id=spec["run_id"])
     config = parse(spec["config"], where=spec_uri)
-    if (done := records.RESULT.read(spec["run_uri"])) is not None:
+    if (done := records.RESULT.peek(spec["run_uri"])) is not None:
         return done.plain()
     check(config, manifest.read(spec["data_uri"]))
     storage.sweep(spec["run_uri"])

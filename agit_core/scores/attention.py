@@ -59,11 +59,11 @@ def everywhere(truth: Tensor) -> Tensor:
 
 
 def auc(mask: Tensor, truth: Tensor) -> Tensor:
-    """Area under the ROC curve of the soft mask, float64 (N,): no threshold decides.
+    """Area under the ROC curve of the soft mask, float64 (N,), without a threshold.
 
-    The probability that attention is higher on a random pixel of the object than on a random one beside it, ties
-    counted half: 1 is perfect, 0.5 what any constant mask gets. NaN for an image whose true mask is empty or full.
-    Arguments as in :func:`agreement`.
+    The probability that attention is higher on a random pixel of the object than on a random background pixel, counting
+    ties as half: 1 is perfect, any constant mask has 0.5. NaN if the true mask is empty or full. Arguments as in
+    :func:`agreement`.
     """
     found = []
     for attended, objects in zip(mask.detach().flatten(1), truth.bool().flatten(1), strict=True):
@@ -77,8 +77,8 @@ def auc(mask: Tensor, truth: Tensor) -> Tensor:
 def blob_iou(truth: Tensor) -> Tensor:
     """IoU of each image's true mask with each of :data:`BLOBS` fixed ellipses in the middle, float64 (N, BLOBS).
 
-    The ellipse with the highest mean over all images is the best that a mask can do which looks at none of them; half
-    axes are 0.1, 0.15, ..., 0.7 of the side, independently. NaN for an empty mask.
+    The ellipse with the highest mean over all images is the best mask that does not depend on the image. Half axes are
+    0.1, 0.15, ..., 0.7 of the side, independently. NaN for an empty true mask.
 
     Args:
         truth: bool (N, 1, H, W).
@@ -91,7 +91,7 @@ def blob_iou(truth: Tensor) -> Tensor:
 
 
 def centre_auc(truth: Tensor) -> Tensor:
-    """AUC (N,) of a mask that falls off evenly from the middle to the corners and looks at no image."""
+    """AUC (N,) of a fixed mask that decreases radially from the middle, independent of the image."""
     y, x = _grid(*truth.shape[-2:])
     closeness = -(x**2 + y**2).expand(truth.shape).to(truth.device)
     return auc(closeness, truth)

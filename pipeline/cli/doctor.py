@@ -218,6 +218,18 @@ def _servers(config: Config, tracking_uri: str, prefect_url: str | None) -> Iter
             shown if problem is None else f"{shown} does not respond ({problem})",
             f"start the server, correct {setting}, or leave it out",
         )
+        if name == "ray" and problem is None:
+            yield _on_cluster(config)
+
+
+def _on_cluster(config: Config) -> Check:
+    """What a job finds on the cluster that answers."""
+    from pipeline.launch.cluster import probe
+
+    try:
+        return _check("ray cluster", True, probe(config.cluster))
+    except (BadInput, RunFailed) as error:
+        return _check("ray cluster", False, "cannot run a job", str(redact(str(error))))
 
 
 def _programs() -> Iterator[Check]:

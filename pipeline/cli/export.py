@@ -19,6 +19,7 @@ class Format(StrEnum):
     onnx = "onnx"
     torch_export = "torch-export"
     safetensors = "safetensors"
+    hub = "hub"
 
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
@@ -67,11 +68,21 @@ def export(
     ] = 1e-3,
     threshold: Threshold = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="USER/REPO",
+            help="With --format hub: also publish to this repository of the Hugging Face Hub (needs HF_TOKEN).",
+        ),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="With --push: create the repository as private.")
+    ] = False,
     overrides: Overrides = None,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Export a model to ONNX, torch.export or safetensors.
+    """Export a model: ONNX, torch.export, safetensors, Hugging Face Hub.
 
     The file is compared with the PyTorch model on images. Batch size, height and width stay dynamic. If an output
     differs by more than the tolerance, nothing is written (exit status 1).
@@ -80,6 +91,7 @@ def export(
     Examples:
       agit export out/ --model pretrained:h2z128 --format onnx
       agit export zebra.pt2 --model models:/h2z@champion --format torch-export
+      agit export out/ --model models:/h2z@champion --format hub --push USER/REPO
     """
     subject, settings = model_of(model, overrides)
     from pipeline import progress
@@ -97,6 +109,8 @@ def export(
             tolerance=tolerance,
             threshold=threshold,
             overwrite=overwrite,
+            push=push,
+            private=private,
             progress=stage,
         )
         stage.message = _worst(done)
@@ -130,7 +144,8 @@ def _show(done: dict[str, Any]) -> None:
         for direction, check in done["checks"].items()
     ]
     show.table_of(rows, list(rows[0]))
-    show.mapping({"difference": _worst(done), "files": "\n".join(done["files"]) or "none"})
+    files = "\n".join(done["files"]) or "none"
+    show.mapping({"difference": _worst(done), "files": files, "pushed": done.get("pushed")})
 
 
 def _digits(value: float | None) -> str:

@@ -29,6 +29,23 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib import metadata
+
+        print(f"agit {metadata.version('agit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
 @app.command()
 def run(config: ConfigName, overrides: Overrides = None, json: Json = False, debug: Debug = False) -> Answer:
     """Run all stages, from the source images to the report.
@@ -284,23 +301,37 @@ def list_presets(json: Json = False, debug: Debug = False) -> Answer:
 
 @app.command(name="config")
 def show_config(
-    config: ConfigName,
+    config: Annotated[
+        str | None,
+        typer.Argument(metavar="CONFIG", help="A preset's name (see `agit presets`) or a YAML file."),
+    ] = None,
     overrides: Overrides = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write to this YAML file instead of printing.")
     ] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of configuration files, for editors.")
+    ] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> Answer:
     """Show a configuration with all defaults, as YAML.
 
-    The output is a valid CONFIG for every command.
+    The output is a valid CONFIG for every command; credentials are left out.
 
     \b
     Example:
       agit config h2z --set train.epochs=100 -o mine.yaml
     """
-    plain: dict[str, Any] = read_config(config, overrides).plain()
+    if schema:
+        from pipeline.cli import schema as of_files
+
+        return Answer(of_files.schema(), show.as_json)
+    if config is None:
+        raise BadInput("give a CONFIG, a preset's name or a YAML file, or --schema")
+    from pipeline.redact import redact
+
+    plain: dict[str, Any] = redact(read_config(config, overrides).plain())
     if output is not None:
         from pipeline import storage
 

@@ -37,8 +37,8 @@ ModelUri = Annotated[
     typer.Option(
         "--model",
         metavar="URI",
-        help="pretrained:h2z128, models:/NAME@champion, or the path or s3:// URI of a model folder, a checkpoint "
-        "folder or a finished run.",
+        help="pretrained:h2z128, models:/NAME@champion, hf://USER/REPO, or the path or s3:// URI of a model folder, "
+        "a checkpoint folder or a finished run.",
     ),
 ]
 
@@ -91,7 +91,8 @@ def translate(
     batch: Annotated[
         bool,
         typer.Option(
-            "--batch", help="Distribute the images over Ray: the cluster at RAY_ADDRESS, or this machine."
+            "--batch",
+            help="Distribute the images over Ray: the cluster at cluster.address or RAY_ADDRESS, or this machine.",
         ),
     ] = False,
     workers: Annotated[
@@ -141,27 +142,35 @@ def translate(
     """
     subject, settings = model_of(model, overrides)
     from pipeline import progress
-    from pipeline.inference.translate import translate as run
     from pipeline.registry.model_reference import describe
 
+    how: dict[str, Any] = {
+        "direction": direction.value,
+        "masks": masks,
+        "overwrite": overwrite,
+        "batch": batch,
+        "workers": workers,
+        "smooth": smooth,
+        "device": device,
+        "autocast": autocast.value,
+        "tile_pixels": tile_pixels,
+        "work_side": work_side,
+        "threshold": threshold,
+    }
     with progress.shown_on(progress.for_terminal()), progress.stage("translate") as stage:
-        done = run(
-            input,
-            output,
-            subject.folder,
-            direction.value,
-            masks=masks,
-            overwrite=overwrite,
-            batch=batch,
-            workers=workers,
-            smooth=smooth,
-            device=device,
-            autocast=autocast.value,
-            tile_pixels=tile_pixels,
-            work_side=work_side,
-            threshold=threshold,
-            progress=stage,
-        )
+        if settings.cluster.address is None:
+            from pipeline.inference.translate import translate as run
+
+            done = run(input, output, subject.folder, **how, progress=stage)
+        else:
+            from pipeline.launch import stages
+            from pipeline.launch.specs import absolute
+
+            # the cluster has models of its own that come with the package
+            packaged = model.startswith("pretrained:")
+            where = {"input": absolute(input), "output": absolute(output)}
+            where["model"] = model if packaged else absolute(subject.folder)
+            done = stages.submit(settings, "translate", stage, **where, **how)
         stage.message = _counts(done)
     return Answer({**done, **describe(subject, settings)}, _show)
 

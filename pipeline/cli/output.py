@@ -6,11 +6,13 @@ error. Errors are one line; exit status 2 for a wrong call or configuration, 1 f
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from pipeline.redact import redact
 
 DONE, FAILED, WRONG_CALL = 0, 1, 2
 _ERROR_LOG = Path(".agit/last-error.log")
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _RESUME = "run the same command again to resume"
 
 
@@ -118,6 +121,12 @@ def execute(app: typer.Typer) -> int:
             return _fail(FAILED, f"interrupted; {_RESUME}")
         if hasattr(error, "format_message"):
             return _fail(WRONG_CALL, _usage(error))
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            where = (
+                error.filename
+                or f"one of the working directory, the storage and {tempfile.gettempdir()} (TMPDIR)"
+            )
+            return _fail(FAILED, f"cannot write {where}: {error.strerror}; make room, then {_RESUME}")
         return _fail(FAILED, f"{type(error).__name__}: {error}; {_RESUME} ({_keep(error)})")
     except BaseException as error:
         if not _interrupted(error):
@@ -131,15 +140,16 @@ def _answer(outcome: Any) -> int:
     answer = outcome if isinstance(outcome, Answer) else Answer(outcome)
     if answer.value is None and answer.show is None:
         return DONE
+    value = redact(answer.value)
     if _State.json_to is not None:
         sys.stdout.flush()
         sys.stderr.flush()
         with os.fdopen(_State.json_to, "w") as out:
             from pipeline import storage  # imported late: loads fsspec
 
-            out.write(json.dumps(storage.finite(answer.value), indent=1, allow_nan=False, default=str) + "\n")
+            out.write(json.dumps(storage.finite(value), indent=1, allow_nan=False, default=str) + "\n")
     elif answer.show is not None:
-        answer.show(answer.value)
+        answer.show(value)
     return DONE if answer.failure is None else _fail(FAILED, answer.failure)
 
 
@@ -157,7 +167,7 @@ def _usage(error: Any) -> str:
 
 def _fail(status: int, message: str) -> int:
     if _State.debug:
-        traceback.print_exc()
+        print(redact(traceback.format_exc()), file=sys.stderr)
     sys.stdout.flush()
     print(f"agit: {logs.printable(redact(' '.join(message.split())))}", file=sys.stderr, flush=True)
     return status

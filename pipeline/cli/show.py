@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from typing import Any
 
@@ -174,6 +175,10 @@ def mapping(value: dict[str, Any]) -> None:
 
 def as_yaml(value: Any) -> None:
     print(yaml_text(value), end="")
+
+
+def as_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
 
 
 def yaml_text(value: Any) -> str:

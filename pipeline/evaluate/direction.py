@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agit_core.augment import to_float, to_uint8
 from agit_core.config import MethodConfig
 from agit_core.networks import Networks
 from agit_core.scores.inception import Inception
-from agit_core.translation import Translation, translate
+from agit_core.translation import Translation, passes, translate
 from pipeline.evaluate.feature_cache import Arrays
 from pipeline.evaluate.scored_images import Batch, Domain
 from pipeline.metrics import catalog
@@ -39,10 +39,15 @@ class Direction:
     def translate(self, batch: Tensor) -> tuple[Tensor, Translation]:
         """Move a batch to the device as float, and translate it by Eq 1."""
         real = to_float(batch.to(self._device))
-        return real, translate(real, *self._forth, threshold=self._method.threshold_at_test)
+        return real, self._through(self._forth, real)
 
     def restore(self, translated: Tensor) -> Tensor:
-        return translate(translated, *self._back, threshold=self._method.threshold_at_test).output
+        return self._through(self._back, translated).output
+
+    def _through(self, maps: tuple[nn.Module, nn.Module | None], images: Tensor) -> Translation:
+        threshold = self._method.threshold_at_test
+        parts = [translate(part, *maps, threshold) for part in passes(images, self._device)]
+        return Translation(*(torch.cat(kind) for kind in zip(*parts, strict=True)))
 
     @torch.inference_mode()
     def score(self, domain: Domain, inception: Inception, batch_size: int, progress: Progress) -> Arrays:

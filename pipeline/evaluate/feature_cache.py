@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,7 +74,16 @@ def cached(config: Config, name: str, compute: Callable[[], Arrays], rows: int) 
         return _unpack(storage.read_bytes(uri), rows), True
     except FileNotFoundError:
         pass
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        ValueError,
+        KeyError,
+        OSError,
+        EOFError,
+        NotImplementedError,
+        struct.error,
+        zlib.error,
+        zipfile.BadZipFile,
+    ) as error:
         log.warning("cached features %s cannot be read (%s); computing them again", uri, error)
     arrays = compute()
     storage.write_bytes(uri, _pack(arrays))

@@ -1,4 +1,4 @@
-"""The images that are scored: the test split, and where the true masks are."""
+"""Images for scoring: the test split, and the images with true masks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from agit_core.errors import BadInput
-from agit_core.scores.distances import MINIMUM
 from pipeline.config import Config
 from pipeline.data.read.reader import ShardImages
 from pipeline.data.read.shard_cache import machine_folder
+from pipeline.evaluate.counting import count_test_images
 
 
 class Batch(NamedTuple):
@@ -26,11 +25,11 @@ class Batch(NamedTuple):
 
 
 class Images:
-    """Some images of one split and domain, at the size at which the networks are scored.
+    """Selected images of one split and domain, at the size of scoring.
 
     Args:
-        indices: which of the split's images, in order.
-        with_masks: every batch has true masks, for which each of the images must have one.
+        indices: indices within the split, in order.
+        with_masks: include true masks in every batch; each of the images must have one.
     """
 
     def __init__(
@@ -66,12 +65,12 @@ class Images:
 
 @dataclass(frozen=True)
 class Domain:
-    """What is scored of one domain.
+    """Images of one domain for scoring.
 
     Attributes:
         test: the test images.
-        masked: the images whose true masks attention is compared with: ``test`` itself where each image has one,
-            else as many of the test or the training images, of whichever more have one, or None.
+        masked: images with true masks, for attention metrics: ``test`` itself if all its images have one, else up to
+            as many from the test or the training split, whichever has more masks; or None.
     """
 
     test: Images
@@ -88,7 +87,7 @@ class Domain:
 
 
 def open_domain(config: Config, data_uri: str, manifest: dict[str, Any], domain: str) -> Domain:
-    """The domain ``a`` or ``b`` of prepared data.
+    """Open domain ``a`` or ``b`` of prepared data.
 
     Raises:
         BadInput: fewer than two test images.
@@ -102,7 +101,7 @@ def open_domain(config: Config, data_uri: str, manifest: dict[str, Any], domain:
         return Images(source, split, indices, size, with_masks)
 
     def with_masks(split: str) -> Images | None:
-        """Evenly spread, so that one photographer or folder does not decide."""
+        """Images with masks, evenly spread over the split, so that no single folder dominates."""
         if not manifest["splits"].get(split, {}).get("masks"):
             return None
         found = images(split, [], with_masks=True)
@@ -126,7 +125,7 @@ def open_domain(config: Config, data_uri: str, manifest: dict[str, Any], domain:
 def open_held_out(
     config: Config, data_uri: str, manifest: dict[str, Any], domain: str, rows: list[int]
 ) -> Domain:
-    """Some training images of domain ``a`` or ``b``, with the true masks of those that have one."""
+    """Open selected training images of domain ``a`` or ``b``, with true masks where they exist."""
     split = f"train{domain.upper()}"
 
     def images(indices: list[int], with_masks: bool) -> Images:
@@ -142,27 +141,10 @@ def open_held_out(
 
 
 def _resized(image: Tensor, size: int) -> Tensor:
-    """uint8 (C, H, W) as (C, size, size); training images are stored larger than what is scored."""
+    """Resize uint8 (C, H, W) to (C, size, size); training images are stored larger than the scoring size."""
     if image.shape[-2:] == (size, size):
         return image
     resized = F.interpolate(
         image[None].float(), size=(size, size), mode="bilinear", align_corners=False, antialias=True
     )
     return resized[0].round().clamp(0, 255).to(torch.uint8)
-
-
-def count_test_images(config: Config, data_uri: str, manifest: dict[str, Any], domain: str) -> int:
-    """How many test images of a domain are scored.
-
-    Raises:
-        BadInput: fewer than two.
-    """
-    split = f"test{domain.upper()}"
-    rows = int(manifest["splits"].get(split, {}).get("rows", 0))
-    count = min(rows, config.evaluate.max_images or rows)
-    if count < MINIMUM:
-        raise BadInput(
-            f"{split} of {data_uri} holds {rows} images and scores need at least {MINIMUM}; "
-            "add test images or raise data.test_fraction"
-        )
-    return count

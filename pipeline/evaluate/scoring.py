@@ -29,6 +29,7 @@ from pipeline.evaluate.compare import Figures, Judge
 from pipeline.evaluate.direction import Direction
 from pipeline.evaluate.feature_cache import Arrays
 from pipeline.evaluate.scored_images import Domain, Images, open_domain, open_held_out
+from pipeline.evaluate.shares import Spread, cut, gathered, real_features, split
 from pipeline.evaluate.strips import EACH_END, keep_extremes
 from pipeline.metrics import catalog
 from pipeline.metrics.catalog import DIRECTIONS
@@ -51,7 +52,14 @@ class Subject:
     model: Model
 
 
-def evaluate(config: Config, uri: str, data_uri: str, progress: Progress | None = None) -> dict[str, Any]:
+def evaluate(
+    config: Config,
+    uri: str,
+    data_uri: str,
+    progress: Progress | None = None,
+    champion: Mapping[str, Any] | Literal["registry"] | None = "registry",
+    spread: Spread | None = None,
+) -> dict[str, Any]:
     """Score a model on the test images of prepared data and write ``evaluation.json``.
 
     Args:
@@ -59,6 +67,8 @@ def evaluate(config: Config, uri: str, data_uri: str, progress: Progress | None 
             result written there), a checkpoint or model folder, or ``models:/name@alias`` (written below
             ``{storage}/evaluations``).
         progress: called with ``{"done", "total", "unit", "images_per_s", "eta_s", "message"}``.
+        champion: as :func:`pipeline.registry.models.champion` describes it; default: the registry is asked.
+        spread: computes the shares of ``evaluate.workers`` processes; default: this process computes everything.
 
     Returns:
         The contents of ``evaluation.json``: ``metrics`` (flat, by contract names, KID raw, including
@@ -76,19 +86,21 @@ def evaluate(config: Config, uri: str, data_uri: str, progress: Progress | None 
     subject = _subject(config, uri, described)
     # all checks of the call come before the first image
     inception = feature_cache.load_inception(config, device)
-    champion, champion_model = _champion(config, subject.model)
+    found = models.champion(config) if champion == "registry" else champion
+    rival, rival_model = _champion(found, subject.model)
     domains = {name: open_domain(config, data_uri, described, name) for name in "ab"}
     try:
-        scorer = _Scorer(config, described, domains, inception, device, progress, rivals=champion is not None)
+        scorer = _Scorer(config, described, domains, inception, device, progress, rivals=rival is not None)
+        scorer.spread = spread
         real = {name: scorer.real(name) for name in "ab"}
         judge = Judge(config.evaluate, config.seed, real["a"], real["b"])
-        outcome = scorer.outcome(subject.model, "the model")
+        outcome = scorer.outcome(subject.model, "the model", subject.model_uri)
         mine = judge.model(outcome)
         nothing = judge.nothing(mine)
         others = {"do_nothing": nothing}
-        if champion is not None and champion_model is not None:
-            others["champion"] = judge.model(scorer.outcome(champion_model, "the champion"))
-            champion |= {"metrics": others["champion"].metrics, "intervals": _own(others["champion"])}
+        if rival is not None and rival_model is not None:
+            others["champion"] = judge.model(scorer.outcome(rival_model, "the champion", str(rival["uri"])))
+            rival |= {"metrics": others["champion"].metrics, "intervals": _own(others["champion"])}
         rows = _per_image(outcome, domains, real)
         pictures = storage.join(subject.folder, records.PICTURES)
         scorer.message = "pictures of the best and the worst"
@@ -104,7 +116,7 @@ def evaluate(config: Config, uri: str, data_uri: str, progress: Progress | None 
         "data": {"uri": data_uri, "fingerprint": described["fingerprint"], "name": described.get("name")},
         "metrics": mine.metrics | {f"do_nothing_{name}": value for name, value in nothing.metrics.items()},
         "baseline": nothing.metrics,
-        "champion": champion,
+        "champion": rival,
         "intervals": compare.intervals(mine, others),
         "baseline_intervals": _own(nothing),
         "inception": inception.describe(),
@@ -180,6 +192,7 @@ class _Scorer:
         # plain fp32, because a champion's cached scores may come from another machine
         precision.make_exact(precision.Numerics(None, False, False), device)
         self.message = ""
+        self.spread: Spread | None = None
         self._progress = progress
         self._done, self._skipped, self._started = 0, 0, time.monotonic()
         real = sum(len(domain.test) for domain in domains.values())
@@ -210,16 +223,23 @@ class _Scorer:
         self.message = f"real images, {test.split}"
 
         def compute() -> Arrays:
-            size = self.config.evaluate.batch_size
-            parts = []
-            for batch in test.batches(size):
-                parts.append(self.inception.features(batch.images, size))
-                self(len(batch.indices))
-            return {"features": torch.cat(parts)}
+            if self.spread is not None:
+                return self._spread(self.spread, domain, None)
+            return real_features(test, self.inception, self.config.evaluate.batch_size, self)
 
         return self._cached(self._key(domain), compute, test, len(test))["features"]
 
-    def outcome(self, model: Model, message: str) -> dict[str, Arrays]:
+    def _spread(self, spread: Spread, name: str, model_uri: str | None) -> Arrays:
+        domain, evaluate = self.domains[name[0]], self.config.evaluate
+        shares = split(domain, name, model_uri, evaluate.batch_size, evaluate.workers)
+        found = []
+        for share, arrays in zip(shares, spread(shares), strict=True):
+            found.append(arrays)
+            mine = cut(domain, share, evaluate.batch_size)
+            self(len(mine.test) if model_uri is None else _model_images(mine))
+        return gathered(found)
+
+    def outcome(self, model: Model, message: str, model_uri: str) -> dict[str, Arrays]:
         """Features and per-image metrics of a model, by direction."""
         digest = weights_digest(model)
         networks: Any = None
@@ -230,6 +250,8 @@ class _Scorer:
 
             def compute(name: str = name, domain: Domain = domain) -> Arrays:
                 nonlocal networks
+                if self.spread is not None:
+                    return self._spread(self.spread, name, model_uri)
                 networks = networks or self.networks(model)
                 direction = Direction(networks, model.method, name, self.device)
                 return direction.score(domain, self.inception, self.config.evaluate.batch_size, self)
@@ -279,9 +301,8 @@ def _subject(config: Config, uri: str, described: dict[str, Any]) -> Subject:
     return Subject(uri, folder, model)
 
 
-def _champion(config: Config, model: Model) -> tuple[dict[str, Any] | None, Model | None]:
+def _champion(holder: Mapping[str, Any] | None, model: Model) -> tuple[dict[str, Any] | None, Model | None]:
     """The current champion, unless it is the evaluated model itself."""
-    holder = models.champion(config)
     if holder is None:
         return None, None
     try:

@@ -1,10 +1,10 @@
-"""Scores of a run's checkpoints on its validation images, in a process of Ray's beside the training.
+"""Scoring of a run's checkpoints on its validation images, in a Ray actor during the training.
 
-The process takes no slot of Ray's and runs on the CPU, at low priority and with half of the cores, so that what it
-costs the training is bounded: where there are idle cores nothing, on a machine that has none what the scheduler gives
-a process of niceness 10, for ``validation.seconds`` of the result altogether. It keeps the Inception network loaded
-(about 0.8 GB). A thread of the job looks for checkpoints that are due and have no scores; training does not wait for
-it, and a checkpoint stays until it is scored. A job that was killed scores what is missing when it is started again.
+The actor takes no Ray slot and runs on the CPU, at low priority and with half of the cores, which bounds its cost
+for the training: nothing on a machine with idle cores, otherwise the share of a process with niceness 10, for a
+total of ``validation.seconds`` in the result. It keeps the Inception network loaded (about 0.8 GB). A thread of the
+job finds due checkpoints without scores; training does not wait for it, and a checkpoint is kept until it is
+scored. A restarted job scores the missing ones.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ log = logging.getLogger(__name__)
 _LOOK_SECONDS = 5.0
 _NICENESS = 10
 _TRIES = 5
-"""Of one checkpoint, whose process may have been killed meanwhile."""
+"""Attempts per checkpoint, because the scoring process may be killed."""
 
 
 class ScoringProcess:
-    """The class of the Ray actor: a process that nothing else uses, so that its priority and threads are its own."""
+    """Ray actor for scoring; a dedicated process, so that it can set its priority and number of threads."""
 
     def __init__(self) -> None:
         os.nice(_NICENESS)
         self._inception: Inception | None = None
 
     def score(self, tree: dict[str, Any], model_uri: str, data_uri: str) -> dict[str, float | None]:
-        """The figures of a checkpoint on the validation images of the configuration."""
+        """Metrics of a checkpoint on the configuration's validation images."""
         import torch
 
         from pipeline.evaluate import feature_cache, scoring
@@ -54,12 +54,12 @@ class ScoringProcess:
         config, device = Config.model_validate(tree), torch.device("cpu")
         self._inception = self._inception or feature_cache.load_inception(config, device)
         rows = held_out.rows(config, data_uri, manifest.read(data_uri))
-        assert rows is not None, "this is asked of data with validation images only"
+        assert rows is not None, "scoring needs data with validation images"
         return scoring.figures(config, model_uri, data_uri, self._inception, device, rows)
 
 
 class Scorer:
-    """Scores what is due, oldest first, until it is closed."""
+    """Scores due checkpoints in a background thread, oldest first, until it is closed."""
 
     def __init__(self, spec: dict[str, Any], config: Config, images: dict[str, int]) -> None:
         self._spec = spec
@@ -76,11 +76,11 @@ class Scorer:
         self._thread.start()
 
     def finish(self, result: dict[str, Any], progress: Callable[[str], None]) -> dict[str, Any]:
-        """Waits for the scores that are missing, the last checkpoint's among them, and chooses the model.
+        """Wait for all missing scores, including the last checkpoint's, and select the model.
 
         Raises:
             RunFailed: no checkpoint could be scored.
-            TakenOver: the run is another job's by now.
+            TakenOver: another job has taken over the run.
         """
         last = self._last = int(result["steps"])
         if self._waiting():
@@ -94,7 +94,7 @@ class Scorer:
             scored.remove_after(self._run_uri, 0)  # the next call tries again
             message = next(iter(scores.values())).message
             raise RunFailed(
-                f"{message}; mend that, and the same command scores the checkpoints that are there"
+                f"{message}; fix the cause and run the same command again to score the stored checkpoints"
             )
         metric, best = self._config.deciding_score, self._store.best()
         if metric is not None and best is None:
@@ -162,7 +162,7 @@ class Scorer:
         log.info("step %d scored in %.1f s", step, seconds, extra={"fields": {"step": step, **metrics}})
 
     def _failed(self, step: int, cause: BaseException) -> None:
-        """Another try later, or no scores for this step: early stopping and the end of the run wait for an answer."""
+        """Schedule a retry, or record that the step has no scores, for which early stopping and the run's end wait."""
         log.warning("step %d could not be scored: %s", step, sentence(cause))
         if isinstance(
             cause, RunFailed
@@ -186,7 +186,7 @@ class Scorer:
 
 @contextlib.contextmanager
 def beside(spec: dict[str, Any], config: Config) -> Iterator[Scorer | None]:
-    """Scores the run's checkpoints within the block; None where none are to be scored, or nothing is held out."""
+    """Score the run's checkpoints within the block; yields None if scoring is off or no images are held out."""
     if config.validation.every is None:
         yield None
         return

@@ -1,8 +1,8 @@
-"""The schema of the embedded server's database, so that a new one needs no migrations.
+"""Schema of the embedded server's database, which saves the migrations for a new one.
 
-Prefect builds a new SQLite file by some sixty migrations, more than six seconds of processor time that every fresh
-folder would pay. ``prefect-VERSION.sql`` holds what they lead to; with another version of Prefect there is no such
-file, and Prefect migrates as usual. After an upgrade: ``python -m pipeline.flows.prefect_schema``.
+Prefect creates a new SQLite file by about sixty migrations, more than six seconds of CPU time for every new folder.
+``prefect-VERSION.sql`` contains their result; for another version of Prefect there is no such file, and Prefect
+migrates as usual. After an upgrade, run ``python -m pipeline.flows.prefect_schema``.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pathlib import Path
 
 
 def file() -> Path:
-    """Where the schema of the installed Prefect is, if it is part of the package."""
+    """Path of the schema for the installed version of Prefect; it may not exist."""
     return Path(__file__).parent / f"prefect-{metadata.version('prefect')}.sql"
 
 
 def create(database: Path) -> None:
-    """Create an SQLite file with Prefect's tables, unless there is one or the schema of this version is unknown.
+    """Create an SQLite file with Prefect's tables, unless it exists or the schema of this version is unknown.
 
-    It appears whole or not at all, also when two servers start in one folder at the same time.
+    The file appears atomically, even if two servers start in one folder at once.
     """
     if database.exists() or not file().is_file():
         return
@@ -32,16 +32,16 @@ def create(database: Path) -> None:
         made = Path(scratch) / database.name
         with contextlib.closing(sqlite3.connect(made)) as connection:
             connection.executescript(file().read_text())
-            # kept in the file; connections that all switch to it at first come into each other's way
+            # stored in the file: otherwise the first connections would conflict when switching the mode
             connection.execute("PRAGMA journal_mode = WAL")
         made.chmod(0o600)
-        # another server was first, or the file system has no links: then Prefect migrates
+        # ignore: another server was faster, or the file system has no hard links, and Prefect migrates
         with contextlib.suppress(OSError):
             os.link(made, database)
 
 
 def migrated(database: Path) -> str:
-    """The schema, as SQL, of a new file that Prefect itself has migrated. Call it before ``import prefect``."""
+    """Let Prefect migrate a new file and return its schema as SQL. Call it before ``import prefect``."""
     os.environ["PREFECT_API_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{database}"
     from prefect.server.database import provide_database_interface
 
@@ -50,7 +50,7 @@ def migrated(database: Path) -> str:
 
 
 def dump(database: Path) -> str:
-    """Schema and content of an SQLite file as SQL."""
+    """Dump schema and contents of an SQLite file as SQL."""
     with contextlib.closing(sqlite3.connect(database)) as connection:
         return "\n".join(connection.iterdump()) + "\n"
 

@@ -1,11 +1,10 @@
-"""Prefect's view of the journey: flow ``agit`` and its five tasks, each of which calls one plain function.
+"""The Prefect flow ``agit`` and its five tasks, each of which calls one plain function.
 
-Nothing is decided here but what Prefect is for: names, retries, limits and artifacts. ``pipeline.tasks``
-does the same without Prefect.
+This module adds only names, retries, limits and artifacts; ``pipeline.tasks`` does the work without Prefect.
 """
 
-# Annotations are evaluated here, not kept as text: `flow.serve` sends the flow to its process by value, and Prefect
-# could not look the names up there.
+# no `from __future__ import annotations`: `flow.serve` pickles the flow by value, and Prefect could not resolve string
+# annotations in the other process
 import time
 from typing import Annotated, Any, Literal
 
@@ -22,7 +21,7 @@ from pipeline.flows import artifacts, limits, log, secret_overrides
 from pipeline.records import Data, Run
 
 RETRY_SECONDS = [2, 10]
-# What storage and tracking clients raise when the other side does not answer; nothing else gets better by waiting.
+# exceptions of storage and tracking clients for network failures, the only ones worth a retry
 _NETWORK_ERRORS = {
     "ConnectionError",
     "TimeoutError",
@@ -36,7 +35,7 @@ _NETWORK_ERRORS = {
 
 
 def may_pass_by_itself(error: BaseException) -> bool:
-    """True for a failure that came from a network that did not answer."""
+    """Whether a failure was caused by the network and is worth a retry."""
     if not isinstance(error, RunFailed):
         return False
     link: BaseException | None = error
@@ -69,7 +68,7 @@ def prepare(config: Config) -> Data:
     return tasks.prepare(config)
 
 
-# Ray restarts lost workers and resumes from the last checkpoint; another try from outside would only repeat.
+# no Prefect retries: the job itself restarts lost workers and resumes from the last checkpoint
 @task(
     name="train",
     task_run_name="train {config.name}",
@@ -110,7 +109,7 @@ def resolve(
     max_steps: int | None,
     cluster: str | None = None,
 ) -> Config:
-    """The configuration that a form's fields describe."""
+    """Load the configuration given by the flow's parameters."""
     extra = [f"storage={storage}"] if storage else []
     extra += [f"cluster.address={cluster}"] if cluster else []
     extra += [f"train.max_steps={max_steps}"] if max_steps else []
@@ -123,7 +122,7 @@ def _run_name() -> str:
     return f"{what} {given.get('config', 'demo')} {time.strftime('%Y-%m-%d %H:%M:%S')}"
 
 
-# What Prefect's form checks; its texts come from the flow's docstring.
+# constraints of Prefect's parameter form; its texts come from the flow's docstring
 ConfigName = Annotated[str, Field(min_length=1, examples=presets())]
 Overrides = Annotated[
     list[Annotated[str, Field(pattern=r"^\s*[A-Za-z_][A-Za-z0-9_.-]*\s*=")]],
@@ -144,21 +143,21 @@ def agit(
     only_when_changed: bool = False,
     start_from: Literal["config", "scratch", "champion"] = "config",
 ) -> dict[str, Any]:
-    """Prepares images, trains, scores, registers and reports; a second run reuses what is done.
+    """Prepare images, train, score, register and report; running it again reuses finished stages.
 
     Args:
-        config: A preset's name (demo, h2z, ...) or the path of a YAML file where the flow runs.
-        overrides: Settings that differ, one key=value each, as after `agit run --set`: `train.workers=4`.
-        storage: Folder or s3://bucket/prefix for everything the run writes; empty: the configuration's.
-        cluster: Jobs address of the Ray cluster that trains; empty: the configuration's, and without one a
-            Ray of the run's own on the worker's machine.
+        config: A preset's name (demo, h2z, ...) or the path of a YAML file on the machine that runs the flow.
+        overrides: Settings to override, one key=value each, as for `agit run --set`: `train.workers=4`.
+        storage: Folder or s3://bucket/prefix for all output of the run; empty: the configuration's.
+        cluster: Jobs address of the Ray cluster that prepares, trains and scores; empty: the configuration's, or
+            else the worker's machine.
         max_steps: Stop training after this many steps; empty: the configuration's epochs.
         only_when_changed: Skip the training unless images or settings differ from the newest version's.
-        start_from: Weights to start from. config: what train.start_from says; champion: the champion's, or
-            from scratch while there is none.
+        start_from: Initial weights. config: those of train.start_from; scratch: random; champion: the champion's,
+            or random if there is none.
 
     Returns:
-        the run's summary; with ``only_when_changed`` also, or only, what was decided (``retrain``).
+        the run's summary; with ``only_when_changed``, the decision (``retrain``) in addition or alone.
     """
     with log.in_worker():
         settings = resolve(config, overrides, storage, max_steps, cluster)
@@ -168,9 +167,9 @@ def agit(
         if only_when_changed:
             artifacts.decision(settings, decision)
         if not decision.train:
-            # a name of its own: nobody is to take a night without training for one with
-            told = {"retrain": decision.plain()}
-            return Completed(name="Skipped", message=decision.reason, data=told)  # type: ignore[return-value]
+            # a distinct state name, so that skipped trainings are recognisable in the UI
+            skipped = {"retrain": decision.plain()}
+            return Completed(name="Skipped", message=decision.reason, data=skipped)  # type: ignore[return-value]
         settings = decision.config
         tasks.check_scorable(settings, data)
         run = train(settings, data)

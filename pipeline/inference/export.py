@@ -1,4 +1,4 @@
-"""Export of a model to ONNX, ``torch.export`` or safetensors, verified before it is published.
+"""Export of a model to ONNX, ``torch.export``, safetensors or the Hugging Face Hub, verified before it is published.
 
 Every file is compared with the PyTorch model on images, at their own size and at a second one, before it is written
 to the output. A folder also receives the model card and, last, ``export.json``.
@@ -10,7 +10,7 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,16 +20,18 @@ from agit_core import checkpoint, export, model_folder
 from agit_core.errors import BadInput
 from agit_core.model_folder import Model
 from pipeline import storage
-from pipeline.inference import model_card
+from pipeline.inference import hub, model_card
 from pipeline.inference.check_images import CheckImages, choose
 
-FORMATS = ("onnx", "torch-export", "safetensors")
+FORMATS = ("onnx", "torch-export", "safetensors", "hub")
 MANIFEST = "export.json"
 TOLERANCE = 1e-3
 """Default tolerance on the output's [-1, 1] and the mask's [0, 1]: an eighth of a grey level."""
 COUNT = 20
 """Default number of images per direction for the check."""
-_SUFFIXES = {**export.SUFFIXES, "safetensors": ".safetensors"}
+_SUFFIXES = {**export.SUFFIXES, "safetensors": ".safetensors", "hub": ".safetensors"}
+_FOLDERS = ("safetensors", "hub")
+"""Formats that are a model folder with both directions."""
 Progress = Callable[[Mapping[str, Any]], None]
 
 
@@ -46,10 +48,10 @@ class _Target:
         suffix = PurePosixPath(storage.name(uri)).suffix.lower()
         if suffix not in _SUFFIXES.values():
             return _Target(uri, (direction,) if direction else model.directions, False)
-        if suffix != _SUFFIXES[file_format] or file_format == "safetensors":
+        if suffix != _SUFFIXES[file_format] or file_format in _FOLDERS:
             raise BadInput(
                 f"{uri} does not fit --format {file_format}: give a folder"
-                + ("" if file_format == "safetensors" else f" or a name in {_SUFFIXES[file_format]}")
+                + ("" if file_format in _FOLDERS else f" or a name in {_SUFFIXES[file_format]}")
             )
         return _Target(uri, (direction or model.directions[0],), True)
 
@@ -65,26 +67,36 @@ def run(
     tolerance: float = TOLERANCE,
     threshold: float | None = None,
     overwrite: bool = False,
+    push: str | None = None,
+    private: bool = False,
     progress: Progress = lambda event: None,
 ) -> dict[str, Any]:
     """Export a model and check it against the PyTorch model.
 
     Args:
         output: a folder (receives ``a2b.onnx``, ``b2a.onnx``, ``README.md``, ``export.json``; for safetensors, a
-            model folder), or one file ending in ``.onnx`` or ``.pt2``, which holds one direction.
+            model folder; for hub, a repository of the Hugging Face Hub), or one file ending in ``.onnx`` or
+            ``.pt2``, which holds one direction.
         direction: export only this direction; default: both, or ``a2b`` for a single file.
         check: folder of images for the check; default: the model's test images, else generated ones.
         count: images per direction.
         tolerance: largest allowed difference from the PyTorch model; above it, nothing is written.
         threshold: keep source pixels where the attention is below this; default: the model's threshold.
+        push: repository, ``USER/REPO``, to publish a hub export to; created ``private`` or not.
 
     Returns:
         ``ok``, ``model``, ``format``, ``output``, ``files`` (URIs), ``worst`` (largest difference, on [-1, 1]),
-        ``worst_grey_levels``, ``worst_mask``, ``tolerance`` and ``checks`` per direction.
+        ``worst_grey_levels``, ``worst_mask``, ``tolerance``, ``checks`` per direction and, if pushed, the
+        commit's URL (``pushed``).
 
     Raises:
-        BadInput: no model there; the output exists, is the model itself, or does not fit the format.
+        BadInput: no model there; the output exists, is the model itself, or does not fit the format; no access
+            to the Hub's repository.
+        RunFailed: the Hub does not answer; the folder has been written.
     """
+    if push is not None and file_format != "hub":
+        raise BadInput("--push is for --format hub")
+    repo = None if push is None else hub.check_name(push)
     model_uri = model_folder.resolve(model_uri)
     trained = model_folder.read(model_uri)
     model = trained.with_threshold(threshold)
@@ -98,12 +110,14 @@ def run(
         folder = Path(name)
         if file_format == "safetensors":
             _write_folder(model, scores, folder)
+        elif file_format == "hub":
+            _write_hub_folder(model, scores, folder, repo)
         checks = {}
         for one in target.directions:
             images = choose(model, one, check, count)
             path = folder / f"{one}{_SUFFIXES[file_format]}"
             progress({"message": f"{one}: writing", "done": 0, "total": 2 * len(images.images)})
-            if file_format == "safetensors":
+            if file_format in _FOLDERS:
                 again = export.OneDirection(model_folder.read(folder), one).eval()
                 runner: export.Run = torch.no_grad()(again.forward)
             else:
@@ -111,11 +125,15 @@ def run(
                 runner = export.load(path, file_format)
             checks[one] = _check(model, one, runner, images, progress)
         result = _result(model, file_format, checks, tolerance)
-        if file_format != "safetensors":
+        if file_format not in _FOLDERS:
             card = model_card.render(model, scores, result, model_card.manifest_of(model))
             (folder / model_card.FILE).write_text(card, encoding="utf-8")
         files = _publish(folder, target, model, result) if result["ok"] else []
-    return result | {"output": output, "files": files}
+        answer = result | {"output": output, "files": files}
+        if repo is not None and files:
+            progress({"message": f"pushing to {repo}"})
+            answer["pushed"] = hub.push(folder, repo, private, f"{model.name}, SHA-256 {model.digest[:12]}")
+    return answer
 
 
 def _check(
@@ -175,6 +193,19 @@ def _write_folder(model: Model, scores: Mapping[str, Any], folder: Path) -> None
     )
     if not (folder / "networks.safetensors").is_file():
         raise BadInput("--format safetensors needs the package safetensors: pip install safetensors")
+
+
+def _write_hub_folder(model: Model, scores: Mapping[str, Any], folder: Path, repo: str | None) -> None:
+    """The model folder as a repository of the Hub; nothing in it names a place of the machine that trained it."""
+    public = replace(model, lineage=hub.shown_lineage(model))
+    shown = hub.shown_scores(scores)
+    card = model_card.render(public, shown, manifest=model_card.manifest_of(model), repo=repo)
+    extra = {model_card.FILE: card.encode(), hub.CONFIG: hub.config_file(model)}
+    if shown:
+        extra[model_card.SCORES] = json.dumps(shown, indent=1).encode()
+    model_folder.write(
+        folder, model.name, model.method, model.image_size, model.weights, public.lineage, extra, hub.WEIGHTS
+    )
 
 
 def _publish(folder: Path, target: _Target, model: Model, result: dict[str, Any]) -> list[str]:

@@ -41,6 +41,7 @@ def render(
     evaluation: Mapping[str, Any],
     exported: Mapping[str, Any] | None = None,
     manifest: Mapping[str, Any] | None = None,
+    repo: str | None = None,
 ) -> str:
     """Render the card.
 
@@ -48,6 +49,7 @@ def render(
         evaluation: ``metrics``, ``baseline``, ``intervals``, ``counts``, ``protocol``, ``inception``; may be empty.
         exported: result of :func:`pipeline.inference.export.run`, for the card of an export.
         manifest: manifest of the prepared data; see :func:`manifest_of`.
+        repo: ``USER/REPO`` if the model is published on the Hugging Face Hub.
     """
     domains = names(manifest)
     labels = {"a2b": f"{domains[0]} → {domains[1]}", "b2a": f"{domains[1]} → {domains[0]}"}
@@ -76,6 +78,7 @@ def render(
         "counts": {k: v for k, v in (evaluation.get("counts") or {}).items() if k.startswith("test_")},
         "against_it": scores.against_it(labels),
         "exported": exported,
+        "repo": repo,
         "multiple": STRIDE,
         "smallest": SMALLEST,
     }

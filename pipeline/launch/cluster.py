@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
+import secrets
 import shlex
 import socket
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from agit_core.errors import BadInput, RunFailed
 from pipeline import logs
@@ -30,6 +32,17 @@ _NO_AGENT = "No available agent"
 """Ray's error while the head's agent, which starts jobs, is not running (``ray/dashboard/modules/job/job_head.py``)."""
 T = TypeVar("T")
 
+PYTHON = (
+    "$(tr '\\0' '\\n' < /proc/$(tr '\\0' '\\n' < /proc/$PPID/environ 2>/dev/null"
+    " | sed -n 's/^RAY_RAYLET_PID=//p')/cmdline 2>/dev/null"
+    " | sed -n 's/^--python_worker_command=\\([^ ]*\\) .*/\\1/p' | grep . || echo python)"
+)
+"""The interpreter with which the head starts its workers, in the shell that Ray's job supervisor, itself one, starts;
+else the first on the PATH: another one where Ray was started from a virtual environment that is not active."""
+_TAIL_LINES = 200
+_NOT_FOUND = 127
+"""A shell's exit status where there is no such program."""
+
 
 class _Client(JobSubmissionClient):
     """Client with a timeout: Ray's own waits forever if the head accepts a request but never responds."""
@@ -42,6 +55,22 @@ class _Client(JobSubmissionClient):
         answer = self._do_request("GET", "/api/version")
         answer.raise_for_status()
         return str(answer.json()["session_name"])
+
+
+def _connect(config: ClusterConfig) -> tuple[_Client, dict[str | None, JobDetails], str]:
+    """The cluster's client, its jobs by submission id, and its session.
+
+    Raises:
+        BadInput: it does not answer.
+    """
+    try:
+        client = _Client(config.address)
+        return client, {job.submission_id: job for job in client.list_jobs()}, client.session()
+    except Exception as error:  # a ConnectionError, or a RuntimeError with the server's answer
+        raise BadInput(
+            f"the Ray cluster at cluster.address {redact(config.address)} does not answer "
+            f"({_told(error, 200)}); check the address and that its dashboard runs"
+        ) from None
 
 
 class ClusterJob:
@@ -67,15 +96,7 @@ class ClusterJob:
             BadInput: the cluster does not respond, or refuses the job's environment.
             RunFailed: another job is training this run, or the cluster was lost meanwhile or accepts no jobs.
         """
-        try:
-            client = _Client(config.address)
-            known = {job.submission_id: job for job in client.list_jobs()}
-            session = client.session()
-        except Exception as error:  # a ConnectionError, or a RuntimeError with the server's answer
-            raise BadInput(
-                f"the Ray cluster at cluster.address {redact(config.address)} does not answer "
-                f"({_told(error, 200)}); check the address and that its dashboard runs"
-            ) from None
+        client, known, session = _connect(config)
         attempt, run_uri = 1, spec["run_uri"]
         while (name := f"{spec['run_id']}-{attempt}") in known:
             if known[name].status in (JobStatus.PENDING, JobStatus.RUNNING):
@@ -95,7 +116,7 @@ class ClusterJob:
         spec_uri = write_spec(spec, attempt, owner)
         return cls(client, name, patience_s)._submitted(
             config,
-            entrypoint=f"python -m {spec.get('job', 'pipeline.train_job')} {shlex.quote(spec_uri)}",
+            entrypoint=f'"{PYTHON}" -m {spec.get("job", "pipeline.train_job")} {shlex.quote(spec_uri)}',
             runtime_env=_environment(config, token),
             metadata={"run_id": spec["run_id"]},
         )
@@ -148,14 +169,18 @@ class ClusterJob:
         if self._status == JobStatus.STOPPED:
             raise RunFailed(f"job {self.submission_id} was stopped; the same command goes on with the run")
         with contextlib.suppress(Exception):
+            # Ray's message begins with what it always says, and ends with the job's last lines
             message = self._client.get_job_info(self.submission_id).message
-            return " ".join(str(message).split())[:300]
+            return " ".join(str(message).split())[-300:]
         return "failed"
 
     def verdict(self) -> dict[str, str] | None:
-        """Cause of the failure that the job printed, if any."""
+        """Cause of the failure: what the job printed, or what can only be its cause."""
         lines = self._patiently(lambda: self._client.get_job_logs(self.submission_id)).splitlines()
-        return next(filter(None, (parse_verdict(line) for line in reversed(lines))), None)
+        said = next(filter(None, (parse_verdict(line) for line in reversed(lines))), None)
+        if said is None and self._status != JobStatus.SUCCEEDED:
+            return hopeless(lines, self._client.get_job_info(self.submission_id).driver_exit_code)
+        return said
 
     def stop(self) -> None:
         """Stop the job and wait until it has ended."""
@@ -191,6 +216,64 @@ class ClusterJob:
                         f"({_told(error, 200)}); the same command goes on with the run"
                     ) from None
                 time.sleep(2)
+
+
+def hopeless(lines: list[str], status: int | None) -> dict[str, str] | None:
+    """A verdict about a job that gave none and would end like this again: a missing package, or a wrong call.
+
+    Args:
+        lines: its output.
+        status: its exit status.
+    """
+    tail = [" ".join(line.split()) for line in lines[-_TAIL_LINES:] if line.strip()]
+    missing = next((m for m in (_MISSING.search(line) for line in reversed(tail)) if m), None)
+    if missing is not None:
+        message = (
+            f"the Python of the cluster's nodes has no package '{missing[1]}'; install agit there with its "
+            "dependencies, best by the image of infra/docker, or start Ray from the environment that has it"
+        )
+        return {"kind": "BadInput", "message": message}
+    if status == _NOT_FOUND:
+        message = "the head of the cluster has no `python` on its PATH; start Ray from the environment that has agit"
+        return {"kind": "BadInput", "message": message}
+    if status == 2:
+        last = tail[-1][-300:] if tail else "nothing was said"
+        return {"kind": "BadInput", "message": f"the job ended with status 2, a wrong call: {last}"}
+    return None
+
+
+def probe(config: ClusterConfig, seconds: float = 120.0) -> str:
+    """Versions of agit and Python on the cluster, as a job finds them there.
+
+    Raises:
+        BadInput: the cluster does not answer, or its nodes lack the package.
+        RunFailed: it takes no jobs, or does not run this one in time.
+    """
+    client = _connect(config)[0]
+    name = f"agit-doctor-{secrets.token_hex(4)}"
+    job = ClusterJob(client, name, seconds)
+    job._submitted(
+        config, entrypoint=f'"{PYTHON}" -c {shlex.quote(_PROBE)}', runtime_env=_environment(config, name)
+    )
+    if not job.wait(seconds):
+        job.stop()
+        raise RunFailed(
+            f"the Ray cluster at {redact(config.address)} did not run a job within {seconds:.0f} s"
+        )
+    if (verdict := job.verdict()) is not None:
+        raise BadInput(verdict["message"])
+    if (ended := job.ended()) is not None:
+        raise RunFailed(f"a job that only imports agit ended there with: {ended}")
+    lines = client.get_job_logs(name).splitlines()
+    return next((line.partition(_FOUND)[2] for line in reversed(lines) if _FOUND in line), "nothing")
+
+
+_FOUND = "AGIT-FOUND "
+_PROBE = (
+    "import platform; from importlib import metadata; import pipeline.stage_job, torch; "
+    f"print({_FOUND!r} + 'agit', metadata.version('agit') + ', Python', platform.python_version())"
+)
+_MISSING = re.compile(r"(?:ModuleNotFoundError: |: )No module named '?([\w.]+)'?")
 
 
 def _refusal(config: ClusterConfig, error: Exception) -> BadInput | RunFailed:

@@ -67,7 +67,7 @@ def train(
     data_uri = absolute(prepared_uri)
     name = run_id(config, manifest.read(data_uri))
     run_uri = records.run_uri(absolute(config.storage), name)
-    done = records.RESULT.read(run_uri)
+    done = records.RESULT.peek(run_uri)
     if done is not None:
         log.info("run %s is finished already; its result is used again", name)
         return Run(name, run_uri, done, reused=True)
@@ -91,14 +91,14 @@ def run_job(
             job = _start(config, spec)
             _follow(job, run_uri, progress or (lambda state: None), config.cluster.job_timeout_s)
             ended = job.ended()
-            done = records.JOB_RESULT.read(run_uri)
+            done = records.JOB_RESULT.peek(run_uri)
             if ended is None and done is not None:
                 return done
             verdict = job.verdict()
             if verdict is not None:
-                kind = BadInput if verdict["kind"] == "BadInput" else RunFailed
-                raise kind(verdict["message"])
-            message = f"the training job ended without a result ({ended or 'it says it succeeded'})"
+                raise (BadInput if verdict["kind"] == "BadInput" else RunFailed)(verdict["message"])
+            kind = spec.get("stage", "training")
+            message = f"the {kind} job ended without a result ({ended or 'it says it succeeded'})"
             log.warning(message)
             events.record(run_uri, "job_lost", message)
             allowance.spend(RuntimeError(message))
@@ -146,7 +146,7 @@ def _follow(job: Job, run_uri: str, progress: ProgressCallback, limit_s: int | N
                     seen = state.time
                     progress(state.plain())
             if limit_s is not None and time.monotonic() - began > limit_s and not ended:
-                raise RunFailed(f"the training job took longer than cluster.job_timeout_s ({limit_s} s)")
+                raise RunFailed(f"the job took longer than cluster.job_timeout_s ({limit_s} s)")
     except BaseException:
         job.stop()
         raise

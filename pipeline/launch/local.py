@@ -104,6 +104,8 @@ class LocalJob:
 
     def verdict(self) -> dict[str, str] | None:
         """Cause of the failure that the job printed, if any."""
+        if self._verdict is None and self._process.returncode == 2:
+            return {"kind": "BadInput", "message": f"the job ended with {self.ended()}"}
         return self._verdict
 
     def stop(self) -> None:

@@ -23,6 +23,9 @@ from pipeline.train import lease
 _EXECUTION_ONLY = {
     "workers",
     "minimum_workers",
+    # the same mathematics in less memory
+    "microbatch",
+    "activation_checkpointing",
     "grow_after_s",
     "device",
     "threads_per_worker",
@@ -36,6 +39,8 @@ _EXECUTION_ONLY = {
     "storage_patience_s",
     "max_failures",
     "stop_on_collapse",
+    "report_to",
+    "profile",
     # no effect on a run that never diverges; a diverged one can be resumed with another limit
     "rollbacks",
 }
@@ -134,10 +139,9 @@ def parse_verdict(line: str) -> dict[str, str] | None:
 
 
 def _absolute_config(config: Config, start: str | None) -> dict[str, Any]:
-    tree = config.plain()
+    # the job reads prepared data: where it came from, and the servers that it does not ask, are for people
+    tree: dict[str, Any] = redact(config.plain())
     tree["storage"] = absolute(config.storage)
-    # informative only: the job reads prepared data
-    tree["data"]["source"], tree["data"]["masks"] = redact(config.data.source), redact(config.data.masks)
     tree["train"]["start_from"] = start or start_of(config)
     return tree
 

@@ -37,7 +37,7 @@ class Metric:
         name: without a place.
         places: the directions, or the domains where it belongs to source images or their attention.
         better: which end is better; None where neither is, as for coverage.
-        label: what it is called wherever a person reads it, the scale included.
+        label: display name, including the scale.
         hint: half a sentence that helps to read it.
         judged: the identity baseline (changing nothing) is a fair opponent.
         scale, digits, unit: how a value is shown.

@@ -10,6 +10,7 @@ from agit_core import checkpoint, model_folder, pretrained
 from agit_core.errors import BadInput, RunFailed
 from pipeline import records, run_status, storage
 from pipeline.config import Config
+from pipeline.inference import hub
 from pipeline.registry import models
 
 
@@ -24,7 +25,7 @@ class ModelReference:
 
 
 def resolve(uri: str, config: Config) -> ModelReference:
-    """Resolve ``models:/NAME@ALIAS``, ``models:/NAME/3``, ``pretrained:NAME``, a run, or a folder.
+    """Resolve ``models:/NAME@ALIAS``, ``models:/NAME/3``, ``hf://USER/REPO``, ``pretrained:NAME``, a run, or a folder.
 
     A finished run stands for its last checkpoint.
 
@@ -36,6 +37,8 @@ def resolve(uri: str, config: Config) -> ModelReference:
         return ModelReference(uri, str(version.source), version)
     if uri.startswith(f"{pretrained.SCHEME}:"):
         return ModelReference(uri, str(pretrained.folder(uri)))
+    if uri.startswith(f"{hub.SCHEME}:"):
+        return ModelReference(uri, hub.resolve(uri))
     return ModelReference(uri, run_status.model_checkpoint(uri) or uri)
 
 

@@ -188,17 +188,14 @@ def _create(uri: str, run: _Finished, source: str) -> Any:
         **({"mlflow.source.git.commit": commit} if commit else {}),
     }
     metrics = dict(run.evaluation["metrics"])
-    artifacts = storage.join(run.config.storage, "mlflow-artifacts")
-    if not storage.is_remote(artifacts):
-        artifacts = str(storage.local_path(artifacts))
     mlflow_run = tracking.log_run(
         uri,
         experiment=run.config.name,
-        artifacts=artifacts,
+        artifacts=tracking.artifact_location(run.config),
         run_name=run.run_id,
         parameters=run.config.plain(),
         tags=tags | of_mlflow,
-        rows=tracking.curves(run.uri),
+        rows=records.metric_rows(run.uri)[0],
         metrics=metrics,
         data={
             "name": run.config.name,

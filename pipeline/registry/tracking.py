@@ -9,13 +9,13 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agit_core.errors import BadInput, RunFailed
-from pipeline import records, storage
+from pipeline import storage
 from pipeline.config import Config
 from pipeline.redact import redact
 
@@ -30,8 +30,12 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 LOCAL_DATABASE = "mlflow.db"
+LIVE = "agit.live"
+"""A tag: the name of the training that an MLflow run shows, until the run is completed by the registration."""
+PICTURED = "agit.pictured"
+"""A tag: the last step whose sample pictures the run has."""
 CURVE_POINTS = 500
-"""Maximum number of training metric rows to log, evenly spaced; all rows remain in storage."""
+"""Maximum number of rows to log, evenly spaced, of a training that was not tracked live; all remain in storage."""
 _ABSENT = "RESOURCE_DOES_NOT_EXIST"
 _PARAMETERS_PER_CALL, _METRICS_PER_CALL = 100, 1000
 _LONGEST_PARAMETER = 6000
@@ -48,6 +52,12 @@ def tracking_uri(config: Config | None = None) -> str:
         return configured
     root = "./.agit" if config is None or storage.is_remote(config.storage) else config.storage
     return f"sqlite:///{storage.local_path(root) / LOCAL_DATABASE}"
+
+
+def artifact_location(config: Config) -> str:
+    """Where a new experiment's files go: ``mlflow-artifacts`` in the storage."""
+    artifacts = storage.join(config.storage, "mlflow-artifacts")
+    return artifacts if storage.is_remote(artifacts) else str(storage.local_path(artifacts))
 
 
 def check_storage(config: Config) -> None:
@@ -132,9 +142,8 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
     return settings
 
 
-def curves(run_uri: str) -> list[dict[str, Any]]:
-    """Rows of the run's ``metrics/*.jsonl`` by step, thinned to :data:`CURVE_POINTS`; those with scores all stay."""
-    rows, _ = records.metric_rows(run_uri)
+def _thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """At most :data:`CURVE_POINTS` of the rows; those with scores all stay."""
     if len(rows) <= CURVE_POINTS:
         return rows
     kept = {round(i * (len(rows) - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)}
@@ -163,7 +172,8 @@ def log_run(
 ) -> str:
     """Log a finished run with settings, curves, scores, data set and files; return its MLflow run id.
 
-    MLflow runs with the same key, left by an interrupted call, are deleted.
+    The run that tracked the training live is completed, if there is one. Others with the same key, left by an
+    interrupted call, are deleted.
 
     Args:
         artifacts: artifact location of a new experiment; the pipeline's files stay in place, named by tags.
@@ -173,19 +183,20 @@ def log_run(
     """
     connection = client(uri)
     with explained(uri):
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, RunTag
 
-        existing = connection.get_experiment_by_name(experiment)
-        if existing is None:
-            experiment_id = connection.create_experiment(experiment, artifact_location=artifacts)
-        else:
-            experiment_id = existing.experiment_id
-            if existing.lifecycle_stage == "deleted":  # by a user; the name stays reserved until it is purged
-                connection.restore_experiment(experiment_id)
+        experiment_id = _experiment(connection, experiment, artifacts)
+        run = _live_run(connection, experiment_id, run_name)
         query = f"tags.`agit.key` = '{tags['agit.key']}'"
         for old in connection.search_runs([experiment_id], query):
-            connection.delete_run(old.info.run_id)
-        run = connection.create_run(experiment_id, run_name=run_name, tags=tags)
+            if run is None or old.info.run_id != run.info.run_id:
+                connection.delete_run(old.info.run_id)
+        if run is None:
+            run, shown = connection.create_run(experiment_id, run_name=run_name, tags=tags), set()
+            rows = _thinned(rows)
+        else:
+            shown = logged_steps(uri, run.info.run_id)
+            connection.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         run_id = run.info.run_id
         dataset = Dataset(
             data["name"],
@@ -195,22 +206,109 @@ def log_run(
         )
         training = [InputTag("mlflow.data.context", "training")]
         connection.log_inputs(run_id, datasets=[DatasetInput(dataset, training)])
-        settings = [Param(key, value) for key, value in flat(redact(parameters)).items()]
-        for start in range(0, len(settings), _PARAMETERS_PER_CALL):
-            connection.log_batch(run_id, params=settings[start : start + _PARAMETERS_PER_CALL])
-        now = int(time.time() * 1000)
-        last = int(rows[-1]["step"]) if rows else 0
-        points = [
-            Metric(name, value, int(row.get("time", now / 1000) * 1000), int(row["step"]))
-            for row in rows
-            for name, value in _numbers({k: v for k, v in row.items() if k not in {"step", "time"}})
-        ]
-        points += [Metric(name, value, now, last) for name, value in _numbers(metrics)]
-        for start in range(0, len(points), _METRICS_PER_CALL):
-            connection.log_batch(run_id, metrics=points[start : start + _METRICS_PER_CALL])
+        _log_parameters(connection, run, parameters)
+        log_rows(uri, run_id, [row for row in rows if int(row["step"]) not in shown or "validation" in row])
+        now, last = int(time.time() * 1000), int(rows[-1]["step"]) if rows else 0
+        points = [Metric(name, value, now, last) for name, value in _numbers(metrics)]
+        connection.log_batch(run_id, metrics=points)
         _store(connection, run, files)
+        if LIVE in run.data.tags:
+            connection.delete_tag(run_id, LIVE)
         connection.set_terminated(run_id)
         return str(run_id)
+
+
+def begin_live(uri: str, config: Config, run_id: str, run_uri: str) -> Any:
+    """The MLflow run in which a training is shown, new or there already; :func:`log_run` completes it later."""
+    connection = client(uri)
+    with explained(uri):
+        experiment_id = _experiment(connection, config.name, artifact_location(config))
+        run = _live_run(connection, experiment_id, run_id)
+        if run is None:
+            tags = {LIVE: run_id, "agit.run_id": run_id, "agit.run_uri": run_uri}
+            tags |= {"mlflow.source.name": "agit", "mlflow.source.type": "JOB"}
+            run = connection.create_run(
+                experiment_id, run_name=run_id, tags={key: redact(value) for key, value in tags.items()}
+            )
+        else:
+            connection.update_run(run.info.run_id, status="RUNNING")
+        _log_parameters(connection, run, config.plain())
+        return run
+
+
+def end_live(uri: str, run_id: str, state: str) -> None:
+    """Sets how the training ended; a run that has been completed meanwhile stays as it is."""
+    with explained(uri):
+        if LIVE in client(uri).get_run(run_id).data.tags:
+            client(uri).set_terminated(run_id, state)
+
+
+def logged_steps(uri: str, run_id: str) -> set[int]:
+    """Steps of the rows that an MLflow run has."""
+    with explained(uri):
+        return {int(point.step) for point in client(uri).get_metric_history(run_id, "epoch")}
+
+
+def log_rows(uri: str, run_id: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Rows of the metrics as points of the run's curves, ``epoch`` last, so that a row which has it is complete."""
+    with explained(uri):
+        from mlflow.entities import Metric
+
+        now = time.time()
+        points = [
+            Metric(name, value, int(row.get("time", now) * 1000), int(row["step"]))
+            for row in rows
+            for name, value in _numbers({key: row[key] for key in sorted(row, key="epoch".__eq__)})
+            if name not in {"step", "time"}
+        ]
+        for start in range(0, len(points), _METRICS_PER_CALL):
+            client(uri).log_batch(run_id, metrics=points[start : start + _METRICS_PER_CALL])
+
+
+def log_pictures(uri: str, run: Any, step: int, pictures: Mapping[str, Any]) -> None:
+    """PIL images of a step, by the name of the series in which MLflow shows them.
+
+    They may go into storage for which MLflow would need other clients than ours.
+    """
+    with explained(uri):
+        from mlflow import MlflowClient
+
+        class Stored(MlflowClient):
+            def log_artifact(self, run_id: str, local_path: str, artifact_path: str | None = None) -> None:
+                path = Path(local_path)
+                name = f"{artifact_path}/{path.name}" if artifact_path else path.name
+                _store(client(uri), run, {name: path.read_bytes()})
+
+        connection = Stored(tracking_uri=uri, registry_uri=uri)
+        for key, picture in pictures.items():
+            connection.log_image(run.info.run_id, picture, key=key, step=step)
+        connection.set_tag(run.info.run_id, PICTURED, str(step))
+
+
+def _experiment(connection: MlflowClient, name: str, artifacts: str) -> str:
+    """The id of an experiment, new or there already."""
+    found = connection.get_experiment_by_name(name)
+    if found is None:
+        return str(connection.create_experiment(name, artifact_location=artifacts))
+    if found.lifecycle_stage == "deleted":  # by a person; the name stays taken until it is purged
+        connection.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
+
+
+def _live_run(connection: MlflowClient, experiment_id: str, run_id: str) -> Any:
+    """The run that shows this training and is not completed yet, None where there is none."""
+    found = connection.search_runs([experiment_id], f"tags.`{LIVE}` = '{run_id}'")
+    return found[0] if found else None
+
+
+def _log_parameters(connection: MlflowClient, run: Any, parameters: dict[str, Any]) -> None:
+    """The settings that the run does not have yet: MLflow lets none change, as those may that only say how it runs."""
+    from mlflow.entities import Param
+
+    settings = flat(redact(parameters)).items()
+    missing = [Param(key, value) for key, value in settings if key not in run.data.params]
+    for start in range(0, len(missing), _PARAMETERS_PER_CALL):
+        connection.log_batch(run.info.run_id, params=missing[start : start + _PARAMETERS_PER_CALL])
 
 
 def _store(connection: MlflowClient, run: Any, files: dict[str, bytes]) -> None:

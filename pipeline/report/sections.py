@@ -1,4 +1,4 @@
-"""What the page says between its pictures and charts: words and small tables from the run's files."""
+"""Texts and small tables of the report, from the run's files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.report.tiles import Viewer, strip_tiles
 
 EXTREMES = 6
 _FLAT = 0.1
-"""Spread (standard deviation inside an image) below which a mask has not taken sides; a decided one has 0.3."""
+"""Spread (standard deviation within an image) below which a mask is nearly constant; a clear one has 0.3."""
 _MOST_ROWS = 1000
 _MOST_EVENTS = 20
 _SPELLED = {"kid": "KID", "fid": "FID", "sha256": "SHA-256", "a": "A", "b": "B"}
@@ -37,14 +37,14 @@ _EVENTS = {
 
 
 def domain_names(manifest: dict[str, Any] | None) -> tuple[str, str]:
-    """What the two domains are called, A and B when the data does not say."""
+    """Names of the two domains; A and B if unknown."""
     domains = (manifest or {}).get("domains") or {}
     a, b = (str((domains.get(key) or {}).get("name") or key.upper()) for key in "ab")
     return a, b
 
 
 def scores(run: Run, names: tuple[str, str]) -> Scores:
-    """The evaluation beside doing nothing and the champion."""
+    """The evaluation with the identity baseline and the champion."""
     evaluation = run.evaluation or {}
     return Scores(
         metrics=evaluation.get("metrics") or {},
@@ -78,7 +78,7 @@ def scores_lead(run: Run, names: tuple[str, str]) -> str:
 
 
 def kid_chart(scores: Scores) -> Chart | None:
-    """KID both ways with intervals, the model beside its opponents."""
+    """Chart of KID per direction with intervals, for the model, the identity baseline and the champion."""
     groups, keys = [], []
     for metric in (KID_TARGET, KID_MEAN):
         for direction in DIRECTIONS:
@@ -106,7 +106,7 @@ def kid_chart(scores: Scores) -> Chart | None:
 
 
 def hero(viewer: Viewer, count: int) -> list[dict[str, Any]]:
-    """The fixed images at the last checkpoint, the directions in turn."""
+    """The sample images at the last checkpoint, alternating between directions."""
     shown: list[dict[str, Any]] = []
     longest = max((len(d["images"]) for d in viewer.directions), default=0)
     for index in range(longest):
@@ -119,7 +119,7 @@ def hero(viewer: Viewer, count: int) -> list[dict[str, Any]]:
 
 
 def score_label(run: Run) -> str:
-    """What the score of a single image is, without its explanation in brackets."""
+    """Name of the per-image score, without its explanation in parentheses."""
     return _score_described(run).split(" (", 1)[0]
 
 
@@ -137,7 +137,7 @@ def _rows(run: Run, direction: str) -> list[dict[str, Any]]:
 
 
 def extremes(run: Run, labels: dict[str, str]) -> list[dict[str, Any]]:
-    """The images with the best and the worst scores of each direction, with pictures where they were kept."""
+    """The images with the best and the worst scores per direction, with pictures if they were stored."""
     groups = []
     for direction in DIRECTIONS:
         rows = _rows(run, direction)
@@ -171,7 +171,7 @@ def per_image(run: Run, labels: dict[str, str]) -> list[dict[str, str]]:
 
 
 def alarms(config: Config, run: Run, names: tuple[str, str]) -> list[str]:
-    """What a reader must not overlook: masks that collapsed, never took sides or are faint, a failed run."""
+    """Warnings for the top of the page: collapsed, constant or faint masks, a failed run."""
     found = []
     gate = config.register_.gate
     metrics = (run.evaluation or {}).get("metrics") or {}
@@ -190,7 +190,7 @@ def alarms(config: Config, run: Run, names: tuple[str, str]) -> list[str]:
                 f"(spread {spread:.2f})."
             )
         elif (
-            # judged on whole images, generators make up for a weak mask; masked, D sees the half-transparent part alone
+            # only in stage masked, where D sees nothing but the half-transparent object; before, G can compensate
             (run.result or {}).get("stage") == "masked"
             and isinstance(opacity := metrics.get(f"attention_opacity_{domain}"), int | float)
             and faint(opacity)
@@ -229,7 +229,7 @@ def masks_absent(config: Config) -> str:
 
 
 def decision(config: Config, run: Run) -> list[tuple[str, str]]:
-    """The gate's decision, and what has become of it since (people promote and roll back)."""
+    """The gate's decision, and later changes by people (promotions and rollbacks)."""
     registration = run.registration
     if not registration:
         return []
@@ -245,16 +245,16 @@ def decision(config: Config, run: Run) -> list[tuple[str, str]]:
     events = _trail(config, name, registration)
     if stack := audit.champions(events):
         facts["Champion now"] = f"version {stack[-1]}"
-    told = [_audited(redact(event)) for event in events if event.get("action") != "gate"]
-    facts["Changed by people"] = told[-_MOST_EVENTS:]
+    changes = [_audited(redact(event)) for event in events if event.get("action") != "gate"]
+    facts["Changed by people"] = changes[-_MOST_EVENTS:]
     return [(key, _text(value)) for key, value in facts.items() if value not in (None, "", [])]
 
 
 def _trail(config: Config, name: str, registration: dict[str, Any]) -> list[dict[str, Any]]:
-    """The model's audit trail, from the registry that holds the run's version."""
+    """The model's audit trail in the registry of the run's version."""
     try:
         runs = versions.runs(tracking.tracking_uri(config), name)
-    except (BadInput, RunFailed):  # the report is about much more
+    except (BadInput, RunFailed):  # the report does not depend on the registry
         return []
     own = (registration.get("mlflow") or {}).get("run_id")
     if own is not None and own not in runs.values():
@@ -268,7 +268,7 @@ def _audited(event: dict[str, Any]) -> str:
 
 
 def lineage(run: Run) -> list[tuple[str, str]]:
-    """Where the model comes from and how its training went."""
+    """Origin of the model and history of its training."""
     result, spec, manifest = run.result or {}, run.spec or {}, run.manifest or {}
     recorded = (run.registration or {}).get("lineage") or {}
     facts: dict[str, Any] = {
@@ -301,19 +301,19 @@ def lineage(run: Run) -> list[tuple[str, str]]:
 
 
 def _history(events: list[dict[str, Any]]) -> str:
-    told = []
+    lines = []
     for event in events:
         with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
             when = datetime.fromtimestamp(float(event["time"]), UTC).strftime("%m-%d %H:%M:%S")
             kind = str(event["kind"])
             step = f" at step {event['step']}" if event.get("step") is not None else ""
-            told.append(f"{when} {_EVENTS.get(kind, kind.replace('_', ' '))}{step}")
-    more = len(told) - _MOST_EVENTS
-    return "; ".join(told[:_MOST_EVENTS]) + (f"; and {more} more" if more > 0 else "")
+            lines.append(f"{when} {_EVENTS.get(kind, kind.replace('_', ' '))}{step}")
+    more = len(lines) - _MOST_EVENTS
+    return "; ".join(lines[:_MOST_EVENTS]) + (f"; and {more} more" if more > 0 else "")
 
 
 def protocol(run: Run) -> list[tuple[str, str]]:
-    """How the scores were computed, the network with its name and SHA-256 first."""
+    """How the scores were computed, starting with the feature network and its SHA-256."""
     evaluation = run.evaluation or {}
     parts = {"Inception": evaluation.get("inception"), "Counts": _counts(evaluation.get("counts") or {})}
     described = evaluation.get("protocol")

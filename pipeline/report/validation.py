@@ -1,4 +1,4 @@
-"""Scores of checkpoints on validation images: their curves, and the best one beside the last."""
+"""Report section on validation: curves of the checkpoints' scores, and a comparison of the best and the last one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.report.run_data import Run
 
 
 def charts(rows: list[dict[str, Any]], names: tuple[str, str]) -> list[Chart]:
-    """Scores of checkpoints on validation images over the steps."""
+    """Charts of the checkpoints' validation scores over the steps."""
     a, b = names
     arrows = {"a2b": f"{a} → {b}", "b2a": f"{b} → {a}", "a": a, "b": b}
     drawn = []

@@ -1,4 +1,4 @@
-"""Connections that send nothing, or half a header, end soon and hold no place that others need."""
+"""Protection against idle and slow connections: a timeout for headers and a limit of concurrent requests."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADER_SECONDS = 10.0
-"""From a connection's first moment, or from a later request's first byte, to the end of that request's header."""
+"""Timeout for a complete request header, from the start of a connection or from a later request's first byte."""
 
 
 class PromptProtocol(H11Protocol):
-    """Uvicorn's HTTP/1.1, which itself waits for a header without any limit."""
+    """Uvicorn's HTTP/1.1 protocol with a timeout for headers, which Uvicorn itself lacks."""
 
     _head_due: asyncio.TimerHandle | None = None
 
@@ -32,7 +32,7 @@ class PromptProtocol(H11Protocol):
 
     def _watch(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
-            self._unwatch()  # a request is under way: what is behind has limits for its body
+            self._unwatch()  # a request is being processed; its body has limits elsewhere
         elif self._head_due is None:
             self._head_due = self.loop.call_later(HEADER_SECONDS, self.transport.close)
 
@@ -43,7 +43,7 @@ class PromptProtocol(H11Protocol):
 
 
 class Places:
-    """Refuses further requests with status 503 while so many are under way; connections without one do not count."""
+    """Refuses requests beyond ``most`` concurrent ones with status 503; idle connections do not count."""
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self._app, self._free = app, most

@@ -89,13 +89,13 @@ class Studio:
 
 
 class Busy(Exception):
-    """Too many translations are waiting."""
+    """The queue of translations is full."""
 
 
 def application(
     model_uri: str, device: str = "auto", max_side: int = MAX_SIDE, threshold: float | None = None
 ) -> FastAPI:
-    """The page's application.
+    """Create the page's application.
 
     Raises:
         BadInput: no model there.
@@ -170,7 +170,7 @@ def _page(model: Model, max_side: int) -> str:
 
 
 def _examples(model: Model, direction: str) -> list[bytes]:
-    """Test images of the model's data, when they are within reach."""
+    """Example images from the model's test split, if it is accessible."""
     chosen = choose(model, direction, None, EXAMPLES)
     if chosen.source == GENERATED and model.lineage.get("data_uri"):
         return []
@@ -178,7 +178,7 @@ def _examples(model: Model, direction: str) -> list[bytes]:
 
 
 def _tint(mask: Image.Image) -> Image.Image:
-    """The mask as a colour that is the more opaque the higher the attention, to be laid over the original."""
+    """Turn a mask into an overlay in one colour, with the attention as opacity."""
     tinted = Image.new("RGBA", mask.size, (224, 60, 138, 0))
     tinted.putalpha(mask)
     return tinted

@@ -13,23 +13,22 @@ import math
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from agit_core import checkpoint
 from agit_core.checkpoint import CheckpointDamaged, Snapshot
-from agit_core.errors import RunFailed
+from agit_core.errors import BadInput, RunFailed
 from pipeline import records, storage
 from pipeline.config import LOSSES, Config
 from pipeline.records import CHECKPOINTS
 from pipeline.train import scored
+from pipeline.train.damage import MARK, mark
 
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"^step-(\d{8,})$")
-_DAMAGED = "damaged.json"
 
 
 class CheckpointStore:
@@ -72,9 +71,13 @@ class CheckpointStore:
         return next(iter(self.steps()), 0)
 
     def info(self, step: int) -> dict[str, Any]:
-        """A checkpoint's manifest."""
+        """A checkpoint's manifest; empty where it cannot be understood, which :meth:`load` then says."""
         if step not in self._info:
-            self._info[step] = storage.read_json(storage.join(self.folder(step), checkpoint.MANIFEST))
+            try:
+                found = storage.read_json(storage.join(self.folder(step), checkpoint.MANIFEST))
+            except (ValueError, RecursionError):
+                found = None
+            self._info[step] = found if isinstance(found, dict) else {}
         return self._info[step]
 
     def best(self) -> int | None:
@@ -89,13 +92,13 @@ class CheckpointStore:
         if self.best_by not in LOSSES:
             scores = records.read_scores(self.run_uri)
             return scored.best({step: one for step, one in scores.items() if step in steps}, self.best_by)
-        stage = self.info(steps[0])["stage"]
+        stage = next((info["stage"] for info in map(self.info, steps) if "stage" in info), None)
         losses = {
             step: float(self.info(step)["scores"][self.best_by])
             for step in steps
             if self.best_by in self.info(step).get("scores", {})
         }
-        of_stage = {step: score for step, score in losses.items() if self.info(step)["stage"] == stage}
+        of_stage = {step: score for step, score in losses.items() if self.info(step).get("stage") == stage}
         finite = {step: score for step, score in of_stage.items() if math.isfinite(score)}
         if of_stage and not finite:
             return max((step for step, score in losses.items() if math.isfinite(score)), default=None)
@@ -122,9 +125,7 @@ class CheckpointStore:
                 log.warning(damaged[-1])
                 self._info.pop(step, None)
                 self._uploaded = b""
-                storage.write_json(
-                    storage.join(self.folder(step), _DAMAGED), {"reason": str(error), "time": time.time()}
-                )
+                mark(self.folder(step), str(error))
         return None, damaged
 
     def load(self, step: int) -> Snapshot:
@@ -148,6 +149,24 @@ class CheckpointStore:
             return checkpoint.read(Path(scratch))
 
     # ------------------------------------------------------------------ writing
+
+    def check_room(self, size: int) -> None:
+        """Refuse, before a long training, a disk that has no room for one checkpoint.
+
+        Args:
+            size: bytes of a checkpoint, roughly.
+
+        Raises:
+            BadInput: names the folder (that of temporary files for object storage) and what is free.
+        """
+        remote = storage.is_remote(self.uri)
+        folder = Path(tempfile.gettempdir()) if remote else storage.local_path(self.uri)
+        folder.mkdir(parents=True, exist_ok=True)
+        if (free := shutil.disk_usage(folder).free) < size:
+            raise BadInput(
+                f"{folder} has {free / 1e6:.0f} MB free and a checkpoint of this run takes about {size / 1e6:.0f} MB; "
+                f"make room, or {'set TMPDIR to' if remote else 'give a storage on'} a larger disk"
+            )
 
     def write(self, snapshot: Snapshot, check: Callable[[], None] = lambda: None) -> None:
         """Store a snapshot under its step and remove checkpoints beyond the limits. May be retried after a failure.
@@ -232,7 +251,7 @@ def _write_local(directory: Path, snapshot: Snapshot) -> None:
 
 
 def _looks_whole(names: set[str]) -> bool:
-    return checkpoint.MANIFEST in names and _DAMAGED not in names
+    return checkpoint.MANIFEST in names and MARK not in names
 
 
 def _sweep(root: Path) -> None:

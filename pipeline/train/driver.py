@@ -159,16 +159,20 @@ def _workers(config: Config) -> int | tuple[int, int]:
 
 
 def needs_gpu(config: Config) -> bool:
-    """Whether each worker takes a GPU of the Ray that this process is connected to.
+    """Whether each worker takes a GPU of the connected Ray.
 
-    A cluster that grows on demand shows no GPU before one is asked for; its head's :data:`AUTOSCALED_GPUS` says
-    how many there can be.
+    An autoscaled cluster reports no GPU before one is requested; :data:`AUTOSCALED_GPUS` on its head gives the maximum.
     """
-    gpus = max(int(ray.cluster_resources().get("GPU", 0)), int(os.environ.get(AUTOSCALED_GPUS) or 0))
+    found = gpus()
     wanted = config.train.minimum_workers or config.train.workers
-    if config.train.device == "cuda" and gpus < wanted:
+    if config.train.device == "cuda" and found < wanted:
         raise BadInput(
-            f"train.device is cuda and {wanted} worker(s) need a GPU each, but Ray sees {gpus}; "
+            f"train.device is cuda and {wanted} worker(s) need a GPU each, but Ray sees {found}; "
             "set train.device=cpu or train.workers lower, or add GPU nodes"
         )
-    return config.train.device == "cuda" or (config.train.device == "auto" and gpus >= wanted)
+    return config.train.device == "cuda" or (config.train.device == "auto" and found >= wanted)
+
+
+def gpus() -> int:
+    """The GPUs of the Ray that this process is connected to, now or once it has grown."""
+    return max(int(ray.cluster_resources().get("GPU", 0)), int(os.environ.get(AUTOSCALED_GPUS) or 0))

@@ -53,11 +53,19 @@ def record(run_uri: str, kind: str, message: str = "", **details: Any) -> None:
 
 
 def read(run_uri: str) -> list[dict[str, Any]]:
-    """All events of a run, oldest first."""
+    """All readable events of a run, oldest first."""
     events = []
     for uri in storage.list_(storage.join(run_uri, EVENTS)):
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            events.append(storage.read_json(uri))
+        with contextlib.suppress(
+            FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError, RecursionError
+        ):
+            event = storage.read_json(uri)
+            whole = {
+                "time": float(event["time"]),
+                "kind": str(event["kind"]),
+                "message": str(event.get("message", "")),
+            }
+            events.append(event | whole)
     return sorted(events, key=lambda event: float(event["time"]))
 
 

@@ -34,8 +34,12 @@ class Allowance:
     A weekend on pre-emptible machines may see dozens of failures; only failures without progress count.
     """
 
-    def __init__(self, newest: Callable[[], int], limit: int) -> None:
-        """``newest`` returns the step of the newest checkpoint; ``limit`` is ``train.max_failures``, -1: no limit."""
+    def __init__(self, newest: Callable[[], int], limit: int, what: str = "training") -> None:
+        """``newest`` returns the step of the newest checkpoint; ``limit`` is ``train.max_failures``, -1: no limit.
+
+        ``what`` fails, in messages.
+        """
+        self._what = what
         self._newest_checkpoint = newest
         self._limit = limit
         self._newest = 0
@@ -56,7 +60,7 @@ class Allowance:
             raise cause
         if isinstance(cause, PERMANENT):
             raise RunFailed(
-                f"the training stopped with an error of the program: {sentence(cause)}"
+                f"the {self._what} stopped with an error of the program: {sentence(cause)}"
             ) from cause
         newest = self._newest
         with contextlib.suppress(RunFailed, FileNotFoundError):
@@ -64,8 +68,12 @@ class Allowance:
         self._failures = 1 if newest > self._newest else self._failures + 1
         self._newest = newest
         if 0 <= self._limit < self._failures:
-            times = f"{self._failures} times without a new checkpoint" if self._failures > 1 else ""
-            raise RunFailed(f"the training failed {times}: {sentence(cause)}".replace(" :", ":")) from cause
+            times = f"{self._failures} times" if self._failures > 1 else ""
+            if times and self._what == "training":
+                times += " without a new checkpoint"
+            raise RunFailed(
+                f"the {self._what} failed {times}: {sentence(cause)}".replace(" :", ":")
+            ) from cause
 
 
 def root_cause(*errors: BaseException) -> BaseException:

@@ -50,7 +50,8 @@ def refuse_second(run_uri: str, unless: dict[str, Any] | None = None) -> dict[st
     before = SPEC.peek(run_uri)
     if before is None:
         return None
-    owner, trained = before.get("owner") or {}, f"run {storage.name(run_uri)} is being trained"
+    doing = "is at work" if "stage" in before else "is being trained"
+    owner, trained = before.get("owner") or {}, f"run {storage.name(run_uri)} {doing}"
     if unless is not None and unless.items() <= owner.items():
         return before
     if is_here(owner):

@@ -1,7 +1,7 @@
-"""Which checkpoints are scored on validation images, which of them is the best, and when there is no hope of a better.
+"""Selection of checkpoints by validation scores: which to score, which is best, and when to stop early.
 
-It depends on the settings and the scores alone, and whatever reads scores waits for those that it needs: a run that
-was killed, at any moment, chooses and stops as an undisturbed one does.
+Decisions depend only on the settings and the scores, and wait for the scores that they need: a run that was killed at
+any moment selects and stops exactly like an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pipeline.records import Scores
 
 
 def due(every: int | None, until: int) -> list[int]:
-    """The steps up to and including ``until`` whose checkpoints are scored, besides that of the last step."""
+    """Steps up to and including ``until`` whose checkpoints are scored; the last step's is scored in addition."""
     return [] if every is None else list(range(every, until + 1, every))
 
 
 def best(scores: Mapping[int, Scores], metric: str) -> int | None:
-    """The step with the best figure, the first of equals; None when there is none."""
+    """Step with the best value of a metric, the first of equals; None if there are no scores."""
     values = {
         step: value for step, one in scores.items() if (value := _lower_is_better(one, metric)) is not None
     }
@@ -28,20 +28,20 @@ def best(scores: Mapping[int, Scores], metric: str) -> int | None:
 
 
 def hopeless(scores: Mapping[int, Scores], metric: str, patience: int) -> bool:
-    """Whether the last ``patience`` scores brought no figure better than one before them."""
+    """Whether none of the last ``patience`` scores improved on the best one before them."""
     found = best(scores, metric)
     return found is not None and sum(step > found for step in scores) >= patience
 
 
 def remove_after(run_uri: str, step: int) -> None:
-    """Forgets the scores of steps that will be done again."""
+    """Remove the scores of steps that will be repeated."""
     for scored in records.scored_steps(run_uri):
         if scored > step:
             storage.remove(records.score_file(scored).uri(storage.join(run_uri, records.SCORES)))
 
 
 def _lower_is_better(scores: Scores, metric: str) -> float | None:
-    """The figure with its sign turned where higher is better; None where there is none or it is not finite."""
+    """Value of a metric, negated if higher is better; None if missing or not finite."""
     value = catalog.value_of(scores.metrics, metric)
     if value is None or not math.isfinite(value):
         return None

@@ -32,6 +32,7 @@ from pipeline.train.background_writer import Progress, Saver
 from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.failures import Preempted
 from pipeline.train.outputs import CollapsedMask, MaskWatch, Samples, faint_at_switch, sample_files, scores
+from pipeline.train.profile import StepProfile
 from pipeline.train.prometheus import Gauges
 from pipeline.train.reading import PatientImages, open_split, patiently, start_model
 
@@ -44,6 +45,8 @@ _SCORES_SECONDS = 0.5
 _PREEMPTION_SECONDS = 2.0
 """Interval between checks for preempted nodes; spot nodes give as little as 25 s notice."""
 _MOST_STEPS_UNSEEN = 200
+_LIVE_ROWS = 100
+"""Most rows in ``progress.json``, for those who show a run while it trains (:mod:`pipeline.live`)."""
 
 
 def train(loop: dict[str, Any]) -> dict[str, Any] | None:
@@ -112,6 +115,8 @@ class _Worker:
         self.gauges = Gauges(spec["run_id"], self.end) if watch_preemption and not self.world.rank else None
         self.epochs: list[tuple[int, MeanFigures]] = []
         self.mask_watch = MaskWatch()
+        profiled = train.profile if not self.world.rank else None
+        self.profile = StepProfile(profiled, self.run_uri, self.device) if profiled else None
         self.samples: Samples | None = None
         self.seconds = {"data_wait": 0.0, "checkpoint": 0.0, "sample": 0.0, "score_wait": 0.0}
 
@@ -124,6 +129,8 @@ class _Worker:
             self.device,
             self.config.seed,
             self.world,
+            self.config.train.microbatch,
+            self.config.train.activation_checkpointing,
         )
 
     # ------------------------------------------------------------------ the loop
@@ -135,6 +142,8 @@ class _Worker:
             self._train(None, None)
             return None
         self.furthest.step = first
+        # the weights and Adam's two means
+        self.store.check_room(3 * sum(t.nbytes for t in self.trainer.networks.state_dict().values()))
         saver = Saver(self.store, self.config.train.storage_patience_s, lambda: lease.check(self.spec))
         progress = Progress(self.run_uri, saver, self.plan.batch_size, **self._state(first))
         try:
@@ -142,7 +151,7 @@ class _Worker:
             saver.drain()
         finally:
             saver.close()
-            progress.close(step=self.trainer.step)
+            progress.close(step=self.trainer.step, rows=[])
         self.furthest.remove()
         return self._result(first)
 
@@ -176,7 +185,11 @@ class _Worker:
             self.seconds["data_wait"] += time.perf_counter() - asked
             if batch is None:
                 break
+            if self.profile is not None:
+                self.profile.before(self.trainer.step)
             result = self.trainer.train_on(batch)
+            if self.profile is not None and saver is not None and (files := self.profile.after(result.step)):
+                saver.put(files)
             logs.bind(step=result.step)
             if saver is not None and progress is not None:
                 saver.check()
@@ -228,13 +241,15 @@ class _Worker:
             "images_per_s": round((result.step - before) * self.plan.batch_size / max(now - then, 1e-9), 2),
             "time": time.time(),
         }
+        if self.device.type == "cuda":
+            row["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 3)
         if self.epochs:
             row["epochs"] = [{"epoch": e, "mask_health": means.mask_health} for e, means in self.epochs]
         self.rows.append(row)
         log.info("step %d of %d", result.step, self.total, extra={"fields": row})
         if self.gauges is not None:
             self.gauges(row, saver.last_stored, saver.last_stored_at or self.started)
-        progress.update(losses=losses, mask_health=health)
+        progress.update(losses=losses, mask_health=health, rows=self.rows[-_LIVE_ROWS:])
         self.trainer.check_losses(self.figures)
 
     def _watch_masks(self, step: int, saver: Saver | None, progress: Progress | None) -> None:

@@ -22,6 +22,7 @@ from pipeline.data.read import held_out
 from pipeline.data.read.sample_order import sample_plan
 from pipeline.launch import specs
 from pipeline.metrics import catalog
+from pipeline.redact import redact
 from pipeline.tune import space
 from pipeline.tune.space import Range, Values
 
@@ -185,7 +186,9 @@ def preset(search: Search, trial: Trial) -> str:
         f"# Best of {search.config.tune.trials} trials of search {search.search_id}: trial {trial.number}, "
         f"{metric} {value:.4g} on {search.images} test images at step {trial.step}.\n# {changed}\n"
     )
-    return head + yaml.safe_dump(search.config_of(trial.number).plain(), sort_keys=False, allow_unicode=True)
+    return head + yaml.safe_dump(
+        redact(search.config_of(trial.number).plain()), sort_keys=False, allow_unicode=True
+    )
 
 
 def from_spec(spec: Mapping[str, Any]) -> Search:

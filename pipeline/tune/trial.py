@@ -161,7 +161,7 @@ def _train(
     """Train to step ``spec["until"]``, or return the result of a training that is already finished."""
     from pipeline.train.driver import drive
 
-    if (done := records.RESULT.read(spec["run_uri"])) is not None:
+    if (done := records.RESULT.peek(spec["run_uri"])) is not None:
         return done.plain()
     # a lease left by an earlier attempt of this search does not block it
     lease.refuse_second(spec["run_uri"], unless={"search": search_uri})

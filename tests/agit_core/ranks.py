@@ -33,11 +33,14 @@ class Scenario(NamedTuple):
     device: str = "cpu"
     poisoned_rank: int | None = None
     """Whose next batch holds a NaN; what every rank then says about losses and weights is all that is returned."""
+    microbatch: int | None = None
 
 
 def play(scenario: Scenario, world: World | None = None) -> dict[str, Any]:
     """Weights, averaged weights, last gradients and figures of a scenario, in this process."""
-    trainer = tiny.trainer(scenario.method, scenario.batch_size, world, device=scenario.device)
+    trainer = tiny.trainer(
+        scenario.method, scenario.batch_size, world, device=scenario.device, microbatch=scenario.microbatch
+    )
     if scenario.load:
         trainer.load(Path(scenario.load))
     tiny.train(trainer, scenario.until)
@@ -51,6 +54,7 @@ def play(scenario: Scenario, world: World | None = None) -> dict[str, Any]:
         "gradients": gradients(trainer),
         "window": trainer.window()._asdict(),
         "stage": trainer.stages.stage.value,
+        "coverage": trainer.training_step.coverage.state_dict(),
     }
 
 

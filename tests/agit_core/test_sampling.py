@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.optim import Optimizer, lr_scheduler
 
 from agit_core.augment import augment, to_float, to_uint8
+from agit_core.config import OptimizerConfig
 from agit_core.errors import BadInput
 from agit_core.loader import Loader
 from agit_core.optimizers import learning_rate_factor
@@ -111,8 +114,40 @@ def test_the_loader_refuses_data_that_is_not_the_plans() -> None:
 
 
 def test_the_learning_rate_is_constant_and_then_falls_to_zero() -> None:
-    rates = [learning_rate_factor(s, 10, 0.5) for s in range(11)]
+    rates = [learning_rate_factor(s, 10, OptimizerConfig()) for s in range(11)]
     assert rates == pytest.approx([1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("config", "scheduler"),
+    [
+        (
+            OptimizerConfig(policy="cosine", constant_fraction=0.0),
+            lambda adam: lr_scheduler.CosineAnnealingLR(adam, T_max=200),
+        ),
+        (OptimizerConfig(policy="step"), lambda adam: lr_scheduler.StepLR(adam, step_size=50, gamma=0.1)),
+        (
+            OptimizerConfig(policy="step", step_fraction=0.1, step_factor=0.5),
+            lambda adam: lr_scheduler.StepLR(adam, step_size=20, gamma=0.5),
+        ),
+        (
+            OptimizerConfig(constant_fraction=1.0),
+            lambda adam: lr_scheduler.ConstantLR(adam, factor=1.0),
+        ),
+    ],
+    ids=["cosine", "step", "own steps", "constant"],
+)
+def test_the_other_policies_are_those_of_pytorch(
+    config: OptimizerConfig, scheduler: Callable[[Optimizer], lr_scheduler.LRScheduler]
+) -> None:
+    adam = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    reference = scheduler(adam)
+    for step in range(200):
+        assert learning_rate_factor(step, 200, config) == pytest.approx(
+            adam.param_groups[0]["lr"], abs=1e-9
+        ), step
+        adam.step()
+        reference.step()
 
 
 @settings(max_examples=30, deadline=None)

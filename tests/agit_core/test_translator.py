@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -429,6 +431,20 @@ def test_a_uaggan_model_of_the_first_version_keeps_its_layers(tmp_path: Path) ->
             ),
             "do not fit its configuration",
         ),
+        (lambda f: (f / "model.json").write_text("[" * 100_000), "not a model's manifest"),
+        (lambda f: (f / "model.json").write_text("null"), "not a model's manifest"),
+        (lambda f: _edit(f, files=None), r"not a model's manifest \(files is 'None'\)"),
+        (lambda f: _edit(f, directions=5), r"not a model's manifest \(directions is '5'\)"),
+        (lambda f: _edit(f, image_size=-3), r"not a model's manifest \(image_size is '-3'\)"),
+        (lambda f: _edit_networks(f, generator_width=10**9), "generator_width must lie in"),
+        (lambda f: _edit_networks(f, generator_blocks=10**9), "generator_blocks must lie in"),
+        (lambda f: _edit_networks(f, generator_width=1000), "do not fit its configuration"),
+        (lambda f: _edit_networks(f, preset="other"), "preset is 'other'"),
+        (lambda f: _edit_networks(f, upsampling=[1]), "upsampling is"),
+        (lambda f: _rewrite(f, lambda data: data[: len(data) // 2]), "cannot be read safely"),
+        (lambda f: _rewrite(f, lambda data: b""), "cannot be read safely"),
+        (lambda f: _rewrite(f, lambda data: b"[1, 2]", "networks.pt"), "cannot be read safely"),
+        (lambda f: _rewrite(f, lambda data: _saved([1, 2]), "networks.pt"), "not hold a state of networks"),
     ],
 )
 def test_damaged_folders_are_refused_in_one_sentence(tmp_path: Path, damage: Any, message: str) -> None:
@@ -436,6 +452,24 @@ def test_damaged_folders_are_refused_in_one_sentence(tmp_path: Path, damage: Any
     with pytest.raises(BadInput, match=message) as caught:
         Translator.load(tmp_path / "m")
     assert "\n" not in str(caught.value)
+
+
+def _edit_networks(folder: Path, **changes: Any) -> None:
+    method = json.loads((folder / "model.json").read_text())["method"]
+    _edit(folder, method=method | {"networks": method["networks"] | changes})
+
+
+def _rewrite(folder: Path, change: Callable[[bytes], bytes], name: str = "networks.safetensors") -> None:
+    """Other contents for the weights, with the checksum that belongs to them."""
+    data = change((folder / "networks.safetensors").read_bytes())
+    (folder / name).write_bytes(data)
+    _edit(folder, files={name: checkpoint.sha256(folder / name)})
+
+
+def _saved(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
 
 
 def _edit(folder: Path, **changes: Any) -> None:

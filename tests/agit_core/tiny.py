@@ -79,9 +79,10 @@ def trainer(
     world: World | None = None,
     total: int = TOTAL,
     device: str = "cpu",
+    **memory: Any,
 ) -> Trainer:
     return Trainer(
-        config or method(), plan(batch_size), SIZE, total, torch.device(device), seed=5, world=world
+        config or method(), plan(batch_size), SIZE, total, torch.device(device), seed=5, world=world, **memory
     )
 
 

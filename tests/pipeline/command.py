@@ -20,7 +20,7 @@ method:
   networks: {generator_width: 4, generator_blocks: 1, attention_width: 4, discriminator_width: 4}
   stages: {switch_by: step, switch_at: 2}
 train: {max_steps: 4, batch_size: 2, workers: 1, device: cpu, threads_per_worker: 1, log_every: 1, sample_every: 2,
-  checkpoint_every: 2, samples: 2}
+  checkpoint_every: 2, samples: 2, report_to: []}
 evaluate: {subsets: 2, subset_size: 4, bootstrap: 10, device: cpu}
 """
 

@@ -39,13 +39,13 @@ def fabricate(root: Path, small: bool = True, **without: bool) -> tuple[Config, 
     config = configuration(root)
     parts = {
         "spec": lambda: _json(run / "spec.json", _spec(run, data, config)),
-        "metrics": lambda: _metrics(run),
-        "samples": lambda: _samples(run, every=300 if small else 100, images=1 if small else 4),
+        "metrics": lambda: metrics(run),
+        "samples": lambda: samples(run, every=300 if small else 100, images=1 if small else 4),
         "result": lambda: _json(run / "result.json", _result(run)),
         "evaluation": lambda: _evaluation(run, kept=1 if small else 6),
         "registration": lambda: _json(run / "registration.json", _registration(run, data, config)),
         "manifest": lambda: _json(data / "manifest.json", _manifest()),
-        "events": lambda: _events(run),
+        "events": lambda: events(run),
     }
     unknown = set(without) - set(parts)
     assert not unknown, f"no such part: {unknown}"
@@ -83,7 +83,7 @@ def _json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value))
 
 
-def _samples(run: Path, every: int, images: int) -> None:
+def samples(run: Path, every: int, images: int) -> None:
     for step in range(every, TOTAL + 1, every):
         folder = run / "samples" / f"step-{step:08d}"
         folder.mkdir(parents=True)
@@ -96,7 +96,7 @@ def _samples(run: Path, every: int, images: int) -> None:
         _json(folder / "samples.json", {"step": step, "tile": SIZE, "columns": columns, "strips": names})
 
 
-def _metrics(run: Path) -> None:
+def metrics(run: Path) -> None:
     noise = np.random.default_rng(0)
     (run / "metrics").mkdir(parents=True)
     for end in range(50, TOTAL + 1, 50):
@@ -273,7 +273,7 @@ def _manifest() -> dict[str, Any]:
     }
 
 
-def _events(run: Path) -> None:
+def events(run: Path) -> None:
     for number, (kind, step) in enumerate((("started", 0), ("worker_failed", 210), ("resumed", 200))):
         event = {"time": 1767322000 + 60 * number, "kind": kind, "message": "", "step": step}
         _json(run / "events" / f"{number:013d}-{kind}.json", event)

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
+import yaml
 
 from agit_core import networks
 from agit_core.errors import BadInput
+from pipeline.cli.schema import schema
 from pipeline.config import Config, fingerprint, load, parse, presets
 
 
@@ -173,6 +177,70 @@ def test_a_file_is_a_config(tmp_path: Path) -> None:
     path.write_text("name: mine\ntrain:\n  epochs: 3\n")
     config = load(str(path), ["train.epochs=4"])
     assert (config.name, config.train.epochs) == ("mine", 4)
+
+
+def test_a_file_extends_a_preset_and_another_file(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/wide.yaml").write_text(
+        "base: h2z\nname: wide\nmethod: {networks: {generator_width: 64}}\ntune: {space: {seed: [1, 2]}}\n"
+    )
+    (tmp_path / "longer.yaml").write_text("base: mine/wide.yaml\ntrain: {epochs: 150}\n")
+    config, preset = load(str(tmp_path / "longer.yaml"), ["train.batch_size=2"]), load("h2z")
+    assert (config.name, config.train.epochs, config.train.batch_size) == ("wide", 150, 2)
+    assert config.method.networks.generator_width == 64
+    assert config.method.stages == preset.method.stages
+    assert config.data == preset.data
+    assert config.tune.space == {"seed": [1, 2]}, "a mapping that is a value is replaced as a whole"
+    assert config.tune.trials == preset.tune.trials == 12
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("base: h2zz\n", "base: unknown config 'h2zz'; did you mean 'h2z'"),
+        ("base: none.yaml\n", "base: no config file at"),
+        ("base: 3\n", "base: expected a preset's name or a YAML file, not int"),
+        ("base: [h2z, h2z64]\n", "not list"),
+        ("base: wrong.yaml\n", "base: it extends itself"),
+        ("base: h2z\ntrian: {epochs: 1}\n", "unknown key 'trian'; did you mean 'train'"),
+        ("base: h2z\nmethod: {networks: {deep: {er: 1}}}\n", "unknown key 'method.networks.deep'"),
+        ("bas: h2z\n", "did you mean 'base'"),
+    ],
+)
+def test_a_base_that_cannot_be_used_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text(text)
+    with pytest.raises(BadInput) as caught:
+        load(str(file))
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_base_is_no_setting() -> None:
+    with pytest.raises(BadInput, match="--set cannot change the base"):
+        load("demo", ["base=h2z"])
+
+
+def test_every_preset_fits_the_schema_that_it_names() -> None:
+    folder = Path("pipeline/configs")
+    shipped = json.loads((folder / "schema.json").read_text())
+    assert shipped == schema(), "run `agit config --schema > pipeline/configs/schema.json`"
+    jsonschema.Draft202012Validator.check_schema(shipped)
+    judge = jsonschema.Draft202012Validator(shipped)
+    for name in presets():
+        text = (folder / f"{name}.yaml").read_text()
+        judge.validate(yaml.safe_load(text))
+        assert (folder / text.partition("# yaml-language-server: $schema=")[2].split()[0]).is_file(), name
+    judge.validate({"base": "h2z", "register": {"model": "zebras"}})
+    judge.validate(load("demo").plain())
+    for wrong in (
+        {"train": {"epochz": 1}},
+        {"method": {"stages": {"masking": "perhaps"}}},
+        {"register_": {}},
+    ):
+        assert not judge.is_valid(wrong), wrong
+    described = shipped["$defs"]["StageConfig"]["properties"]["tau"]["description"]
+    assert "mask >= tau" in described
 
 
 def test_fingerprint_follows_the_value_and_not_the_order() -> None:

@@ -45,7 +45,7 @@ def test_a_damaged_file_is_one_sentence_that_says_what_to_do(
     assert isinstance(caught.value, BadInput), "exit status 2, and no traceback"
     assert str(file) in str(caught.value)
     assert reason in str(caught.value)
-    assert "run the same command again" in str(caught.value)
+    assert "agit train" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert RESULT.peek(str(tmp_path)) is None
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from pathlib import Path
 from unittest import mock
@@ -11,6 +12,7 @@ import pytest
 from agit_core.errors import BadInput, RunFailed
 from infra.stack_state import free_port
 from pipeline import storage
+from tests.pipeline.disk import fill, small_disk
 from tests.pipeline.s3 import S3Server
 
 
@@ -120,6 +122,17 @@ def test_a_local_write_that_fails_leaves_the_old_file(
         storage.write_bytes(str(target), b"new")
     assert target.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_storage_that_takes_nothing_is_refused_by_its_path_before_any_work(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        storage.check_reachable(str(disk / "state"))
+        fill(disk)
+        with pytest.raises(BadInput, match=f"cannot write {disk}/state/.*; the disk is full: make room"):
+            storage.check_reachable(str(disk / "state"))
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(BadInput, match=f"cannot write {disk}/state/.*; the file system is read-only"):
+            storage.check_reachable(str(disk / "state"))
 
 
 def _one_sentence(error: BaseException, *words: str) -> None:

@@ -47,6 +47,7 @@ TINY: dict[str, Any] = {
         "sample_every": 40,
         "samples": 1,
         "checkpoint_every": 20,
+        "report_to": [],
     },
 }
 

@@ -16,6 +16,8 @@ from pipeline.records import MANIFEST
 
 FORMAT = 1
 NAME = MANIFEST.name
+CARD = "README.md"
+"""The dataset card (:mod:`pipeline.data.prepare.dataset_card`)."""
 _WHOLE = 16 << 20
 """Indexes up to this size in bytes are downloaded whole."""
 

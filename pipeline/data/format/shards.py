@@ -1,8 +1,8 @@
-"""Shards: Parquet files of images in the Hugging Face convention, written to the byte alike every time.
+"""Shards: Parquet files of images in the Hugging Face convention, written deterministically.
 
-Images are stored plain (no compression, no dictionary, one page per column and row group), which other readers
-do not notice and which lets ours read any image by its byte range. These ranges, and what is known of the
-originals, stand in an index file per split.
+Images are stored in plain encoding (no compression, no dictionary, one page per column and row group), which is
+transparent to other readers and allows ours to read any image by its byte range. These ranges, and properties of the
+originals, are in an index file per split.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ the shard's start; ``mask_length`` 0: no mask. The rest describes the original, 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One image as it is stored, and what is known of its original."""
+    """One stored image, with properties of its original. ``look``: perceptual hash, 16 bytes."""
 
     name: str
     image: bytes
@@ -83,7 +83,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Written:
-    """A closed shard: its size in ``rows`` and ``bytes``, its SHA-256 and its part of the index."""
+    """A finished shard: number of ``rows`` and ``bytes``, SHA-256 and its part of the index."""
 
     rows: int
     masks: int
@@ -93,9 +93,9 @@ class Written:
 
 
 class ShardWriter:
-    """Writes rows into one local Parquet file, a row group at a time.
+    """Writes rows to a local Parquet file, one row group at a time.
 
-    Equal rows in equal order give equal bytes, however they are portioned into :meth:`add`.
+    Equal rows in equal order give equal bytes, however they are divided among calls of :meth:`add`.
     """
 
     def __init__(self, path: Path, number: int, rows_per_group: int) -> None:
@@ -113,7 +113,7 @@ class ShardWriter:
             data_page_size=1 << 30,
             data_page_version="1.0",
             version="2.6",
-            # Pages are also cut after this many rows, whatever their size.
+            # pages are also split after this many rows, whatever their size
             max_rows_per_page=max(rows_per_group, 20_000),
         )
 
@@ -140,7 +140,7 @@ class ShardWriter:
 
 
 def read_rows(shard: Path, index: pa.Table) -> Iterator[Row]:
-    """The rows of a shard in their order, one row group in memory at a time; ``index``: its part of the index."""
+    """Yield the rows of a shard in order, with one row group in memory; ``index``: the shard's part of the index."""
     file = pq.ParquetFile(shard, memory_map=True)
     start = 0
     for group in range(file.metadata.num_row_groups):
@@ -163,26 +163,26 @@ def read_rows(shard: Path, index: pa.Table) -> Iterator[Row]:
 
 
 def read_table(file: IO[bytes], columns: list[str] | None = None, *, pre_buffer: bool = False) -> pa.Table:
-    """A Parquet file that is read through Python, on the calling thread.
+    """Read a Parquet file from a Python file object, on the calling thread.
 
-    A thread of Arrow's needs Python's lock to let go of what is Python's. If the process ends at that moment, the
-    thread is ended in the middle of C++, and the process aborts (exit status 134) after all its work.
+    Arrow's threads would need the GIL to release Python objects. If the process exits at that moment, such a thread is
+    terminated within C++ code, and the process aborts (exit status 134) after its work is done.
 
     Args:
-        pre_buffer: fetch the columns in few, large requests.
+        pre_buffer: fetch the columns with few, large requests.
     """
     return pq.ParquetFile(file, pre_buffer=pre_buffer).read(columns, use_threads=False)
 
 
-def check_length(before: bytes | memoryview, expected: int) -> None:
-    """Proves that the four bytes before an image hold its length, as they do where the index says.
+def check_length(before: bytes | memoryview, expected: int, where: str) -> None:
+    """Check that the four bytes before an image contain its length, i.e. that the index matches the shard.
 
     Raises:
         BadInput: they do not: the shard was changed or written by something else.
     """
     if len(before) != 4 or struct.unpack("<I", before)[0] != expected:
         raise BadInput(
-            "a shard does not match its index; check it with 'agit data verify' and prepare it again"
+            f"{where} does not match its index; check it with 'agit data verify' and prepare it again"
         )
 
 
@@ -226,10 +226,10 @@ def _described(rows: Sequence[Row], shard: int, group: int) -> pa.Table:
 
 
 def _located(path: Path, index: pa.Table) -> pa.Table:
-    """The index with its offsets, by arithmetic from the footer.
+    """Add the offsets to the index, computed from the file's footer.
 
-    The values of a plain byte-array page are ``length, bytes`` one after the other up to the page's end, and
-    each column chunk here is a single page: the chunk's end and the lengths give every position.
+    A plain byte-array page is a sequence of ``length, bytes`` up to the page's end, and each column chunk here is a
+    single page: the chunk's end and the lengths determine every position.
     """
     metadata = pq.read_metadata(path)
     columns = {metadata.schema.column(i).path: i for i in range(metadata.num_columns)}

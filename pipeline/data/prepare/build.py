@@ -1,6 +1,7 @@
 """Builds the shards of a data set: workers encode, this process writes; resumable after a kill.
 
-A record (``note``) is written after each shard; a later call skips the shards that have one.
+On a Ray cluster a shard of a set with many is one task, which reads, encodes and writes it by itself. A record
+(``note``) is written after each shard; a later call skips the shards that have one.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from pipeline.data.format.shards import Row, ShardWriter, Written, read_rows, re
 from pipeline.data.prepare.claim import Claim
 from pipeline.data.prepare.decode import ImagePolicy
 from pipeline.data.prepare.encode import Encoded, Task, encode
-from pipeline.data.prepare.parallel import on_cluster, ordered_map
+from pipeline.data.prepare.parallel import cluster, on_cluster, ordered_map
 from pipeline.data.prepare.plan import PARTS, Done, ShardPlan
 from pipeline.data.prepare.previous import Earlier, Known
 from pipeline.data.sources.source import Entry, carried
 
 ENTRIES_PER_TASK = 64
 ENTRIES_PER_WORKER = 128
+MERGED_CORES = 20
+"""Cores with which one process that merges rows into shards keeps up (``SCALE.md``)."""
 _UPLOADS = 2
 _META = b"agit"
 
@@ -67,6 +70,13 @@ def build(
     ]
     done_entries = sum(len(done.plan.entries) for done in finished.values())
     progress(done_entries)
+    if workers != 1 and _shards_are_tasks(todo):
+        written = []
+        for shard, done in ordered_map(_write_shard, todo, workers, len(todo)):
+            written.append(replace(done, plan=shard.plan))
+            done_entries += len(shard.plan.entries)
+            progress(done_entries)
+        return _ordered(plans, finished, written)
     owners: deque[_Work] = deque()
 
     def tasks() -> Iterator[Task]:
@@ -77,7 +87,7 @@ def build(
 
     most = max(1, sum(len(plan.entries) for plan in plans) // ENTRIES_PER_WORKER)
     uploads: deque[Future[Done]] = deque()
-    written: list[Done] = []
+    written = []
     with tempfile.TemporaryDirectory(prefix="agit-shards-") as folder, ThreadPoolExecutor(_UPLOADS) as pool:
         for task, encoded in ordered_map(encode, tasks(), workers, most):
             work = owners.popleft()
@@ -92,8 +102,36 @@ def build(
                     written.append(uploads.popleft().result())
             progress(done_entries)
         written += [upload.result() for upload in uploads]
+    return _ordered(plans, finished, written)
+
+
+def _ordered(plans: list[ShardPlan], finished: dict[str, Done], written: list[Done]) -> list[Done]:
     by_note = finished | {done.plan.note: done for done in written}
     return [by_note[plan.note] for plan in plans]
+
+
+def _shards_are_tasks(todo: list[_Work]) -> bool:
+    """Whether each shard is a task of the cluster: where any node can read the entries, and shards keep all busy.
+
+    A few shards use more cores when their entries are spread; beyond :data:`MERGED_CORES` the process that merges them
+    could not keep up.
+    """
+    if not on_cluster() or not todo or not all(map(_read_anywhere, todo)):
+        return False
+    with cluster() as cores:
+        return len(todo) >= min(cores, MERGED_CORES)
+
+
+def _read_anywhere(work: _Work) -> bool:
+    return all(e.image.remote and (e.mask is None or e.mask.remote) for e in work.plan.entries)
+
+
+def _write_shard(work: _Work) -> Done:
+    """A whole shard, without its plan, which whoever asked for it has."""
+    with tempfile.TemporaryDirectory(prefix="agit-shards-") as folder:
+        for entries in work.portions():
+            work.add(Path(folder), encode(Task(entries, work.policy, True)))
+        return replace(work.finish(), plan=replace(work.plan, entries=[]))
 
 
 def without(uri: str, claim: Claim, done: Done, dropped: dict[str, str], rows_per_group: int) -> Done:

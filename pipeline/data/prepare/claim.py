@@ -35,10 +35,15 @@ class Superseded(RunFailed):
 class Claim:
     """This process's right to write a data set."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, owner: dict[str, Any] | None = None) -> None:
+        """``owner``: of the claim in whose name this process puts files into place; default: this process."""
         self._uri = uri
-        self._owner = this_process()
+        self._owner = owner or this_process()
         self._lock = None if storage.is_remote(uri) else FileLock(self._lock_path)
+
+    def __reduce__(self) -> tuple[type[Claim], tuple[str, dict[str, Any]]]:
+        """On its way to a task that works for the owner."""
+        return Claim, (self._uri, self._owner)
 
     @property
     def _lock_path(self) -> str:
@@ -55,6 +60,7 @@ class Claim:
         if self._finished():
             yield False
             return
+        self._tell()  # before anybody sees the owner: one without a sign of life is taken over
         storage.write_json(storage.join(self._uri, PARTS, "owner.json"), self._owner)
         ended = threading.Event()
         thread = threading.Thread(target=self._beat, args=(ended,), name="prepare-alive", daemon=True)
@@ -109,13 +115,14 @@ class Claim:
         # absolute value: clocks may differ in either direction
         return where if abs(silent) < SILENT_SECONDS else None
 
-    def _beat(self, ended: threading.Event) -> None:
+    def _tell(self) -> None:
         where = storage.join(self._uri, PARTS, f"alive-{self._owner['token']}.json")
-        while True:
+        storage.write_json(where, {"time": time.time()})
+
+    def _beat(self, ended: threading.Event) -> None:
+        while not ended.wait(_BEAT_SECONDS):
             with contextlib.suppress(
                 BadInput, RunFailed, OSError
-            ):  # no storage: the next heartbeat tries again
+            ):  # storage unavailable: try again at the next beat
                 self._check()
-                storage.write_json(where, {"time": time.time()})
-            if ended.wait(_BEAT_SECONDS):
-                return
+                self._tell()

@@ -79,7 +79,7 @@ def _close(hashes: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _unique(column: pa.Array, width: int) -> tuple[np.ndarray, np.ndarray]:
-    values = _bytes(column, width)
+    values = fixed_bytes(column, width)
     keys, inverse = np.unique(values.view(f"V{width}").ravel(), return_inverse=True)
     return keys.view(np.uint8).reshape(-1, width), inverse
 
@@ -88,7 +88,7 @@ def _codes(column: pa.Array, width: int) -> np.ndarray:
     return _unique(column, width)[1]
 
 
-def _bytes(column: pa.Array, width: int) -> np.ndarray:
+def fixed_bytes(column: pa.Array, width: int) -> np.ndarray:
     """View a fixed-size binary column without nulls as uint8 (n, width)."""
     data = column.buffers()[1]
     values = np.frombuffer(data, dtype=np.uint8).reshape(-1, width)

@@ -62,7 +62,7 @@ def ordered_map(
     """
     few = most is not None and most <= 1
     if on_cluster() and not few and workers != 1:
-        with _cluster() as size:
+        with cluster() as size:
             yield from _on_ray(function, tasks, min(workers or size, most or size))
         return
     workers = workers or cores()
@@ -135,7 +135,7 @@ def _on_ray(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Ite
 
 
 @contextlib.contextmanager
-def _cluster() -> Iterator[int]:
+def cluster() -> Iterator[int]:
     """Connect to the cluster; yields its number of CPUs."""
     import ray
 

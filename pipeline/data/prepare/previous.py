@@ -55,6 +55,10 @@ class Earlier:
         self._manifest = manifest
         self._index = cache(self._read_index)
 
+    def __reduce__(self) -> tuple[type[Earlier], tuple[str, dict[str, Any]]]:
+        """On its way to a task, which reads the index itself."""
+        return Earlier, (self._uri, self._manifest)
+
     def known(self, plan: ShardPlan) -> Known:
         """What the data set contains of a planned shard's entries."""
         split = self._manifest["splits"].get(plan.split)

@@ -27,6 +27,7 @@ from pipeline.data.format import manifest
 from pipeline.data.prepare import duplicates
 from pipeline.data.prepare.build import build, without
 from pipeline.data.prepare.claim import Claim, Superseded
+from pipeline.data.prepare.dataset_card import dataset_card
 from pipeline.data.prepare.decode import VERSION, ImagePolicy
 from pipeline.data.prepare.plan import PARTS, Done, plan_shards
 from pipeline.data.prepare.previous import DamagedEarlier, Earlier
@@ -80,8 +81,8 @@ def prepare(config: Config, progress: Progress | None = None) -> Prepared:
                 made = _make(config, key, uri, claim, source, report) if free else manifest.read(uri)
         except Superseded:
             found = manifest.find(uri)
-            if found is None:
-                raise
+            if found is None:  # the other one is at work: wait for it
+                return prepare(config, progress)
             storage.remove(
                 storage.join(uri, PARTS)
             )  # a lock file created after the other process had finished
@@ -180,6 +181,7 @@ def _make(
     made["checksum"] = manifest.checksum(made)
     storage.sweep(uri)
     with claim.putting():
+        storage.write_text(storage.join(uri, manifest.CARD), dataset_card(made))
         records.MANIFEST.write(uri, made)
     return made
 

@@ -1,4 +1,4 @@
-"""Training images that no step sees, to score checkpoints with: chosen by content, none of their copies trained on."""
+"""Validation images: held out of the training split by content, together with their duplicates."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pipeline.config import Config
 from pipeline.data.format import manifest
 
 LARGEST_SHARE = 0.2
-"""Of a domain's training images that are held out at most."""
+"""Largest share of a domain's training images that is held out."""
 _SPLITS = ("trainA", "trainB", "testA", "testB")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Row numbers of one training split, rising.
+    """Row numbers of one training split, ascending.
 
     Attributes:
-        trained: int64, those that steps see.
-        held: those that checkpoints are scored on. Copies of a held picture are in neither.
+        trained: int64, rows used for training.
+        held: rows used for validation. Duplicates of a held image are in neither.
     """
 
     trained: np.ndarray
@@ -32,11 +32,12 @@ class Rows:
 
 
 def rows(config: Config, data_uri: str, described: dict[str, Any]) -> dict[Domain, Rows] | None:
-    """Which rows of ``trainA`` and ``trainB`` are trained on and which are held out; None where none are.
+    """Divide the rows of ``trainA`` and ``trainB`` into trained and held-out ones; None if none are held out.
 
-    The pictures with the lowest SHA-256 are held out, so that the choice survives renaming, moving and, but for a few,
-    adding images. Equal files and near copies (those that the manifest names, up to 10,000 groups) count as one
-    picture in both domains. A copy of a test image is not held out: it would let the test set choose the checkpoint.
+    The images with the lowest SHA-256 are held out, so the selection is stable when images are renamed or moved and
+    nearly stable when some are added. Exact and near duplicates (those listed in the manifest, up to 10,000 groups)
+    count as one image across both domains. Duplicates of test images are not held out: the test set would then
+    influence the choice of the checkpoint.
 
     Args:
         described: the manifest.
@@ -70,7 +71,7 @@ def rows(config: Config, data_uri: str, described: dict[str, Any]) -> dict[Domai
 
 
 def too_few(config: Config, described: dict[str, Any]) -> str:
-    """Why :func:`rows` holds nothing out, in a sentence."""
+    """One sentence on why :func:`rows` holds nothing out."""
     counts = " and ".join(str(described["splits"][f"train{domain}"]["rows"]) for domain in "AB")
     return (
         f"checkpoints are not scored: of {counts} training images at most {LARGEST_SHARE:.0%} are held out, fewer than "
@@ -79,12 +80,18 @@ def too_few(config: Config, described: dict[str, Any]) -> str:
 
 
 def _pictures(data_uri: str, described: dict[str, Any]) -> dict[str, np.ndarray]:
-    """A number for each row of each split: equal for copies of one picture, in the order of their SHA-256."""
+    """A group number for each row of each split, equal for duplicates, in the order of SHA-256."""
+    from pipeline.data.prepare.duplicates import fixed_bytes  # with SciPy, which only this needs
+
     near = (described.get("duplicates") or {}).get("near") or []
     columns = ["source_sha256", *(["name"] if near else [])]
     tables = {name: manifest.read_index(data_uri, described, name, columns) for name in _SPLITS}
+    # no Python object per row: a set may have ten million
     digests = np.concatenate(
-        [np.array(table["source_sha256"].to_pylist(), dtype="V32") for table in tables.values()]
+        [
+            fixed_bytes(table["source_sha256"].combine_chunks(), 32).view("V32").ravel()
+            for table in tables.values()
+        ]
     )
     _, numbers = np.unique(digests, return_inverse=True)
     ends = np.cumsum([len(table) for table in tables.values()])[:-1]
@@ -106,7 +113,7 @@ def _pictures(data_uri: str, described: dict[str, Any]) -> dict[str, np.ndarray]
 
 
 class Subset:
-    """Some images of a source, numbered anew; an :class:`agit_core.loader.ImageSource`."""
+    """Selected images of a source, renumbered; an :class:`agit_core.loader.ImageSource`."""
 
     def __init__(self, images: ImageSource, rows: np.ndarray) -> None:
         self._images = images

@@ -89,7 +89,8 @@ def verify(uri: str, progress: Progress = lambda event: None) -> dict[str, Any]:
         for reason in pool.map(damage, files):
             reasons.append(reason)
             progress({"done": len(reasons), "total": len(files), "unit": "files"})
-    known = {storage.join(uri, file["path"]) for file in files} | {storage.join(uri, manifests.NAME)}
+    names = [*(file["path"] for file in files), manifests.NAME, manifests.CARD]
+    known = {storage.join(uri, name) for name in names}
     damaged = [
         {"path": file["path"], "reason": reason}
         for file, reason in zip(files, reasons, strict=True)

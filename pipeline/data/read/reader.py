@@ -1,4 +1,4 @@
-"""Prepared images by index, for the trainer and everyone after it."""
+"""Reader of prepared images by index."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from pipeline.data.read.prefetch import Blocks
 from pipeline.data.read.shard_cache import ShardCache
 
 _SOON_SECONDS = 1.0
-_CHECKED: set[tuple[Path, str]] = set()
+_CHECKED: set[tuple[Path, int, int, str]] = set()
 """Local shards that this process has compared with their checksums. It reads them into the page cache, where they are
 needed next, and takes 0.75 s of a core per GB (SHA-256 on a processor with SHA extensions)."""
 _COLUMNS = ["shard", "image_offset", "image_length", "mask_offset", "mask_length"]
 
 
 class ShardImages:
-    """The images of one split; an ``agit_core.loader.ImageSource``.
+    """The images of one split; an ``agit_core.loader.ImageSource``. Thread-safe.
 
-    Any image is one slice of a memory-mapped shard: nothing but the index (about 30 bytes per image) is held in
-    memory, and processes on one machine share the pages. Shards in object storage are copied into a local cache
-    in the background. Until a shard has arrived, or when the cache is too small for it, what is expected is
-    fetched ahead by byte ranges (a row group at a time where the order goes by blocks) and anything else when it
-    is read; a shard that will be here in a moment is waited for. All methods may be called from several threads.
+    An image is a slice of a memory-mapped shard: only the index (about 30 bytes per image) is held in memory, and the
+    processes of a machine share the pages. Shards in object storage are copied into a local cache in the background.
+    Until a shard has arrived, or if the cache is too small for it, announced images are prefetched by byte ranges (a
+    row group at a time if the sampling order is by blocks) and others are fetched when they are read; a shard that is
+    about to arrive is waited for.
 
     Args:
         data_uri: folder of a prepared data set.
         split: ``trainA``, ``trainB``, ``testA`` or ``testB``.
-        cache_dir: local folder for shards from object storage, shared by the processes of a machine.
-        cache_bytes: what that folder may hold; 0 keeps nothing.
-        block: images to fetch together, as many as the order of reading goes through together.
+        cache_dir: local cache folder for shards from object storage, shared by the processes of a machine.
+        cache_bytes: size limit of the cache; 0 disables it.
+        block: images to fetch together: the block size of the sampling order.
 
     Raises:
         BadInput: no prepared data there, no such split, or a damaged index.
-        RunFailed: the storage does not answer.
+        RunFailed: the storage does not respond.
     """
 
     def __init__(self, data_uri: str, split: str, cache_dir: Path, cache_bytes: int, block: int = 1) -> None:
@@ -71,18 +71,18 @@ class ShardImages:
         return len(self._shard)
 
     def read(self, index: int) -> Tensor:
-        """uint8 (3, S, S), RGB."""
+        """Read image ``index``, uint8 (3, S, S), RGB."""
         data = self._blocks.take(index) if self._blocks is not None else None
-        return _decoded(data or self.encoded(index), "RGB")
+        return _decoded(data or self.encoded(index), "RGB", self._where(int(self._shard[index])))
 
     def expect(self, index: int) -> None:
-        """Says that :meth:`read` of this image will come, so that it can be fetched before."""
+        """Announce a later :meth:`read` of this image, so that it can be prefetched."""
         number = int(self._shard[index])
         if self._blocks is not None and self._map(number) is None and not self._coming(number):
             self._blocks.expect(index)
 
     def forget(self) -> None:
-        """What was expected will not be read."""
+        """Withdraw all announced reads."""
         if self._blocks is not None:
             self._blocks.forget()
 
@@ -91,11 +91,12 @@ class ShardImages:
         return bool(self._mask_bytes[index])
 
     def mask(self, index: int) -> Tensor | None:
-        """uint8 (1, S, S), 0 or 255 on the object, or None where the image has no mask."""
+        """Mask of an image, uint8 (1, S, S), 255 on the object and 0 elsewhere; None if it has none."""
         length = int(self._mask_bytes[index])
         if not length:
             return None
-        return _decoded(self._bytes(index, int(self._mask_at[index]), length), "GRAY")
+        data = self._bytes(index, int(self._mask_at[index]), length)
+        return _decoded(data, "GRAY", self._where(int(self._shard[index])))
 
     def name(self, index: int) -> str:
         """The image's name in the source, such as ``n02381460_1000.jpg``."""
@@ -109,7 +110,7 @@ class ShardImages:
         return bytes(self._bytes(index, int(self._image_at[index]), int(self._image_bytes[index])))
 
     def close(self) -> None:
-        """Stops fetching and unmaps the shards."""
+        """Stop fetching and unmap the shards."""
         if self._cache is not None:
             self._cache.close()
         if self._blocks is not None:
@@ -132,16 +133,16 @@ class ShardImages:
             data = storage.read_range(self._where(number), offset - 4, length + 4)
         else:
             data = mapped[offset - 4 : offset + length]
-        check_length(data[:4], length)
+        check_length(data[:4], length, self._where(number))
         return data[4:]
 
     def _coming(self, number: int) -> bool:
-        """Whether the whole shard is nearly here: cheaper than requests for the images in it."""
+        """Whether the cache will have the whole shard shortly, so that waiting is cheaper than separate requests."""
         seconds = self._cache.seconds(self._where(number)) if self._cache is not None else None
         return seconds is not None and seconds < _SOON_SECONDS
 
     def _fetch(self, number: int) -> dict[int, bytes]:
-        """The images of a block: one request for each run of them that lies together in a shard."""
+        """Fetch the images of a block, with one request per run of contiguous images in a shard."""
         assert self._blocks is not None
         first = number * self._blocks.size
         stop = min(first + self._blocks.size, len(self))
@@ -162,7 +163,7 @@ class ShardImages:
             )
             for at in range(begin, end):
                 here = starts[at] - origin
-                check_length(run[here - 4 : here], lengths[at])
+                check_length(run[here - 4 : here], lengths[at], self._where(shards[begin]))
                 images[first + at] = run[here : here + lengths[at]]
             begin = end
         return images
@@ -196,11 +197,13 @@ class ShardImages:
         Raises:
             BadInput: the shard itself is damaged.
         """
-        sha256 = self._shards[number]["sha256"]
-        if (path, sha256) in _CHECKED:
+        sha256, seen = self._shards[number]["sha256"], path.stat()
+        # a cached copy is touched whenever it is used
+        known = (path, 0 if self._cache else seen.st_mtime_ns, seen.st_size, sha256)
+        if known in _CHECKED:
             return True
         if storage.sha256(path) == sha256:
-            _CHECKED.add((path, sha256))
+            _CHECKED.add(known)
             return True
         if self._cache is not None:
             path.unlink(missing_ok=True)
@@ -210,9 +213,17 @@ class ShardImages:
         )
 
 
-def _decoded(data: bytes, mode: str) -> Tensor:
-    """uint8 (C, H, W) of an encoded image; ``mode`` as in :class:`torchvision.io.ImageReadMode`."""
+def _decoded(data: bytes, mode: str, where: str) -> Tensor:
+    """uint8 (C, H, W) of an encoded image; ``mode`` as in :class:`torchvision.io.ImageReadMode`.
+
+    Raises:
+        BadInput: it is no image, so that the shard is damaged.
+    """
     # takes two seconds to load: not for the driver and Ray Train's controller, which know of images but see none
     from torchvision.io import ImageReadMode, decode_image
 
-    return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode[mode])
+    try:
+        return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode[mode])
+    except (RuntimeError, ValueError) as error:
+        text = str(error).split("\n", 1)[0][-100:]
+        raise BadInput(f"an image of {where} cannot be decoded ({text}); prepare the data again") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import netrc
 import os
 import re
 import time
@@ -83,13 +84,25 @@ def _fetch(url: str, folder: Path, wait: Callable[[float], None], attempts: int)
     target = folder / f"{hashlib.sha256(address.encode()).hexdigest()[:12]}-{name}"
     folder.mkdir(parents=True, exist_ok=True)
     timeout = httpx.Timeout(_SECONDS, connect=_CONNECT_SECONDS)
-    with FileLock(f"{target}.lock"), httpx.Client(follow_redirects=True, timeout=timeout) as client:
+    client = httpx.Client(follow_redirects=True, timeout=timeout, auth=_credentials(address))
+    with FileLock(f"{target}.lock"), client:
         if not target.is_file() or _changed(client, address, target):
             _download(client, address, target, wait, attempts)
         if expected and (found := storage.sha256(target)) != expected:
             target.unlink()
             raise BadInput(f"{address} has the SHA-256 {found}, not {expected}; it was removed again")
     return target
+
+
+def _credentials(address: str) -> httpx.Auth | None:
+    """Of ``~/.netrc``, or of the file in ``NETRC``, unless the address has its own."""
+    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    if "@" in urlsplit(address).netloc or not file.is_file():
+        return None
+    try:
+        return httpx.NetRCAuth(str(file))
+    except (netrc.NetrcParseError, OSError) as error:
+        raise BadInput(f"{file} cannot be read ({error}); correct or remove it") from None
 
 
 def _expected(url: str, fragment: str) -> str | None:

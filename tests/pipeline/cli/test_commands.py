@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -26,9 +27,21 @@ def test_help_names_every_command_of_the_contract(tmp_path: Path) -> None:
     assert all(f" {name} " in called.out for name in CONTRACT)
 
 
+def test_version_and_schema_are_printed(tmp_path: Path) -> None:
+    called = agit("--version", cwd=tmp_path)
+    assert (called.status, called.out) == (0, f"agit {metadata.version('agit')}\n")
+    plain, as_json = (
+        agit("config", "--schema", cwd=tmp_path),
+        agit("config", "--schema", "--json", cwd=tmp_path),
+    )
+    assert plain.answer == as_json.answer
+    assert {"base", "train", "register"} <= set(plain.answer["properties"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (("config",), "give a CONFIG"),
         (("run", "demo", "--set", "train.max_stepss=3"), "did you mean 'max_steps'"),
         (("run", "demp"), "did you mean 'demo'"),
         (("run",), "Missing argument 'CONFIG'"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -22,13 +23,16 @@ from agit_core.scores import inception as inceptions
 from agit_core.scores.inception import Inception
 from agit_core.stages import HEALTH_KEYS
 from pipeline import config as configs
-from pipeline import storage
+from pipeline import run_status, storage
 from pipeline.config import Config
 from pipeline.data.format import manifest
 from pipeline.data.prepare.stage import prepare
+from pipeline.data.read.held_out import Rows
 from pipeline.evaluate import compare, scored_images
 from pipeline.evaluate.compare import Judge
-from pipeline.evaluate.scoring import evaluate
+from pipeline.evaluate.feature_cache import Arrays
+from pipeline.evaluate.scoring import evaluate, figures
+from pipeline.evaluate.shares import Share, compute
 from pipeline.registry.identity import weights_digest
 from pipeline.registry.registration import register
 from tests.pipeline import features
@@ -231,6 +235,30 @@ def test_the_best_blob_is_one_for_all_images(config: Config, first: Any, data_ur
         assert metrics[f"attention_iou_blob_{domain}"] == pytest.approx(float(each.mean(dim=0).max()))
         assert metrics[f"attention_iou_blob_{domain}"] < float(each.max(dim=1).values.mean())
         assert first[0]["intervals"][f"attention_iou_blob_{domain}"]["low"] > 0
+
+
+def test_held_out_images_are_scored_and_no_others(config: Config, run_uri: str, data_uri: str) -> None:
+    """Training images by their rows, with their own masks; the cache keeps them apart from test images."""
+    rows: dict[Literal["a", "b"], Rows] = {
+        "a": Rows(np.array([1]), [0, 2, 3]),
+        "b": Rows(np.array([0]), [1, 4, 5]),
+    }
+    device = torch.device("cpu")
+    inception = inceptions.load(None, Path("unused"), device)
+    model_uri = storage.join(run_uri, "checkpoint")
+    found = figures(config, model_uri, data_uri, inception, device, rows)
+    on_test = figures(config, model_uri, data_uri, inception, device)
+    assert found.keys() == on_test.keys()
+    assert found["kid_target_a2b"] != on_test["kid_target_a2b"]
+    assert found == figures(config, model_uri, data_uri, inception, device, rows)
+    for domain, one in rows.items():
+        held = scored_images.open_held_out(config, data_uri, manifest.read(data_uri), domain, one.held)
+        assert held.masks_on_test
+        batch = held.test.batch(held.test.indices)
+        assert len(batch.images) == 3
+        assert batch.masks is not None
+        blobs = masks.blob_iou(batch.masks).mean(dim=0)
+        assert found[f"attention_iou_blob_{domain}"] == pytest.approx(float(blobs.max()))
 
 
 def test_the_second_evaluation_computes_no_features(
@@ -490,3 +518,26 @@ def test_the_key_of_a_model_is_what_it_does(run_uri: str) -> None:
     assert weights_digest(model_folder.read(storage.join(run_uri, "checkpoint"))) == digest
     model.weights["generator_ab.1.bias"] = model.weights["generator_ab.1.bias"] + 1e-3
     assert weights_digest(model) != digest
+
+
+def test_any_number_of_workers_gives_the_same_scores(
+    config: Config, run_uri: str, data_uri: str, tmp_path: Path
+) -> None:
+    """Equal to the bit: an image's batch does not depend on who computes it."""
+    model = run_status.model_checkpoint(run_uri)
+    assert model is not None
+    told, parts = [], []
+    for workers in (1, 2, 3, 100):
+        # a storage each, so that nothing is found in the cache
+        of = config.evaluate.model_copy(update={"batch_size": 3, "workers": workers})
+        mine = config.model_copy(update={"storage": str(tmp_path / str(workers)), "evaluate": of})
+
+        def spread(shares: Sequence[Share], mine: Config = mine) -> Iterator[Arrays]:
+            parts.append([share.part for share in shares])
+            return (compute(mine, data_uri, share) for share in shares)
+
+        evaluation = evaluate(mine, model, data_uri, spread=spread if workers > 1 else None)
+        told.append((evaluation["metrics"], evaluation["intervals"], evaluation["per_image"]))
+    # three batches of the eight images: real ones of both domains and both directions
+    assert parts == [[0, 1]] * 4 + [[0, 1, 2]] * 8
+    assert told[1:] == told[:1] * 3

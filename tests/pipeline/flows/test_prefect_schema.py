@@ -36,6 +36,7 @@ def _statements(schema: str) -> set[tuple[str, ...]]:
 
 
 def test_the_installed_prefect_finds_nothing_to_migrate(tmp_path: Path) -> None:
+    assert prefect_schema.file().is_file(), "a new Prefect: run python -m pipeline.flows.prefect_schema"
     database = tmp_path / "prefect.db"
     prefect_schema.create(database)
     with sqlite3.connect(database) as connection:

@@ -19,6 +19,7 @@ import pytest
 from agit_core.errors import BadInput, RunFailed
 from pipeline import tasks
 from pipeline.config import load
+from pipeline.registry import tracking
 from tests import doors
 from tests.agit_core.models import save
 from tests.chaos import processes
@@ -90,10 +91,27 @@ def _only_what_is_unchanged_is_done(folder: Path, config: Path, monkeypatch: pyt
     assert tasks.already_done(load(str(config))) is not None
 
 
+def _was_shown_live(folder: Path, run_id: str) -> None:
+    """One MLflow run from the first row to the registration, and event files."""
+    client = tracking.client(f"sqlite:///{folder}/.agit/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    assert (run.info.run_name, run.info.status) == (run_id, "FINISHED")
+    assert sorted(point.step for point in client.get_metric_history(run.info.run_id, "losses.cycle_a")) == [
+        1,
+        2,
+        3,
+        4,
+    ]
+    assert "kid_target_a2b" in run.data.metrics
+    assert len(client.list_artifacts(run.info.run_id, "images")) == 8, "two steps, two directions, two sizes"
+    assert list((folder / ".agit/runs" / run_id / "tensorboard").glob("events.out.tfevents.*"))
+
+
 def test_a_run_passes_all_stages_and_the_same_command_reuses_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(tmp_path)
+    config.write_text(config.read_text().replace("report_to: []", "report_to: [mlflow, tensorboard]"))
     first = agit("run", config, "--json", cwd=tmp_path)
     assert first.status == 0, first.err
     summary = first.answer
@@ -111,6 +129,7 @@ def test_a_run_passes_all_stages_and_the_same_command_reuses_them(
         stage for stage in ("prepare", "train", "evaluate", "register", "report") if stage not in first.err
     ] == []
 
+    _was_shown_live(tmp_path, summary["run_id"])
     flows = _flow_runs(tmp_path)
     second = agit("run", config, "--json", cwd=tmp_path)
     assert second.status == 0, second.err

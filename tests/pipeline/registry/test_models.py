@@ -82,14 +82,6 @@ def make_run(storage_uri: str, run_id: str, seed: int) -> str:
     return uri
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow takes seconds to create its tables: once is enough, every test gets a copy."""
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    tracking.client(f"sqlite:///{file}").search_registered_models()
-    return file
-
-
 @pytest.fixture
 def bare_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """A storage where nothing was ever written."""

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from agit_core import checkpoint
+from agit_core import checkpoint_files
 from agit_core.checkpoint import MANIFEST, CheckpointDamaged, Snapshot
-from agit_core.errors import RunFailed
+from agit_core.errors import BadInput, RunFailed
 from pipeline import records, storage
 from pipeline.train import scored
 from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.lease import TakenOver
+from tests.pipeline.disk import small_disk
 from tests.pipeline.s3 import S3Server
 from tests.pipeline.training import differences
 
@@ -158,7 +159,7 @@ def test_a_disk_that_fails_once_is_no_missing_or_damaged_checkpoint(
         elif what == "manifest":
             patch.setattr(Path, "read_text", fails)
         else:
-            patch.setattr(checkpoint, "sha256", fails)
+            patch.setattr(checkpoint_files, "sha256", fails)
         with pytest.raises(RunFailed, match="Stale file handle"):
             store.load_newest()
     found, damaged = store.load_newest()
@@ -258,3 +259,13 @@ def test_a_killed_writers_rest_is_swept(tmp_path: Path) -> None:
     assert store.steps() == []
     store.write(snapshot(20))
     assert not rest.exists()
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_refused_by_its_path(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        store = CheckpointStore(str(disk / "run"), 1)
+        store.check_room(500_000)
+        with pytest.raises(
+            BadInput, match=rf"{disk}/run/checkpoints has 1 MB free .* about 50 MB; make room"
+        ):
+            store.check_room(50_000_000)

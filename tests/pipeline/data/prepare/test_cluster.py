@@ -9,22 +9,27 @@ from pathlib import Path
 import pytest
 
 from agit_core.errors import BadInput, RunFailed
+from pipeline import storage
 from pipeline.data.prepare import build
+from pipeline.data.prepare.encode import Encoded, Task
 from pipeline.data.prepare.parallel import ordered_map
 from pipeline.data.prepare.stage import prepare
 from pipeline.data.sources.source import Entry, LocalFile, carried
 from tests.pipeline.data.prepare.test_stage import config, files
 from tests.pipeline.pictures import FOUR, folder
+from tests.pipeline.s3 import S3Server
 from tests.ray_environment import without_token
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """Two nodes of one processor each; this process connects to them as any other would."""
+def cluster(_s3_server: S3Server) -> Iterator[str]:
+    """Two nodes of one processor each, which reach the object storage; this process connects to them as any other."""
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
         without_token(patch)
+        for key, value in _s3_server.env.items():
+            patch.setenv(key, value)
         # a node that is slow on a busy machine is not lost
         patch.setenv("RAY_health_check_timeout_ms", "60000")
         patch.setenv("RAY_agent_register_timeout_ms", "300000")
@@ -74,6 +79,36 @@ def test_a_cluster_prepares_the_same_bytes(
     assert len({node for _, (_, node) in found}) == 2, "both nodes work"
     with pytest.raises(RunFailed, match="the third cannot be read"):
         list(ordered_map(refuse, range(10), None))
+
+
+@pytest.mark.long
+def test_a_shard_is_a_task_where_every_node_reads_the_source(
+    cluster: str, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = folder(tmp_path / "in", {**FOUR, "trainA": 40}, masks=True)
+    (source / "trainA" / "broken.jpg").write_text("no")
+    for path in source.rglob("*"):
+        if path.is_file():
+            storage.upload_file(path, storage.join(s3.uri, "in", path.relative_to(source).as_posix()))
+    images = storage.join(s3.uri, "in")
+    here = prepare(config(images, storage.join(s3.uri, "here"), shard_bytes=4096))
+    assert here.manifest["totals"]["shards"] > 4
+    monkeypatch.setenv("RAY_ADDRESS", cluster)
+
+    def refuse(task: Task) -> Encoded:
+        raise AssertionError("a portion's pixels on their way through this process")
+
+    # the tasks import what they run; what this process hands over would be this
+    monkeypatch.setattr(build, "encode", refuse)
+    before = prepare(config(images, storage.join(s3.uri, "there"), shard_bytes=4096, workers=None))
+    assert files(before.uri) == files(here.uri)
+    assert before.manifest["splits"] == here.manifest["splits"]
+    # and again with one file more: what is known is taken over by the tasks
+    extra = source / "trainA" / "trainA-000.jpg"
+    storage.upload_file(extra, storage.join(images, "trainA", "zz.jpg"))
+    more = prepare(config(images, storage.join(s3.uri, "there"), shard_bytes=4096, workers=None))
+    assert more.manifest["totals"]["images"] == here.manifest["totals"]["images"] + 1
+    assert more.manifest["kept"] > 40
 
 
 def test_local_files_travel_with_their_task(tmp_path: Path) -> None:

@@ -319,6 +319,20 @@ def test_hugging_face_datasets_sees_images(local: Prepared, tmp_path: Path) -> N
     assert next(iter(without))["mask"] is None
 
 
+def test_hugging_face_datasets_opens_the_folder_as_it_stands(local: Prepared, tmp_path: Path) -> None:
+    import datasets
+    from huggingface_hub import DatasetCard
+
+    opened = datasets.load_dataset(local.uri, cache_dir=str(tmp_path))
+    rows = {split: about["rows"] for split, about in local.manifest["splits"].items()}
+    assert {split: len(images) for split, images in opened.items()} == rows
+    assert opened["trainA"][0]["image"].size == (36, 36)
+    assert opened["testB"].column_names == ["image", "mask", "width", "height", "sha256"]
+    card = DatasetCard.load(Path(local.uri) / "README.md")
+    assert card.data.task_categories == ["image-to-image"]
+    assert [part["split"] for part in card.data.configs[0]["data_files"]] == list(rows)
+
+
 def test_ray_data_reads_the_shards(local: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     without_token(monkeypatch)
     import ray
