@@ -389,7 +389,7 @@ def test_wrong_calls(
 
 def test_empty_folders_and_damaged_archives(tmp_path: Path, model: str) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BadInput, match="contains no images"):
+    with pytest.raises(BadInput, match="is an empty folder"):
         translate(str(tmp_path / "empty"), str(tmp_path / "out"), model)
     (tmp_path / "bad.zip").write_bytes(b"PK no")
     with pytest.raises(BadInput, match="damaged"):
