@@ -35,7 +35,10 @@ def redact(value: Any, name: str = "") -> Any:
     if isinstance(value, dict):
         if name == "env":
             return dict.fromkeys(value, HIDDEN)
-        return {redact(key): redact(item, str(key)) for key, item in value.items()}
+        return {
+            redact(key) if isinstance(key, str) else key: redact(item, str(key))
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [redact(item, name) for item in value]
     if value is None or isinstance(value, bool):

@@ -326,7 +326,7 @@ def show_config(
     if schema:
         from pipeline.cli import schema as of_files
 
-        return Answer(of_files.schema(), show.as_json)
+        return Answer(of_files.schema(), show.as_json, public=True)
     if config is None:
         raise BadInput("give a CONFIG, a preset's name or a YAML file, or --schema")
     from pipeline.redact import redact

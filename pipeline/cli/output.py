@@ -41,6 +41,8 @@ class Answer:
     """Prints ``value`` for people."""
     failure: str | None = None
     """Error message; if set, the exit status is 1."""
+    public: bool = False
+    """Describes names alone, some of which name secrets: printed without redaction."""
 
 
 class _State:
@@ -140,7 +142,7 @@ def _answer(outcome: Any) -> int:
     answer = outcome if isinstance(outcome, Answer) else Answer(outcome)
     if answer.value is None and answer.show is None:
         return DONE
-    value = redact(answer.value)
+    value = answer.value if answer.public else redact(answer.value)
     if _State.json_to is not None:
         sys.stdout.flush()
         sys.stderr.flush()

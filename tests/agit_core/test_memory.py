@@ -33,7 +33,10 @@ def method(switch_at: int = 1, preset: str = "agit") -> MethodConfig:
 @pytest.fixture(scope="module", params=["agit", "uaggan"])
 def whole(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """The first step and six steps, across the switch, on the whole batch at once."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the tests; sums depend on it
     first, six = (ranks.play(Scenario("whole", method(1, request.param), BATCH, n)) for n in (1, 6))
+    torch.set_num_threads(threads)
     return request.param, first, six
 
 

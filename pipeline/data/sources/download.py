@@ -100,6 +100,8 @@ def _credentials(address: str) -> httpx.Auth | None:
     if "@" in urlsplit(address).netloc or not file.is_file():
         return None
     try:
+        import httpx
+
         return httpx.NetRCAuth(str(file))
     except (netrc.NetrcParseError, OSError) as error:
         raise BadInput(f"{file} cannot be read ({error}); correct or remove it") from None

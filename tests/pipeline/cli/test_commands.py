@@ -183,6 +183,8 @@ def test_control_characters_in_names_do_not_reach_the_terminal(capsys: pytest.Ca
     show.prepared(
         {
             "quarantined": {"trainA": [{"name": name, "reason": name}]},
+            "notes": {"trainA": [{"name": name, "reason": name}]},
+            "left_out": [{"name": name, "reason": name}],
             "leaks": [[name, name]],
             "near_leaks": [],
             "duplicates": "keep",
@@ -206,7 +208,7 @@ def test_control_characters_in_names_do_not_reach_the_terminal(capsys: pytest.Ca
     bar = recorded.export_text()
     assert not set(shown.out + shown.err + bar) & set("\x1b\x9b\x7f\b")
     assert "one\ntwo" in shown.out
-    assert (shown.out.count(seen), shown.err.count(seen), bar.count(seen)) == (15, 4, 3)
+    assert (shown.out.count(seen), shown.err.count(seen), bar.count(seen)) == (19, 4, 3)
 
 
 def test_an_answer_that_cannot_be_shown_ends_as_any_failure(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_what_is_no_http_server_is_listed_with_all_other_checks(tmp_path: Path, 
         assert "no answer in HTTP: SSH-2.0-somebody" in checks[name]["found"]
     assert "git" in checks
     assert not stack_supervisor.answers(Program("x", [], url=url, health="/"))
-    with pytest.raises(BadInput, match="does not respond"):
+    with pytest.raises(BadInput, match="does not answer"):
         Server(f"{url}/api").wait()
 
 
@@ -149,7 +149,7 @@ def test_a_check_that_cannot_be_made_does_not_hide_the_others(
     checks = _examined(tmp_path, "evaluate.inception=s3://b/w.pt", "data.source=s3://b/horses")
     for name in ("inception weights", "data source"):
         assert checks[name]["state"] == "missing"
-        assert "does not respond" in checks[name]["remedy"]
+        assert "does not answer" in checks[name]["remedy"]
     assert checks["storage"]["state"] == "ok"
     assert "git" in checks
 
@@ -166,7 +166,7 @@ def test_passwords_are_not_shown(tmp_path: Path, locked: int) -> None:
         assert "pass-word" not in str(checks)
         assert checks["mlflow server"]["state"] == ("ok" if tracking_uri == there else "missing")
     assert http_health.ask(there, 5) == (200, None), "the credentials are sent"
-    with pytest.raises(BadInput, match="does not respond") as caught:
+    with pytest.raises(BadInput, match="does not answer") as caught:
         Server(f"{away}/api").wait()
     assert "pass-word" not in str(caught.value)
 

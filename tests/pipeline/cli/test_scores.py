@@ -77,6 +77,7 @@ def test_scores_are_made_again_for_another_champion(tmp_path: Path, monkeypatch:
         return {"metrics": {}, "champion": champion and {"version": champion["version"]}}
 
     monkeypatch.setattr("pipeline.evaluate.scoring.evaluate", stage)
+    monkeypatch.setattr("pipeline.train.damage.damage", lambda folder: None)
 
     def evaluations_with(champion: int | None) -> int:
         monkeypatch.setattr(models, "champion", lambda _: champion and {"version": champion})
@@ -84,5 +85,8 @@ def test_scores_are_made_again_for_another_champion(tmp_path: Path, monkeypatch:
         return len(made)
 
     assert [evaluations_with(champion) for champion in (None, None, 1, 1, 2, 2)] == [1, 1, 2, 2, 3, 3]
-    storage.write_json(storage.join(run.uri, "registration.json"), {"version": 4})
+    storage.write_json(
+        storage.join(run.uri, "registration.json"),
+        {"name": "tiny", "version": 4, "source": "x", "aliases": []},
+    )
     assert evaluations_with(4) == 3

@@ -137,7 +137,7 @@ def test_a_clock_that_is_put_forward_does_not_use_a_jobs_time_up(
 
 def test_a_job_that_takes_longer_than_it_may_is_stopped(tmp_path: Path) -> None:
     job = ShortJob()
-    with pytest.raises(RunFailed, match="the training job took longer than"):
+    with pytest.raises(RunFailed, match="the job took longer than"):
         follow._follow(job, str(tmp_path), lambda state: None, limit_s=0)
     assert job.stopped
 

@@ -16,7 +16,7 @@ def test_a_finished_runs_last_checkpoint_is_told_with_the_runs_scores(tmp_path: 
     run = tmp_path / "runs" / "h2z-1"
     model = models.write_model(run / "checkpoints" / "step-00000040")
     storage.write_json(str(run / "result.json"), {"checkpoint": str(model), "steps": 40})
-    storage.write_json(str(run / "spec.json"), {"run_id": "h2z-1"})
+    storage.write_json(str(run / "spec.json"), {"run_id": "h2z-1", "attempt": 1})
     storage.write_json(
         str(run / "evaluation.json"), {"metrics": {"fid_a2b": 7}, "model": {"uri": str(model)}}
     )

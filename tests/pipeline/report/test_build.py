@@ -20,7 +20,7 @@ from pipeline.config import load
 from pipeline.metrics import format as report_scores
 from pipeline.metrics import table
 from pipeline.redact import redact
-from pipeline.registry import audit, tracking
+from pipeline.registry import audit
 from pipeline.report import build, charts, published, tiles
 from pipeline.report import verdict as report_verdict
 from pipeline.report.run_data import Run, read_run
@@ -292,7 +292,7 @@ def test_the_best_checkpoint_stands_beside_the_last(html: str, tmp_path: Path) -
     assert '<td class="number">8.00</td><td class="number">10.00</td>' in said
     assert said.count('id="chart-validation-') == 2, "KID and IoU; nothing says how much background changed"
     # MLflow's curves and Prefect's table are of the same rows
-    curve = {row["step"]: row["validation"] for row in tracking.curves(run) if "validation" in row}
+    curve = {row["step"]: row["validation"] for row in records.metric_rows(run)[0] if "validation" in row}
     assert curve == figures
     assert "| **400** | 8.00 | 8.00 | 40 % |" in table.validation_markdown(curve, 400)
 

@@ -26,7 +26,8 @@ def run_uri(tmp_path: Path) -> str:
 
 
 def write(run_uri: str, owner: dict[str, Any]) -> dict[str, Any]:
-    specification: dict[str, Any] = storage.read_json(specs.write_spec({"run_uri": run_uri}, 3, owner))
+    spec = {"run_id": "h2z-1", "run_uri": run_uri}
+    specification: dict[str, Any] = storage.read_json(specs.write_spec(spec, 3, owner))
     return specification
 
 
