@@ -177,7 +177,7 @@ def test_no_damaged_file_of_a_data_set_is_used(kind: str, config: Config, finish
         name = path.relative_to(data.uri).as_posix()
         with _damaged(path, kind):
             wrong += [f"{name}: {text}" for text in _tried(path, commands)]
-            if "train" not in name:
+            if "train" not in name and path.suffix != ".md":  # the card is for people
                 with pytest.raises(BadInput):
                     tasks.evaluate_model(config, data, run.result.checkpoint)
     assert wrong == []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import signal
@@ -35,7 +36,7 @@ def test_version_and_schema_are_printed(tmp_path: Path) -> None:
         agit("config", "--schema", "--json", cwd=tmp_path),
     )
     assert plain.answer == as_json.answer
-    assert {"base", "train", "register"} <= set(plain.answer["properties"])
+    assert plain.answer == json.loads(Path("pipeline/configs/schema.json").read_text()), "nothing is redacted"
 
 
 @pytest.mark.parametrize(
