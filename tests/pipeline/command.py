@@ -59,7 +59,7 @@ def environment(**changes: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **changes}
 
 
-def agit(*arguments: str | Path, cwd: Path, timeout: float = 300, **changes: str) -> Called:
+def agit(*arguments: str | Path, cwd: Path, timeout: float = 540, **changes: str) -> Called:
     """Calls ``agit`` and waits for its end."""
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.cli", *map(str, arguments)],
