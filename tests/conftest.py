@@ -20,6 +20,7 @@ LONGEST = (
     "chaos/test_chaos.py",
     "pipeline/train/test_job.py",
     "pipeline/launch/test_cluster.py",
+    "pipeline/launch/test_stages.py",
     "infra/test_stack.py",
     "pipeline/train/test_network.py",
     "pipeline/train/test_nodes.py",
