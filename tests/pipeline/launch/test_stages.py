@@ -50,11 +50,12 @@ def head() -> Iterator[tuple[Any, str]]:
         yield found
 
 
-def configured(root: Path, address: str | None, **sections: dict[str, Any]) -> Config:
+def configured(root: Path, address: str | None, name: str = "tiny", **sections: dict[str, Any]) -> Config:
     tree = {**TINY, "storage": str(root), "evaluate": {"subset_size": 4, "bootstrap": 20, "device": "cpu"}}
     tree["train"] = TINY["train"] | {"workers": 1, "max_steps": 10}
     tree["cluster"] = {"address": address, "env": {"OMP_NUM_THREADS": "1"}}
-    return parse({**tree, **{name: tree.get(name, {}) | section for name, section in sections.items()}})
+    changed = {section: tree.get(section, {}) | settings for section, settings in sections.items()}
+    return parse({**tree, **changed, "name": name})
 
 
 def jobs(address: str) -> dict[str, str]:
