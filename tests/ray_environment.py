@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,13 @@ def own_ray(cpus: int) -> None:
 @contextlib.contextmanager
 def head_node(cpus: int) -> Iterator[tuple[Any, str]]:
     """A cluster of one node that takes jobs; gives the cluster and the address for jobs."""
+    from ray._private.utils import write_ray_address
     from ray.cluster_utils import Cluster
 
-    with pytest.MonkeyPatch.context() as patch:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(prefix="agit-head-", dir="/tmp", ignore_cleanup_errors=True) as folder,
+    ):
         without_token(patch)
         patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         port = free_port()
@@ -52,8 +57,12 @@ def head_node(cpus: int) -> Iterator[tuple[Any, str]]:
             # same one for it
             "dashboard_agent_listen_port": 0,
             "object_store_memory": 100 * 2**20,
+            # its jobs look there for the address of their cluster, as those of `ray start --temp-dir` do, and in a
+            # folder that is shared they may find another test's
+            "temp_dir": folder,
         }
         cluster = Cluster(initialize_head=True, head_node_args=head)
+        write_ray_address(cluster.address, folder)
         try:
             yield cluster, f"http://127.0.0.1:{port}"
         finally:
