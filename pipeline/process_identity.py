@@ -8,9 +8,11 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from agit_core.errors import BadInput, RunFailed
 
 
 def this_process() -> dict[str, Any]:
@@ -49,6 +51,36 @@ def when_orphaned(parent: int, leave: Callable[[], object]) -> None:
         leave()
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+@contextlib.contextmanager
+def heartbeat(
+    beat: Callable[[], object], seconds: float, name: str, *, at_once: bool = False, patience_s: float = 2.0
+) -> Iterator[None]:
+    """Call ``beat`` from a thread, every ``seconds``, while the block runs.
+
+    A storage that does not respond costs a beat: the next one tries again.
+
+    Args:
+        at_once: beat first, then wait.
+        patience_s: how long the end of the block waits for a beat that is under way.
+    """
+    ended = threading.Event()
+
+    def run() -> None:
+        waits = 0.0 if at_once else seconds
+        while not ended.wait(waits):
+            waits = seconds
+            with contextlib.suppress(BadInput, RunFailed, OSError):
+                beat()
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=patience_s)
 
 
 def _machine() -> dict[str, str]:

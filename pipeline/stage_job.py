@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from agit_core.errors import BadInput, RunFailed
 from pipeline import logs, ray_session, records, storage, train_job
 from pipeline.config import Config, parse
 from pipeline.launch.specs import read_spec
+from pipeline.process_identity import heartbeat
 from pipeline.train import lease
 from pipeline.train.failures import PERMANENT
 
@@ -162,26 +162,15 @@ STAGES: dict[str, Callable[..., dict[str, Any]]] = {
 def _reporting(spec: dict[str, Any]) -> Iterator[Report]:
     """Takes a stage's events and writes the newest to ``progress.json`` every two seconds."""
     newest: dict[str, Any] = {}
-    ended = threading.Event()
-
-    def take(event: Mapping[str, Any]) -> None:
-        newest.update(event)
 
     def write() -> None:
-        while not ended.wait(_PROGRESS_SECONDS):
-            now = records.Progress(
-                **{"message": "", **newest}, state="running", time=time.time(), attempt=spec["attempt"]
-            )
-            with contextlib.suppress(BadInput, RunFailed, OSError):  # the storage is away; the next one tells
-                records.PROGRESS.write(spec["run_uri"], now)
+        now = records.Progress(
+            **{"message": "", **newest}, state="running", time=time.time(), attempt=spec["attempt"]
+        )
+        records.PROGRESS.write(spec["run_uri"], now)
 
-    thread = threading.Thread(target=write, name="progress", daemon=True)
-    thread.start()
-    try:
-        yield take
-    finally:
-        ended.set()
-        thread.join(timeout=30)
+    with heartbeat(write, _PROGRESS_SECONDS, "progress", patience_s=30):
+        yield newest.update
 
 
 if __name__ == "__main__":

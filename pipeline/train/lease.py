@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from agit_core.errors import BadInput, RunFailed
+from agit_core.errors import RunFailed
 from pipeline import storage
-from pipeline.process_identity import is_here, process_started, this_process
+from pipeline.process_identity import heartbeat, is_here, process_started, this_process
 from pipeline.records import ALIVE, PROGRESS, SPEC, Alive, Progress
 
 __all__ = ["is_here", "process_started", "this_process"]
@@ -95,24 +94,10 @@ def check(spec: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def alive(run_uri: str) -> Iterator[None]:
     """Send heartbeats for the run while the block runs."""
-    ended = threading.Event()
-
-    def beat() -> None:
-        while True:
-            with contextlib.suppress(
-                BadInput, RunFailed, OSError
-            ):  # no storage: the next heartbeat tries again
-                ALIVE.write(run_uri, Alive(time=time.time()))
-            if ended.wait(_BEAT_SECONDS):
-                return
-
-    thread = threading.Thread(target=beat, name="alive", daemon=True)
-    thread.start()
-    try:
+    with heartbeat(
+        lambda: ALIVE.write(run_uri, Alive(time=time.time())), _BEAT_SECONDS, "alive", at_once=True
+    ):
         yield
-    finally:
-        ended.set()
-        thread.join(timeout=2)  # bounded, so that an unavailable storage does not delay the end of the job
 
 
 def last_sign(run_uri: str, progress: Progress) -> float:

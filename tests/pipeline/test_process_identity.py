@@ -1,4 +1,4 @@
-"""A process that is left behind by the one that started it."""
+"""Processes left behind by the one that started them, and heartbeats of those that live."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
+from agit_core.errors import RunFailed
+from pipeline.process_identity import heartbeat
 from tests.pipeline.training import wait_for
 
 CHILD = """
@@ -39,3 +43,20 @@ def test_an_orphan_leaves_and_nobody_else(tmp_path: Path) -> None:
     finally:
         if not (tmp_path / "left").exists():
             os.kill(child, signal.SIGKILL)
+
+
+def test_a_heartbeat_outlives_a_silent_storage_and_ends_with_its_block() -> None:
+    beats: list[float] = []
+
+    def beat() -> None:
+        beats.append(time.monotonic())
+        if len(beats) == 1:
+            raise RunFailed("the storage does not answer")
+
+    with heartbeat(beat, 0.01, "test", at_once=True):
+        wait_for(lambda: len(beats) >= 3, "beats after one that failed", 60)
+    assert "test" not in {thread.name for thread in threading.enumerate()}
+    before = len(beats)
+    with heartbeat(beat, 600, "test"):
+        pass
+    assert len(beats) == before, "the first beat waits its turn"

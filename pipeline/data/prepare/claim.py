@@ -8,19 +8,18 @@ have been suspended, each process checks before publishing a file that it is sti
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from filelock import FileLock
 
-from agit_core.errors import BadInput, RunFailed
+from agit_core.errors import RunFailed
 from pipeline import storage
 from pipeline.data.format import manifest
 from pipeline.data.prepare.plan import PARTS
 from pipeline.data.sources.source import Progress
-from pipeline.process_identity import is_here, process_started, this_process
+from pipeline.process_identity import heartbeat, is_here, process_started, this_process
 
 SILENT_SECONDS = 30.0
 """Heartbeat timeout of an owner."""
@@ -62,14 +61,8 @@ class Claim:
             return
         self._tell()  # before anybody sees the owner: one without a sign of life is taken over
         storage.write_json(storage.join(self._uri, PARTS, "owner.json"), self._owner)
-        ended = threading.Event()
-        thread = threading.Thread(target=self._beat, args=(ended,), name="prepare-alive", daemon=True)
-        thread.start()
-        try:
+        with heartbeat(self._beat, _BEAT_SECONDS, "prepare-alive"):
             yield True
-        finally:
-            ended.set()
-            thread.join(timeout=2)
 
     @contextlib.contextmanager
     def putting(self) -> Iterator[None]:
@@ -119,10 +112,6 @@ class Claim:
         where = storage.join(self._uri, PARTS, f"alive-{self._owner['token']}.json")
         storage.write_json(where, {"time": time.time()})
 
-    def _beat(self, ended: threading.Event) -> None:
-        while not ended.wait(_BEAT_SECONDS):
-            with contextlib.suppress(
-                BadInput, RunFailed, OSError
-            ):  # storage unavailable: try again at the next beat
-                self._check()
-                self._tell()
+    def _beat(self) -> None:
+        self._check()
+        self._tell()
