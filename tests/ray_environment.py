@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -33,6 +34,19 @@ def own_ray(cpus: int) -> None:
     ray.init(
         address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="error"
     )
+
+
+@contextlib.contextmanager
+def job_ray(patch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The private Ray of a training job, in this process; gives its scratch folder. SIGTERM stays as it was."""
+    from pipeline import ray_session
+    from tests.pipeline.training import tiny
+
+    without_token(patch)
+    terminate = signal.getsignal(signal.SIGTERM)
+    with ray_session.connected(tiny("unused")) as folder:
+        yield folder
+    signal.signal(signal.SIGTERM, terminate)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from agit_core.checkpoint import Snapshot
 from agit_core.config import OptimizerConfig
 from agit_core.errors import BadInput, RunFailed
 from agit_core.networks import build
-from pipeline import ray_session, storage, train_job
+from pipeline import storage, train_job
 from pipeline.config import Config
 from pipeline.train import events as train_events
 from pipeline.train.checkpoints import CheckpointStore
@@ -30,7 +30,7 @@ from pipeline.train.events import Furthest
 from tests.chaos import processes
 from tests.pipeline.disk import fill, small_disk
 from tests.pipeline.training import differences, prepared, read_checkpoint, spec_of, tiny, wait_for
-from tests.ray_environment import without_token
+from tests.ray_environment import job_ray
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -43,12 +43,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def scratch() -> Iterator[str]:
     """A Ray of this module's own."""
-    with pytest.MonkeyPatch.context() as patch:
-        without_token(patch)
-        terminate = signal.getsignal(signal.SIGTERM)
-        with ray_session.connected(tiny("unused")) as folder:
-            yield folder
-        signal.signal(signal.SIGTERM, terminate)
+    with pytest.MonkeyPatch.context() as patch, job_ray(patch) as folder:
+        yield folder
 
 
 def drive(config: Config, data: str, scratch: str) -> tuple[dict[str, Any], dict[str, Any]]:

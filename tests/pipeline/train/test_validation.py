@@ -15,7 +15,7 @@ from agit_core import model_folder
 from agit_core.errors import BadInput
 from agit_core.scores import inception
 from pipeline import config as configs
-from pipeline import ray_session, records, storage, tasks, train_job
+from pipeline import records, storage, tasks, train_job
 from pipeline.config import Config
 from pipeline.data.prepare.stage import prepare
 from pipeline.evaluate import validation
@@ -33,7 +33,7 @@ from pipeline.train.events import Furthest
 from tests.chaos import processes
 from tests.pipeline import features
 from tests.pipeline.training import TINY, prepared, spec_of, tiny, wait_for
-from tests.ray_environment import without_token
+from tests.ray_environment import job_ray
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("small_inception")]
 
@@ -61,13 +61,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 def scratch() -> Iterator[str]:
     """A Ray of this module's own, whose scoring process has the small feature network."""
     with pytest.MonkeyPatch.context() as patch:
-        without_token(patch)
         patch.setattr(validation, "ScoringProcess", SmallProcess)
         patch.setattr(validation, "_LOOK_SECONDS", 0.2)
-        terminate = signal.getsignal(signal.SIGTERM)
-        with ray_session.connected(tiny("unused")) as folder:
+        with job_ray(patch) as folder:
             yield folder
-        signal.signal(signal.SIGTERM, terminate)
 
 
 def validating(root: str | Path, how: dict[str, Any] | None = None, **train: Any) -> Config:
