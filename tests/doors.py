@@ -61,21 +61,21 @@ def served(port: Port) -> list[str]:
     """What somebody without a key gets there, in HTTP and in gRPC; nothing where each request needs one."""
     address = f"127.0.0.1:{port.number}"
     found = []
+    closed = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAVAILABLE}
     for path in ("/", "/metrics"):
         with contextlib.suppress(httpx.HTTPError):
             answer = httpx.get(f"http://{address}{path}", timeout=10)
             if answer.is_success:
                 found.append(f"{port.command}: {path}")
-    with grpc.insecure_channel(address) as channel:
-        with contextlib.suppress(grpc.FutureTimeoutError):
-            grpc.channel_ready_future(channel).result(2)
-            for method in RAY_METHODS:
-                try:
-                    channel.unary_unary(f"/ray.rpc.{method}")(b"", timeout=10)
-                except grpc.RpcError as error:
-                    if error.code() in {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}:
-                        continue
-                found.append(f"{port.command}: {method}")
+    with grpc.insecure_channel(address) as channel, contextlib.suppress(grpc.FutureTimeoutError):
+        grpc.channel_ready_future(channel).result(2)
+        for method in RAY_METHODS:
+            try:
+                channel.unary_unary(f"/ray.rpc.{method}")(b"", timeout=10)
+            except grpc.RpcError as error:
+                if error.code() in closed:
+                    continue
+            found.append(f"{port.command}: {method}")
     return found
 
 
