@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from pipeline import clean, records, storage
-from pipeline.config import Config, parse
+from pipeline.config import Config
+from pipeline.config_reader import parse
 from pipeline.registry import tracking, versions
 
 OLD = time.time() - 100 * 86400
