@@ -17,7 +17,8 @@ import pytest
 from agit_core import model_folder
 from agit_core.errors import RunFailed
 from pipeline import clean, records, storage
-from pipeline.config import Config, parse
+from pipeline.config import Config
+from pipeline.config_reader import parse
 from pipeline.flows import prefect_schema
 from pipeline.flows import unused_runs as flow_runs
 from pipeline.registry import tracking, versions

@@ -18,7 +18,8 @@ import pytest
 
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
-from pipeline.config import Config, load, parse
+from pipeline.config import Config
+from pipeline.config_reader import load, parse
 from pipeline.launch import follow, local, specs
 from pipeline.train import events
 from pipeline.train.checkpoints import CheckpointStore

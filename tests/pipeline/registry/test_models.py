@@ -22,7 +22,7 @@ from agit_core.config import MethodConfig, NetworkConfig
 from agit_core.errors import BadInput, RunFailed
 from infra.stack_state import free_port
 from pipeline import clean, storage, tasks
-from pipeline import config as configs
+from pipeline import config_reader as configs
 from pipeline.config import Config, GateConfig
 from pipeline.launch import specs
 from pipeline.records import Result, Run
