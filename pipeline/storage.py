@@ -201,7 +201,18 @@ def read_text(uri: str) -> str:
 
 
 def read_json(uri: str) -> Any:
-    return json.loads(read_bytes(uri))
+    """The value in a JSON file.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deeply.
+        FileNotFoundError: there is no such file.
+        RunFailed: the storage does not answer.
+    """
+    data = read_bytes(uri)
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def write_bytes(uri: str, data: bytes) -> None:
