@@ -15,7 +15,7 @@ import pytest
 from agit_core.errors import BadInput
 from infra.stack_state import free_port
 from pipeline import config_reader as configs
-from pipeline import logs, run_status, tasks
+from pipeline import logs, run_status, storage, tasks
 from pipeline.cli import main
 from pipeline.data.sources import download
 from pipeline.launch import cluster, specs
@@ -180,6 +180,13 @@ def test_neither_prefects_database_nor_a_commands_output_holds_a_secret(
 def test_what_would_be_stored_to_be_read_again_takes_no_secret(setting: str) -> None:
     with pytest.raises(BadInput, match="holds credentials") as refused:
         configs.load("demo", [setting])
+    assert shown(str(refused.value)) == []
+
+
+@pytest.mark.parametrize("uri", ["s3://key:sourcePW1@bucket/x", "ftp://user:sourcePW1@host/x"])
+def test_storage_takes_no_secret_in_its_name(uri: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        storage.exists(uri)
     assert shown(str(refused.value)) == []
 
 
