@@ -28,7 +28,7 @@ import fsspec
 from fsspec import AbstractFileSystem
 
 from agit_core.errors import BadInput, RunFailed
-from pipeline.local_files import replacing, sweep_temporary
+from pipeline.local_files import replacing, sweep_temporary, watched
 from pipeline.redact import redact
 
 # newer SDKs send checksum trailers by default, which object stores other than Amazon's refuse
@@ -456,7 +456,8 @@ def explained(uri: str, verb: str) -> Iterator[None]:
     For direct uses of :func:`filesystem`.
     """
     try:
-        yield
+        with contextlib.nullcontext() if is_remote(uri) else watched(verb, uri):
+            yield
     except (BadInput, RunFailed, FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError):
         raise
     except Exception as error:
