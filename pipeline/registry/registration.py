@@ -52,11 +52,12 @@ def register(
     """
     run = _Finished.read(config, run_uri, evaluation, lineage)
     name, uri = run.name, tracking_uri(config)
-    version = _version(uri, run)
-    basis = _basis(config, evaluation)
-    if not _settled(version, basis):
-        _decide(config, uri, version, evaluation, basis)
-        version = versions.get(uri, name, int(version.version))
+    with tracking.alone(uri, name):
+        version = _version(uri, run)
+        basis = _basis(config, evaluation)
+        if not _settled(version, basis):
+            _decide(config, uri, version, evaluation, basis)
+            version = versions.get(uri, name, int(version.version))
     registration = {
         "name": name,
         "version": int(version.version),

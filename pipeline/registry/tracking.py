@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import math
@@ -13,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
@@ -36,6 +39,7 @@ PICTURED = "agit.pictured"
 """A tag: the last step whose sample pictures the run has."""
 CURVE_POINTS = 500
 """Maximum number of rows to log, evenly spaced, of a training that was not tracked live; all remain in storage."""
+_TURN_SECONDS = 600.0
 _ABSENT = "RESOURCE_DOES_NOT_EXIST"
 _PARAMETERS_PER_CALL, _METRICS_PER_CALL = 100, 1000
 _LONGEST_PARAMETER = 6000
@@ -128,6 +132,25 @@ def explained(uri: str) -> Iterator[None]:
     except (SQLAlchemyError, OSError) as error:
         text = redact(" ".join(str(error).split()))[:300]
         raise RunFailed(f"MLflow at {shown} cannot be used: {text}") from error
+
+
+@contextlib.contextmanager
+def alone(uri: str, name: str) -> Iterator[None]:
+    """Change a model's versions or aliases while no other process of this user and machine does.
+
+    MLflow has no transactions over several requests: two callers would both find no version and create one each.
+
+    Raises:
+        RunFailed: another process has not ended its change for minutes.
+    """
+    key = hashlib.sha256(f"{uri}\n{name}".encode()).hexdigest()[:16]
+    try:
+        with FileLock(storage.private_folder("agit-registry") / f"{key}.lock", timeout=_TURN_SECONDS):
+            yield
+    except Timeout:
+        raise RunFailed(
+            f"another process has been changing model '{name}' for {_TURN_SECONDS:g} s; end it and try again"
+        ) from None
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:

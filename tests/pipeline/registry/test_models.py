@@ -7,8 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,25 @@ def test_an_experiment_that_somebody_deleted_is_restored(register: Register, con
     connection.delete_experiment(experiment.experiment_id)
     assert register(2)["version"] == 2
     assert connection.get_experiment(experiment.experiment_id).lifecycle_stage == "active"
+
+
+def test_two_that_register_the_same_weights_at_once_make_one_version(config: Config) -> None:
+    uri = make_run(config.storage, "h2z-run1", 1)
+    tracking.client(tracking.tracking_uri(config))
+    start = threading.Barrier(2)
+
+    def one(_: int) -> dict[str, Any]:
+        start.wait(60)
+        return registration.register(config, uri, evaluation(), {"data_fingerprint": "abc"})
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(one, range(2))
+    assert first == second
+    (version,) = versions.versions(tracking.tracking_uri(config), "h2z")
+    assert (
+        tracking.client(tracking.tracking_uri(config)).get_run(version.run_id).info.lifecycle_stage
+        == "active"
+    )
 
 
 class TestGate:
