@@ -110,7 +110,7 @@ def _registered(config: Config) -> set[str]:
 def _kept_runs(
     config: Config, runs: dict[str, tuple[int, float]], limit: float, registered: set[str]
 ) -> set[str]:
-    states = {run["run_uri"]: run["state"] for run in run_status.list_runs(absolute(config.storage))}
+    states = {run.run_uri: run.state for run in run_status.list_runs(absolute(config.storage))}
     kept = {
         uri
         for uri, (_, updated) in runs.items()
@@ -139,8 +139,8 @@ def _registered_elsewhere(config: Config, run: str) -> bool:
 
 
 def _data_of(run: str) -> str | None:
-    spec = records.SPEC.peek(run) or {}
-    return str(spec["data_uri"]).rstrip("/") if spec.get("data_uri") else None
+    spec = records.SPEC.peek(run)
+    return spec.data_uri.rstrip("/") if spec and spec.data_uri else None
 
 
 def _references(runs: set[str]) -> set[str]:

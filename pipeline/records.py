@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -35,6 +35,60 @@ class Record(BaseModel):
     def plain(self) -> Tree:
         """The JSON object of the file, without fields that were never set."""
         return self.model_dump(exclude_unset=True)
+
+    def but(self, **changes: Any) -> Self:
+        """Return a copy with other values in some fields."""
+        return self.model_copy(update=changes)
+
+
+class Owner(Record):
+    """The process or Ray job that a run belongs to; without fields: a job started by other means."""
+
+    host: str | None = None
+    pid: int | None = None
+    started: int | None = None
+    """Ticks since boot: distinguishes reused process ids."""
+    token: str | None = None
+    folder: str | None = None
+    submission_id: str | None = None
+    address: str | None = None
+    search: str | None = None
+    """Of a trial: its search."""
+
+
+class Spec(Record):
+    """Specification of a job: a training, a search or a stage of a run (:mod:`pipeline.launch.specs`)."""
+
+    run_id: str
+    run_uri: str = ""
+    data_uri: str = ""
+    config: Tree = Field(default_factory=dict)
+    job: str = "pipeline.train_job"
+    """The module to run."""
+    stage: str = ""
+    """Of :mod:`pipeline.stage_job`, with its ``arguments``."""
+    arguments: Tree = Field(default_factory=dict)
+    until: int | None = None
+    """Of a trial: the step at which to stop."""
+    attempt: int = 1
+    owner: Owner = Owner()
+
+
+class Event(Record):
+    """An event of a run (:mod:`pipeline.train.events`)."""
+
+    time: float
+    """Unix time, by the clock of the writing machine."""
+    kind: str
+    message: str = ""
+    host: str | None = None
+    pid: int | None = None
+    step: int | None = None
+    redone: int | None = None
+    """Of a resume: steps that are repeated."""
+    workers: int | None = None
+    nodes: int | None = None
+    ranks: list[int] = Field(default_factory=list)
 
 
 class Scores(Record):
@@ -190,13 +244,17 @@ class File(Generic[T]):
             Damaged: it is no JSON object, not one of this kind, or lacks what it needs.
             RunFailed: the storage does not answer.
         """
-        tree = self.at(self.uri(folder))
+        return self.read_at(self.uri(folder))
+
+    def read_at(self, uri: str) -> T | None:
+        """:meth:`read`, of a file given by its own URI."""
+        tree = self.at(uri)
         try:
             return None if tree is None else self._adapter.validate_python(tree)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise Damaged(self.uri(folder), f"{where}: {first['msg'].lower()}", self.remedy) from None
+            raise Damaged(uri, f"{where}: {first['msg'].lower()}", self.remedy) from None
 
     def peek(self, folder: str) -> T | None:
         """The same for those who can do without: None also where it is damaged."""
@@ -217,11 +275,10 @@ class File(Generic[T]):
 _AGAIN = "delete it and run the same command again"
 SPEC = File(
     "spec.json",
-    Tree,
-    f"{_AGAIN}, which goes on from the last checkpoint",
+    Spec,
+    f"{_AGAIN}, which resumes from the last checkpoint",
     (("run_id", str), ("attempt", int)),
 )
-"""What the run's job is to do (:mod:`pipeline.launch.specs`), ``attempt``, and its ``owner``."""
 PROGRESS = File("progress.json", Progress, "delete it: a job that trains writes it every two seconds")
 ALIVE = File("alive.json", Alive, "delete it: a job that trains writes it every five seconds")
 START = File("start.json", Start, f"{_AGAIN} in a new storage")

@@ -27,6 +27,7 @@ from pipeline.config import Config
 from pipeline.data.format import manifest
 from pipeline.data.read import held_out
 from pipeline.data.read.sample_order import sample_plan
+from pipeline.records import Result, Spec
 from pipeline.train import events, lease, scored
 from pipeline.train.background_writer import Progress, Saver
 from pipeline.train.checkpoints import CheckpointStore
@@ -49,30 +50,30 @@ _LIVE_ROWS = 100
 """Most rows in ``progress.json``, for those who show a run while it trains (:mod:`pipeline.live`)."""
 
 
-def train(loop: dict[str, Any]) -> dict[str, Any] | None:
+def train(loop: dict[str, Any]) -> Result | None:
     """Train from the newest complete checkpoint to the end.
 
     Args:
         loop: ``spec`` (see :mod:`pipeline.launch.specs`) and ``watch_preemption``.
 
     Returns:
-        The contents of ``result.json`` on rank 0; None on other ranks.
+        The run's result on rank 0; None on other ranks.
     """
     return _Worker(loop["spec"], loop["watch_preemption"]).run()
 
 
 class _Worker:
-    def __init__(self, spec: dict[str, Any], watch_preemption: bool) -> None:
+    def __init__(self, spec: Spec, watch_preemption: bool) -> None:
         self.started = time.time()
         self.spec = spec
-        self.run_uri: str = spec["run_uri"]
-        self.config = Config.model_validate(spec["config"])
+        self.run_uri = spec.run_uri
+        self.config = Config.model_validate(spec.config)
         self.watch_preemption = watch_preemption
         context = ray.train.get_context()
         _silence_reports()
         if logs.as_json():
             logs.set_up()
-        logs.bind(run_id=spec["run_id"], rank=context.get_world_rank())
+        logs.bind(run_id=spec.run_id, rank=context.get_world_rank())
         train = self.config.train
         # before the first use of the thread pool, so that results do not depend on when it was sized
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -80,7 +81,7 @@ class _Worker:
         self.device: torch.device = ray.train.torch.get_device()
         self.world = World.current()
         self.store = CheckpointStore.of(self.run_uri, self.config)
-        data_uri = spec["data_uri"]
+        data_uri = spec.data_uri
         described = self._patiently(lambda: manifest.read(data_uri))
         apart = self._patiently(lambda: held_out.rows(self.config, data_uri, described))
         self.score_every = None if apart is None else self.config.validation.every
@@ -90,7 +91,7 @@ class _Worker:
             sources = {d: held_out.Subset(sources[d], apart[d].trained) for d in apart}
         self.total = total_steps(self.config, self.plan)
         # a trial of a search stops at each rung and may resume later
-        self.end = min(int(spec.get("until") or self.total), self.total)
+        self.end = min(spec.until or self.total, self.total)
         self.loader = Loader(
             sources,
             self.plan,
@@ -112,7 +113,7 @@ class _Worker:
         """Time and step of the last check for preempted nodes."""
         self.look_at = 0
         # a private Ray instance exports no metrics
-        self.gauges = Gauges(spec["run_id"], self.end) if watch_preemption and not self.world.rank else None
+        self.gauges = Gauges(spec.run_id, self.end) if watch_preemption and not self.world.rank else None
         self.epochs: list[tuple[int, MeanFigures]] = []
         self.mask_watch = MaskWatch()
         profiled = train.profile if not self.world.rank else None
@@ -135,7 +136,7 @@ class _Worker:
 
     # ------------------------------------------------------------------ the loop
 
-    def run(self) -> dict[str, Any] | None:
+    def run(self) -> Result | None:
         self._resume()
         first = self.trainer.step
         if self.world.rank:
@@ -296,7 +297,7 @@ class _Worker:
             saver.catch_up()
         snapshot = self.trainer.snapshot()
         if saver is not None and snapshot is not None:
-            info = snapshot.info | {"run_id": self.spec["run_id"], "scores": scores(self.rows)}
+            info = snapshot.info | {"run_id": self.spec.run_id, "scores": scores(self.rows)}
             saver.put(self._rows_file(), dataclasses.replace(snapshot, info=info))
         ray.train.report(
             {"step": self.trainer.step, "epoch": self.plan.epoch_of(self.trainer.step)}
@@ -474,34 +475,34 @@ class _Worker:
             "stage": self.trainer.stages.stage.value,
             "resumed_from": first,
             "workers": self.world.size,
-            "attempt": self.spec["attempt"],
+            "attempt": self.spec.attempt,
             "message": "",
         }
 
-    def _result(self, first: int) -> dict[str, Any]:
+    def _result(self, first: int) -> Result:
         step, best = self.trainer.step, self.store.best()
         pictures = storage.list_(records.sample_folder(self.run_uri, step))
         seconds = max(getattr(self, "loop_seconds", 0.0), 1e-9)
-        return {
-            "run_id": self.spec["run_id"],
-            "steps": step,
-            "total_steps": self.total,
-            "epoch": self.plan.epoch_of(step - 1),
-            "stage": self.trainer.stages.stage.value,
-            "switched_at_step": self.trainer.stages.switched_at_step,
-            "checkpoint": self.store.folder(step),
-            "best_checkpoint": None if best is None else self.store.folder(best),
-            "samples": [uri for uri in pictures if uri.endswith(".png")],
-            "losses": self.figures.losses if self.figures else {},
-            "mask_health": self.figures.mask_health if self.figures else {},
-            "workers": self.world.size,
-            "device": self.device.type,
-            "resumed_from": first,
-            "rollbacks": self.trainer.rollbacks,
-            "stopped_early": step < self.end,
-            "images_per_s": round((step - first) * self.plan.batch_size / seconds, 2),
-            "seconds": {"loop": round(seconds, 3)} | {k: round(v, 3) for k, v in self.seconds.items()},
-        }
+        return Result(
+            run_id=self.spec.run_id,
+            steps=step,
+            total_steps=self.total,
+            epoch=self.plan.epoch_of(step - 1),
+            stage=self.trainer.stages.stage.value,
+            switched_at_step=self.trainer.stages.switched_at_step,
+            checkpoint=self.store.folder(step),
+            best_checkpoint=None if best is None else self.store.folder(best),
+            samples=[uri for uri in pictures if uri.endswith(".png")],
+            losses=self.figures.losses if self.figures else {},
+            mask_health=self.figures.mask_health if self.figures else {},
+            workers=self.world.size,
+            device=self.device.type,
+            resumed_from=first,
+            rollbacks=self.trainer.rollbacks,
+            stopped_early=step < self.end,
+            images_per_s=round((step - first) * self.plan.batch_size / seconds, 2),
+            seconds={"loop": round(seconds, 3)} | {k: round(v, 3) for k, v in self.seconds.items()},
+        )
 
 
 def _silence_reports() -> None:

@@ -8,7 +8,6 @@ called again, it resumes; with a larger ``tune.trials``, it is extended.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -192,12 +191,12 @@ def preset(search: Search, trial: Trial) -> str:
     )
 
 
-def from_spec(spec: Mapping[str, Any]) -> Search:
+def from_spec(spec: records.Spec) -> Search:
     """The search of a job's specification."""
     return Search(
-        config := parse(spec["config"], where=records.SPEC.name),
-        spec["data_uri"],
-        manifests.read(spec["data_uri"]),
+        config := parse(spec.config, where=records.SPEC.name),
+        spec.data_uri,
+        manifests.read(spec.data_uri),
         space.ranges(config),
     )
 

@@ -20,7 +20,7 @@ from pipeline import records, run_status, storage, tasks
 from pipeline.config import Config
 from pipeline.config_reader import parse
 from pipeline.data.read.inspect import verify
-from pipeline.launch import follow
+from pipeline.launch import follow, specs
 from pipeline.records import Data, Run
 from pipeline.train import events
 from pipeline.train.checkpoints import CheckpointStore
@@ -53,8 +53,8 @@ def finished(config: Config) -> tuple[Data, Run]:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         data = tasks.prepare(config)
         run = untrained(config, data)
-        spec = {"run_id": run.run_id, "run_uri": run.uri, "data_uri": data.uri, "config": config.plain()}
-        records.SPEC.write(run.uri, {**spec, "attempt": 1, "owner": {}})
+        spec = specs.spec_of(config, data.uri, run.run_id)
+        specs.write_spec(spec, 1, records.Owner())
         records.PROGRESS.write(run.uri, records.Progress(state="finished", time=1.0))
         records.ALIVE.write(run.uri, records.Alive(time=1.0))
         records.START.write(run.uri, records.Start(uri="there", digest="0"))

@@ -674,7 +674,7 @@ def test_a_job_is_told_the_folder_of_the_weights_it_starts_from(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     spec = specs.spec_of(config, "data/x", "h2z-run2")
-    assert spec["config"]["train"]["start_from"] == told["source"]
+    assert spec.config["train"]["start_from"] == told["source"]
     lost = config.train.model_copy(update={"start_from": "models:/h2z/7"})
     with pytest.raises(BadInput, match="7"):
         specs.spec_of(config.model_copy(update={"train": lost}), "data/x", "h2z-run2")

@@ -14,6 +14,7 @@ import pytest
 from agit_core.errors import RunFailed
 from pipeline import storage
 from pipeline.launch import specs
+from pipeline.records import SPEC, Owner, Spec
 from pipeline.train import lease
 from tests.pipeline.training import wait_for
 
@@ -25,9 +26,10 @@ def run_uri(tmp_path: Path) -> str:
     return str(tmp_path / "runs" / "h2z-1")
 
 
-def write(run_uri: str, owner: dict[str, Any]) -> dict[str, Any]:
-    spec = {"run_id": "h2z-1", "run_uri": run_uri}
-    specification: dict[str, Any] = storage.read_json(specs.write_spec(spec, 3, owner))
+def write(run_uri: str, owner: dict[str, Any]) -> Spec:
+    specs.write_spec(Spec(run_id="h2z-1", run_uri=run_uri), 3, Owner(**owner))
+    specification = SPEC.read(run_uri)
+    assert specification is not None
     return specification
 
 
@@ -103,7 +105,7 @@ class TestSecond:
                 lease.refuse_second(run_uri)
         else:
             assert lease.refuse_second(run_uri) == before
-        assert lease.refuse_second(run_uri, unless={"host": "elsewhere"}) == before
+        assert lease.refuse_second(run_uri, host="elsewhere") == before
 
     @pytest.mark.parametrize("state", ["starting", "running"])
     def test_another_machine_whose_workers_wait_or_are_started_anew(
@@ -186,5 +188,5 @@ class TestTakenOver:
 
     def test_no_sign_of_another(self, run_uri: str) -> None:
         """A folder that was removed, or a specification without an owner, takes nothing over."""
-        lease.check({"run_uri": run_uri, "owner": lease.this_process()})
+        lease.check(Spec(run_id="h2z-1", run_uri=run_uri, owner=Owner(**lease.this_process())))
         lease.check(write(run_uri, {}))

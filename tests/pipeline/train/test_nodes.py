@@ -21,6 +21,7 @@ from agit_core.world import World
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.launch import specs
+from pipeline.records import Owner, Spec
 from pipeline.train import events as train_events
 from pipeline.train.events import Furthest
 from pipeline.train.reading import open_split
@@ -75,7 +76,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     nodes.cluster.shutdown()
 
 
-def plain_loop(config: Config, spec: dict[str, Any]) -> list[dict[str, Any]]:
+def plain_loop(config: Config, spec: Spec) -> list[dict[str, Any]]:
     """What one process without Ray logs in the first steps."""
     sources: dict[Any, Any] = {d: open_split(spec, config, f"train{d.upper()}") for d in "ab"}
     plan = SamplePlan(config.seed, len(sources["a"]), len(sources["b"]), config.train.batch_size)
@@ -93,14 +94,14 @@ def test_nodes_come_and_go_and_the_course_stays_the_same(nodes: Nodes, tmp_path:
     data = prepared(tmp_path / "data")
     config = tiny(tmp_path, max_steps=100_000, minimum_workers=1, grow_after_s=1, keep_checkpoints=2)
     spec = spec_of(config, data)
-    spec_uri = specs.write_spec(spec, 1, {})
-    told = spec["run_uri"]
+    spec_uri = specs.write_spec(spec, 1, Owner())
+    told = spec.run_uri
 
     def step() -> int:
         return Furthest(told).step
 
     def kinds() -> list[str]:
-        return [event["kind"] for event in train_events.read(told)]
+        return [event.kind for event in train_events.read(told)]
 
     lost, kept = nodes.add(), nodes.add()
     job = subprocess.Popen(
@@ -126,13 +127,13 @@ def test_nodes_come_and_go_and_the_course_stays_the_same(nodes: Nodes, tmp_path:
         job.wait(300)
         Furthest(told).remove()
 
-    events = [e for e in train_events.read(told) if e["kind"] not in {"started", "switched"}]
-    failures = [e["kind"] for e in events if e["kind"] != "resumed"]
+    events = [e for e in train_events.read(told) if e.kind not in {"started", "switched"}]
+    failures = [e.kind for e in events if e.kind != "resumed"]
     # ranks that leave at different polls of the controller are told one after the other
     assert [kind for kind, _ in itertools.groupby(failures)] == ["worker_failed", "preempted"]
-    resumed = [e for e in events if e["kind"] == "resumed"]
-    assert all(0 <= e["redone"] <= config.train.checkpoint_every for e in resumed)
-    assert resumed[-1]["redone"] == 0, "an announced loss costs nothing"
+    resumed = [e for e in events if e.kind == "resumed"]
+    assert all(0 <= e.redone <= config.train.checkpoint_every for e in resumed)
+    assert resumed[-1].redone == 0, "an announced loss costs nothing"
 
     files = sorted(storage.list_(storage.join(told, "metrics")))
     rows = [json.loads(line) for uri in files for line in storage.read_text(uri).splitlines()]

@@ -90,9 +90,9 @@ def job(config: Config, data: str, scratch: str) -> tuple[str, Result]:
         if scorer is not None:
             result = scorer.finish(result, lambda text: None)
     train_job.finish(spec, result)
-    found = records.RESULT.read(spec["run_uri"])
+    found = records.RESULT.read(spec.run_uri)
     assert found is not None
-    return spec["run_uri"], found
+    return spec.run_uri, found
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_kills_change_neither_scores_nor_choice(
     kind: str, undisturbed: tuple[str, Result], data: str, scratch: str, tmp_path: Path
 ) -> None:
     config = validating(tmp_path, best_by=BEST_BY)
-    run_uri = spec_of(config, data)["run_uri"]
+    run_uri = spec_of(config, data).run_uri
 
     def kill() -> None:
         if kind == "worker":
@@ -183,7 +183,7 @@ def test_early_stopping_ends_the_run_where_it_stopped_getting_better(
     assert result.validation is not None
     # decided an interval later, so that scoring has that long
     assert result.steps == result.validation.best_step + 20
-    kinds = [event["kind"] for event in train_events.read(run_uri)]
+    kinds = [event.kind for event in train_events.read(run_uri)]
     assert "stopped_early" in kinds
 
 
@@ -194,8 +194,8 @@ def test_too_few_images_are_trained_on_all_the_same(scratch: str, tmp_path: Path
     run_uri, result = job(config, prepare(config).uri, scratch)
     assert result.validation is None
     assert result.model == result.checkpoint
-    event = next(event for event in train_events.read(run_uri) if event["kind"] == "not_validated")
-    assert "of 9 and 9 training images at most 20% are held out" in event["message"]
+    event = next(event for event in train_events.read(run_uri) if event.kind == "not_validated")
+    assert "of 9 and 9 training images at most 20% are held out" in event.message
 
 
 # ---------------------------------------------------------------- without Ray
