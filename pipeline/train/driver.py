@@ -107,7 +107,7 @@ def drive(
     while True:
         trainer = _Trainer(
             worker.train,
-            train_loop_config={"spec": spec, "watch_preemption": not own_ray},
+            train_loop_config={"spec": spec, "on_cluster": not own_ray},
             torch_config=_torch_config(config, use_gpu, scratch if own_ray else None),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=_workers(config),

@@ -19,7 +19,7 @@ from pipeline.config import Config, fingerprint
 from pipeline.config_reader import parse
 from pipeline.data.format import manifest as manifests
 from pipeline.data.read import held_out
-from pipeline.data.read.sample_order import sample_plan
+from pipeline.data.read.sample_order import sample_plan, total_steps
 from pipeline.launch import specs
 from pipeline.metrics import catalog
 from pipeline.redact import redact
@@ -209,5 +209,4 @@ def _with_absolute_start(config: Config) -> Config:
 
 def _total_steps(config: Config, data_uri: str, manifest: dict[str, Any]) -> int:
     plan = sample_plan(config, data_uri, manifest, held_out.rows(config, data_uri, manifest))
-    steps = plan.steps(config.train.epochs)
-    return min(steps, config.train.max_steps) if config.train.max_steps else steps
+    return total_steps(config, plan)

@@ -44,3 +44,9 @@ def sample_plan(
     block = int(manifest["settings"]["rows_per_group"])
     window = max(1, data.shuffle_bytes // (each * len(splits) * _RESIDENT))
     return SamplePlan(config.seed, length_a, length_b, config.train.batch_size, block, window)
+
+
+def total_steps(config: Config, plan: SamplePlan) -> int:
+    """Number of steps of the run, after which the learning rate is 0."""
+    steps = plan.steps(config.train.epochs)
+    return min(steps, config.train.max_steps) if config.train.max_steps else steps

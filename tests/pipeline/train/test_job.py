@@ -63,7 +63,7 @@ def undisturbed(data: str, scratch: str, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def final(undisturbed: tuple[Spec, Result]) -> Snapshot:
-    return read_checkpoint(undisturbed[1]["checkpoint"])
+    return read_checkpoint(undisturbed[1].checkpoint)
 
 
 def test_leaves_what_the_next_stages_need(undisturbed: tuple[Spec, Result]) -> None:

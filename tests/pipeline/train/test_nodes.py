@@ -20,12 +20,12 @@ from agit_core.trainer import Trainer
 from agit_core.world import World
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.data.read.sample_order import total_steps
 from pipeline.launch import specs
 from pipeline.records import Owner, Spec
 from pipeline.train import events as train_events
 from pipeline.train.events import Furthest
 from pipeline.train.reading import open_split
-from pipeline.train.worker import total_steps
 from tests.pipeline.training import prepared, spec_of, starts, tiny, wait_for
 from tests.ray_environment import without_token
 
