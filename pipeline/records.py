@@ -17,6 +17,9 @@ from pipeline import storage
 
 T = TypeVar("T")
 Tree = dict[str, Any]
+"""A JSON object, where it is not ours or has no fixed keys."""
+Values = dict[str, float | None]
+"""Values by name; None: not finite."""
 
 
 class Damaged(BadInput):
@@ -99,7 +102,7 @@ class Scores(Record):
     """
 
     step: int
-    metrics: dict[str, float | None] = Field(default_factory=dict)
+    metrics: Values = Field(default_factory=dict)
     seconds: float = 0.0
     time: float = 0.0
     message: str = ""
@@ -111,9 +114,9 @@ class Validation(Record):
     metric: str | None
     images: dict[str, int]
     best_step: int
-    best: dict[str, float | None]
+    best: Values
     last_step: int
-    last: dict[str, float | None]
+    last: Values
     scored: int
     seconds: float
 
@@ -136,14 +139,14 @@ class Result(Record):
     validation: Validation | None = None
     stopped_early: bool = False
     samples: list[str] = Field(default_factory=list)
-    losses: dict[str, float | None] = Field(default_factory=dict)
-    mask_health: dict[str, float | None] = Field(default_factory=dict)
+    losses: Values = Field(default_factory=dict)
+    mask_health: Values = Field(default_factory=dict)
     workers: int | None = None
     device: str | None = None
     resumed_from: int | None = None
     rollbacks: int = 0
     images_per_s: float | None = None
-    seconds: dict[str, float | None] = Field(default_factory=dict)
+    seconds: Values = Field(default_factory=dict)
 
     @property
     def model(self) -> str:
@@ -154,6 +157,130 @@ class Result(Record):
     def model_step(self) -> int:
         """Number of training steps of that checkpoint."""
         return self.validation.best_step if self.validation else self.steps
+
+
+class Rival(Record):
+    """The champion in another model's evaluation, scored on the same images."""
+
+    name: str = ""
+    version: int
+    uri: str = ""
+    weights_sha256: str | None = None
+    metrics: Values = Field(default_factory=dict)
+    intervals: dict[str, Any] = Field(default_factory=dict)
+
+
+class ScoredModel(Record):
+    """The model of an evaluation."""
+
+    uri: str = ""
+    weights_sha256: str | None = None
+
+
+class Evaluation(Record):
+    """Scores of a model on the test images (:func:`pipeline.evaluate.scoring.evaluate`).
+
+    Attributes:
+        uri: the folder that it was written to.
+        metrics: by contract name, KID raw, with those of the identity baseline as ``do_nothing_*``; None: not finite.
+        baseline: the metrics of the identity baseline.
+        intervals: see :func:`pipeline.evaluate.compare.intervals`.
+        per_image: rows with ``direction``, ``name``, ``score`` and perhaps ``strip``, a picture's name.
+        key: of what a run's scores depend on; None: these are not a run's.
+    """
+
+    format: int = 1
+    uri: str = ""
+    model: ScoredModel = ScoredModel()
+    data: Tree = Field(default_factory=dict)
+    metrics: Values = Field(default_factory=dict)
+    baseline: Values = Field(default_factory=dict)
+    champion: Rival | None = None
+    intervals: dict[str, Any] = Field(default_factory=dict)
+    baseline_intervals: dict[str, Any] = Field(default_factory=dict)
+    inception: Tree = Field(default_factory=dict)
+    counts: Tree = Field(default_factory=dict)
+    protocol: Tree = Field(default_factory=dict)
+    per_image: list[Tree] = Field(default_factory=list)
+    key: str | None = None
+
+    def quoted(self) -> Tree:
+        """What a model folder and the registry keep of it."""
+        kept = {"metrics", "baseline", "intervals", "counts", "inception", "protocol"}
+        return self.model_dump(include=kept, exclude_unset=True)
+
+
+class GateDecision(Record):
+    """Decision of the gate about a version (:mod:`pipeline.registry.gate`).
+
+    Attributes:
+        passed: whether the model passed its evaluation and may become challenger.
+        promoted: whether it becomes champion.
+        reasons: sentences for or against it.
+        against: the champion's version at the time; 0: there was none.
+        basis: fingerprint of what was decided on.
+        number: of the decision about this version, from 1.
+    """
+
+    passed: bool | None = None
+    promoted: bool | None = None
+    reasons: list[str] = Field(default_factory=list)
+    against: int | None = None
+    basis: str | None = None
+    number: int = 1
+
+
+class Tracked(Record):
+    """The MLflow run of a version."""
+
+    tracking_uri: str | None = None
+    run_id: str | None = None
+
+
+class Registration(Record):
+    """The registered version of a run's model; ``source``: its model folder."""
+
+    name: str
+    version: int
+    aliases: list[str] = Field(default_factory=list)
+    decision: GateDecision = GateDecision()
+    source: str
+    mlflow: Tracked = Tracked()
+    lineage: Tree = Field(default_factory=dict)
+
+
+class RegisteredModel(Record):
+    """Name, version and aliases of a model in a summary."""
+
+    name: str
+    version: int
+    aliases: list[str] = Field(default_factory=list)
+
+
+class Summary(Record):
+    """The object that ``--json`` prints last."""
+
+    run_id: str
+    storage: str = ""
+    steps: int | None = None
+    metrics: Values
+    model: RegisteredModel
+    report: str
+
+
+class Done(Record):
+    """Hash of the settings that all stages ran with (:func:`pipeline.tasks.already_done`); written last."""
+
+    settings: str = ""
+
+
+class SampleStep(Record):
+    """The sample strips of one step; written last."""
+
+    step: int | None = None
+    tile: int = 0
+    columns: list[str] = Field(default_factory=list)
+    strips: list[str] = Field(default_factory=list)
 
 
 class Progress(Record):
@@ -172,7 +299,7 @@ class Progress(Record):
     workers: int | None = None
     attempt: int | None = None
     message: str = ""
-    losses: dict[str, float | None] = Field(default_factory=dict)
+    losses: Values = Field(default_factory=dict)
     rows: list[Tree] = Field(default_factory=list)
     """The newest rows of the metrics, which no file under ``metrics`` holds yet."""
     last_checkpoint_step: int | None = None
@@ -249,8 +376,12 @@ class File(Generic[T]):
     def read_at(self, uri: str) -> T | None:
         """:meth:`read`, of a file given by its own URI."""
         tree = self.at(uri)
+        return None if tree is None else self.parse(tree, uri)
+
+    def parse(self, tree: Tree, uri: str) -> T:
+        """The content of a JSON object from :meth:`at`."""
         try:
-            return None if tree is None else self._adapter.validate_python(tree)
+            return self._adapter.validate_python(tree)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
@@ -291,27 +422,20 @@ JOB_RESULT = File("result.json", Tree, RESULT.remedy)
 """What any job leaves: a training its :data:`RESULT`, a search its ``trials``."""
 EVALUATION = File(
     "evaluation.json",
-    Tree,
+    Evaluation,
     "run `agit evaluate` with the same settings, which scores the model again",
     (("metrics", dict),),
 )
 REGISTRATION = File(
     "registration.json",
-    Tree,
+    Registration,
     "run `agit run` with the same settings, which finds the registered version again",
-    (("name", str), ("version", (int, str)), ("source", str), ("aliases", list)),
 )
-SUMMARY = File(
-    "summary.json",
-    Tree,
-    f"{_AGAIN}, which writes it again",
-    (("run_id", str), ("metrics", dict), ("model", dict), ("report", str)),
-)
-"""What ``--json`` printed last."""
-DONE = File("done.json", Tree, "delete it: the next run of the same settings writes it")
-"""Written last: the hash of the settings that all stages ran with (:func:`pipeline.tasks.already_done`)."""
-SAMPLE_STEP = File("samples.json", Tree, "delete the folder: its pictures may be incomplete")
-"""Of the samples of one step: ``step``, ``tile``, ``columns``, ``strips``; written last."""
+SUMMARY = File("summary.json", Summary, f"{_AGAIN}, which writes it again")
+SEARCH_SUMMARY = File("summary.json", Tree, SUMMARY.remedy)
+"""What ``agit tune --json`` printed last."""
+DONE = File("done.json", Done, "delete it: the next run of the same settings writes it")
+SAMPLE_STEP = File("samples.json", SampleStep, "delete the folder: its pictures may be incomplete")
 MANIFEST = File("manifest.json", Tree, "delete the folder and prepare the data again")
 """Of a prepared data set; :mod:`pipeline.data.format.manifest` checks it."""
 REPORT = "report.html"

@@ -121,11 +121,11 @@ def _evaluate(
     from pipeline.evaluate.scoring import evaluate
 
     if config.evaluate.workers == 1:
-        return evaluate(config, uri, data_uri, report, champion=champion)
+        return evaluate(config, uri, data_uri, report, champion=champion).plain()
     spread = _spread(config, data_uri)
     # its workers have the GPUs; what is left to this process is arithmetic on their features and a few pictures
     here = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"device": "cpu"})})
-    return evaluate(here, uri, data_uri, report, champion=champion, spread=spread)
+    return evaluate(here, uri, data_uri, report, champion=champion, spread=spread).plain()
 
 
 def _spread(config: Config, data_uri: str) -> Spread:

@@ -21,7 +21,22 @@ from pipeline import logs, progress, records, storage
 from pipeline.config import Config, fingerprint
 from pipeline.metrics import catalog
 from pipeline.metrics.catalog import DIRECTIONS, KID_TARGET
-from pipeline.records import DONE, EVALUATION, REGISTRATION, REPORT, RESULT, SUMMARY, Data, Result, Run
+from pipeline.records import (
+    DONE,
+    EVALUATION,
+    REGISTRATION,
+    REPORT,
+    RESULT,
+    SUMMARY,
+    Data,
+    Done,
+    Evaluation,
+    RegisteredModel,
+    Registration,
+    Result,
+    Run,
+    Summary,
+)
 from pipeline.registry import lineage
 
 T = TypeVar("T")
@@ -104,9 +119,7 @@ def _apart(config: Config, function: Callable[..., T], *arguments: Any) -> T:
             ) from None
 
 
-def _register(
-    config: Config, run_uri: str, evaluation: dict[str, Any], origin: dict[str, Any]
-) -> dict[str, Any]:
+def _register(config: Config, run_uri: str, evaluation: Evaluation, origin: dict[str, Any]) -> Registration:
     from pipeline.registry.registration import register
 
     return register(config, run_uri, evaluation, origin)
@@ -118,7 +131,7 @@ def _build_report(config: Config, run_uri: str, data_uri: str) -> str:
     return build(config, run_uri, data_uri)
 
 
-def _scored(config: Config, uri: str, data_uri: str, stage: progress.Stage) -> dict[str, Any]:
+def _scored(config: Config, uri: str, data_uri: str, stage: progress.Stage) -> Evaluation:
     """The evaluation of a model, made here or by a job of the cluster, which does not reach the registry."""
     if config.cluster.address is not None:
         from pipeline.launch import stages
@@ -130,9 +143,10 @@ def _scored(config: Config, uri: str, data_uri: str, stage: progress.Stage) -> d
             champion |= {"uri": absolute(champion["uri"])}
         model = models.resolve(uri, config)
         model = model if ":" in model else absolute(model)
-        return stages.submit(
+        scored = stages.submit(
             config, "evaluate", stage, uri=model, data_uri=absolute(data_uri), champion=champion
         )
+        return Evaluation.model_validate(scored)
     from pipeline.evaluate.scoring import evaluate as run_stage
 
     return run_stage(config, uri, data_uri, stage)
@@ -244,7 +258,7 @@ def _registered(uri: str) -> bool:
     return (
         registration is not None
         and EVALUATION.peek(uri) is not None
-        and storage.is_folder(registration["source"])
+        and storage.is_folder(registration.source)
     )
 
 
@@ -263,7 +277,7 @@ def trained(config: Config, data: Data) -> Run:
     return Run(name, uri, done, True)
 
 
-def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
+def evaluate(config: Config, data: Data, run: Run) -> Evaluation:
     """Score the run's model on the test images, or reuse the stored scores.
 
     Scores are computed again if they were not compared with the current champion.
@@ -277,7 +291,7 @@ def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
     key = _evaluation_key(config, data.manifest, run.result)
     with progress.stage("evaluate") as stage:
         evaluation = EVALUATION.peek(run.uri)
-        if evaluation is not None and evaluation.get("key") == key and _compared(config, run, evaluation):
+        if evaluation is not None and evaluation.key == key and _compared(config, run, evaluation):
             stage.reuse("scores of this checkpoint")
         else:
             storage.sweep(run.uri)  # what an evaluation that was killed has left
@@ -287,7 +301,7 @@ def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
                     f"the checkpoint that is the model of run {run.run_id} is damaged ({reason}); remove "
                     f"{RESULT.uri(run.uri)} and run `agit train` with the same settings, which goes one checkpoint back"
                 )
-            evaluation = {**_scored(config, run.uri, data.uri, stage), "key": key}
+            evaluation = _scored(config, run.uri, data.uri, stage).but(key=key)
             EVALUATION.write(run.uri, evaluation)
         shown = scores_line(evaluation)
         stage.message = f"{stage.message}: {shown}" if stage.reused else shown
@@ -307,22 +321,21 @@ def _evaluation_key(config: Config, manifest: dict[str, Any], result: Result) ->
     )
 
 
-def _compared(config: Config, run: Run, evaluation: dict[str, Any]) -> bool:
+def _compared(config: Config, run: Run, evaluation: Evaluation) -> bool:
     """Whether the scores include a comparison with the current champion, or that is this run's own model."""
     from pipeline.registry import models
 
     champion = models.champion(config)
     if champion is None:
         return True
-    weights = (evaluation.get("model") or {}).get("weights_sha256")
+    weights = evaluation.model.weights_sha256
     if weights is not None and weights == champion["weights_sha256"]:
         return True
-    own = REGISTRATION.peek(run.uri) or {}
-    with_version = (evaluation.get("champion") or {}).get("version")
-    return champion["version"] in {own.get("version"), with_version}
+    known = (REGISTRATION.peek(run.uri), evaluation.champion)
+    return champion["version"] in {one.version for one in known if one is not None}
 
 
-def evaluate_model(config: Config, data: Data, uri: str) -> dict[str, Any]:
+def evaluate_model(config: Config, data: Data, uri: str) -> Evaluation:
     """Score any model or checkpoint folder, or ``models:/name@alias``, on the test images.
 
     A run's own evaluation is not overwritten, since this one may use other images or settings.
@@ -337,7 +350,7 @@ def evaluate_model(config: Config, data: Data, uri: str) -> dict[str, Any]:
     return evaluation
 
 
-def register(config: Config, data: Data, run: Run, evaluation: dict[str, Any]) -> dict[str, Any]:
+def register(config: Config, data: Data, run: Run, evaluation: Evaluation) -> Registration:
     """Register the model with its metrics and lineage; a run that is registered keeps its version.
 
     Raises:
@@ -346,10 +359,9 @@ def register(config: Config, data: Data, run: Run, evaluation: dict[str, Any]) -
     with progress.stage("register") as stage:
         before = REGISTRATION.peek(run.uri)
         registration = _apart(config, _register, run.uri, evaluation, lineage.of(config, data, run))
-        aliases = ", ".join(registration.get("aliases") or []) or "no alias"
-        stage.message = f"{registration['name']} version {registration['version']} ({aliases})"
-        same = ("version", "decision")
-        if before is not None and all(before.get(key) == registration[key] for key in same):
+        aliases = ", ".join(registration.aliases) or "no alias"
+        stage.message = f"{registration.name} version {registration.version} ({aliases})"
+        if before and (before.version, before.decision) == (registration.version, registration.decision):
             stage.reuse(stage.message)
     return registration
 
@@ -363,23 +375,26 @@ def report(config: Config, data: Data, run_uri: str) -> str:
 
 
 def summarize(
-    config: Config, run: Run, evaluation: dict[str, Any], registration: dict[str, Any], report_uri: str
-) -> dict[str, Any]:
+    config: Config, run: Run, evaluation: Evaluation, registration: Registration, report_uri: str
+) -> Summary:
     """Build the object that ``--json`` prints, and store it as the run's ``summary.json``."""
-    summary = {
-        "run_id": run.run_id,
-        "storage": config.storage,
-        "steps": run.result.steps,
-        "metrics": evaluation["metrics"],
-        "model": {key: registration[key] for key in ("name", "version", "aliases")},
-        "report": report_uri,
-    }
+    model = RegisteredModel(
+        name=registration.name, version=registration.version, aliases=registration.aliases
+    )
+    summary = Summary(
+        run_id=run.run_id,
+        storage=config.storage,
+        steps=run.result.steps,
+        metrics=evaluation.metrics,
+        model=model,
+        report=report_uri,
+    )
     SUMMARY.write(run.uri, summary)
-    DONE.write(run.uri, {"settings": _settings_key(config)})
+    DONE.write(run.uri, Done(settings=_settings_key(config)))
     return summary
 
 
-def already_done(config: Config) -> dict[str, Any] | None:
+def already_done(config: Config) -> Summary | None:
     """The summary of a run whose five stages are all done and up to date, else None.
 
     A fast path that reads local files only, without importing torch, Prefect, Ray or MLflow; runs in object storage
@@ -397,8 +412,7 @@ def already_done(config: Config) -> dict[str, Any] | None:
     done = {
         file.parent
         for file in storage.local_path(config.storage).glob(f"runs/*/{DONE.name}")
-        if file.stat().st_mtime >= registered
-        and (DONE.peek(str(file.parent)) or {}).get("settings") == settings
+        if file.stat().st_mtime >= registered and (DONE.peek(str(file.parent)) or Done()).settings == settings
     }
     found = find(config) if done else None
     if found is None:
@@ -409,12 +423,8 @@ def already_done(config: Config) -> dict[str, Any] | None:
     if result is None or evaluation is None or registration is None or summary is None:
         return None
     key = _evaluation_key(config, found.manifest, result)
-    files = (summary["report"], result.model, registration["source"])
-    if (
-        storage.local_path(uri) not in done
-        or evaluation.get("key") != key
-        or not all(map(storage.exists, files))
-    ):
+    files = (summary.report, result.model, registration.source)
+    if storage.local_path(uri) not in done or evaluation.key != key or not all(map(storage.exists, files)):
         return None
     for stage_name in progress.STAGES:
         with progress.stage(stage_name) as stage:
@@ -433,30 +443,30 @@ def known(config: Config, run_uri: str) -> dict[str, Any]:
     registration, report_uri = REGISTRATION.peek(run_uri), storage.join(run_uri, REPORT)
     return {
         "steps": result.steps if result else None,
-        "metrics": scores["metrics"] if scores else None,
-        "model": _model(config, registration) if registration else None,
+        "metrics": scores.metrics if scores else None,
+        "model": _model(config, registration).plain() if registration else None,
         "report": report_uri if storage.exists(report_uri) else None,
     }
 
 
-def _model(config: Config, registration: dict[str, Any]) -> dict[str, Any]:
+def _model(config: Config, registration: Registration) -> RegisteredModel:
     """Registered name and version, with the current aliases."""
     from pipeline.registry import tracking, versions
 
-    name, version = registration["name"], registration["version"]
+    name, version = registration.name, registration.version
     try:
         aliases = sorted(versions.get(tracking.tracking_uri(config), name, version).aliases)
     except (BadInput, RunFailed, LookupError):  # the registry is unavailable, which must not fail the command
-        aliases = registration["aliases"]
-    return {"name": name, "version": version, "aliases": aliases}
+        aliases = registration.aliases
+    return RegisteredModel(name=name, version=version, aliases=aliases)
 
 
-def scores_line(evaluation: dict[str, Any]) -> str:
+def scores_line(evaluation: Evaluation) -> str:
     """``a2b KID to the target × 100 9.10 (doing nothing 20.24), b2a ...``."""
-    metrics, baseline = evaluation["metrics"], evaluation.get("baseline") or {}
     parts = []
     for direction in DIRECTIONS:
-        value, nothing = (figures.get(KID_TARGET.key(direction)) for figures in (metrics, baseline))
+        key = KID_TARGET.key(direction)
+        value, nothing = evaluation.metrics.get(key), evaluation.baseline.get(key)
         if value is not None:
             beside = f" (doing nothing {KID_TARGET.text(nothing)})" if nothing is not None else ""
             parts.append(f"{direction} {KID_TARGET.label} {KID_TARGET.text(value)}{beside}")

@@ -64,7 +64,7 @@ def run(config: ConfigName, overrides: Overrides = None, json: Json = False, deb
     with progress.shown_on(progress.for_terminal()):
         summary = tasks.already_done(settings)
         if summary is not None:
-            return Answer(summary, show.summary)
+            return Answer(summary.plain(), show.summary)
         from pipeline.flows import embedded
 
         summary = embedded.run_flow("agit", cli_output.debugging(), config=config, overrides=overrides or [])
@@ -216,7 +216,8 @@ def evaluate(
             evaluation = tasks.evaluate_model(settings, data, subject.folder)
             head |= model_reference.describe(subject, settings)
     kept = ("metrics", "baseline", "champion", "intervals", "counts", "protocol", "inception", "uri")
-    return Answer(head | {key: evaluation.get(key) for key in kept}, scores.show)
+    found = evaluation.model_dump()
+    return Answer(head | {key: found[key] for key in kept}, lambda _: scores.show(evaluation))
 
 
 @app.command()

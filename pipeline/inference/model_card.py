@@ -22,7 +22,7 @@ from pipeline import storage
 from pipeline.metrics import catalog
 from pipeline.metrics.catalog import BLOB, EVERYWHERE, IOU, KID_MEAN, KID_TARGET, Metric
 from pipeline.metrics.format import Estimate, Opponent
-from pipeline.records import EVALUATION, MANIFEST
+from pipeline.records import EVALUATION, MANIFEST, Evaluation
 from pipeline.redact import redact
 
 FILE = "README.md"
@@ -31,14 +31,14 @@ SCORES = EVALUATION.name
 _FEW_STEPS = 10_000  # below this, the card warns of a short training
 
 
-def evaluation_of(folder_uri: str) -> dict[str, Any]:
+def evaluation_of(folder_uri: str) -> Evaluation:
     """Scores stored in a model folder; empty if there are none, as for a checkpoint."""
-    return EVALUATION.read(folder_uri) or {}
+    return EVALUATION.read(folder_uri) or Evaluation()
 
 
 def render(
     model: Model,
-    evaluation: Mapping[str, Any],
+    evaluation: Evaluation,
     exported: Mapping[str, Any] | None = None,
     manifest: Mapping[str, Any] | None = None,
     repo: str | None = None,
@@ -46,7 +46,7 @@ def render(
     """Render the card.
 
     Args:
-        evaluation: ``metrics``, ``baseline``, ``intervals``, ``counts``, ``protocol``, ``inception``; may be empty.
+        evaluation: may be empty.
         exported: result of :func:`pipeline.inference.export.run`, for the card of an export.
         manifest: manifest of the prepared data; see :func:`manifest_of`.
         repo: ``USER/REPO`` if the model is published on the Hugging Face Hub.
@@ -75,7 +75,7 @@ def render(
         "leaks": len((manifest or {}).get("leaks") or []),
         "tables": {d: scores.table(d) for d in DIRECTIONS},
         "protocol": scores.protocol(),
-        "counts": {k: v for k, v in (evaluation.get("counts") or {}).items() if k.startswith("test_")},
+        "counts": {k: v for k, v in evaluation.counts.items() if k.startswith("test_")},
         "against_it": scores.against_it(labels),
         "exported": exported,
         "repo": repo,
@@ -102,10 +102,10 @@ def manifest_of(model: Model) -> dict[str, Any] | None:
 class _Scores:
     """Formatting of the evaluation for the card."""
 
-    def __init__(self, evaluation: Mapping[str, Any]) -> None:
+    def __init__(self, evaluation: Evaluation) -> None:
         self._evaluation = evaluation
-        self._mine = Opponent(evaluation.get("metrics") or {}, evaluation.get("intervals") or {})
-        self._nothing = Opponent(evaluation.get("baseline") or {}, {})
+        self._mine = Opponent(evaluation.metrics, evaluation.intervals)
+        self._nothing = Opponent(evaluation.baseline, {})
 
     def table(self, direction: str) -> list[tuple[str, str, str]]:
         """Rows of a direction: label, value with interval, identity baseline."""
@@ -131,10 +131,10 @@ class _Scores:
     def protocol(self) -> list[str]:
         """How the metrics were measured, one item per line."""
         parts = []
-        inception = self._evaluation.get("inception") or {}
+        inception = self._evaluation.inception
         if inception.get("name"):
             parts.append(f"Inception network {inception['name']}, SHA-256 `{inception.get('sha256')}`")
-        for key, value in (self._evaluation.get("protocol") or {}).items():
+        for key, value in self._evaluation.protocol.items():
             shown = value if isinstance(value, str | int | float) else json.dumps(value, sort_keys=True)
             parts.append(f"{key.replace('_', ' ')}: {shown}")
         return parts
@@ -149,7 +149,7 @@ class _Scores:
                 tested = (self._mine.intervals.get(key) or {}).get("do_nothing") or {}
                 if tested.get("verdict") == "noise":
                     sentences.append(
-                        f"{label}: by {how} it cannot be told from leaving the images as they are."
+                        f"{label}: by {how} it is no different from leaving the images as they are."
                     )
                 elif mine and nothing and mine.value >= nothing.value:
                     sentences.append(f"{label}: by {how} it is worse than leaving the images as they are.")

@@ -145,10 +145,10 @@ class Feed:
 
     def _show(self, folder: str) -> None:
         about = records.SAMPLE_STEP.peek(folder)
-        if about is None or int(about["step"]) in self._shown:
+        if about is None or about.step is None or about.step in self._shown:
             return
-        self._sink.pictures(int(about["step"]), _sheets(folder, about["strips"]))
-        self._shown.add(int(about["step"]))
+        self._sink.pictures(about.step, _sheets(folder, about.strips))
+        self._shown.add(about.step)
 
 
 def _sheets(folder: str, strips: Sequence[str]) -> dict[str, bytes]:

@@ -93,7 +93,7 @@ def table(config: Config, run: Run) -> dict[str, Any] | None:
 
 def comparable(config: Config, run: Run) -> str:
     """One sentence on whether this run's scores are comparable with the published ones."""
-    counts = (run.evaluation or {}).get("counts") or {}
+    counts = run.evaluation.counts if run.evaluation else {}
     images = [counts.get(f"test_{domain}") for domain in "ab"]
     expected = [_SIZES["testA"], _SIZES["testB"]]
     if config.data.image_size != _SIDE:

@@ -97,7 +97,7 @@ def summarize(search: Search, report_uri: str, preset_to: Path | None = None) ->
         "preset": preset,
         "report": report_uri,
     }
-    records.SUMMARY.write(search.uri, summary)
+    records.SEARCH_SUMMARY.write(search.uri, summary)
     return summary
 
 

@@ -67,7 +67,7 @@ def finished(config: Config) -> tuple[Data, Run]:
         source = Path(config.storage) / "models/tiny"
         model = model_folder.read(run.result.checkpoint)
         model_folder.write(source, "tiny", model.method, model.image_size, model.weights)
-        registration = {"name": "tiny", "version": 1, "aliases": [], "source": str(source), "decision": {}}
+        registration = records.Registration(name="tiny", version=1, aliases=[], source=str(source))
         records.REGISTRATION.write(run.uri, registration)
         tasks.summarize(config, run, evaluation, registration, tasks.report(config, data, run.uri))
     return data, run
@@ -190,7 +190,7 @@ def test_scores_are_made_again_and_a_damaged_checkpoint_sends_the_run_back(
     data, run = finished
     before = json.loads(storage.read_text(records.EVALUATION.uri(run.uri)))
     with _damaged(Path(records.EVALUATION.uri(run.uri)), "cut"):
-        assert tasks.evaluate(config, data, run)["metrics"] == before["metrics"]
+        assert tasks.evaluate(config, data, run).metrics == before["metrics"]
     weights = Path(run.result.checkpoint) / "networks.pt"
 
     class JobAsked(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,3 +87,23 @@ def test_no_other_module_spells_the_name_of_a_runs_file() -> None:
 def test_a_result_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Result(steps=1, checkpoint="").steps = 2
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        (SPEC, {"run_id": "h2z-1", "attempt": 2, "owner": {"host": "h", "of_another_version": 1}}),
+        (records.EVALUATION, {"metrics": {"kid_mean": 0.1}, "of_another_version": {"a": None}}),
+        (records.REGISTRATION, {"name": "h2z", "version": "4", "source": "m", "aliases": [], "decision": {}}),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_file_of_another_version_is_read_and_written_without_loss(
+    tmp_path: Path, file: records.File[Any], content: dict[str, Any]
+) -> None:
+    storage.write_json(file.uri(str(tmp_path)), content)
+    value = file.read(str(tmp_path))
+    assert value is not None
+    file.write(str(tmp_path), value)
+    known = content | ({"version": 4} if "version" in content else {})
+    assert storage.read_json(file.uri(str(tmp_path))) == known

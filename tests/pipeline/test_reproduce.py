@@ -15,18 +15,16 @@ from agit_core.networks import build
 from pipeline import records, reproduce, storage, tasks
 from pipeline.config import Config
 from pipeline.config_reader import parse
-from pipeline.records import Data, Run
+from pipeline.records import Data, Evaluation, Run
 from pipeline.registry import lineage, models
 from pipeline.registry.registration import register
 from tests.pipeline import pictures
 from tests.pipeline.training import TINY, untrained
 
-EVALUATION: dict[str, Any] = {
-    "metrics": {"kid_target_a2b": 0.1, "kid_target_b2a": 0.1, "kid_mean": 0.1, "attention_coverage_a": 0.3},
-    "baseline": {"kid_target_a2b": 0.2, "kid_target_b2a": 0.2},
-    "champion": None,
-    "intervals": {},
-}
+EVALUATION = Evaluation(
+    metrics={"kid_target_a2b": 0.1, "kid_target_b2a": 0.1, "kid_mean": 0.1, "attention_coverage_a": 0.3},
+    baseline={"kid_target_a2b": 0.2, "kid_target_b2a": 0.2},
+)
 
 
 def _config(root: Path) -> Config:

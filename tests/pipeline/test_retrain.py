@@ -11,7 +11,7 @@ import pytest
 from pipeline import retrain, storage, tasks
 from pipeline.config import Config
 from pipeline.config_reader import load
-from pipeline.records import Data, Run
+from pipeline.records import Data, Registration, Run
 from pipeline.registry import models
 from pipeline.retrain import Decision
 from tests.pipeline.command import tiny_config
@@ -42,7 +42,7 @@ def config_of(root: Path, source: Path, *more: str) -> Config:
     return load(str(root / "tiny.yaml"), [*settings, "register.gate.minimum_coverage=0", *more])
 
 
-def registered_as(config: Config, data: Data, run: Run) -> dict[str, object]:
+def registered_as(config: Config, data: Data, run: Run) -> Registration:
     """What follows a training."""
     return tasks.register(config, data, run, tasks.evaluate(config, data, run))
 
@@ -63,8 +63,8 @@ def first(small_inception: None, tmp_path_factory: pytest.TempPathFactory) -> Tr
     assert "no version" in decision.reason
     assert decision.config.train.start_from is None, "there is no champion to start from"
     registered = registered_as(decision.config, data, untrained(decision.config, data))
-    assert registered["aliases"] == ["challenger", "champion"]
-    return Trained(root, source, int(str(registered["version"])))
+    assert registered.aliases == ["challenger", "champion"]
+    return Trained(root, source, registered.version)
 
 
 @pytest.fixture
@@ -175,14 +175,14 @@ def test_ten_new_images_train_from_the_champion_and_a_model_that_is_not_better_i
     assert night(config, "scratch")[1].config.train.start_from is None
 
     registered = registered_as(decision.config, data, tasks.train(decision.config, data))
-    assert registered["aliases"] == ["challenger"]
+    assert registered.aliases == ["challenger"]
     assert champion_of(config) == champion
-    reasons = registered["decision"]["reasons"]  # type: ignore[index]
+    reasons = registered.decision.reasons
     assert "is not better by more than 100" in reasons[0]
-    told = storage.read_json(storage.join(str(registered["source"]), "model.json"))
+    told = storage.read_json(storage.join(registered.source, "model.json"))
     assert told["lineage"]["config"]["train"]["start_from"] == champion
 
     # the newest version is what the next night compares with, promoted or not
     again = night(config)[1]
     assert not again.train
-    assert again.reason == f"nothing changed since version {registered['version']}: no training"
+    assert again.reason == f"nothing changed since version {registered.version}: no training"

@@ -33,6 +33,7 @@ from pipeline.evaluate.compare import Judge
 from pipeline.evaluate.feature_cache import Arrays
 from pipeline.evaluate.scoring import evaluate, figures
 from pipeline.evaluate.shares import Share, compute
+from pipeline.records import Evaluation
 from pipeline.registry.identity import weights_digest
 from pipeline.registry.registration import register
 from tests.pipeline import features
@@ -82,7 +83,7 @@ def run_uri(config: Config) -> str:
 
 
 @pytest.fixture(scope="module")
-def first(config: Config, run_uri: str, data_uri: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def first(config: Config, run_uri: str, data_uri: str) -> tuple[Evaluation, list[dict[str, Any]]]:
     """The evaluation that most tests look at, and the events it told on its way."""
     events: list[dict[str, Any]] = []
     return evaluate(config, run_uri, data_uri, lambda event: events.append(dict(event))), events
@@ -111,10 +112,10 @@ def _attending(value: float, seed: int = 1) -> nn.Module:
     return net
 
 
-def test_all_figures_of_the_contract_are_there_and_finite(first: tuple[dict[str, Any], Any]) -> None:
+def test_all_figures_of_the_contract_are_there_and_finite(first: tuple[Evaluation, Any]) -> None:
     evaluation, _ = first
     _expect_all_figures(evaluation)
-    assert evaluation["inception"]["sha256"] == features.SmallInception.sha256
+    assert evaluation.inception["sha256"] == features.SmallInception.sha256
 
 
 def test_inception_scores_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,11 +124,11 @@ def test_inception_scores_and_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     uri = _run(config, "tiny-real", networks.build(METHOD.networks, seed=1))
     evaluation = evaluate(config, uri, prepare(config).uri)
     _expect_all_figures(evaluation)
-    assert evaluation["inception"]["sha256"] == inceptions.SHA256
+    assert evaluation.inception["sha256"] == inceptions.SHA256
 
 
-def _expect_all_figures(evaluation: dict[str, Any]) -> None:
-    metrics = evaluation["metrics"]
+def _expect_all_figures(evaluation: Evaluation) -> None:
+    metrics = evaluation.metrics
     for direction in ("a2b", "b2a"):
         for name in ("kid_target", "kid_source", "kid_mean"):
             assert f"{name}_{direction}" in metrics
@@ -145,37 +146,37 @@ def _expect_all_figures(evaluation: dict[str, Any]) -> None:
     assert metrics["kid_mean_a2b"] == pytest.approx(mean)
     both = (metrics["kid_mean_a2b"] + metrics["kid_mean_b2a"]) / 2
     assert metrics["kid_mean"] == pytest.approx(both)
-    assert evaluation["baseline"]["kid_target_a2b"] == metrics["do_nothing_kid_target_a2b"]
-    assert evaluation["champion"] is None
+    assert evaluation.baseline["kid_target_a2b"] == metrics["do_nothing_kid_target_a2b"]
+    assert evaluation.champion is None
 
 
-def test_it_is_written_with_its_protocol_and_network(first: tuple[dict[str, Any], Any], run_uri: str) -> None:
+def test_it_is_written_with_its_protocol_and_network(first: tuple[Evaluation, Any], run_uri: str) -> None:
     evaluation, _ = first
-    assert storage.read_json(storage.join(run_uri, "evaluation.json")) == evaluation
-    counts = evaluation["counts"]
+    assert storage.read_json(storage.join(run_uri, "evaluation.json")) == evaluation.plain()
+    counts = evaluation.counts
     assert (counts["test_a"], counts["test_b"], counts["kid_subsets"]) == (IMAGES, IMAGES, 4)
     assert counts["kid_subset_size_target_a2b"] == 6
-    assert "true masks of testA" in evaluation["protocol"]["background_a"]
-    assert "warnings" not in evaluation["protocol"]
+    assert "true masks of testA" in evaluation.protocol["background_a"]
+    assert "warnings" not in evaluation.protocol
 
 
 def test_intervals_surround_their_figures_and_judge_against_doing_nothing(
-    first: tuple[dict[str, Any], Any],
+    first: tuple[Evaluation, Any],
 ) -> None:
     evaluation, _ = first
     for name in ("kid_target_a2b", "kid_mean_b2a", "fid_a2b", "kid_mean", "attention_iou_a", "cycle_l1_b"):
-        told = evaluation["intervals"][name]
+        told = evaluation.intervals[name]
         assert told["low"] < told["value"] < told["high"]
-        assert told["value"] == evaluation["metrics"][name]
+        assert told["value"] == evaluation.metrics[name]
         against = told["do_nothing"]
         assert against["verdict"] in {"better", "worse", "noise"}
         assert against["low"] <= against["difference"] <= against["high"]
     # an untrained network paints over everything
-    assert evaluation["intervals"]["background_l1_a2b"]["do_nothing"]["verdict"] == "worse"
-    assert evaluation["intervals"]["kid_source_a2b"]["do_nothing"]["verdict"] == "worse"
+    assert evaluation.intervals["background_l1_a2b"]["do_nothing"]["verdict"] == "worse"
+    assert evaluation.intervals["kid_source_a2b"]["do_nothing"]["verdict"] == "worse"
 
 
-def test_progress_counts_to_the_end(first: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
+def test_progress_counts_to_the_end(first: tuple[Evaluation, list[dict[str, Any]]]) -> None:
     _, events = first
     done = [event["done"] for event in events]
     assert done == sorted(done)
@@ -185,10 +186,10 @@ def test_progress_counts_to_the_end(first: tuple[dict[str, Any], list[dict[str, 
 
 
 def test_images_have_scores_and_the_extremes_have_pictures(
-    first: tuple[dict[str, Any], Any], run_uri: str
+    first: tuple[Evaluation, Any], run_uri: str
 ) -> None:
     evaluation, _ = first
-    rows = evaluation["per_image"]
+    rows = evaluation.per_image
     assert len(rows) == 2 * IMAGES
     assert {row["direction"] for row in rows} == {"a2b", "b2a"}
     assert all(row["name"] and np.isfinite(row["score"]) for row in rows)
@@ -201,22 +202,22 @@ def test_images_have_scores_and_the_extremes_have_pictures(
 def test_a_model_that_changes_nothing_scores_like_doing_nothing(config: Config, data_uri: str) -> None:
     """An attention of zero makes Eq 1 the identity: every figure must be that of the baseline."""
     evaluation = evaluate(config, _run(config, "tiny-idle", _attending(1e-7)), data_uri)
-    metrics, baseline = evaluation["metrics"], evaluation["baseline"]
+    metrics, baseline = evaluation.metrics, evaluation.baseline
     for name in ("kid_target_a2b", "kid_source_b2a", "fid_a2b", "fid_b2a"):
         assert metrics[name] == pytest.approx(baseline[name], abs=1e-3)
-        assert evaluation["intervals"][name]["do_nothing"]["verdict"] == "noise"
+        assert evaluation.intervals[name]["do_nothing"]["verdict"] == "noise"
     assert metrics["background_l1_a2b"] == pytest.approx(0, abs=1e-6)
     assert metrics["cycle_l1_a"] == pytest.approx(0, abs=1e-6)
     assert metrics["attention_coverage_a"] == pytest.approx(0, abs=1e-6)
     assert metrics["attention_iou_a"] == 0.0
     assert metrics["attention_inside_a"] == pytest.approx(0, abs=1e-6)
     assert baseline["attention_inside_a"] == baseline["attention_outside_a"] == 0.0
-    scores = [row["score"] for row in evaluation["per_image"] if row["direction"] == "a2b"]
+    scores = [row["score"] for row in evaluation.per_image if row["direction"] == "a2b"]
     assert np.mean(scores) == pytest.approx(1.0, abs=0.05)
 
 
 def test_a_mask_of_ones_has_the_trivial_iou(config: Config, data_uri: str) -> None:
-    metrics = evaluate(config, _run(config, "tiny-all", _attending(0.999)), data_uri)["metrics"]
+    metrics = evaluate(config, _run(config, "tiny-all", _attending(0.999)), data_uri).metrics
     assert metrics["attention_iou_a"] == pytest.approx(metrics["attention_iou_everywhere_a"])
     assert 0 < metrics["attention_iou_a"] < 0.6
     assert metrics["attention_recall_b"] == 1.0
@@ -227,14 +228,14 @@ def test_a_mask_of_ones_has_the_trivial_iou(config: Config, data_uri: str) -> No
 
 def test_the_best_blob_is_one_for_all_images(config: Config, first: Any, data_uri: str) -> None:
     """One shape for a whole domain: no more than the mean of each image's own best, no less than any other's."""
-    metrics = first[0]["metrics"]
+    metrics = first[0].metrics
     for domain in "ab":
         masked = scored_images.open_domain(config, data_uri, manifest.read(data_uri), domain).masked
         assert masked is not None
         each = torch.cat([masks.blob_iou(batch.masks) for batch in masked.batches(3)])  # type: ignore[arg-type]
         assert metrics[f"attention_iou_blob_{domain}"] == pytest.approx(float(each.mean(dim=0).max()))
         assert metrics[f"attention_iou_blob_{domain}"] < float(each.max(dim=1).values.mean())
-        assert first[0]["intervals"][f"attention_iou_blob_{domain}"]["low"] > 0
+        assert first[0].intervals[f"attention_iou_blob_{domain}"]["low"] > 0
 
 
 def test_held_out_images_are_scored_and_no_others(config: Config, run_uri: str, data_uri: str) -> None:
@@ -263,7 +264,7 @@ def test_held_out_images_are_scored_and_no_others(config: Config, run_uri: str, 
 
 def test_the_second_evaluation_computes_no_features(
     config: Config,
-    first: tuple[dict[str, Any], Any],
+    first: tuple[Evaluation, Any],
     run_uri: str,
     data_uri: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -277,7 +278,7 @@ def test_the_second_evaluation_computes_no_features(
 
 def test_damaged_cached_features_are_computed_again(
     config: Config,
-    first: tuple[dict[str, Any], Any],
+    first: tuple[Evaluation, Any],
     run_uri: str,
     data_uri: str,
     caplog: pytest.LogCaptureFixture,
@@ -294,22 +295,22 @@ def test_damaged_cached_features_are_computed_again(
         for uri, data in kept.items():
             storage.write_bytes(uri, data)
     assert caplog.text.count("computing them again") == len(used) == 4
-    assert again["metrics"] == pytest.approx(first[0]["metrics"], rel=1e-5)
+    assert again.metrics == pytest.approx(first[0].metrics, rel=1e-5)
 
 
 def test_any_model_folder_can_be_evaluated(
-    config: Config, first: tuple[dict[str, Any], Any], run_uri: str, data_uri: str, root: Path
+    config: Config, first: tuple[Evaluation, Any], run_uri: str, data_uri: str, root: Path
 ) -> None:
     model = model_folder.read(storage.join(run_uri, "checkpoint"))
     folder = model_folder.write(root / "somewhere", "x", model.method, model.image_size, model.weights)
     told = evaluate(config, str(folder), data_uri)
-    assert told["metrics"] == first[0]["metrics"]
-    assert told["uri"].startswith(storage.join(config.storage, "evaluations"))
-    assert storage.exists(storage.join(told["uri"], "evaluation.json"))
+    assert told.metrics == first[0].metrics
+    assert told.uri.startswith(storage.join(config.storage, "evaluations"))
+    assert storage.exists(storage.join(told.uri, "evaluation.json"))
 
 
 def test_the_champion_stands_beside_the_next_model(
-    config: Config, first: tuple[dict[str, Any], Any], run_uri: str, data_uri: str, root: Path
+    config: Config, first: tuple[Evaluation, Any], run_uri: str, data_uri: str, root: Path
 ) -> None:
     """Registers the first as champion (with an open gate) and evaluates both against it."""
     tree = _tree(root)
@@ -318,23 +319,23 @@ def test_the_champion_stands_beside_the_next_model(
         "tracking_uri": f"sqlite:///{root}/champion.db",
     }
     settings = configs.parse(tree)
-    assert register(settings, run_uri, first[0])["aliases"] == ["challenger", "champion"]
+    assert register(settings, run_uri, first[0]).aliases == ["challenger", "champion"]
     itself = evaluate(settings, run_uri, data_uri)
-    assert itself["champion"] is None
+    assert itself.champion is None
     other_uri = _run(config, "tiny-second", _attending(1e-7))
     other = evaluate(settings, other_uri, data_uri)
-    assert other["champion"]["version"] == 1
-    alone = {k: v for k, v in first[0]["metrics"].items() if not k.startswith("do_nothing_")}
-    assert other["champion"]["metrics"] == alone
-    assert other["champion"]["intervals"]["kid_mean"]["low"] < other["champion"]["metrics"]["kid_mean"]
+    assert other.champion.version == 1
+    alone = {k: v for k, v in first[0].metrics.items() if not k.startswith("do_nothing_")}
+    assert other.champion.metrics == alone
+    assert other.champion.intervals["kid_mean"]["low"] < other.champion.metrics["kid_mean"]
     # changing nothing keeps the background better than an untrained network does
-    judged = other["intervals"]["background_l1_a2b"]["champion"]
+    judged = other.intervals["background_l1_a2b"]["champion"]
     assert judged["verdict"] == "better"
-    assert judged["difference"] == pytest.approx(-first[0]["metrics"]["background_l1_a2b"], rel=1e-3)
-    decision = register(settings, other_uri, other)["decision"]
-    assert decision["passed"] is False  # its masks cover nothing
+    assert judged["difference"] == pytest.approx(-first[0].metrics["background_l1_a2b"], rel=1e-3)
+    decision = register(settings, other_uri, other).decision
+    assert decision.passed is False  # its masks cover nothing
     evaluated = evaluate(settings, "models:/tiny@champion", data_uri)
-    assert evaluated["metrics"] == first[0]["metrics"]
+    assert evaluated.metrics == first[0].metrics
 
 
 def test_a_model_without_attention_has_no_attention_figures(config: Config, data_uri: str) -> None:
@@ -345,9 +346,9 @@ def test_a_model_without_attention_has_no_attention_figures(config: Config, data
     )
     net = networks.build(method.networks, seed=2)
     evaluation = evaluate(config, _run(config, "tiny-plain", net, method), data_uri)
-    assert not [name for name in evaluation["metrics"] if "attention" in name]
-    assert evaluation["metrics"]["background_l1_a2b"] > 0
-    assert "attention" not in evaluation["protocol"]
+    assert not [name for name in evaluation.metrics if "attention" in name]
+    assert evaluation.metrics["background_l1_a2b"] > 0
+    assert "attention" not in evaluation.protocol
 
 
 def test_a_model_that_is_not_finite_is_not_scored(config: Config, data_uri: str) -> None:
@@ -363,12 +364,12 @@ def test_a_broken_model_has_no_figures_and_says_so(config: Config, data_uri: str
     for parameter in net.generator_ab.parameters():
         nn.init.constant_(parameter, 3e38)
     evaluation = evaluate(config, _run(config, "tiny-broken", net), data_uri)
-    assert evaluation["metrics"]["kid_target_a2b"] is None
-    assert evaluation["metrics"]["background_l1_a2b"] is None
-    assert evaluation["metrics"]["kid_mean"] is None
-    assert evaluation["metrics"]["do_nothing_kid_target_a2b"] is not None
-    assert evaluation["counts"]["not_finite_a2b"] == IMAGES
-    assert "kid_target_a2b" not in evaluation["intervals"]
+    assert evaluation.metrics["kid_target_a2b"] is None
+    assert evaluation.metrics["background_l1_a2b"] is None
+    assert evaluation.metrics["kid_mean"] is None
+    assert evaluation.metrics["do_nothing_kid_target_a2b"] is not None
+    assert evaluation.counts["not_finite_a2b"] == IMAGES
+    assert "kid_target_a2b" not in evaluation.intervals
 
 
 def _photos(root: Path, masks: dict[str, int]) -> str:
@@ -405,11 +406,11 @@ def test_masks_of_the_training_split_are_used_where_the_test_split_has_none(
         [0, 0.5, 0.5, 0.5], abs=0.05
     )
     evaluation = evaluate(settings, _run(settings, "photos", _attending(0.999)), uri)
-    metrics, counts = evaluation["metrics"], evaluation["counts"]
+    metrics, counts = evaluation.metrics, evaluation.counts
     assert metrics["attention_iou_a"] == pytest.approx(0.5, abs=0.02)
     assert (counts["masks_trainA"], counts["masks_empty_trainA"], counts["masks_trainB"]) == (4, 1, 3)
-    assert "trainB" in evaluation["protocol"]["background_b"]
-    assert evaluation["protocol"]["warnings"]  # three images of domain B: smaller subsets than asked for
+    assert "trainB" in evaluation.protocol["background_b"]
+    assert evaluation.protocol["warnings"]  # three images of domain B: smaller subsets than asked for
     assert counts["kid_subset_size_target_a2b"] == 3
 
 
@@ -537,7 +538,7 @@ def test_any_number_of_workers_gives_the_same_scores(
             return (compute(mine, data_uri, share) for share in shares)
 
         evaluation = evaluate(mine, model, data_uri, spread=spread if workers > 1 else None)
-        told.append((evaluation["metrics"], evaluation["intervals"], evaluation["per_image"]))
+        told.append((evaluation.metrics, evaluation.intervals, evaluation.per_image))
     # three batches of the eight images: real ones of both domains and both directions
     assert parts == [[0, 1]] * 4 + [[0, 1, 2]] * 8
     assert told[1:] == told[:1] * 3

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 from agit_core import model_folder
 from agit_core.model_folder import Model
 from pipeline.inference import model_card
+from pipeline.records import Evaluation
 from tests.agit_core import models
 
 EVALUATION: dict[str, Any] = {
@@ -53,7 +54,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def test_the_hub_reads_the_card(model: Model) -> None:
-    card = ModelCard(model_card.render(model, EVALUATION, manifest=MANIFEST))
+    card = ModelCard(model_card.render(model, Evaluation.model_validate(EVALUATION), manifest=MANIFEST))
     assert card.data.pipeline_tag == "image-to-image"
     results = {(r.task_name, r.metric_name): r.metric_value for r in card.data.eval_results}
     assert results["horse → zebra <b>|", "kid_target_a2b"] == 0.071
@@ -61,7 +62,7 @@ def test_the_hub_reads_the_card(model: Model) -> None:
 
 
 def test_it_says_what_a_user_must_know(model: Model) -> None:
-    text = model_card.render(model, EVALUATION, manifest=MANIFEST)
+    text = model_card.render(model, Evaluation.model_validate(EVALUATION), manifest=MANIFEST)
     for part in (
         "Translator.load",
         "| KID to the target × 100 | 7.10 (6.30 to 7.90) | 20.24 |",
@@ -86,7 +87,7 @@ def test_it_says_what_a_user_must_know(model: Model) -> None:
 
 def test_what_is_not_known_is_not_said(tmp_path: Path) -> None:
     bare = model_folder.read(models.write_model(tmp_path / "m"))
-    text = model_card.render(bare, {})
+    text = model_card.render(bare, Evaluation())
     assert ModelCard(text).data.eval_results is None
     assert "This model has not been scored." in text
     assert "Not recorded in this folder." in text
@@ -95,6 +96,6 @@ def test_what_is_not_known_is_not_said(tmp_path: Path) -> None:
 
 def test_the_card_of_an_export_tells_the_difference(model: Model) -> None:
     check = {"images": 20, "worst": 4.2e-6, "worst_other_size": 5e-6, "worst_mask": 1e-6, "source": "testA"}
-    text = model_card.render(model, {}, {"format": "onnx", "opset": 18, "checks": {"a2b": check}})
+    text = model_card.render(model, Evaluation(), {"format": "onnx", "opset": 18, "checks": {"a2b": check}})
     assert "| a2b | 20 | 4.2e-06 | 5e-06 | 1e-06 | testA |" in text
     assert "ONNX opset 18" in text

@@ -59,7 +59,7 @@ class Job:
         names = ["a2b-0.png", "a2b-1.png", "b2a-0.png"]
         for name in names:
             storage.write_bytes(storage.join(folder, name), png(strip(name[0], 0, 0.5)))
-        records.SAMPLE_STEP.write(folder, {"step": step, "tile": 64, "columns": [], "strips": names})
+        records.SAMPLE_STEP.write(folder, records.SampleStep(step=step, tile=64, columns=[], strips=names))
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
 import subprocess
@@ -25,7 +24,7 @@ from pipeline import clean, storage, tasks
 from pipeline import config_reader as configs
 from pipeline.config import Config, GateConfig
 from pipeline.launch import specs
-from pipeline.records import Result, Run
+from pipeline.records import Evaluation, GateDecision, Registration, Result, Rival, Run, ScoredModel
 from pipeline.registry import gate, models, registration, tracking, versions
 from tests.pipeline.killed import write_and_die
 from tests.pipeline.s3 import S3Server
@@ -33,12 +32,10 @@ from tests.pipeline.s3 import S3Server
 METHOD = MethodConfig(
     networks=NetworkConfig(generator_width=4, generator_blocks=1, attention_width=4, discriminator_width=4)
 )
-Register = Callable[..., dict[str, Any]]
+Register = Callable[..., Registration]
 
 
-def evaluation(
-    kid: float = 0.05, nothing: float = 0.2, coverage: float = 0.3, **others: float
-) -> dict[str, Any]:
+def evaluation(kid: float = 0.05, nothing: float = 0.2, coverage: float = 0.3, **others: float) -> Evaluation:
     metrics: dict[str, float | None] = {"kid_mean": kid}
     baseline: dict[str, float | None] = {}
     for direction in ("a2b", "b2a"):
@@ -46,22 +43,20 @@ def evaluation(
         baseline[f"kid_target_{direction}"] = nothing
         metrics[f"attention_coverage_{direction[0]}"] = coverage
         metrics[f"attention_iou_{direction[0]}"] = 0.6
-    return {
-        "metrics": metrics | others,
-        "baseline": baseline,
-        "champion": None,
-        "intervals": {},
-        "data": {"uri": "data/x", "fingerprint": "abc"},
-        "inception": {"sha256": "7ff4"},
-    }
+    return Evaluation(
+        metrics=metrics | others,
+        baseline=baseline,
+        champion=None,
+        intervals={},
+        data={"uri": "data/x", "fingerprint": "abc"},
+        inception={"sha256": "7ff4"},
+    )
 
 
-def against(told: dict[str, Any], version: int, kid: float, verdict: str = "better") -> dict[str, Any]:
+def against(told: Evaluation, version: int, kid: float, verdict: str = "better") -> Evaluation:
     """The same evaluation, which has also scored the champion."""
-    champion = copy.deepcopy(told["metrics"]) | {"kid_mean": kid}
-    told["champion"] = {"version": version, "metrics": champion}
-    told["intervals"] = {"kid_mean": {"champion": {"verdict": verdict}}}
-    return told
+    champion = Rival(version=version, metrics=told.metrics | {"kid_mean": kid})
+    return told.but(champion=champion, intervals={"kid_mean": {"champion": {"verdict": verdict}}})
 
 
 def make_run(storage_uri: str, run_id: str, seed: int) -> str:
@@ -100,7 +95,7 @@ def config(bare_config: Config, empty_database: Path) -> Config:
 
 @pytest.fixture
 def register(config: Config) -> Register:
-    def _register(seed: int, told: dict[str, Any] | None = None, settings: Config = config) -> dict[str, Any]:
+    def _register(seed: int, told: Evaluation | None = None, settings: Config = config) -> Registration:
         uri = make_run(settings.storage, f"h2z-run{seed}", seed)
         return registration.register(settings, uri, told or evaluation(), {"data_fingerprint": "abc"})
 
@@ -112,7 +107,7 @@ def test_an_experiment_that_somebody_deleted_is_restored(register: Register, con
     connection = tracking.client(tracking.tracking_uri(config))
     experiment = connection.search_experiments(filter_string="name = 'h2z'")[0]
     connection.delete_experiment(experiment.experiment_id)
-    assert register(2)["version"] == 2
+    assert register(2).version == 2
     assert connection.get_experiment(experiment.experiment_id).lifecycle_stage == "active"
 
 
@@ -134,7 +129,7 @@ class TestGate:
         ],
     )
     def test_forbidden_outcomes_are_neither_challenger_nor_champion(
-        self, told: dict[str, Any], reason: str
+        self, told: Evaluation, reason: str
     ) -> None:
         decision = gate.decide(GateConfig(), told, None)
         assert (decision.passed, decision.promoted) == (False, False)
@@ -142,25 +137,25 @@ class TestGate:
 
     def test_figures_that_are_not_finite_are_forbidden(self) -> None:
         told = evaluation()
-        told["metrics"]["cycle_l1_a"] = None
+        told.metrics["cycle_l1_a"] = None
         decision = gate.decide(GateConfig(), told, None)
         assert not decision.passed
         assert "cycle_l1_a" in decision.reasons[0]
 
     def test_a_precision_that_nothing_attended_leaves_undefined_is_no_broken_figure(self) -> None:
         told = evaluation()
-        told["metrics"] |= {"attention_precision_a": None, "attention_recall_a": 0.0}
+        told.metrics.update({"attention_precision_a": None, "attention_recall_a": 0.0})
         assert gate.decide(GateConfig(), told, None).passed
-        told["metrics"]["attention_recall_a"] = 0.5
+        told.metrics["attention_recall_a"] = 0.5
         assert not gate.decide(GateConfig(), told, None).passed
 
     def test_no_background_to_keep_is_no_broken_figure(self) -> None:
         """No true masks, and a model without attention (or with a wide one): no pixel counts as background."""
         told = evaluation()
-        told["metrics"] |= {f"background_{key}_a2b": None for key in ("l1", "psnr", "ssim")}
+        told.metrics.update({f"background_{key}_a2b": None for key in ("l1", "psnr", "ssim")})
         assert gate.decide(GateConfig(), told, None).passed
         # images that are not finite have no distances either
-        told["metrics"]["kid_target_a2b"] = None
+        told.metrics["kid_target_a2b"] = None
         assert not gate.decide(GateConfig(), told, None).passed
 
     def test_a_champion_is_beaten_by_more_than_the_margin_and_noise(self) -> None:
@@ -180,7 +175,7 @@ class TestGate:
         policy = GateConfig(maximum_regression={"attention_iou": 0.1})
         told = against(evaluation(kid=0.05), 4, 0.08)
         assert gate.decide(policy, told, {"version": 4}).promoted
-        told["metrics"]["attention_iou_b"] = 0.45
+        told.metrics["attention_iou_b"] = 0.45
         refused = gate.decide(policy, told, {"version": 4})
         assert not refused.promoted
         assert any("attention_iou_b" in reason for reason in refused.reasons)
@@ -192,7 +187,8 @@ class TestGate:
 
     def test_a_metric_of_one_direction_or_where_more_is_better_decides_too(self) -> None:
         told = against(evaluation(kid=0.05), 4, 0.08)
-        told["champion"]["metrics"] |= {"attention_iou_a": 0.5, "attention_iou_b": 0.5, "fid_a2b": 80.0}
+        assert told.champion is not None
+        told.champion.metrics.update({"attention_iou_a": 0.5, "attention_iou_b": 0.5, "fid_a2b": 80.0})
         iou = GateConfig(metric="attention_iou")
         for verdicts, says in (
             ((), "no interval"),
@@ -201,14 +197,15 @@ class TestGate:
             (("better", "better"), "better by more than noise"),
         ):
             each = dict.fromkeys(("attention_iou_a", "attention_iou_b"))
-            told["intervals"] = each | {
+            tested = {
                 name: {"champion": {"verdict": verdict}}
                 for name, verdict in zip(each, verdicts, strict=False)
             }
+            told = told.but(intervals=each | tested)
             decision = gate.decide(iou, told, {"version": 4})
             assert decision.promoted == (set(verdicts) == {"better"} and len(verdicts) == 2)
             assert says in " ".join(decision.reasons)
-        told["intervals"] = {}
+        told = told.but(intervals={})
         assert gate.decide(
             GateConfig(metric="attention_iou", beyond_noise=False), told, {"version": 4}
         ).promoted
@@ -247,17 +244,17 @@ class TestGate:
 
 def test_registering_writes_a_model_folder_that_loads(config: Config, register: Register) -> None:
     told = register(seed=1)
-    assert (told["name"], told["version"]) == ("h2z", 1)
-    assert told["aliases"] == ["challenger", "champion"]
-    model = model_folder.read(told["source"])
+    assert (told.name, told.version) == ("h2z", 1)
+    assert told.aliases == ["challenger", "champion"]
+    model = model_folder.read(told.source)
     assert model.name == "h2z"
     assert model.lineage["data_fingerprint"] == "abc"
     expected = networks.build(METHOD.networks, 1).state_dict()
     assert all((model.weights[key] == value).all() for key, value in expected.items())
     assert storage.read_json(storage.join(config.storage, "runs/h2z-run1/registration.json")) == told
-    card = storage.read_text(storage.join(told["source"], "README.md"))
+    card = storage.read_text(storage.join(told.source, "README.md"))
     assert "| KID to the target × 100 | 5.00" in card
-    assert "pipeline.serve.pyfunc" in storage.read_text(storage.join(told["source"], "MLmodel"))
+    assert "pipeline.serve.pyfunc" in storage.read_text(storage.join(told.source, "MLmodel"))
 
 
 def test_a_run_in_mlflow_can_be_traced_back_to_its_data_code_and_settings(
@@ -267,7 +264,7 @@ def test_a_run_in_mlflow_can_be_traced_back_to_its_data_code_and_settings(
     storage.write_bytes(strip, b"a picture")
     told = register(1)
     client = tracking.client(tracking.tracking_uri(config))
-    run = client.get_run(told["mlflow"]["run_id"])
+    run = client.get_run(told.mlflow.run_id)
     [used] = run.inputs.dataset_inputs
     assert (used.dataset.name, used.dataset.digest) == ("h2z", "abc")
     assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "training")]
@@ -276,10 +273,10 @@ def test_a_run_in_mlflow_can_be_traced_back_to_its_data_code_and_settings(
     assert [item.path for item in client.list_artifacts(run.info.run_id, "samples")] == ["samples/a2b-0.png"]
     local = Path(client.download_artifacts(run.info.run_id, "config.yaml"))
     assert configs.parse(yaml.safe_load(local.read_text())) == config
-    commit = told["lineage"]["code"]["git_commit"]
+    commit = told.lineage["code"]["git_commit"]
     assert run.data.tags.get("mlflow.source.git.commit") == commit
     note = run.data.tags["mlflow.note.content"]
-    for part in ("report.html", told["source"], "abc", "agit reproduce"):
+    for part in ("report.html", told.source, "abc", "agit reproduce"):
         assert part in note
     steps = [point.step for point in client.get_metric_history(run.info.run_id, "losses.cycle_a")]
     assert steps == [10, 20]
@@ -288,7 +285,7 @@ def test_a_run_in_mlflow_can_be_traced_back_to_its_data_code_and_settings(
 def test_mlflow_holds_settings_curves_scores_and_tags(config: Config, register: Register) -> None:
     told = register(seed=1)
     client = tracking.client(tracking.tracking_uri(config))
-    run = client.get_run(told["mlflow"]["run_id"])
+    run = client.get_run(told.mlflow.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["method.stages.switch_at"] == "30"
     assert run.data.metrics["kid_target_a2b"] == 0.05
@@ -298,7 +295,7 @@ def test_mlflow_holds_settings_curves_scores_and_tags(config: Config, register: 
     version = client.get_model_version("h2z", "1")
     assert version.tags["agit.directions"] == "a2b,b2a"
     assert version.tags["agit.code"]
-    assert version.source == told["source"]
+    assert version.source == told.source
     assert not Path("mlruns").exists()
 
 
@@ -306,22 +303,22 @@ def test_a_model_folder_that_is_gone_is_written_again(
     config: Config, register: Register, tmp_path: Path
 ) -> None:
     first = register(seed=1)
-    shutil.rmtree(first["source"])
+    shutil.rmtree(first.source)
     assert register(seed=1) == first
     assert model_folder.read(models.resolve("models:/h2z/1", config)).name == "h2z"
     # in another storage, for a version of its own, which is found again
-    shutil.rmtree(first["source"])
+    shutil.rmtree(first.source)
     shutil.copytree(config.storage, tmp_path / "moved")
     elsewhere = configs.parse({**config.plain(), "storage": str(tmp_path / "moved")})
     second = register(seed=1, settings=elsewhere)
-    assert (second["version"], second["source"]) == (2, f"{tmp_path}/moved/models/h2z/h2z-run1")
-    assert register(seed=1, settings=elsewhere)["version"] == 2
+    assert (second.version, second.source) == (2, f"{tmp_path}/moved/models/h2z/h2z-run1")
+    assert register(seed=1, settings=elsewhere).version == 2
 
 
 def test_a_killed_registration_leaves_nothing_in_the_model(config: Config, register: Register) -> None:
     folder = Path(config.storage) / "models" / "h2z" / "h2z-run1"
     write_and_die(folder / "weights.safetensors")
-    assert register(seed=1)["source"] == str(folder)
+    assert register(seed=1).source == str(folder)
     assert not list(folder.rglob("*.part"))
 
 
@@ -337,7 +334,7 @@ def test_cleaning_removes_the_runs_that_no_version_came_from(config: Config, reg
     make_run(config.storage, "h2z-run2", seed=2)
     clean.remove(clean.find(config, 0, now=time.time() + 7200))
     assert [path.name for path in Path(config.storage, "runs").iterdir()] == ["h2z-run1"]
-    assert model_folder.read(kept["source"]).name == "h2z"
+    assert model_folder.read(kept.source).name == "h2z"
 
 
 def test_a_version_that_was_not_promoted_is_decided_again_when_policy_or_evaluation_change(
@@ -346,15 +343,15 @@ def test_a_version_that_was_not_promoted_is_decided_again_when_policy_or_evaluat
     register(seed=1)
     noise = against(evaluation(kid=0.04), 1, 0.05, "noise")
     refused = register(seed=2, told=noise)
-    assert refused["aliases"] == ["challenger"]
+    assert refused.aliases == ["challenger"]
     assert register(seed=2, told=noise) == refused
     register(seed=3, told=against(evaluation(kid=0.06), 1, 0.05, "worse"))
     assert len(models.history(config)["events"]) == 3
 
     # other figures, still refused: the newest challenger stays the challenger
     again = register(seed=2, told=against(evaluation(kid=0.045), 1, 0.05, "noise"))
-    assert (again["version"], again["aliases"], again["decision"]["promoted"]) == (2, [], False)
-    assert "0.0450 against 0.0500" in again["decision"]["reasons"][0]
+    assert (again.version, again.aliases, again.decision.promoted) == (2, [], False)
+    assert "0.0450 against 0.0500" in again.decision.reasons[0]
     assert models.history(config)["versions"][1]["metrics"]["kid_mean"] == 0.045
 
     gate_policy = {"register": {"gate": {"beyond_noise": False}}}
@@ -364,7 +361,7 @@ def test_a_version_that_was_not_promoted_is_decided_again_when_policy_or_evaluat
         with pytest.raises(KeyboardInterrupt):
             register(seed=2, told=noise, settings=easier)
     for settings in (easier, easier, config):  # once promoted, no other policy is asked
-        assert register(seed=2, told=noise, settings=settings)["aliases"] == ["champion"]
+        assert register(seed=2, told=noise, settings=settings).aliases == ["champion"]
     events = models.history(config)["events"]
     assert [(e["version"], e["champion"]) for e in events] == [(1, 1), (2, 1), (3, 1), (2, 1), (2, 2)]
     assert [e["policy"]["beyond_noise"] for e in events] == [True] * 4 + [False]
@@ -386,9 +383,9 @@ def test_a_challenger_that_fails_under_a_stricter_policy_is_challenger_no_more(
 ) -> None:
     register(seed=1)
     told = against(evaluation(kid=0.06), 1, 0.05, "worse")
-    assert register(seed=2, told=told)["aliases"] == ["challenger"]
+    assert register(seed=2, told=told).aliases == ["challenger"]
     stricter = configs.parse({**config.plain(), "register": {"gate": {"maximum_coverage": 0.2}}})
-    assert register(seed=2, told=told, settings=stricter)["aliases"] == []
+    assert register(seed=2, told=told, settings=stricter).aliases == []
 
 
 def test_the_champions_weights_trained_again_are_told_as_such_and_not_scored_again(
@@ -397,17 +394,15 @@ def test_the_champions_weights_trained_again_are_told_as_such_and_not_scored_aga
     register(seed=1)
     champion = models.champion(config)
     assert champion is not None
-    told = evaluation() | {"model": {"weights_sha256": champion["weights_sha256"]}}
+    told = evaluation().but(model=ScoredModel(weights_sha256=champion["weights_sha256"]))
     twin = make_run(config.storage, "h2z-twin", 1)
     second = registration.register(config, twin, told)
-    assert (second["version"], second["aliases"]) == (2, ["challenger"])
-    assert second["decision"]["reasons"] == [
-        "it has the weights of the champion, version 1: nothing to promote"
-    ]
+    assert (second.version, second.aliases) == (2, ["challenger"])
+    assert second.decision.reasons == ["it has the weights of the champion, version 1: nothing to promote"]
     assert registration.register(config, twin, told) == second
     run = Run("h2z-twin", twin, Result(steps=1, checkpoint=""))
     assert tasks._compared(config, run, told)
-    assert not tasks._compared(config, run, evaluation() | {"model": {"weights_sha256": "another"}})
+    assert not tasks._compared(config, run, evaluation().but(model=ScoredModel(weights_sha256="another")))
 
 
 def test_an_interrupted_registration_is_finished_by_the_next_call(
@@ -424,8 +419,8 @@ def test_an_interrupted_registration_is_finished_by_the_next_call(
             register(seed=1)
     assert models.champion(config) is None
     told = register(seed=1)
-    assert told["version"] == 1
-    assert told["aliases"] == ["challenger", "champion"]
+    assert told.version == 1
+    assert told.aliases == ["challenger", "champion"]
     assert [e["action"] for e in models.history(config)["events"]] == ["gate"]
 
 
@@ -441,8 +436,8 @@ def test_a_decision_against_a_champion_that_is_gone_is_taken_again(
     register(seed=3, told=evaluation(kid=0.3))
     models.promote(config, 3, "looks better")
     told = register(seed=2, told=better)
-    assert (told["version"], told["decision"]["promoted"]) == (2, False)
-    assert "not compared with the current champion, version 3" in told["decision"]["reasons"][0]
+    assert (told.version, told.decision.promoted) == (2, False)
+    assert "not compared with the current champion, version 3" in told.decision.reasons[0]
     assert models.champion(config)["version"] == 3  # type: ignore[index]
     assert [(e["action"], e["version"]) for e in models.history(config)["events"]][-2:] == [
         ("promote", 3),
@@ -456,11 +451,11 @@ def _interrupt(*_: Any, **__: Any) -> None:
 
 def test_a_refused_model_is_registered_without_aliases(config: Config, register: Register) -> None:
     told = register(seed=1, told=evaluation(kid=0.3))
-    assert told["aliases"] == []
-    assert told["decision"]["promoted"] is False
+    assert told.aliases == []
+    assert told.decision.promoted is False
     assert models.champion(config) is None
     second = register(seed=2)
-    assert second["aliases"] == ["challenger", "champion"]
+    assert second.aliases == ["challenger", "champion"]
 
 
 def test_a_champion_that_another_registration_makes_meanwhile_is_not_replaced_unmeasured(
@@ -469,7 +464,7 @@ def test_a_champion_that_another_registration_makes_meanwhile_is_not_replaced_un
     register(seed=1)
     decide, others = gate.decide, [evaluation(kid=0.01)]
 
-    def while_another_registers(*judged: Any) -> gate.Decision:
+    def while_another_registers(*judged: Any) -> GateDecision:
         told = decide(*judged)
         if others:  # between this one's decision and what comes of it
             register(seed=2, told=against(others.pop(), 1, 0.05))
@@ -480,8 +475,8 @@ def test_a_champion_that_another_registration_makes_meanwhile_is_not_replaced_un
     champion = models.champion(config)
     assert champion is not None
     assert champion["metrics"]["kid_mean"] == 0.01
-    assert later["aliases"] == ["challenger"]
-    assert "was not compared with the current champion" in later["decision"]["reasons"][0]
+    assert later.aliases == ["challenger"]
+    assert "was not compared with the current champion" in later.decision.reasons[0]
 
 
 def test_a_promotion_that_failed_is_nothing_to_roll_back_to(
@@ -505,11 +500,11 @@ def test_promotion_refusal_and_rollback_with_their_audit(config: Config, registe
     register(seed=1)
     register(seed=2, told=against(evaluation(kid=0.049), 1, 0.05, "noise"))
     third = register(seed=3, told=against(evaluation(kid=0.02), 1, 0.05))
-    assert third["aliases"] == ["challenger", "champion"]
+    assert third.aliases == ["challenger", "champion"]
 
     found = models.champion(config)
     assert found is not None
-    assert (found["version"], found["uri"]) == (3, third["source"])
+    assert (found["version"], found["uri"]) == (3, third.source)
     with pytest.raises(BadInput, match="is already the champion"):
         models.promote(config, 3, "again")
     with pytest.raises(BadInput, match="needs a reason"):
@@ -565,7 +560,7 @@ def test_events_of_an_earlier_release_are_read(config: Config, register: Registe
 
 
 def test_resolving_model_uris(config: Config, register: Register) -> None:
-    source = register(seed=1)["source"]
+    source = register(seed=1).source
     assert models.resolve("models:/h2z@challenger", config) == source
     assert models.resolve("models:/h2z/1", config) == source
     assert models.resolve("some/folder", config) == "some/folder"
@@ -584,7 +579,7 @@ def test_the_entry_point_resolves_without_a_configuration(
 ) -> None:
     told = register(seed=1)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri(config))
-    assert model_folder.read("models:/h2z@champion").digest == model_folder.read(told["source"]).digest
+    assert model_folder.read("models:/h2z@champion").digest == model_folder.read(told.source).digest
 
 
 def test_without_a_registry_nothing_is_created(bare_config: Config) -> None:
@@ -619,14 +614,14 @@ def test_no_password_reaches_the_registry(config: Config, register: Register) ->
     database = Path(config.storage) / "mlflow.db"
     assert b"hunter2" not in database.read_bytes()
     assert b"example.org/set.zip" in database.read_bytes()
-    assert told["version"] == 1
+    assert told.version == 1
 
 
 def test_storage_in_s3_keeps_models_and_audit_there(config: Config, register: Register, s3: S3Server) -> None:
     remote = configs.parse({**config.plain(), "storage": f"{s3.uri}/prefix"})
     shutil.copytree(config.storage, ".agit")
     told = register(seed=1, settings=remote)
-    assert told["source"] == f"{s3.uri}/prefix/models/h2z/h2z-run1"
+    assert told.source == f"{s3.uri}/prefix/models/h2z/h2z-run1"
     assert model_folder.read(models.resolve("models:/h2z@champion", remote)).name == "h2z"
     assert len(storage.list_(f"{s3.uri}/prefix/models/h2z/audit")) == 1
     assert Path(".agit/mlflow.db").is_file()
@@ -674,7 +669,7 @@ def test_a_job_is_told_the_folder_of_the_weights_it_starts_from(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     spec = specs.spec_of(config, "data/x", "h2z-run2")
-    assert spec.config["train"]["start_from"] == told["source"]
+    assert spec.config["train"]["start_from"] == told.source
     lost = config.train.model_copy(update={"start_from": "models:/h2z/7"})
     with pytest.raises(BadInput, match="7"):
         specs.spec_of(config.model_copy(update={"train": lost}), "data/x", "h2z-run2")

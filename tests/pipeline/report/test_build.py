@@ -19,6 +19,7 @@ from pipeline import records, storage
 from pipeline.config_reader import load
 from pipeline.metrics import format as report_scores
 from pipeline.metrics import table
+from pipeline.records import Progress, Registration
 from pipeline.redact import redact
 from pipeline.registry import audit
 from pipeline.report import build, charts, published, tiles
@@ -353,7 +354,8 @@ def scores(verdicts: dict[str, str]) -> report_scores.Scores:
     ],
 )
 def test_verdicts(verdicts: dict[str, str], registration: dict[str, Any] | None, sentence: str) -> None:
-    run = Run("runs/x", None, registration=registration)
+    known = registration and Registration(name="demo", version=1, source="m", **registration)
+    run = Run("runs/x", None, registration=known or None)
     assert report_verdict.headline(run, scores(verdicts))["sentence"] == sentence
 
 
@@ -374,7 +376,7 @@ def test_a_yardstick_that_disagrees_is_named_at_the_top(verdict: str, said: str)
 
 
 def test_a_failed_training_is_named() -> None:
-    progress = {"state": "failed", "step": 40, "total_steps": 600}
+    progress = Progress(state="failed", time=0.0, step=40, total_steps=600)
     said = report_verdict.headline(Run("runs/x", None, progress=progress), scores({}))["sentence"]
     assert said == "The training failed: step 40 of 600."
 

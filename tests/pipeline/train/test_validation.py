@@ -128,13 +128,13 @@ def test_the_best_one_is_evaluated_and_registered(
     config = validating(Path(run_uri).parents[1], best_by=BEST_BY)
     digest = weights_digest(model_folder.read(result.model))
     evaluation = evaluate(config, run_uri, data)
-    assert evaluation["model"] == {"uri": result.model, "weights_sha256": digest}
+    assert evaluation.model.plain() == {"uri": result.model, "weights_sha256": digest}
     manifest = storage.read_json(storage.join(data, "manifest.json"))
     run = records.Run(result.run_id or "", run_uri, result)
     origin = lineage.of(config, records.Data(data, manifest, True), run)
     assert (origin["checkpoint"], origin["steps"]) == (result.model, result.model_step)
     registered = register(config, run_uri, evaluation, origin)
-    assert weights_digest(model_folder.read(registered["source"])) == digest
+    assert weights_digest(model_folder.read(registered.source)) == digest
     assert weights_digest(model_folder.read(result.checkpoint)) != digest
     assert tasks._evaluation_key(config, manifest, result) != tasks._evaluation_key(
         config, manifest, result.model_copy(update={"model_checkpoint": None})
