@@ -13,7 +13,7 @@ from pipeline.config import Config
 from pipeline.data.prepare.stage import prepare
 from pipeline.evaluate.scoring import evaluate
 from pipeline.records import Evaluation
-from tests.pipeline.evaluate.tiny_models import METHOD, _run, _tree
+from tests.pipeline.evaluate.tiny_models import METHOD, settings_tree, write_run
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def config(root: Path) -> Config:
-    return configs.parse(_tree(root))
+    return configs.parse(settings_tree(root))
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def data_uri(config: Config) -> str:
 
 @pytest.fixture(scope="module")
 def run_uri(config: Config) -> str:
-    return _run(config, "tiny-first", networks.build(METHOD.networks, seed=1))
+    return write_run(config, "tiny-first", networks.build(METHOD.networks, seed=1))
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from pipeline.records import RESULT, Data, Run
 from pipeline.registry import gate, tracking
 from pipeline.registry.registration import register
 from pipeline.report.build import build
-from tests.pipeline.evaluate import test_scoring as scoring
+from tests.pipeline.evaluate import tiny_models
 
 pytestmark = pytest.mark.usefixtures("small_inception")
 
@@ -49,11 +49,12 @@ def test_a_metric_added_by_one_entry_is_found_everywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = configs.parse(
-        scoring._tree(tmp_path) | {"register": {"tracking_uri": f"sqlite:///{tmp_path}/mlflow.db"}}
+        tiny_models.settings_tree(tmp_path)
+        | {"register": {"tracking_uri": f"sqlite:///{tmp_path}/mlflow.db"}}
     )
     prepared = prepare(settings)
     data = Data(prepared.uri, prepared.manifest, reused=True)
-    uri = scoring._run(settings, "tiny-new", networks.build(scoring.METHOD.networks, seed=1))
+    uri = tiny_models.write_run(settings, "tiny-new", networks.build(tiny_models.METHOD.networks, seed=1))
     run = Run("tiny-new", uri, RESULT.read(uri))  # type: ignore[arg-type]
     before = tasks.evaluate(settings, data, run)
     assert tasks.evaluate(settings, data, run) == before

@@ -11,7 +11,7 @@ from pipeline import storage
 from pipeline.data.prepare.stage import prepare
 from pipeline.evaluate import scored_images
 from pipeline.evaluate.scoring import evaluate
-from tests.pipeline.evaluate.tiny_models import SIDE, _attending, _run, _tree
+from tests.pipeline.evaluate.tiny_models import SIDE, attending, settings_tree, write_run
 
 pytestmark = pytest.mark.usefixtures("small_inception")
 
@@ -36,7 +36,7 @@ def test_masks_of_the_training_split_are_used_where_the_test_split_has_none(
     root: Path, tmp_path: Path
 ) -> None:
     """The layout of horse2zebra: photographs, masks for training images only, one of them empty."""
-    tree = _tree(tmp_path)
+    tree = settings_tree(tmp_path)
     tree["data"] |= {"source": _photos(tmp_path / "photos", {"trainA": 4, "trainB": 4})}
     settings = configs.parse(tree)
     uri = prepare(settings).uri
@@ -49,7 +49,7 @@ def test_masks_of_the_training_split_are_used_where_the_test_split_has_none(
     assert sorted(batch.masks.flatten(1).float().mean(1).tolist()) == pytest.approx(
         [0, 0.5, 0.5, 0.5], abs=0.05
     )
-    evaluation = evaluate(settings, _run(settings, "photos", _attending(0.999)), uri)
+    evaluation = evaluate(settings, write_run(settings, "photos", attending(0.999)), uri)
     metrics, counts = evaluation.metrics, evaluation.counts
     assert metrics["attention_iou_a"] == pytest.approx(0.5, abs=0.02)
     assert (counts["masks_trainA"], counts["masks_empty_trainA"], counts["masks_trainB"]) == (4, 1, 3)
@@ -70,7 +70,7 @@ def test_masks_of_the_training_split_are_used_where_the_test_split_has_none(
 def test_an_image_without_a_mask_is_not_all_background(
     masks: dict[str, int], split: str, count: int, tmp_path: Path
 ) -> None:
-    tree = _tree(tmp_path)
+    tree = settings_tree(tmp_path)
     tree["data"] |= {"source": _photos(tmp_path / "photos", masks)}
     settings = configs.parse(tree)
     made = prepare(settings)

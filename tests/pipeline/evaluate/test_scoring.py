@@ -29,7 +29,7 @@ from pipeline.evaluate.scoring import evaluate, figures
 from pipeline.records import Evaluation
 from pipeline.registry.registration import register
 from tests.pipeline import features
-from tests.pipeline.evaluate.tiny_models import IMAGES, METHOD, SIDE, _attending, _run, _tree
+from tests.pipeline.evaluate.tiny_models import IMAGES, METHOD, SIDE, attending, settings_tree, write_run
 
 pytestmark = pytest.mark.usefixtures("small_inception")
 
@@ -42,8 +42,8 @@ def test_all_figures_of_the_contract_are_there_and_finite(first: tuple[Evaluatio
 
 def test_inception_scores_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inceptions, "load", features.REAL_LOAD)
-    config = configs.parse(_tree(tmp_path))
-    uri = _run(config, "tiny-real", networks.build(METHOD.networks, seed=1))
+    config = configs.parse(settings_tree(tmp_path))
+    uri = write_run(config, "tiny-real", networks.build(METHOD.networks, seed=1))
     evaluation = evaluate(config, uri, prepare(config).uri)
     _expect_all_figures(evaluation)
     assert evaluation.inception["sha256"] == inceptions.SHA256
@@ -123,7 +123,7 @@ def test_images_have_scores_and_the_extremes_have_pictures(
 
 def test_a_model_that_changes_nothing_scores_like_doing_nothing(config: Config, data_uri: str) -> None:
     """An attention of zero makes Eq 1 the identity: every figure must be that of the baseline."""
-    evaluation = evaluate(config, _run(config, "tiny-idle", _attending(1e-7)), data_uri)
+    evaluation = evaluate(config, write_run(config, "tiny-idle", attending(1e-7)), data_uri)
     metrics, baseline = evaluation.metrics, evaluation.baseline
     for name in ("kid_target_a2b", "kid_source_b2a", "fid_a2b", "fid_b2a"):
         assert metrics[name] == pytest.approx(baseline[name], abs=1e-3)
@@ -139,7 +139,7 @@ def test_a_model_that_changes_nothing_scores_like_doing_nothing(config: Config, 
 
 
 def test_a_mask_of_ones_has_the_trivial_iou(config: Config, data_uri: str) -> None:
-    metrics = evaluate(config, _run(config, "tiny-all", _attending(0.999)), data_uri).metrics
+    metrics = evaluate(config, write_run(config, "tiny-all", attending(0.999)), data_uri).metrics
     assert metrics["attention_iou_a"] == pytest.approx(metrics["attention_iou_everywhere_a"])
     assert 0 < metrics["attention_iou_a"] < 0.6
     assert metrics["attention_recall_b"] == 1.0
@@ -199,7 +199,7 @@ def test_the_champion_stands_beside_the_next_model(
     config: Config, first: tuple[Evaluation, Any], run_uri: str, data_uri: str, root: Path
 ) -> None:
     """Registers the first as champion (with an open gate) and evaluates both against it."""
-    tree = _tree(root)
+    tree = settings_tree(root)
     tree["register"] = {
         "gate": {"better_than_nothing": False, "better_than_blob": False},
         "tracking_uri": f"sqlite:///{root}/champion.db",
@@ -208,7 +208,7 @@ def test_the_champion_stands_beside_the_next_model(
     assert register(settings, run_uri, first[0]).aliases == ["challenger", "champion"]
     itself = evaluate(settings, run_uri, data_uri)
     assert itself.champion is None
-    other_uri = _run(config, "tiny-second", _attending(1e-7))
+    other_uri = write_run(config, "tiny-second", attending(1e-7))
     other = evaluate(settings, other_uri, data_uri)
     assert other.champion.version == 1
     alone = {k: v for k, v in first[0].metrics.items() if not k.startswith("do_nothing_")}
@@ -231,7 +231,7 @@ def test_a_model_without_attention_has_no_attention_figures(config: Config, data
         )
     )
     net = networks.build(method.networks, seed=2)
-    evaluation = evaluate(config, _run(config, "tiny-plain", net, method), data_uri)
+    evaluation = evaluate(config, write_run(config, "tiny-plain", net, method), data_uri)
     assert not [name for name in evaluation.metrics if "attention" in name]
     assert evaluation.metrics["background_l1_a2b"] > 0
     assert "attention" not in evaluation.protocol
@@ -241,7 +241,7 @@ def test_a_model_that_is_not_finite_is_not_scored(config: Config, data_uri: str)
     net = networks.build(METHOD.networks, seed=3)
     nn.init.constant_(next(net.generator_ab.parameters()), torch.nan)
     with pytest.raises(BadInput, match=r"are not finite \(generator_ab"):
-        evaluate(config, _run(config, "tiny-diverged", net), data_uri)
+        evaluate(config, write_run(config, "tiny-diverged", net), data_uri)
 
 
 def test_a_broken_model_has_no_figures_and_says_so(config: Config, data_uri: str) -> None:
@@ -249,7 +249,7 @@ def test_a_broken_model_has_no_figures_and_says_so(config: Config, data_uri: str
     net = networks.build(METHOD.networks, seed=3)
     for parameter in net.generator_ab.parameters():
         nn.init.constant_(parameter, 3e38)
-    evaluation = evaluate(config, _run(config, "tiny-broken", net), data_uri)
+    evaluation = evaluate(config, write_run(config, "tiny-broken", net), data_uri)
     assert evaluation.metrics["kid_target_a2b"] is None
     assert evaluation.metrics["background_l1_a2b"] is None
     assert evaluation.metrics["kid_mean"] is None
@@ -268,7 +268,7 @@ def test_bad_calls_are_told_before_any_work(
     storage.write_json(str(tmp_path / "runs" / "spec.json"), {})
     with pytest.raises(BadInput, match="is not finished"):
         evaluate(config, str(tmp_path / "runs"), data_uri)
-    tree = _tree(root)
+    tree = settings_tree(root)
     tree["evaluate"]["inception"] = str(tmp_path / "absent.pt")
     with pytest.raises(BadInput, match="no Inception file at"):
         evaluate(configs.parse(tree), run_uri, data_uri)

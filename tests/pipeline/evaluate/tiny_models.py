@@ -13,6 +13,7 @@ from agit_core.checkpoint import Snapshot
 from agit_core.config import MethodConfig, NetworkConfig
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.records import RESULT, Result
 
 SIDE = 32
 IMAGES = 8
@@ -21,7 +22,8 @@ METHOD = MethodConfig(
 )
 
 
-def _tree(root: Path) -> dict[str, Any]:
+def settings_tree(root: Path) -> dict[str, Any]:
+    """A configuration of generated images, as a tree."""
     return {
         "name": "tiny",
         "storage": str(root / "state"),
@@ -36,18 +38,18 @@ def _tree(root: Path) -> dict[str, Any]:
     }
 
 
-def _run(config: Config, run_id: str, net: nn.Module, method: MethodConfig = METHOD) -> str:
+def write_run(config: Config, run_id: str, net: nn.Module, method: MethodConfig = METHOD) -> str:
+    """Write a finished run with these networks; return its URI."""
     uri = storage.join(config.storage, "runs", run_id)
     folder = storage.local_path(storage.join(uri, "checkpoint"))
     info = {"step": 1, "epoch": 0, "stage": "full", "image_size": SIDE}
     info["method"] = saved_method.to_dict(method)
     checkpoint.write(folder, Snapshot(info, net.state_dict(), {}, {}, {}))
-    result = {"run_id": run_id, "steps": 1, "checkpoint": str(folder)}
-    storage.write_json(storage.join(uri, "result.json"), result)
+    RESULT.write(uri, Result(run_id=run_id, steps=1, checkpoint=str(folder)))
     return uri
 
 
-def _attending(value: float, seed: int = 1) -> nn.Module:
+def attending(value: float, seed: int = 1) -> nn.Module:
     """Networks whose attention is the same everywhere, and near ``value``."""
     net = networks.build(METHOD.networks, seed)
     for attention in (net.attention_a, net.attention_b):

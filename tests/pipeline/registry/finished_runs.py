@@ -10,7 +10,7 @@ from agit_core import checkpoint, networks, saved_method
 from agit_core.checkpoint import Snapshot
 from agit_core.config import MethodConfig, NetworkConfig
 from pipeline import storage
-from pipeline.records import Evaluation, Registration, Rival
+from pipeline.records import RESULT, Evaluation, Registration, Result, Rival
 
 METHOD = MethodConfig(
     networks=NetworkConfig(generator_width=4, generator_blocks=1, attention_width=4, discriminator_width=4)
@@ -54,7 +54,5 @@ def make_run(storage_uri: str, run_id: str, seed: int) -> str:
     storage.upload_folder(local, target)
     rows = '{"step": 10, "losses": {"cycle_a": 2.0}, "epoch": 0}\n{"step": 20, "losses": {"cycle_a": 1.0}}\n'
     storage.write_text(storage.join(uri, "metrics", "00000020.jsonl"), rows)
-    storage.write_json(
-        storage.join(uri, "result.json"), {"run_id": run_id, "steps": 20, "checkpoint": target}
-    )
+    RESULT.write(uri, Result(run_id=run_id, steps=20, checkpoint=target))
     return uri
