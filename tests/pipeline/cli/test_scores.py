@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import config_reader, storage, tasks
+from pipeline import config_reader, tasks
 from pipeline.cli import scores
 from pipeline.metrics import table
-from pipeline.records import Data, Evaluation, Result, Run
+from pipeline.records import REGISTRATION, Data, Evaluation, Registration, Result, Rival, Run
 from pipeline.registry import models
 from tests.pipeline.command import tiny_config
 
@@ -77,10 +77,10 @@ def test_scores_are_made_again_for_another_champion(tmp_path: Path, monkeypatch:
     data = Data("nowhere", {"fingerprint": "f"}, True)
     made: list[str] = []
 
-    def stage(*_: Any) -> dict[str, Any]:
+    def stage(*_: Any) -> Evaluation:
         made.append("")
         champion = models.champion(settings)
-        return {"metrics": {}, "champion": champion and {"version": champion["version"]}}
+        return Evaluation(metrics={}, champion=Rival(version=champion["version"]) if champion else None)
 
     monkeypatch.setattr("pipeline.evaluate.scoring.evaluate", stage)
     monkeypatch.setattr("pipeline.train.damage.damage", lambda folder: None)
@@ -91,8 +91,5 @@ def test_scores_are_made_again_for_another_champion(tmp_path: Path, monkeypatch:
         return len(made)
 
     assert [evaluations_with(champion) for champion in (None, None, 1, 1, 2, 2)] == [1, 1, 2, 2, 3, 3]
-    storage.write_json(
-        storage.join(run.uri, "registration.json"),
-        {"name": "tiny", "version": 4, "source": "x", "aliases": []},
-    )
+    REGISTRATION.write(run.uri, Registration(name="tiny", version=4, source="x"))
     assert evaluations_with(4) == 3
