@@ -217,7 +217,7 @@ def locate(config: Config, data: Data) -> tuple[str, str]:
 def train(config: Config, data: Data, start: str | None = None) -> Run:
     """Train, resume, or reuse a finished training.
 
-    A finished one whose model is damaged, before it was registered, goes on from the newest whole checkpoint.
+    A finished one whose model is damaged, before it was registered, resumes from the newest intact checkpoint.
 
     Args:
         start: folder of the initial weights, if ``train.start_from`` no longer refers to it.
@@ -236,16 +236,16 @@ def train(config: Config, data: Data, start: str | None = None) -> Run:
         if done is not None and (reason := damage(done.model)) and not _registered(uri):
             events.record(uri, "checkpoint_damaged", f"the checkpoint of its model is damaged ({reason})")
             mark(done.model, reason)
-            storage.remove(RESULT.uri(uri))  # the job goes on from the newest whole one
+            storage.remove(RESULT.uri(uri))  # the job resumes from the newest intact one
             done = None
         if done is None:
             with reporting(config, name, uri) as report:
 
-                def told(event: dict[str, Any]) -> None:
+                def show(event: dict[str, Any]) -> None:
                     stage(event)
                     report(event)
 
-                done = run_stage(config, data.uri, told, start).result
+                done = run_stage(config, data.uri, show, start).result
             stage.message = f"{done.steps} steps, run {name}"
         else:
             stage.reuse(f"finished training {name} ({done.steps} steps)")

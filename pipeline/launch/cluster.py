@@ -38,8 +38,9 @@ PYTHON = (
     " | sed -n 's/^RAY_RAYLET_PID=//p')/cmdline 2>/dev/null"
     " | sed -n 's/^--python_worker_command=\\([^ ]*\\) .*/\\1/p' | grep . || echo python)"
 )
-"""The interpreter with which the head starts its workers, in the shell that Ray's job supervisor, itself one, starts;
-else the first on the PATH: another one where Ray was started from a virtual environment that is not active."""
+"""Shell command for the interpreter of the head's workers (Ray's job supervisor, which runs this, is one of them).
+
+The first on the PATH is only the fallback: it is another one if Ray was started from an inactive environment."""
 _TAIL_LINES = 200
 _NOT_FOUND = 127
 """A shell's exit status where there is no such program."""
@@ -163,7 +164,7 @@ class ClusterJob:
         if self._status == JobStatus.SUCCEEDED:
             return None
         if self._status == JobStatus.STOPPED:
-            raise RunFailed(f"job {self.submission_id} was stopped; the same command goes on with the run")
+            raise RunFailed(f"job {self.submission_id} was stopped; the same command resumes the run")
         with contextlib.suppress(Exception):
             # Ray's message begins with what it always says, and ends with the job's last lines
             message = self._client.get_job_info(self.submission_id).message
@@ -209,7 +210,7 @@ class ClusterJob:
                 if time.monotonic() >= until:
                     raise RunFailed(
                         f"the Ray cluster of job {self.submission_id} does not answer any more "
-                        f"({_shortened(error, 200)}); the same command goes on with the run"
+                        f"({_shortened(error, 200)}); the same command resumes the run"
                     ) from None
                 time.sleep(2)
 

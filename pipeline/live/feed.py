@@ -1,4 +1,4 @@
-"""Hands a run's rows and sample pictures to the places that show them, each from a thread of its own."""
+"""Pass a run's rows and sample pictures to the displays (MLflow, TensorBoard, wandb), each from its own thread."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ class Feed:
                 pause = 10 * PAUSE_SECONDS
                 if not self._warned:
                     self._warned = True
-                    told = redact(" ".join(str(error).split()))[:300]
-                    log.warning("%s cannot be told yet how the training goes: %s", self._sink.name, told)
+                    reason = redact(" ".join(str(error).split()))[:300]
+                    log.warning("%s cannot show the training yet: %s", self._sink.name, reason)
             if ended is not None:
                 return
 

@@ -54,7 +54,7 @@ def _yardstick(scores: Scores, judged: Mapping[str, Judgement]) -> list[str]:
     how = "worse than doing nothing" if mean.tone == "bad" else "no different from doing nothing"
     return [
         "Judged by KID to the target. "
-        f"On the mean of target and source it is {how}, which has a head start there: it is its own source."
+        f"On the mean of target and source it is {how}, which has a head start there: it returns the source itself."
     ]
 
 

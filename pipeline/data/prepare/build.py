@@ -127,7 +127,7 @@ def _read_anywhere(work: _Work) -> bool:
 
 
 def _write_shard(work: _Work) -> Done:
-    """A whole shard, without its plan, which whoever asked for it has."""
+    """Write a whole shard; return it without its entries, which the caller has."""
     with tempfile.TemporaryDirectory(prefix="agit-shards-") as folder:
         for entries in work.portions():
             work.add(Path(folder), encode(Task(entries, work.policy, True)))

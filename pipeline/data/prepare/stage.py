@@ -225,8 +225,8 @@ def _check_quarantined(config: DataConfig, made: dict[str, Any]) -> None:
     """Apply the current limit to a stored data set, which may have been made with a higher one; keep its files."""
     rejected = [
         (split, entry)
-        for split, told in made["splits"].items()
-        for entry in told["quarantined"]
+        for split, section in made["splits"].items()
+        for entry in section["quarantined"]
         if not entry["reason"].startswith(duplicates.COPY_OF)
     ]
     total = made["totals"]["files_in"]

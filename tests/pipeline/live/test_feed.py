@@ -178,7 +178,7 @@ def test_a_server_that_is_away_costs_a_gap_that_is_filled(
     tracking.client.cache_clear()
     with reporting(config, RUN, job.uri) as report:
         report({"rows": [row(10)]})
-        wait_for(lambda: "cannot be told yet how the training goes" in caplog.text, "the warning")
+        wait_for(lambda: "cannot show the training yet" in caplog.text, "the warning")
         began = time.perf_counter()
         job.rows(10, 20)
         report({"rows": [row(30)]})
@@ -186,7 +186,7 @@ def test_a_server_that_is_away_costs_a_gap_that_is_filled(
         (tmp_path / "later").unlink()
         wait_for(lambda: (tmp_path / "later" / "mlflow.db").exists(), "another try")
     assert [step for step, _ in curve(config, "losses.cycle_a")] == [10, 20, 30]
-    assert caplog.text.count("cannot be told yet") == 1
+    assert caplog.text.count("cannot show the training yet") == 1
 
 
 def test_tensorboard_reads_the_files(settings: Callable[..., Config], job: Job, tmp_path: Path) -> None:

@@ -40,10 +40,10 @@ def test_the_sliders_move_the_pictures(browser: Browser, built: Path, screenshot
     checkpoint = page.get_by_label("Checkpoint")
     source = page.locator("[data-tile=translated]").get_attribute("src")
     last, masked = pixels(page, compare), pixels(page, attention)
-    assert page.locator("#checkpoint-said").inner_text() == "step 600 of 600, attention frozen"
+    assert page.locator("#checkpoint-value").inner_text() == "step 600 of 600, attention frozen"
     checkpoint.focus()
     page.keyboard.press("Home")
-    assert page.locator("#checkpoint-said").inner_text() == "step 100 of 600, attention learning"
+    assert page.locator("#checkpoint-value").inner_text() == "step 100 of 600, attention learning"
     assert page.locator("[data-tile=translated]").get_attribute("src") != source
     assert moved(last, pixels(page, compare)) > 3
     assert moved(masked, pixels(page, attention)) > 3
@@ -55,7 +55,7 @@ def test_the_sliders_move_the_pictures(browser: Browser, built: Path, screenshot
     page.keyboard.press("Home")
     bare = pixels(page, attention)
     page.keyboard.press("End")
-    assert page.locator("#opacity-said").inner_text() == "100 %"
+    assert page.locator("#opacity-value").inner_text() == "100 %"
     assert moved(bare, pixels(page, attention)) > 10
 
     # the divider: all after, all before, and by dragging
@@ -89,14 +89,14 @@ def test_the_sliders_move_the_pictures(browser: Browser, built: Path, screenshot
     page.clock.pause_at(1000)
     page.get_by_role("button", name="Play").click()
     for step in (100, 200, 300):
-        assert page.locator("#checkpoint-said").inner_text() == f"step {step} of 600, attention learning"
+        assert page.locator("#checkpoint-value").inner_text() == f"step {step} of 600, attention learning"
         page.clock.run_for(PLAY_MS)
     page.get_by_role("button", name="Pause").click()
     page.clock.run_for(2 * PLAY_MS)
-    assert page.locator("#checkpoint-said").inner_text() == "step 400 of 600, attention frozen"
+    assert page.locator("#checkpoint-value").inner_text() == "step 400 of 600, attention frozen"
     page.get_by_role("button", name="Play").click()
     page.clock.run_for(9 * PLAY_MS)
-    assert page.locator("#checkpoint-said").inner_text() == "step 600 of 600, attention frozen"
+    assert page.locator("#checkpoint-value").inner_text() == "step 600 of 600, attention frozen"
     assert page.locator("#play").inner_text() == "Play"
 
 
