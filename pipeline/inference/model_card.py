@@ -149,7 +149,7 @@ class _Scores:
                 tested = (self._mine.intervals.get(key) or {}).get("do_nothing") or {}
                 if tested.get("verdict") == "noise":
                     sentences.append(
-                        f"{label}: by {how} it is no different from leaving the images as they are."
+                        f"{label}: by {how} it cannot be distinguished from leaving the images as they are."
                     )
                 elif mine and nothing and mine.value >= nothing.value:
                     sentences.append(f"{label}: by {how} it is worse than leaving the images as they are.")

@@ -73,7 +73,7 @@ def test_it_says_what_a_user_must_know(model: Model) -> None:
         "10 subsets of 50 images",
         "It was trained for 200 steps only",
         "horse → zebra &lt;b>\\|: by the mean of both KIDs it is worse than leaving the images",
-        "zebra &lt;b>\\| → horse: by KID to the target it cannot be told from leaving",
+        "zebra &lt;b>\\| → horse: by KID to the target it cannot be distinguished from leaving",
         "horse → zebra &lt;b>\\|: its attention finds the object no better than a fixed blob in the middle",
         "zebra &lt;b>\\| → horse: its attention finds the object no better than a mask of ones",
         "| code | 0123abcd |",
