@@ -89,13 +89,18 @@ def history(config: Config) -> dict[str, Any]:
             }
         )
     rows.sort(key=lambda row: row["version"], reverse=True)
-    return {"name": name, "versions": rows, "events": events(config)}
+    return {
+        "name": name,
+        "versions": rows,
+        "events": audit.events(config.storage, name, versions.runs(found)),
+    }
 
 
 def events(config: Config) -> list[dict[str, Any]]:
     """The audit trail of the model's versions in this registry, oldest first."""
     name = model_name(config)
-    return audit.events(config.storage, name, versions.runs(tracking_uri(config), name))
+    found = versions.versions(tracking_uri(config), name)
+    return audit.events(config.storage, name, versions.runs(found))
 
 
 def resolve(uri: str, config: Config | None = None) -> str:

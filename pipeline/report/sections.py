@@ -248,7 +248,7 @@ def decision(config: Config, run: Run) -> list[tuple[str, str]]:
 def _trail(config: Config, registration: Registration) -> list[Tree]:
     """The model's audit trail in the registry of the run's version."""
     try:
-        runs = versions.runs(tracking.tracking_uri(config), registration.name)
+        runs = versions.runs(versions.versions(tracking.tracking_uri(config), registration.name))
     except (BadInput, RunFailed):  # the report does not depend on the registry
         return []
     own = registration.mlflow.run_id

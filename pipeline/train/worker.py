@@ -22,7 +22,7 @@ from agit_core.checkpoint import Snapshot
 from agit_core.errors import Diverged
 from agit_core.loader import Batch
 from agit_core.trainer import MeanFigures, StepResult
-from pipeline import logs, records
+from pipeline import logs, records, storage
 from pipeline.records import Result, Spec
 from pipeline.train import events, lease, scored
 from pipeline.train.bookkeeping import Bookkeeping, forget_later_steps
@@ -47,6 +47,8 @@ def train(loop: dict[str, Any]) -> Result | None:
     Returns:
         The run's result on rank 0; None on other ranks.
     """
+    # code that is compiled and loaded again: PyTorch's own choice is a folder in /tmp with a name known to everybody
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(storage.private_folder("agit-compiled")))
     return _Worker(loop["spec"], loop["on_cluster"]).run()
 
 
