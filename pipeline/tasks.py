@@ -29,12 +29,14 @@ from pipeline.records import (
     RESULT,
     SUMMARY,
     Data,
-    Done,
     Evaluation,
+    Finished,
+    Manifest,
     RegisteredModel,
     Registration,
     Result,
     Run,
+    Split,
     Summary,
 )
 from pipeline.registry import lineage
@@ -51,19 +53,19 @@ def prepare(config: Config) -> Data:
     with progress.stage("prepare") as stage:
         storage.check_reachable(config.storage)
         prepared = _prepared(config, stage)
-        splits = prepared.manifest["splits"]
-        counts = ", ".join(f"{name} {split['rows']}" for name, split in splits.items())
+        splits = prepared.manifest.splits
+        counts = ", ".join(f"{name} {split.rows}" for name, split in splits.items())
         aside = _named(splits, "quarantined")
-        copies = prepared.manifest.get("duplicates", {}).get("exact_groups", 0)
-        leaks = len(prepared.manifest.get("leaks", []))
-        kept = prepared.manifest.get("kept", 0)
+        copies = prepared.manifest.duplicates.exact_groups
+        leaks = len(prepared.manifest.leaks)
+        kept = prepared.manifest.kept
         remarks = _named(splits, "notes")
         parts = [f"{counts} images"]
         if aside:
             parts.append(f"{len(aside)} quarantined (such as {aside[0]}; see the manifest)")
         if remarks:
             parts.append(f"{len(remarks)} used with a remark (such as {remarks[0]})")
-        if left := prepared.manifest.get("left_out", []):
+        if left := prepared.manifest.left_out:
             parts.append(f"{len(left)} left out (such as {left[0]['name']}: {left[0]['reason']})")
         if copies:
             parts.append(f"{copies} groups of equal files")
@@ -152,12 +154,12 @@ def _scored(config: Config, uri: str, data_uri: str, stage: progress.Stage) -> E
     return run_stage(config, uri, data_uri, stage)
 
 
-def _named(splits: dict[str, Any], kind: str) -> list[str]:
+def _named(splits: dict[str, Split], kind: str) -> list[str]:
     """All entries of a manifest in ``quarantined`` or in ``notes``, with their reasons."""
     return [
         f"{name}/{entry['name']}: {entry['reason']}"
         for name, split in splits.items()
-        for entry in split.get(kind, [])
+        for entry in getattr(split, kind)
     ]
 
 
@@ -308,12 +310,12 @@ def evaluate(config: Config, data: Data, run: Run) -> Evaluation:
     return evaluation
 
 
-def _evaluation_key(config: Config, manifest: dict[str, Any], result: Result) -> str:
+def _evaluation_key(config: Config, manifest: Manifest, result: Result) -> str:
     """Hash of everything that a run's scores depend on, except the champion."""
     return fingerprint(
         {
             "checkpoint": result.model,
-            "data": manifest["fingerprint"],
+            "data": manifest.fingerprint,
             "evaluate": config.evaluate.model_dump(mode="json", exclude={"device", "batch_size", "workers"}),
             "threshold": config.method.threshold_at_test,
             "metrics": catalog.digest(),
@@ -390,7 +392,7 @@ def summarize(
         report=report_uri,
     )
     SUMMARY.write(run.uri, summary)
-    DONE.write(run.uri, Done(settings=_settings_key(config)))
+    DONE.write(run.uri, Finished(settings=_settings_key(config)))
     return summary
 
 
@@ -412,7 +414,8 @@ def already_done(config: Config) -> Summary | None:
     done = {
         file.parent
         for file in storage.local_path(config.storage).glob(f"runs/*/{DONE.name}")
-        if file.stat().st_mtime >= registered and (DONE.peek(str(file.parent)) or Done()).settings == settings
+        if file.stat().st_mtime >= registered
+        and (DONE.peek(str(file.parent)) or Finished()).settings == settings
     }
     found = find(config) if done else None
     if found is None:

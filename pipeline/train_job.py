@@ -26,7 +26,7 @@ from pipeline.data.format import manifest
 from pipeline.launch.specs import VERDICT, read_spec
 from pipeline.metrics import catalog
 from pipeline.process_identity import when_orphaned
-from pipeline.records import Result, Spec
+from pipeline.records import Manifest, Result, Spec
 from pipeline.train import events, lease
 from pipeline.train.failures import PERMANENT, sentence
 
@@ -112,14 +112,14 @@ def finish(spec: Spec, result: Result) -> None:
     report(spec, "finished", step=result.steps, total_steps=result.steps, eta_s=0)
 
 
-def check(config: Config, manifest: dict[str, Any]) -> None:
+def check(config: Config, manifest: Manifest) -> None:
     """Check a configuration against the data before anything is started.
 
     Raises:
         BadInput: an empty domain, more workers than items in a batch, or another image size.
     """
     for split in ("trainA", "trainB"):
-        if int(manifest["splits"][split]["rows"]) < 1:
+        if manifest.splits[split].rows < 1:
             raise BadInput(f"the data has no training images in {split}; prepare it from another source")
     workers, batch = config.train.workers, config.train.batch_size
     if workers > batch:
@@ -133,9 +133,9 @@ def check(config: Config, manifest: dict[str, Any]) -> None:
         )
     if config.deciding_score is not None:
         catalog.check_deciding("train.best_by", config.deciding_score)
-    if manifest["image_size"] != config.data.image_size:
+    if manifest.image_size != config.data.image_size:
         raise BadInput(
-            f"the data was prepared for {manifest['image_size']} pixels but data.image_size is "
+            f"the data was prepared for {manifest.image_size} pixels but data.image_size is "
             f"{config.data.image_size}; prepare it again"
         )
 

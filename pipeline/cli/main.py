@@ -93,9 +93,9 @@ def prepare(
 
     with progress.shown_on(progress.for_terminal()):
         data = tasks.prepare(settings)
-    counts = {name: split["rows"] for name, split in data.manifest["splits"].items()}
+    counts = {name: split.rows for name, split in data.manifest.splits.items()}
     quarantined, notes = (
-        {name: split[kind] for name, split in data.manifest["splits"].items() if split.get(kind)}
+        {name: found for name, split in data.manifest.splits.items() if (found := getattr(split, kind))}
         for kind in ("quarantined", "notes")
     )
     name, uri = tasks.locate(settings, data)
@@ -105,17 +105,17 @@ def prepare(
             "storage": settings.storage,
             **tasks.known(settings, uri),
             "data": data.uri,
-            "fingerprint": data.manifest["fingerprint"],
-            "domains": {domain: entry["name"] for domain, entry in data.manifest["domains"].items()},
+            "fingerprint": data.manifest.fingerprint,
+            "domains": {domain: entry.name for domain, entry in data.manifest.domains.items()},
             "rows": counts,
             "quarantined": quarantined,
             "notes": notes,
-            "left_out": data.manifest.get("left_out", []),
-            "duplicate_groups": data.manifest["duplicates"]["exact_groups"],
-            "near_groups": data.manifest["duplicates"]["near_groups"],
-            "duplicates": data.manifest["duplicates"]["policy"],
-            "leaks": data.manifest["leaks"],
-            "near_leaks": data.manifest["near_leaks"],
+            "left_out": data.manifest.left_out,
+            "duplicate_groups": data.manifest.duplicates.exact_groups,
+            "near_groups": data.manifest.duplicates.near_groups,
+            "duplicates": data.manifest.duplicates.policy,
+            "leaks": data.manifest.leaks,
+            "near_leaks": data.manifest.near_leaks,
             "reused": data.reused,
         },
         show.prepared,

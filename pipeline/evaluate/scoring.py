@@ -34,7 +34,7 @@ from pipeline.evaluate.strips import EACH_END, keep_extremes
 from pipeline.metrics import catalog
 from pipeline.metrics.catalog import DIRECTIONS, NOTHING
 from pipeline.metrics.measure import PAINTED
-from pipeline.records import Evaluation, Rival, ScoredModel
+from pipeline.records import Evaluation, Manifest, Rival, ScoredModel
 from pipeline.registry import models
 from pipeline.registry.identity import weights_digest
 
@@ -107,7 +107,7 @@ def evaluate(
         format=FORMAT,
         uri=subject.folder,
         model=ScoredModel(uri=subject.model_uri, weights_sha256=weights_digest(subject.model)),
-        data={"uri": data_uri, "fingerprint": described["fingerprint"], "name": described.get("name")},
+        data={"uri": data_uri, "fingerprint": described.fingerprint, "name": described.name},
         metrics=mine.metrics | {f"{NOTHING}{name}": value for name, value in nothing.metrics.items()},
         baseline=nothing.metrics,
         champion=None if rival is None else Rival.model_validate(rival),
@@ -171,7 +171,7 @@ class _Scorer:
     def __init__(
         self,
         config: Config,
-        described: dict[str, Any],
+        described: Manifest,
         domains: dict[str, Domain],
         inception: Inception,
         device: torch.device,
@@ -265,7 +265,7 @@ class _Scorer:
         if which.test.indices != list(range(count)):  # held out of a training split
             parts["indices"] = which.test.indices
         return feature_cache.key(
-            data=self.described["fingerprint"],
+            data=self.described.fingerprint,
             split=which.test.split,
             images=count,
             masked=masked,
@@ -284,14 +284,14 @@ def _model_images(domain: Domain) -> int:
     return len(domain.test) + (len(extra) if extra is not None else 0)
 
 
-def _subject(config: Config, uri: str, described: dict[str, Any]) -> Subject:
+def _subject(config: Config, uri: str, described: Manifest) -> Subject:
     uri = models.resolve(uri, config)
     model_uri = run_status.model_checkpoint(uri)
     if model_uri is not None:
         return Subject(model_uri, uri, model_folder.read(model_uri))
     model = model_folder.read(uri)
     digest = weights_digest(model)[:12]
-    folder = storage.join(config.storage, "evaluations", f"{digest}-{described['fingerprint']}")
+    folder = storage.join(config.storage, "evaluations", f"{digest}-{described.fingerprint}")
     return Subject(uri, folder, model)
 
 

@@ -22,7 +22,7 @@ from pipeline import storage
 from pipeline.metrics import catalog
 from pipeline.metrics.catalog import BLOB, EVERYWHERE, IOU, KID_MEAN, KID_TARGET, Metric
 from pipeline.metrics.format import Estimate, Opponent
-from pipeline.records import EVALUATION, MANIFEST, Evaluation
+from pipeline.records import EVALUATION, MANIFEST, Evaluation, Manifest
 from pipeline.redact import redact
 
 FILE = "README.md"
@@ -40,7 +40,7 @@ def render(
     model: Model,
     evaluation: Evaluation,
     exported: Mapping[str, Any] | None = None,
-    manifest: Mapping[str, Any] | None = None,
+    manifest: Manifest | None = None,
     repo: str | None = None,
 ) -> str:
     """Render the card.
@@ -51,7 +51,8 @@ def render(
         manifest: manifest of the prepared data; see :func:`manifest_of`.
         repo: ``USER/REPO`` if the model is published on the Hugging Face Hub.
     """
-    domains = names(manifest)
+    manifest = manifest or Manifest()
+    domains = manifest.domain_names()
     labels = {"a2b": f"{domains[0]} → {domains[1]}", "b2a": f"{domains[1]} → {domains[0]}"}
     settings = redact(model.lineage.get("config") or {})
     steps = int(model.lineage.get("steps") or model.lineage.get("step") or 0)
@@ -68,11 +69,9 @@ def render(
         "few_steps": 0 < steps < _FEW_STEPS,
         "lineage": redact(_lineage(model)),
         "source": _source(str((settings.get("data") or {}).get("source") or "")),
-        "splits": {k: v["rows"] for k, v in ((manifest or {}).get("splits") or {}).items()},
-        "quarantined": sum(
-            len(s.get("quarantined") or []) for s in ((manifest or {}).get("splits") or {}).values()
-        ),
-        "leaks": len((manifest or {}).get("leaks") or []),
+        "splits": {name: split.rows for name, split in manifest.splits.items()},
+        "quarantined": sum(len(split.quarantined) for split in manifest.splits.values()),
+        "leaks": len(manifest.leaks),
         "tables": {d: scores.table(d) for d in DIRECTIONS},
         "protocol": scores.protocol(),
         "counts": {k: v for k, v in evaluation.counts.items() if k.startswith("test_")},
@@ -88,7 +87,7 @@ def render(
     return environment.from_string(text).render(context).rstrip() + "\n"
 
 
-def manifest_of(model: Model) -> dict[str, Any] | None:
+def manifest_of(model: Model) -> Manifest | None:
     """Manifest of the model's training data, or None if it is not accessible."""
     data = model.lineage.get("data_uri")
     if not data:
@@ -185,13 +184,6 @@ def _head(model: Model, scores: _Scores, labels: Mapping[str, str]) -> dict[str,
         if (metrics := scores.metrics(direction))
     ]
     return head | ({"model-index": [{"name": model.name, "results": results}]} if results else {})
-
-
-def names(manifest: Mapping[str, Any] | None) -> tuple[str, str]:
-    """Names of the two domains according to the data; ``A`` and ``B`` if unknown."""
-    domains = (manifest or {}).get("domains") or {}
-    a, b = (str((domains.get(d) or {}).get("name") or d.upper()) for d in "ab")
-    return a, b
 
 
 def _source(uri: str) -> str:

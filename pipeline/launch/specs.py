@@ -16,7 +16,7 @@ from agit_core.errors import BadInput
 from pipeline import records, storage
 from pipeline.config import Config, fingerprint
 from pipeline.data.format import manifest
-from pipeline.records import Owner, Spec
+from pipeline.records import Manifest, Owner, Spec
 from pipeline.redact import redact
 from pipeline.train import lease
 
@@ -49,13 +49,13 @@ VERDICT = "AGIT-VERDICT "
 """Prefix of the last output line of a failed job, followed by JSON: ``{"kind": ..., "message": ...}``."""
 
 
-def run_id(config: Config, data_manifest: dict[str, Any]) -> str:
+def run_id(config: Config, data_manifest: Manifest) -> str:
     """Id of a run; the same method, schedule, seed and data give the same id."""
     identity = {
         "method": saved_method.identity(config.method),
         "train": config.train.model_dump(mode="json", exclude=_EXECUTION_ONLY),
         "seed": config.seed,
-        "data": data_manifest["fingerprint"],
+        "data": data_manifest.fingerprint,
     }
     if config.data.shuffle == "windowed":
         # changes the order of the images, and thus the weights

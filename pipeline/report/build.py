@@ -57,7 +57,7 @@ def build(config: Config, run_uri: str, data_uri: str) -> str:
 
 def render(config: Config, run: Run) -> str:
     """Render the report as HTML."""
-    names = sections.domain_names(run.manifest)
+    names = (run.manifest or records.Manifest()).domain_names()
     scores = sections.scores(run, names)
     labels = {direction: scores.label(direction) for direction in ("a2b", "b2a")}
     viewer = tiles.viewer(run, labels)

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from agit_core.errors import BadInput
 from pipeline import records, storage
-from pipeline.records import Evaluation, Event, Progress, Registration, Result, Spec, Tree
+from pipeline.records import Evaluation, Event, Manifest, Progress, Registration, Result, Spec, Tree
 from pipeline.redact import redact
 from pipeline.train import events as train_events
 
@@ -41,7 +41,7 @@ class Run:
     progress: Progress | None = None
     evaluation: Evaluation | None = None
     registration: Registration | None = None
-    manifest: Tree | None = None
+    manifest: Manifest | None = None
     metrics: list[Tree] = field(default_factory=list)
     samples: list[SampleStep] = field(default_factory=list)
     pictures: dict[str, str] = field(default_factory=dict)

@@ -37,13 +37,6 @@ _EVENTS = {
 }
 
 
-def domain_names(manifest: Tree | None) -> tuple[str, str]:
-    """Names of the two domains; A and B if unknown."""
-    domains = (manifest or {}).get("domains") or {}
-    a, b = (str((domains.get(key) or {}).get("name") or key.upper()) for key in "ab")
-    return a, b
-
-
 def scores(run: Run, names: tuple[str, str]) -> Scores:
     """The evaluation with the identity baseline and the champion."""
     evaluation = run.evaluation or Evaluation()
@@ -264,13 +257,13 @@ def _audited(event: dict[str, Any]) -> str:
 
 def lineage(run: Run) -> list[tuple[str, str]]:
     """Origin of the model and history of its training."""
-    result, spec, manifest = run.result, run.spec, run.manifest or {}
+    result, spec, manifest = run.result, run.spec, run.manifest
     recorded = run.registration.lineage if run.registration else {}
     facts: dict[str, Any] = {
         "Run": run.run_id,
         "Stored at": redact(run.uri),
         "Data": redact(run.data_uri),
-        "Data fingerprint": manifest.get("fingerprint"),
+        "Data fingerprint": manifest and manifest.fingerprint,
         "Checkpoint": result and result.model,
         "Seed": spec and spec.config.get("seed"),
         "Steps": result and result.steps,

@@ -22,6 +22,7 @@ from pipeline.data.read import held_out
 from pipeline.data.read.sample_order import sample_plan, total_steps
 from pipeline.launch import specs
 from pipeline.metrics import catalog
+from pipeline.records import Manifest
 from pipeline.redact import redact
 from pipeline.tune import space
 from pipeline.tune.space import Range, Values
@@ -70,7 +71,7 @@ class Search:
 
     config: Config
     data_uri: str
-    manifest: dict[str, Any]
+    manifest: Manifest
     ranges: list[Range]
 
     @staticmethod
@@ -207,6 +208,6 @@ def _with_absolute_start(config: Config) -> Config:
     return config.model_copy(update={"train": train})
 
 
-def _total_steps(config: Config, data_uri: str, manifest: dict[str, Any]) -> int:
+def _total_steps(config: Config, data_uri: str, manifest: Manifest) -> int:
     plan = sample_plan(config, data_uri, manifest, held_out.rows(config, data_uri, manifest))
     return total_steps(config, plan)

@@ -33,7 +33,7 @@ def layouts(
     data = {"source": str(root / "set"), "shard_bytes": SHARD}
     made = prepare(parse({"name": "bench", "storage": str(root / "prepared"), "data": data}))
     encoded = sorted(folder.glob("*/*.jpg"))
-    shards = [s["path"] for split in ("trainA", "trainB") for s in made.manifest["splits"][split]["shards"]]
+    shards = [s.path for split in ("trainA", "trainB") for s in made.manifest.splits[split].shards]
     tars = _tars(root / "tars", encoded, len(shards))
     _mds(folder, root / "mds", env)
     os.environ.update(server.env)

@@ -94,6 +94,16 @@ def test_a_result_is_frozen() -> None:
     [
         (SPEC, {"run_id": "h2z-1", "attempt": 2, "owner": {"host": "h", "of_another_version": 1}}),
         (records.EVALUATION, {"metrics": {"kid_mean": 0.1}, "of_another_version": {"a": None}}),
+        (
+            records.MANIFEST,
+            {
+                "format": 1,
+                "splits": {
+                    "trainA": {"rows": 3, "shards": [{"path": "p", "rows": 3, "bytes": 9, "sha256": "0"}]}
+                },
+                "duplicates": {"policy": "report", "of_another_version": 8},
+            },
+        ),
         (records.REGISTRATION, {"name": "h2z", "version": "4", "source": "m", "aliases": [], "decision": {}}),
     ],
     ids=lambda value: getattr(value, "name", ""),

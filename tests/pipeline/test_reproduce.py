@@ -96,7 +96,7 @@ def test_a_source_that_changed_is_refused_with_what_changed(root: Path, tmp_path
         origin = reproduce.Origin.of("models:/tiny/1", config)
         again = reproduce.settings(origin, str(tmp_path / "again"))
         prepared = reproduce.data(origin, again, from_prepared=True)
-        assert prepared.manifest["fingerprint"] == origin.lineage["data_fingerprint"]
+        assert prepared.manifest.fingerprint == origin.lineage["data_fingerprint"]
     finally:
         removed.write_bytes(kept)
         shutil.move(photos / "trainA" / moved.name, moved)

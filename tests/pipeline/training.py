@@ -14,6 +14,7 @@ from agit_core.checkpoint import Snapshot
 from pipeline import storage, tasks
 from pipeline.config import Config
 from pipeline.config_reader import parse
+from pipeline.data.format import manifest
 from pipeline.data.prepare.stage import prepare
 from pipeline.launch import specs
 from pipeline.records import RESULT, Data, Owner, Result, Run, Spec
@@ -65,8 +66,7 @@ def prepared(root: str | Path) -> str:
 
 def spec_of(config: Config, data_uri: str) -> Spec:
     """Specification of this configuration's job."""
-    manifest = storage.read_json(storage.join(data_uri, "manifest.json"))
-    name = specs.run_id(config, manifest)
+    name = specs.run_id(config, manifest.read(data_uri))
     run_uri = storage.join(specs.absolute(config.storage), "runs", name)
     return Spec(
         run_id=name, run_uri=run_uri, data_uri=data_uri, config=config.plain(), attempt=1, owner=Owner()

@@ -8,7 +8,7 @@ import pytest
 from pipeline import config_reader, tasks
 from pipeline.cli import scores
 from pipeline.metrics import table
-from pipeline.records import REGISTRATION, Data, Evaluation, Registration, Result, Rival, Run
+from pipeline.records import REGISTRATION, Data, Evaluation, Manifest, Registration, Result, Rival, Run
 from pipeline.registry import models
 from tests.pipeline.command import tiny_config
 
@@ -74,7 +74,7 @@ def test_scores_are_made_again_for_another_champion(tmp_path: Path, monkeypatch:
     """Made against nobody or version 1, they say nothing about version 2; unless that is this model."""
     settings = config_reader.load(str(tiny_config(tmp_path)), [f"storage={tmp_path}/agit"])
     run = Run("tiny-1", f"{tmp_path}/agit/runs/tiny-1", Result(checkpoint="x", steps=4))
-    data = Data("nowhere", {"fingerprint": "f"}, True)
+    data = Data("nowhere", Manifest(fingerprint="f"), True)
     made: list[str] = []
 
     def stage(*_: Any) -> Evaluation:

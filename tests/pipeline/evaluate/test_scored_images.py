@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from pipeline import config_reader as configs
-from pipeline import storage
+from pipeline.data.format import manifest
 from pipeline.data.prepare.stage import prepare
 from pipeline.evaluate import scored_images
 from pipeline.evaluate.scoring import evaluate
@@ -40,7 +40,7 @@ def test_masks_of_the_training_split_are_used_where_the_test_split_has_none(
     tree["data"] |= {"source": _photos(tmp_path / "photos", {"trainA": 4, "trainB": 4})}
     settings = configs.parse(tree)
     uri = prepare(settings).uri
-    domain = scored_images.open_domain(settings, uri, storage.read_json(f"{uri}/manifest.json"), "a")
+    domain = scored_images.open_domain(settings, uri, manifest.read(uri), "a")
     assert domain.masked is not None
     assert (domain.masked.split, len(domain.masked), len(domain.test)) == ("trainA", 4, 4)
     batch = domain.masked.batch(domain.masked.indices)

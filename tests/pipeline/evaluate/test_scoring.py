@@ -272,7 +272,7 @@ def test_bad_calls_are_told_before_any_work(
     tree["evaluate"]["inception"] = str(tmp_path / "absent.pt")
     with pytest.raises(BadInput, match="no Inception file at"):
         evaluate(configs.parse(tree), run_uri, data_uri)
-    manifest = storage.read_json(storage.join(data_uri, "manifest.json"))
-    manifest["splits"]["testB"]["rows"] = 1
+    described = manifest.read(data_uri)
+    splits = described.splits | {"testB": described.splits["testB"].but(rows=1)}
     with pytest.raises(BadInput, match="at least 2"):
-        scored_images.open_domain(config, data_uri, manifest, "b")
+        scored_images.open_domain(config, data_uri, described.but(splits=splits), "b")

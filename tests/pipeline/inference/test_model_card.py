@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -9,36 +8,40 @@ from huggingface_hub import ModelCard
 from agit_core import model_folder
 from agit_core.model_folder import Model
 from pipeline.inference import model_card
-from pipeline.records import Evaluation
+from pipeline.records import Evaluation, Manifest
 from tests.agit_core import models
 
-EVALUATION: dict[str, Any] = {
-    "metrics": {
-        "kid_target_a2b": 0.071,
-        "kid_mean_a2b": 0.11,
-        "fid_a2b": 122.4,
-        "kid_target_b2a": 0.3,
-        "attention_iou_a": 0.71,
-        "attention_iou_everywhere_a": 0.22,
-        "attention_iou_blob_a": 0.71,
-        "attention_iou_b": 0.2,
-        "attention_iou_everywhere_b": 0.25,
-        "fid_b2a": None,
-    },
-    "baseline": {"kid_target_a2b": 0.2024, "kid_mean_a2b": 0.1013, "kid_target_b2a": 0.2011},
-    "intervals": {
-        "kid_target_a2b": {"low": 0.063, "high": 0.079, "do_nothing": {"verdict": "better"}},
-        "kid_target_b2a": {"do_nothing": {"verdict": "noise"}},
-    },
-    "counts": {"test_a": 120, "test_b": 140, "kid_subsets": 10},
-    "protocol": {"kid": "10 subsets of 50 images"},
-    "inception": {"name": "2015-12-05", "sha256": "7ff4a85c"},
-}
-MANIFEST = {
-    "domains": {"a": {"name": "horse"}, "b": {"name": "zebra <b>|"}},
-    "splits": {"trainA": {"rows": 1067, "quarantined": [{}]}, "testA": {"rows": 120, "quarantined": []}},
-    "leaks": [["trainA/7.jpg", "testA/8.jpg"]],
-}
+EVALUATION = Evaluation.model_validate(
+    {
+        "metrics": {
+            "kid_target_a2b": 0.071,
+            "kid_mean_a2b": 0.11,
+            "fid_a2b": 122.4,
+            "kid_target_b2a": 0.3,
+            "attention_iou_a": 0.71,
+            "attention_iou_everywhere_a": 0.22,
+            "attention_iou_blob_a": 0.71,
+            "attention_iou_b": 0.2,
+            "attention_iou_everywhere_b": 0.25,
+            "fid_b2a": None,
+        },
+        "baseline": {"kid_target_a2b": 0.2024, "kid_mean_a2b": 0.1013, "kid_target_b2a": 0.2011},
+        "intervals": {
+            "kid_target_a2b": {"low": 0.063, "high": 0.079, "do_nothing": {"verdict": "better"}},
+            "kid_target_b2a": {"do_nothing": {"verdict": "noise"}},
+        },
+        "counts": {"test_a": 120, "test_b": 140, "kid_subsets": 10},
+        "protocol": {"kid": "10 subsets of 50 images"},
+        "inception": {"name": "2015-12-05", "sha256": "7ff4a85c"},
+    }
+)
+MANIFEST = Manifest.model_validate(
+    {
+        "domains": {"a": {"name": "horse"}, "b": {"name": "zebra <b>|"}},
+        "splits": {"trainA": {"rows": 1067, "quarantined": [{}]}, "testA": {"rows": 120, "quarantined": []}},
+        "leaks": [["trainA/7.jpg", "testA/8.jpg"]],
+    }
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def test_the_hub_reads_the_card(model: Model) -> None:
-    card = ModelCard(model_card.render(model, Evaluation.model_validate(EVALUATION), manifest=MANIFEST))
+    card = ModelCard(model_card.render(model, EVALUATION, manifest=MANIFEST))
     assert card.data.pipeline_tag == "image-to-image"
     results = {(r.task_name, r.metric_name): r.metric_value for r in card.data.eval_results}
     assert results["horse → zebra <b>|", "kid_target_a2b"] == 0.071
@@ -62,7 +65,7 @@ def test_the_hub_reads_the_card(model: Model) -> None:
 
 
 def test_it_says_what_a_user_must_know(model: Model) -> None:
-    text = model_card.render(model, Evaluation.model_validate(EVALUATION), manifest=MANIFEST)
+    text = model_card.render(model, EVALUATION, manifest=MANIFEST)
     for part in (
         "Translator.load",
         "| KID to the target × 100 | 7.10 (6.30 to 7.90) | 20.24 |",

@@ -21,14 +21,14 @@ from pipeline import storage
 from pipeline.config import Config
 from pipeline.config_reader import load, parse
 from pipeline.launch import follow, local, specs
-from pipeline.records import Owner, Spec
+from pipeline.records import Manifest, Owner, Spec
 from pipeline.train import events
 from pipeline.train.checkpoints import CheckpointStore
 from tests import doors
 from tests.chaos import processes
 from tests.pipeline.training import TINY, prepared, spec_of, tiny, wait_for
 
-MANIFEST = {"fingerprint": "0123456789ab"}
+MANIFEST = Manifest(fingerprint="0123456789ab")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ class TestRunId:
         tree: dict[str, Any] = {**TINY, "storage": "x"}
         for section, values in changes.items():
             tree[section] = tree[section] | values if isinstance(values, dict) else values
-        return specs.run_id(parse(tree), {"fingerprint": fingerprint})
+        return specs.run_id(parse(tree), Manifest(fingerprint=fingerprint))
 
     def test_begins_with_the_data_sets_name(self) -> None:
         assert self.name().startswith("tiny-")
@@ -73,7 +73,7 @@ class TestRunId:
             {"method": {"flip": False}},
             {"seed": 1},
             {"data": {"shuffle": "windowed"}},
-            {"fingerprint": "ffff"},
+            Manifest(fingerprint="ffff"),
         ],
     )
     def test_what_it_computes_does(self, changes: dict[str, Any]) -> None:

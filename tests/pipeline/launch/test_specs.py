@@ -12,6 +12,7 @@ import pytest
 
 from agit_core.errors import RunFailed
 from pipeline import config_reader, storage, train_job
+from pipeline.data.format import manifest
 from pipeline.launch import specs
 from tests.pipeline.training import prepared, spec_of, tiny
 
@@ -26,7 +27,7 @@ def test_specification_of_a_run_that_something_else_starts(tmp_path: Path) -> No
     assert stored.keys() == {*expected, "owner"}
     train_job.check(
         config_reader.parse(stored["config"]),
-        storage.read_json(storage.join(stored["data_uri"], "manifest.json")),
+        manifest.read(stored["data_uri"]),
     )
     assert specs.read_spec(uri).plain() == stored
     # another one for the same run is its next attempt

@@ -24,7 +24,7 @@ from agit_core.errors import BadInput, RunFailed
 from agit_core.networks import build
 from pipeline import storage, train_job
 from pipeline.config import Config
-from pipeline.records import Result, Spec
+from pipeline.records import Manifest, Result, Spec
 from pipeline.train import events as train_events
 from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.events import Furthest
@@ -332,9 +332,9 @@ def test_failures_without_progress_end_the_run(data: str, scratch: str, tmp_path
 class TestCheck:
     """What is refused before anything is started."""
 
-    def manifest(self, **changes: Any) -> dict[str, Any]:
+    def manifest(self, **changes: Any) -> Manifest:
         rows = {split: {"rows": 12} for split in ("trainA", "trainB", "testA", "testB")}
-        return {"image_size": 32, "splits": rows, **changes}
+        return Manifest.model_validate({"image_size": 32, "splits": rows, **changes})
 
     @pytest.mark.parametrize(
         ("train", "manifest", "says"),

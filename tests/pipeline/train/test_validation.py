@@ -17,11 +17,12 @@ from agit_core.scores import inception
 from pipeline import config_reader as configs
 from pipeline import records, storage, tasks, train_job
 from pipeline.config import Config
+from pipeline.data.format import manifest as manifests
 from pipeline.data.prepare.stage import prepare
 from pipeline.evaluate import validation
 from pipeline.evaluate.scoring import evaluate
 from pipeline.launch import specs
-from pipeline.records import Result, Scores
+from pipeline.records import Manifest, Result, Scores
 from pipeline.registry import lineage
 from pipeline.registry.identity import weights_digest
 from pipeline.registry.registration import register
@@ -129,7 +130,7 @@ def test_the_best_one_is_evaluated_and_registered(
     digest = weights_digest(model_folder.read(result.model))
     evaluation = evaluate(config, run_uri, data)
     assert evaluation.model.plain() == {"uri": result.model, "weights_sha256": digest}
-    manifest = storage.read_json(storage.join(data, "manifest.json"))
+    manifest = manifests.read(data)
     run = records.Run(result.run_id or "", run_uri, result)
     origin = lineage.of(config, records.Data(data, manifest, True), run)
     assert (origin["checkpoint"], origin["steps"]) == (result.model, result.model_step)
@@ -218,7 +219,7 @@ def test_the_first_of_equals_is_the_best_and_standing_still_is_no_hope() -> None
 
 
 def test_a_run_without_validation_keeps_its_name_and_another_choice_of_images_has_another() -> None:
-    manifest = {"fingerprint": "abc"}
+    manifest = Manifest(fingerprint="abc")
     names = {
         key: specs.run_id(config, manifest)
         for key, config in {

@@ -20,7 +20,7 @@ from pipeline import config_reader as configs
 from pipeline import ray_session, run_status, storage
 from pipeline.data.prepare.stage import prepare
 from pipeline.launch import follow, specs
-from pipeline.records import Data, Result, Spec
+from pipeline.records import Data, Manifest, Result, Spec
 from pipeline.train import events as train_events
 from pipeline.tune import job as tune_job
 from pipeline.tune import report, stages
@@ -440,7 +440,7 @@ def test_a_search_is_done_when_no_trial_failed(
 
     monkeypatch.setattr(follow, "run_job", job)
     for known in (1, 2, 3, 3):
-        stages.search(search.config, Data(data, {}, True))
+        stages.search(search.config, Data(data, Manifest(), True))
         assert len(calls) == known
 
 

@@ -96,7 +96,7 @@ def test_copies_of_held_images_are_trained_on_nowhere(
     shutil.copy(changed / "trainA" / tested, changed / "testB" / "zz-tested.jpg")
     settings = config(changed, tmp_path / "out")
     made = prepare(settings)
-    assert len(made.manifest["duplicates"]["near"]) == 1
+    assert len(made.manifest.duplicates.near) == 1
     again = chosen(made, settings, 4)
     assert again is not None
     trained, held = again["a"]
