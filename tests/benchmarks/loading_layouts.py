@@ -88,7 +88,7 @@ def _tars(folder: Path, encoded: list[Path], count: int) -> list[str]:
 
 
 def _mds(source: Path, target: Path, env: dict[str, str]) -> None:
-    """In a process of its own; when it cannot, the loader will say so."""
+    """In a separate process; if that fails, the loader reports it."""
     target.mkdir()
     code = "import sys; from tests.benchmarks.loading_peers import write_mds; write_mds(*sys.argv[1:])"
     subprocess.run([sys.executable, "-c", code, source, target], env=env, cwd=ROOT, check=False)

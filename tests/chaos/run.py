@@ -34,10 +34,10 @@ KINDS = ("worker", "controller", "driver", "node", "head", "flow", "storage")
 INTERVAL = 20
 _STEPS_PER_KILL = 30
 _SPARE_STEPS, _STEPS_PER_NODE = 300, 500
-"""Training goes on while the storage is away and while a recovery is being noticed; it must outlast the last kill.
+"""Training continues while the storage is away and until a recovery is noticed; it must outlast the last kill.
 The workers of a node whose Ray is dead find that out after half a minute, and train and save until then."""
 _LONG, _MINUTE = 20, 60.0
-"""A hunt of so many kills has an outage of the storage of so many seconds."""
+"""From this many kills on, a hunt includes an outage of the storage, of this many seconds."""
 _LIFE_SECONDS = 600.0
 """Nothing here takes so long, even on a busy machine; what does has not recovered."""
 

@@ -34,12 +34,12 @@ def cluster() -> Iterator[tuple[Any, str]]:
 
 
 def add_node(cluster: Any) -> Any:
-    # any port for its agent: unless told, every Ray of this machine wants the same one
+    # any port for its agent: by default every Ray of this machine takes the same one
     return cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20, dashboard_agent_listen_port=0)
 
 
 def leave(node: Any, address: str, folder: Path, seconds: int) -> subprocess.CompletedProcess[str]:
-    """Runs the hook as in the pod of one node. Here all nodes are one machine, so `ray` must be told which."""
+    """Runs the hook as in the pod of one node. Here all nodes are one machine, so `ray` needs the node's id."""
     real = Path(sys.executable).parent / "ray"
     told = folder / "ray"
     told.write_text(f'#!/bin/sh\nexec {real} "$@" --node-id {node.node_id}\n')
@@ -53,7 +53,7 @@ def leave(node: Any, address: str, folder: Path, seconds: int) -> subprocess.Com
 def test_training_saves_leaves_and_goes_on_elsewhere(cluster: tuple[Any, str], tmp_path: Path) -> None:
     nodes, address = cluster
     first = add_node(nodes)
-    # of its own accord it would save nothing
+    # without the hook it would save nothing
     train = TINY["train"] | {"workers": 1, "max_steps": ENDLESS, "checkpoint_every": ENDLESS}
     tree = {**TINY, "storage": str(tmp_path), "train": train}
     config = parse(tree | {"cluster": {"address": address, "env": {"OMP_NUM_THREADS": "1"}}})

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whoever is killed."""
+"""Files that appear whole or not at all, whatever is killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A registered model rebuilt from its lineage: bit for bit the same, or told what is different."""
+"""A registered model rebuilt from its lineage: bit for bit the same, or the differences are named."""
 
 from __future__ import annotations
 
@@ -88,11 +88,11 @@ def test_a_source_that_changed_is_refused_with_what_changed(root: Path, tmp_path
     try:
         with pytest.raises(BadInput) as caught:
             reproduce.reproduce("models:/tiny/1", config, str(tmp_path / "again"))
-        said = str(caught.value)
-        assert "1 removed" in said
-        assert "trainA/trainA-003.jpg" in said
-        assert "trainB/trainB-001.jpg -> trainA/trainB-001.jpg" in said
-        assert "--from-prepared" in said
+        sentence = str(caught.value)
+        assert "1 removed" in sentence
+        assert "trainA/trainA-003.jpg" in sentence
+        assert "trainB/trainB-001.jpg -> trainA/trainB-001.jpg" in sentence
+        assert "--from-prepared" in sentence
         origin = reproduce.Origin.of("models:/tiny/1", config)
         again = reproduce.settings(origin, str(tmp_path / "again"))
         prepared = reproduce.data(origin, again, from_prepared=True)
@@ -107,10 +107,10 @@ def test_other_code_and_libraries_are_told(root: Path) -> None:
     assert reproduce.differences(origin) == []
     told = dict(origin.lineage) | {"code": {"git_commit": "0123456789abcdef", "source_sha256": "y"}}
     told |= {"packages": {**told["packages"], "torch": "1.0"}, "machine": {"cpu_cores": 512}}
-    said = " ".join(reproduce.differences(reproduce.Origin(origin.uri, origin.model, told)))
-    assert "commit 0123456789" in said
-    assert "torch was 1.0" in said
-    assert "cpu cores was 512" in said
+    sentence = " ".join(reproduce.differences(reproduce.Origin(origin.uri, origin.model, told)))
+    assert "commit 0123456789" in sentence
+    assert "torch was 1.0" in sentence
+    assert "cpu cores was 512" in sentence
 
 
 def test_what_cannot_be_reproduced_is_told_in_one_sentence(root: Path, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ SECRETS = (
 
 
 class Server(http.server.SimpleHTTPRequestHandler):
-    """Serves its folder, with a password where it is told one."""
+    """Serves its folder, with a password if it is given one."""
 
     password: str | None = None
 

@@ -38,6 +38,6 @@ def run_uri(config: Config) -> str:
 
 @pytest.fixture(scope="module")
 def first(config: Config, run_uri: str, data_uri: str) -> tuple[Evaluation, list[dict[str, Any]]]:
-    """The evaluation that most tests look at, and the events it told on its way."""
+    """The evaluation that most tests look at, and its progress events."""
     events: list[dict[str, Any]] = []
     return evaluate(config, run_uri, data_uri, lambda event: events.append(dict(event))), events

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("small_inception")
 
 
 def _photos(root: Path, masks: dict[str, int]) -> str:
-    """Five training and four or three test images; so many of a split have a mask, the first an empty one."""
+    """Five training and four or three test images; ``masks`` of a split have one, the first an empty one."""
     generator = np.random.default_rng(0)
     for split, count in (("trainA", 5), ("trainB", 5), ("testA", 4), ("testB", 3)):
         (root / split).mkdir(parents=True)

@@ -109,7 +109,7 @@ def test_one_job_through_killed_and_cancelled_flows(
     stopped_at = step()
     assert stopped_at < 1500
 
-    # and again: the next attempt of the same run goes on from its checkpoint
+    # and again: the next attempt of the same run resumes from its checkpoint
     seen: list[dict[str, Any]] = []
     reached = threading.Event()
 

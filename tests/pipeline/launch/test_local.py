@@ -217,7 +217,7 @@ def test_trains_shows_progress_and_leaves_nothing_but_the_run(
 
 @pytest.mark.long
 def test_an_ended_launcher_takes_the_job_with_it(data: str, tmp_path: Path) -> None:
-    """By SIGTERM at once, after SIGKILL because the job notices; the next launcher goes on."""
+    """By SIGTERM at once, after SIGKILL because the job notices; the next launcher resumes."""
     config = tiny(tmp_path, workers=1, max_steps=100_000)
     run_uri = spec_of(config, data).run_uri
     for end in (signal.SIGTERM, signal.SIGKILL):

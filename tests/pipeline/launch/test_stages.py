@@ -173,7 +173,7 @@ def test_nodes_without_the_package_are_one_sentence_at_once(
 
 
 @pytest.mark.parametrize(
-    ("lines", "status", "said"),
+    ("lines", "status", "sentence"),
     [
         (["/venv/bin/python: No module named pipeline"], 1, "has no package 'pipeline'"),
         (["Traceback", "ModuleNotFoundError: No module named 'pyarrow.lib'"], 1, "no package 'pyarrow.lib'"),
@@ -181,11 +181,11 @@ def test_nodes_without_the_package_are_one_sentence_at_once(
         (["usage: x", "x: error: one argument, please", ""], 2, "a wrong call: x: error: one argument"),
     ],
 )
-def test_what_would_happen_again_is_final(lines: list[str], status: int, said: str) -> None:
+def test_what_would_happen_again_is_final(lines: list[str], status: int, sentence: str) -> None:
     verdict = cluster.hopeless(lines, status)
     assert verdict is not None
     assert verdict["kind"] == "BadInput"
-    assert said in verdict["message"]
+    assert sentence in verdict["message"]
 
 
 def test_what_may_pass_is_not() -> None:

@@ -132,7 +132,7 @@ def test_mlflow_shows_the_training_while_it_goes_on(settings: Callable[..., Conf
         "samples b2a+step+30",
     }
 
-    # the same call again, after a kill: nothing twice, and the run goes on
+    # the same call again, after a kill: nothing twice, and the run continues
     with contextlib.suppress(RuntimeError), reporting(config, RUN, job.uri) as report:
         report({"rows": [row(60)]})
         wait_for(lambda: len(curve(config, "learning_rate")) == 6, "the next row")
@@ -291,6 +291,6 @@ def test_what_is_not_installed_is_said_before_the_training(
 ) -> None:
     monkeypatch.delitem(sys.modules, "pipeline.live.to_wandb", raising=False)
     monkeypatch.setitem(sys.modules, "wandb", None)
-    said = re.escape("train.report_to names wandb, which needs the package wandb")
-    with pytest.raises(BadInput, match=said), reporting(settings("wandb"), RUN, job.uri):
+    sentence = re.escape("train.report_to names wandb, which needs the package wandb")
+    with pytest.raises(BadInput, match=sentence), reporting(settings("wandb"), RUN, job.uri):
         raise AssertionError("it began")

@@ -16,7 +16,7 @@ from tests.pipeline.registry.finished_runs import Register, against, evaluation
 def test_registries_that_share_a_storage_tell_their_own_stories(
     config: Config, register: Register, empty_database: Path
 ) -> None:
-    """Without a server each machine has a registry of its own, and both begin with version 1."""
+    """Without a server each machine has its own registry, and both begin with version 1."""
     shutil.copy(empty_database, "other.db")
     other = configs.parse(
         {**config.plain(), "register": {"tracking_uri": f"sqlite:///{Path('other.db').resolve()}"}}

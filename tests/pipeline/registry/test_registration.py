@@ -41,7 +41,7 @@ def test_a_model_folder_that_is_gone_is_written_again(
     shutil.rmtree(first.source)
     assert register(seed=1) == first
     assert model_folder.read(models.resolve("models:/h2z/1", config)).name == "h2z"
-    # in another storage, for a version of its own, which is found again
+    # in another storage, for a new version, which is found again
     shutil.rmtree(first.source)
     shutil.copytree(config.storage, tmp_path / "moved")
     elsewhere = configs.parse({**config.plain(), "storage": str(tmp_path / "moved")})

@@ -100,7 +100,7 @@ def test_mlflow_is_quiet(tmp_path: Path) -> None:
     )
     assert (done.stdout, done.stderr) == ("", "")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["home", "state"]
-    # nor is anybody told; this looks into a registry, as a run does first
+    # nor are there messages; this reads a registry, as a run does first
     script = f"from pipeline.registry import versions; versions.versions('sqlite:///{tmp_path}/state/mlflow.db', 'x')"
     subprocess.run(
         [sys.executable, "-c", script],

@@ -58,22 +58,22 @@ def test_verdicts(verdicts: dict[str, str], registration: dict[str, Any] | None,
 
 
 @pytest.mark.parametrize(
-    ("verdict", "said"),
+    ("verdict", "message"),
     [
         ("better", "Judged by KID to the target."),
         ("worse", "On the mean of target and source it is worse than doing nothing"),
         ("noise", "On the mean of target and source it is no different from doing nothing"),
     ],
 )
-def test_a_yardstick_that_disagrees_is_named_at_the_top(verdict: str, said: str) -> None:
+def test_a_yardstick_that_disagrees_is_named_at_the_top(verdict: str, message: str) -> None:
     judged = scores({"a2b": "better", "b2a": "better"})
     judged.intervals["kid_mean"] = {"do_nothing": {"verdict": verdict}}  # type: ignore[index]
     because = report_verdict.headline(Run("runs/x", None), judged)["because"]
-    assert said in because
+    assert message in because
     assert ("mean" in because) == (verdict != "better")
 
 
 def test_a_failed_training_is_named() -> None:
     progress = Progress(state="failed", time=0.0, step=40, total_steps=600)
-    said = report_verdict.headline(Run("runs/x", None, progress=progress), scores({}))["sentence"]
-    assert said == "The training failed: step 40 of 600."
+    message = report_verdict.headline(Run("runs/x", None, progress=progress), scores({}))["sentence"]
+    assert message == "The training failed: step 40 of 600."

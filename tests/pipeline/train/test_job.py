@@ -57,7 +57,7 @@ def drive(config: Config, data: str, scratch: str) -> tuple[Spec, Result]:
 
 @pytest.fixture(scope="module")
 def undisturbed(data: str, scratch: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Spec, Result]:
-    """A run to the end that nobody troubled: its spec and its result."""
+    """An undisturbed run to the end: its specification and result."""
     return drive(tiny(tmp_path_factory.mktemp("calm")), data, scratch)
 
 
@@ -214,7 +214,7 @@ def stuck(folder: Path, bias: float) -> str:
 
 @pytest.mark.long
 def test_a_switch_that_comes_too_early_is_told(data: str, scratch: str, tmp_path: Path) -> None:
-    """The masked stage begins while the masks of domain a are at 0.2, and that is said once."""
+    """The masked stage begins while the masks of domain a are at 0.2, which is reported once."""
     config = tiny(tmp_path, start_from=stuck(tmp_path, -1.4), max_steps=30)
     spec, _ = drive(config, data, scratch)
     events = train_events.read(spec.run_uri)

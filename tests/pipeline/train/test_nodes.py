@@ -46,7 +46,7 @@ class Nodes:
         return self.cluster.add_node(**self._arguments(1))
 
     def lose(self, node: Any) -> None:
-        """As when the power goes: nothing on the node is told."""
+        """As when the power fails: nothing on the node is notified."""
         self.cluster.remove_node(node, allow_graceful=False)
 
     def drain(self, node: Any) -> None:
@@ -116,7 +116,7 @@ def test_nodes_come_and_go_and_the_course_stays_the_same(nodes: Nodes, tmp_path:
         nodes.lose(lost)
         wait_for(lambda: starts(told)[-1] == (1, 1) and step() > COMPARED, "going on with one worker")
         nodes.add()
-        # where the new node takes long, it goes on with one worker once more before it counts again
+        # where the new node takes long, training continues with one worker once more before it counts again
         wait_for(lambda: starts(told)[-1] == (2, 2), "going on with both again")
         nodes.drain(kept)
         wait_for(lambda: "preempted" in kinds(), "leaving the node that will be taken away")
@@ -129,7 +129,7 @@ def test_nodes_come_and_go_and_the_course_stays_the_same(nodes: Nodes, tmp_path:
 
     events = [e for e in train_events.read(told) if e.kind not in {"started", "switched"}]
     failures = [e.kind for e in events if e.kind != "resumed"]
-    # ranks that leave at different polls of the controller are told one after the other
+    # ranks that leave at different polls of the controller are reported one after the other
     assert [kind for kind, _ in itertools.groupby(failures)] == ["worker_failed", "preempted"]
     resumed = [e for e in events if e.kind == "resumed"]
     assert all(0 <= e.redone <= config.train.checkpoint_every for e in resumed)

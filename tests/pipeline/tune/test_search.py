@@ -369,7 +369,7 @@ def test_a_training_without_hope_ends_a_trial_and_it_is_not_the_best(
     best = search.best(search.trials())
     assert best is not None
     assert best.number == 0
-    # told again after a kill: it is not trained again
+    # replayed after a kill: it is not trained again
     again = _trial(search)
     assert again.step()["done"] is True
 

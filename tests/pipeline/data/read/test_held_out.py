@@ -131,5 +131,7 @@ def test_a_small_set_has_nothing_to_spare(tmp_path: Path) -> None:
     settings: Any = config(source, tmp_path / "out")
     made = prepare(settings)
     assert chosen(made, settings, 4) is None
-    said = held_out.too_few(settings, made.manifest)
-    assert "of 30 and 9 training images at most 20% are held out, fewer than the 2 that scores need" in said
+    sentence = held_out.too_few(settings, made.manifest)
+    assert (
+        "of 30 and 9 training images at most 20% are held out, fewer than the 2 that scores need" in sentence
+    )
