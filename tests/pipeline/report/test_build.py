@@ -27,13 +27,13 @@ def test_headline_answers_the_two_questions_in_one_sentence(html: str) -> None:
 def test_figures_stand_beside_doing_nothing_and_the_champion_with_intervals(html: str) -> None:
     row = re.search(r'<tr role="row"><th[^>]*>KID to the target.*?</tr>', html, re.S)
     assert row is not None
-    sentence = text_of(row[0])
+    text = text_of(row[0])
     for part in ("7.10 6.30 to 7.90", "20.24", "better", "−13.94 to −12.34", "8.50", "−2.20 to −0.60"):
-        assert part in sentence, sentence
+        assert part in text, text
 
 
 def test_protocol_lineage_and_data_are_told(html: str) -> None:
-    sentence = text_of(html)
+    text = text_of(html)
     for part in (
         "7ff4a85c3a6378f0dfc8433ffd789663b0",
         "10 subsets of 50 images",
@@ -45,7 +45,7 @@ def test_protocol_lineage_and_data_are_told(html: str) -> None:
         "switch_at: 300",
         "1,000 images of plain and striped",
     ):
-        assert part in sentence, part
+        assert part in text, part
 
 
 def test_no_credential_reaches_the_page(html: str) -> None:

@@ -11,8 +11,8 @@ def test_published_numbers_only_beside_their_data_set(html: str, tmp_path: Path)
     assert "U-GAT-IT" not in html
     _, run, data = fabricate(tmp_path)
     horses = load("h2z")
-    sentence = Path(build.build(horses, run, data)).read_text()
-    assert "7.58 ± 0.71" in sentence
-    assert "none of its figures may be compared" not in sentence
-    assert "was scored on" in sentence
-    assert sentence.count("[unverified]</strong>") == sum(not row.verified for row in published.ROWS) == 2
+    text = Path(build.build(horses, run, data)).read_text()
+    assert "7.58 ± 0.71" in text
+    assert "none of its figures may be compared" not in text
+    assert "was scored on" in text
+    assert text.count("[unverified]</strong>") == sum(not row.verified for row in published.ROWS) == 2

@@ -31,8 +31,8 @@ from tests.pipeline.report.report_page import text_of
 )
 def test_missing_parts_are_said_and_the_rest_is_shown(tmp_path: Path, lacking: dict[str, str]) -> None:
     config, run, data = fabricate(tmp_path, **dict.fromkeys(lacking, True))
-    message = text_of(Path(build.build(config, run, data)).read_text())
-    assert [sentence for sentence in lacking.values() if sentence not in message] == []
+    text = text_of(Path(build.build(config, run, data)).read_text())
+    assert [sentence for sentence in lacking.values() if sentence not in text] == []
     everything = {
         "evaluation": "KID to the target × 100",
         "samples": "The same images at every saved checkpoint",
@@ -40,7 +40,7 @@ def test_missing_parts_are_said_and_the_rest_is_shown(tmp_path: Path, lacking: d
         "metrics": "Generator loss",
         "manifest": "1,000 images of plain and striped",
     }
-    assert [part for part, words in everything.items() if (words in message) == (part in lacking)] == []
+    assert [part for part, words in everything.items() if (words in text) == (part in lacking)] == []
 
 
 def test_a_run_that_has_only_begun_has_a_report(tmp_path: Path) -> None:

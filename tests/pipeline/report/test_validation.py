@@ -36,18 +36,16 @@ def test_the_best_checkpoint_stands_beside_the_last(html: str, tmp_path: Path) -
     )
     result = storage.read_json(storage.join(run, "result.json"))
     storage.write_json(storage.join(run, "result.json"), result | {"validation": told.plain()})
-    sentence = Path(build.build(config, run, data)).read_text()
-    assert "Held out of the training: 40 of " in sentence
+    text = Path(build.build(config, run, data)).read_text()
+    assert "Held out of the training: 40 of " in text
     assert (
         "3 checkpoints were scored in 60 s. The model is the best checkpoint by kid_target, that of step 400"
-        in sentence
+        in text
     )
-    assert "best, step 400" in sentence
-    assert "last, step 600" in sentence
-    assert '<td class="number">8.00</td><td class="number">10.00</td>' in sentence
-    assert sentence.count('id="chart-validation-') == 2, (
-        "KID and IoU; nothing says how much background changed"
-    )
+    assert "best, step 400" in text
+    assert "last, step 600" in text
+    assert '<td class="number">8.00</td><td class="number">10.00</td>' in text
+    assert text.count('id="chart-validation-') == 2, "KID and IoU; nothing says how much background changed"
     # MLflow's curves and Prefect's table are of the same rows
     curve = {row["step"]: row["validation"] for row in records.metric_rows(run)[0] if "validation" in row}
     assert curve == figures
