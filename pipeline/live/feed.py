@@ -8,11 +8,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from agit_core.errors import BadInput
 from pipeline import records, storage
 from pipeline.config import Config
+from pipeline.live.sink import Sink, State
 from pipeline.records import Tree
 from pipeline.redact import redact
 
@@ -25,26 +26,6 @@ _SCORES = "validation"
 """Part of a row that is added some time after the row."""
 _CLOSING_SECONDS = {"FINISHED": 20.0, "FAILED": 20.0, "KILLED": 3.0}
 """How long the end of the training job waits for a place that does not answer."""
-State = str
-"""How a training ended, in MLflow's words: FINISHED, FAILED or KILLED."""
-
-
-class Sink(Protocol):
-    """A place that shows runs. Everything may raise: the feed tries again."""
-
-    name: str
-
-    def open(self) -> set[int]:
-        """Makes ready, and returns the steps of the rows that are there already."""
-
-    def rows(self, rows: Sequence[Tree]) -> None:
-        """Takes rows of the metrics, in the order of their steps."""
-
-    def pictures(self, step: int, sheets: Mapping[str, bytes]) -> None:
-        """Takes one PNG per direction: the sample strips of a step below each other."""
-
-    def close(self, state: State) -> None:
-        """Nothing more comes from this training job."""
 
 
 class Feed:
@@ -218,12 +199,3 @@ def _sink(name: str, config: Config, run_id: str, run_uri: str) -> Sink:
         raise BadInput(
             f"train.report_to names {name}, which needs the package {error.name}; install it or leave {name} out"
         ) from None
-
-
-def numbers(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The figures of a row but its step and time, nested ones as ``losses/cycle_a``."""
-    for key, value in row.items():
-        if isinstance(value, Mapping):
-            yield from numbers(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and key not in {"step", "time"}:
-            yield f"{prefix}{key}", float(value)

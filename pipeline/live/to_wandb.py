@@ -11,7 +11,7 @@ import wandb
 
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.live.feed import State, numbers
+from pipeline.live.sink import State, numbers
 from pipeline.records import Tree
 from pipeline.redact import redact
 
