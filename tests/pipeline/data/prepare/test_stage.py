@@ -472,6 +472,16 @@ def _alive(group: int) -> bool:
     return False
 
 
+def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", FOUR)
+    with (source / "trainA" / "huge.png").open("wb") as file:
+        file.truncate(200 * 2**30)  # sparse: it takes no room
+    made = prepare(config(source, tmp_path / "out"))
+    (refused,) = made.manifest["splits"]["trainA"]["quarantined"]
+    assert refused["name"] == "huge.png"
+    assert refused["reason"] == "cannot be read: its size is 200 GiB, the limit 2 GiB"
+
+
 def test_what_a_killed_run_left_is_swept_a_day_later(tmp_path: Path) -> None:
     source = folder(tmp_path / "in", FOUR)
     out = tmp_path / "out"
