@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -107,7 +108,7 @@ def explained(uri: str) -> Iterator[None]:
     """Convert MLflow's errors.
 
     Raises:
-        BadInput: the request was refused.
+        BadInput: the request was refused, or the database is damaged.
         RunFailed: no response, or a server error.
         LookupError: the requested object does not exist.
     """
@@ -131,6 +132,12 @@ def explained(uri: str) -> Iterator[None]:
         ) from error
     except (SQLAlchemyError, OSError) as error:
         text = redact(" ".join(str(error).split()))[:300]
+        cause = getattr(error, "orig", None)
+        if type(cause) is sqlite3.DatabaseError:  # not of a subclass, such as "locked"
+            raise BadInput(
+                f"MLflow's database {shown} is damaged ({cause}); restore a copy, or move it away: `agit run` with the "
+                "settings of a run registers its model again"
+            ) from None
         raise RunFailed(f"MLflow at {shown} cannot be used: {text}") from error
 
 

@@ -137,6 +137,14 @@ def test_two_that_register_the_same_weights_at_once_make_one_version(config: Con
     )
 
 
+def test_a_damaged_database_is_named(bare_config: Config) -> None:
+    file = Path(bare_config.storage) / tracking.LOCAL_DATABASE
+    file.parent.mkdir()
+    file.write_bytes(bytes(range(256)) * 20)
+    with pytest.raises(BadInput, match=r"mlflow.db is damaged .* move it away"):
+        models.history(bare_config)
+
+
 class TestGate:
     def test_the_first_model_that_passes_becomes_champion(self) -> None:
         decision = gate.decide(GateConfig(), evaluation(), None)
