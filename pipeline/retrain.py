@@ -174,6 +174,6 @@ def _with_start(config: Config, uri: str | None) -> Config:
 def _lineage(model_uri: str) -> dict[str, Any] | None:
     try:
         lineage = storage.read_json(storage.join(model_uri, model_folder.MANIFEST))["lineage"]
-    except (FileNotFoundError, KeyError, ValueError, BadInput):
+    except (FileNotFoundError, KeyError, TypeError, ValueError, BadInput):
         return None
     return lineage if {"config", "data_uri", "data_fingerprint"} <= lineage.keys() else None

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
@@ -282,21 +283,20 @@ def _finished(uri: str, plans: list[ShardPlan]) -> dict[str, Done]:
     for plan in plans:
         if storage.name(plan.note) not in present:
             continue
-        table = read_table(io.BytesIO(storage.read_bytes(storage.join(uri, plan.note))))
-        note = json.loads(table.schema.metadata[_META])
-        shard = Shard.model_validate(note["shard"])
         try:
-            whole = storage.size(storage.join(uri, plan.path)) == shard.bytes
-        except FileNotFoundError:
-            whole = False
-        if whole:
-            done[plan.note] = Done(
-                plan,
-                shard,
-                note["masks"],
-                note["rejected"],
-                note["notes"],
-                table.replace_schema_metadata(None),
-                note["kept"],
-            )
+            table = read_table(io.BytesIO(storage.read_bytes(storage.join(uri, plan.note))))
+            note = json.loads((table.schema.metadata or {})[_META])
+            shard = Shard.model_validate(note["shard"])
+            if storage.size(storage.join(uri, plan.path)) == shard.bytes:
+                done[plan.note] = Done(
+                    plan,
+                    shard,
+                    note["masks"],
+                    note["rejected"],
+                    note["notes"],
+                    table.replace_schema_metadata(None),
+                    note["kept"],
+                )
+        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
+            continue  # lost or damaged: made again
     return done

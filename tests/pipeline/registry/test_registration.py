@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ from agit_core.errors import BadInput
 from pipeline import clean, storage, tasks
 from pipeline import config_reader as configs
 from pipeline.config import Config
-from pipeline.records import GateDecision, Result, Run, ScoredModel
-from pipeline.registry import gate, models, registration
+from pipeline.records import GateDecision, Registration, Result, Run, ScoredModel
+from pipeline.registry import gate, models, registration, tracking, versions
 from tests.pipeline.killed import write_and_die
 from tests.pipeline.registry.finished_runs import METHOD, Register, against, evaluation, make_run
 from tests.pipeline.s3 import S3Server
@@ -226,3 +228,22 @@ def test_storage_in_s3_keeps_models_and_audit_there(config: Config, register: Re
     assert model_folder.read(models.resolve("models:/h2z@champion", remote)).name == "h2z"
     assert len(storage.list_(f"{s3.uri}/prefix/models/h2z/audit")) == 1
     assert Path(".agit/mlflow.db").is_file()
+
+
+def test_two_that_register_the_same_weights_at_once_make_one_version(config: Config) -> None:
+    uri = make_run(config.storage, "h2z-run1", 1)
+    tracking.client(tracking.tracking_uri(config))
+    start = threading.Barrier(2)
+
+    def one(_: int) -> Registration:
+        start.wait(60)
+        return registration.register(config, uri, evaluation(), {"data_fingerprint": "abc"})
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(one, range(2))
+    assert first == second
+    (version,) = versions.versions(tracking.tracking_uri(config), "h2z")
+    assert (
+        tracking.client(tracking.tracking_uri(config)).get_run(version.run_id).info.lifecycle_stage
+        == "active"
+    )

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from agit_core.errors import RunFailed
+from agit_core.errors import BadInput, RunFailed
 from infra.stack_state import free_port
 from pipeline import config_reader as configs
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.registry import tracking
+from pipeline.registry import models, tracking
 from tests.pipeline.registry.finished_runs import Register
 
 
@@ -85,7 +85,7 @@ def test_mlflow_is_quiet(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     script = (
-        "from pipeline.registry import tracking\n"
+        "from pipeline.registry import models, tracking\n"
         f"client = tracking.client('sqlite:///{tmp_path}/state/mlflow.db')\n"
         "client.create_registered_model('x')\n"
     )
@@ -110,3 +110,11 @@ def test_mlflow_is_quiet(tmp_path: Path) -> None:
         check=True,
     )
     assert list(home.rglob("*")) == []
+
+
+def test_a_damaged_database_is_named(bare_config: Config) -> None:
+    file = Path(bare_config.storage) / tracking.LOCAL_DATABASE
+    file.parent.mkdir()
+    file.write_bytes(bytes(range(256)) * 20)
+    with pytest.raises(BadInput, match=r"mlflow.db is damaged .* move it away"):
+        models.history(bare_config)
