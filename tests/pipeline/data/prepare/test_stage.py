@@ -475,7 +475,7 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
     with (source / "trainA" / "huge.png").open("wb") as file:
         file.truncate(200 * 2**30)  # sparse: it takes no room
     made = prepare(config(source, tmp_path / "out"))
-    (refused,) = made.manifest["splits"]["trainA"]["quarantined"]
+    (refused,) = made.manifest.splits["trainA"].quarantined
     assert refused["name"] == "huge.png"
     assert refused["reason"] == "cannot be read: its size is 200 GiB, the limit 2 GiB"
 
