@@ -1,4 +1,4 @@
-"""Unused items of a storage: old runs without a registered model, data sets that no run refers to, caches.
+"""Unused items: old runs without a registered model, here and in MLflow, data sets that no run refers to, caches.
 
 Everything that a registered model needs is kept: its folder, its run, that run's data, and the model or run of its
 initial weights. So is everything that changed within the last hour, since it may be in use.
@@ -7,25 +7,25 @@ initial weights. So is everything that changed within the last hour, since it ma
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from agit_core import model_folder
 from pipeline import records, run_status, storage
 from pipeline.config import Config
 from pipeline.launch.specs import absolute
 from pipeline.redact import redact
-from pipeline.registry import tracking, versions
+from pipeline.registry import tracking, unused_runs, versions
 from pipeline.train import lease
 
 _LEAST_SECONDS = 3600.0
 _DEPTH = {"runs": 1, "data": 1, "models": 2, "evaluations": 1, "features": 1, "downloads": 1}
 """Folders of a storage, and the depth below each at which items are kept or removed as a whole."""
+_MLFLOW = "mlflow"
 # removed first: without these files, an interrupted removal leaves no valid run, data set or model
 _FIRST = {
     "runs": (records.DONE.name, records.RESULT.name),
     "data": (records.MANIFEST.name,),
-    "models": (model_folder.MANIFEST,),
+    "models": ("model.json",),  # agit_core.model_folder.MANIFEST, which would take seconds to import
 }
 
 
@@ -35,9 +35,10 @@ class Unused:
 
     kind: str
     uri: str
+    """A file or folder; of a run in MLflow ``runs:/ID``."""
     bytes: int
     updated: float
-    """Unix time of its newest file."""
+    """Unix time of its newest file, or of its end."""
     reason: str
 
 
@@ -71,12 +72,19 @@ def find(config: Config, older_than_days: float, now: float | None = None) -> li
         for uri, (size, updated) in things.items()
         if updated < limit and reasons[kind][1](uri)
     ]
+    found += _in_mlflow(config, root, limit, registered, kept)
     return sorted(found, key=lambda thing: -thing.bytes)
 
 
-def remove(things: Iterable[Unused]) -> None:
+def remove(config: Config, things: Iterable[Unused]) -> None:
     """Remove items; an interruption leaves no item that looks valid."""
+    things = list(things)
+    in_mlflow = [storage.name(thing.uri) for thing in things if thing.kind == _MLFLOW]
+    if in_mlflow:
+        unused_runs.remove(tracking.tracking_uri(config), in_mlflow)
     for thing in things:
+        if thing.kind == _MLFLOW:
+            continue
         for name in _FIRST.get(thing.kind, ()):
             storage.remove(storage.join(thing.uri, name))
         storage.remove(thing.uri)
@@ -95,13 +103,30 @@ def _things(folder: str, depth: int) -> dict[str, tuple[int, float]]:
     return found
 
 
+def _in_mlflow(
+    config: Config, root: str, limit: float, registered: set[str], kept: set[str]
+) -> Iterator[Unused]:
+    """Old runs of a local MLflow database, of trainings in this storage that are not kept or that are gone."""
+    uri = tracking.tracking_uri(config)
+    here = f"{records.run_uri(root, '')}/"
+    for run, reason in unused_runs.find(
+        uri, registered, lambda training: training.startswith(here) and training.rstrip("/") not in kept
+    ):
+        updated = max(run.info.start_time or 0, run.info.end_time or 0) / 1000
+        if updated < limit:
+            files = storage.details(unused_runs.artifacts(run))
+            size = sum(file.bytes for file in files)
+            yield Unused(_MLFLOW, f"runs:/{run.info.run_id}", size, updated, reason)
+
+
 def _registered(config: Config) -> set[str]:
-    """Folders, runs and data of all versions of the registry; a run also by its id."""
+    """Folders, runs and data of all versions of the registry; a run also by its ids, here and in MLflow."""
     tags = ("agit.run_uri", "agit.data_uri", "agit.run_id", "agit.model_uri")
     found = set()
     for version in versions.all_versions(tracking.tracking_uri(config)):
         found |= {
             str(version.source).rstrip("/"),
+            str(version.run_id),
             *(version.tags[tag] for tag in tags if tag in version.tags),
         }
     return found

@@ -1,18 +1,28 @@
-"""Atomic writes of local files, and removal of temporary files of killed writers."""
+"""Atomic writes of local files, removal of temporary files of killed writers, and a warning about drives that stall."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
+import itertools
+import logging
 import os
 import re
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 # reading the umask means setting it, which is not thread-safe: do it once, on import
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)
+STALL_SECONDS = 60.0
+"""Duration after which an access to a local file is reported."""
+log = logging.getLogger(__name__)
+_pending: dict[int, tuple[float, str]] = {}
+_numbers = itertools.count()
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.part")
 
 
@@ -56,3 +66,48 @@ def sweep_temporary(folder: Path) -> None:
                 path.unlink()
             finally:
                 os.close(handle)
+
+
+@contextlib.contextmanager
+def watched(verb: str, path: str) -> Iterator[None]:
+    """Log a warning that names the path if the block, an access to local files, takes longer than a minute.
+
+    The access itself cannot be given a limit: the kernel lets no process leave a network drive that does not answer.
+    """
+    _start_watching()
+    number = next(_numbers)
+    _pending[number] = time.monotonic(), f"{verb} {path}"
+    try:
+        yield
+    finally:
+        _pending.pop(number, None)
+
+
+@functools.cache
+def _start_watching() -> None:
+    threading.Thread(target=_watch, name="stalls", daemon=True).start()
+
+
+def _forget() -> None:
+    _start_watching.cache_clear()
+    _pending.clear()
+
+
+os.register_at_fork(after_in_child=_forget)  # a child has none of its parent's threads
+
+
+def _watch() -> None:
+    reported: set[int] = set()
+    while True:
+        time.sleep(STALL_SECONDS / 4)
+        pending = dict(_pending)
+        reported &= pending.keys()
+        for number, (began, what) in pending.items():
+            if number not in reported and time.monotonic() - began > STALL_SECONDS:
+                reported.add(number)
+                log.warning(
+                    "still waiting after %g s to %s: does its disk or network drive answer? (NFS: mount options soft, "
+                    "timeo)",
+                    STALL_SECONDS,
+                    what,
+                )

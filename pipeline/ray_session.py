@@ -32,6 +32,10 @@ which may have counted a lost node and should count again."""
 _PRIVATE = {
     # not exported by a private instance; for clusters see pipeline.train.prometheus
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    # Ray's own metrics require no token; a port that no socket takes keeps the last two of their servers away
+    "RAY_enable_metrics_collection": "0",
+    "AUTOSCALER_METRIC_PORT": "-1",
+    "DASHBOARD_METRIC_PORT": "-1",
     # useful on clusters only, and one more process
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # long timeouts for busy machines; a dead process is detected at once by its closed connections

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from agit_core import model_folder
 from agit_core.errors import BadInput
 from pipeline import progress, storage
-from pipeline.config import Config, parse_recorded
+from pipeline.config import Config
+from pipeline.config_reader import parse_recorded
 from pipeline.data.format import manifest
 from pipeline.launch.specs import run_id
 from pipeline.records import Data
@@ -173,6 +174,6 @@ def _with_start(config: Config, uri: str | None) -> Config:
 def _lineage(model_uri: str) -> dict[str, Any] | None:
     try:
         lineage = storage.read_json(storage.join(model_uri, model_folder.MANIFEST))["lineage"]
-    except (FileNotFoundError, KeyError, ValueError, BadInput):
+    except (FileNotFoundError, KeyError, TypeError, ValueError, BadInput):
         return None
     return lineage if {"config", "data_uri", "data_fingerprint"} <= lineage.keys() else None

@@ -28,7 +28,8 @@ import fsspec
 from fsspec import AbstractFileSystem
 
 from agit_core.errors import BadInput, RunFailed
-from pipeline.local_files import replacing, sweep_temporary
+from pipeline.local_files import replacing, sweep_temporary, watched
+from pipeline.redact import redact
 
 # newer SDKs send checksum trailers by default, which object stores other than Amazon's refuse
 os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
@@ -78,8 +79,15 @@ def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
 
     Listings are not cached, because other processes may change them. Credentials are read from the environment each
     time, so that a renewed key takes effect.
+
+    Raises:
+        BadInput: another scheme, or credentials in the URI.
     """
     if uri.startswith("s3://"):
+        if "@" in uri.split("/")[2]:  # the client would name it as part of a bucket
+            raise BadInput(
+                f"{redact(uri)} holds credentials; leave them out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
         options = {
             "key": os.environ.get("AWS_ACCESS_KEY_ID"),
             "secret": os.environ.get("AWS_SECRET_ACCESS_KEY"),
@@ -103,7 +111,9 @@ def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
         return fs, uri.removeprefix("s3://").rstrip("/")
     if is_remote(uri):
         scheme = uri.split("://", 1)[0]
-        raise BadInput(f"storage '{uri}' has the scheme '{scheme}'; use a local folder or s3://bucket/prefix")
+        raise BadInput(
+            f"storage '{redact(uri)}' has the scheme '{scheme}'; use a local folder or s3://bucket/prefix"
+        )
     return fsspec.filesystem("file"), str(Path(uri.removeprefix("file://")).expanduser().absolute())
 
 
@@ -201,7 +211,18 @@ def read_text(uri: str) -> str:
 
 
 def read_json(uri: str) -> Any:
-    return json.loads(read_bytes(uri))
+    """The value in a JSON file.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deeply.
+        FileNotFoundError: there is no such file.
+        RunFailed: the storage does not answer.
+    """
+    data = read_bytes(uri)
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -435,7 +456,8 @@ def explained(uri: str, verb: str) -> Iterator[None]:
     For direct uses of :func:`filesystem`.
     """
     try:
-        yield
+        with contextlib.nullcontext() if is_remote(uri) else watched(verb, uri):
+            yield
     except (BadInput, RunFailed, FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError):
         raise
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What a process leaves open to others: ports that it listens on, folders that another user can enter."""
+"""What a process leaves open to others: ports that it listens on, what they serve, folders that others can enter."""
 
 from __future__ import annotations
 
@@ -9,9 +9,21 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
+import httpx
+
 # 127.0.0.1 as the kernel writes it, and the same for sockets that speak IPv6 too
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}
 NOBODY = 65534
+RAY_METHODS = (
+    "InternalKVGcsService/InternalKVKeys",
+    "JobInfoGcsService/GetAllJobInfo",
+    "NodeManagerService/RequestWorkerLease",
+    "ObjectManagerService/Pull",
+    "CoreWorkerService/PushTask",
+    "ReporterService/GetTraceback",
+)
+"""One of each service that a Ray instance has."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,28 @@ def listening(pids: list[int]) -> list[Port]:
                 with contextlib.suppress(OSError):
                     command = Path(f"/proc/{owner}/cmdline").read_bytes().replace(b"\0", b" ").decode()
                     found.append(Port(command[:80], address, int(port, 16)))
+    return found
+
+
+def served(port: Port) -> list[str]:
+    """What somebody without a key gets there, in HTTP and in gRPC; nothing where each request needs one."""
+    address = f"127.0.0.1:{port.number}"
+    found = []
+    closed = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAVAILABLE}
+    for path in ("/", "/metrics"):
+        with contextlib.suppress(httpx.HTTPError):
+            answer = httpx.get(f"http://{address}{path}", timeout=10)
+            if answer.is_success:
+                found.append(f"{port.command}: {path}")
+    with grpc.insecure_channel(address) as channel, contextlib.suppress(grpc.FutureTimeoutError):
+        grpc.channel_ready_future(channel).result(2)
+        for method in RAY_METHODS:
+            try:
+                channel.unary_unary(f"/ray.rpc.{method}")(b"", timeout=10)
+            except grpc.RpcError as error:
+                if error.code() in closed:
+                    continue
+            found.append(f"{port.command}: {method}")
     return found
 
 

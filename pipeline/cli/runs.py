@@ -148,8 +148,8 @@ def clean(
 ) -> Answer:
     """List or remove old runs, data sets and caches.
 
-    These are runs without a registered model, data sets that no run refers to, and caches. Everything that a
-    registered model needs is kept.
+    These are runs without a registered model, also in a local MLflow database, data sets that no run refers to, caches,
+    and flow runs of the embedded Prefect server. Everything that a registered model needs is kept.
 
     \b
     Examples:
@@ -160,10 +160,17 @@ def clean(
     from dataclasses import asdict
 
     from pipeline import clean as cleaning
+    from pipeline.flows import unused_runs as flow_runs
 
     found = cleaning.find(settings, older_than)
+    ended = flow_runs.find(older_than)
     if yes:
-        cleaning.remove(found)
+        cleaning.remove(settings, found)
+    if ended is not None:
+        if yes:
+            flow_runs.remove(older_than)
+        reason = f"{ended.number} flow runs that have ended"
+        found.append(cleaning.Unused("prefect", str(ended.database), 0, ended.newest, reason))
     answer = {"storage": settings.storage, "older_than_days": older_than, "removed": yes}
     things = [asdict(thing) for thing in found]
     return Answer({**answer, "bytes": sum(thing.bytes for thing in found), "found": things}, cli_show.unused)

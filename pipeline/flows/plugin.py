@@ -36,14 +36,14 @@ def setup_environment(*, ctx: HookContext) -> SetupResult | None:
 def _stack_url() -> str | None:
     try:
         return str(json.loads(STACK.read_text())["prefect_api_url"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _stack_key() -> dict[str, str]:
     try:
         return {"PREFECT_API_AUTH_STRING": str(json.loads(KEYS.read_text())["prefect"])}
-    except (OSError, ValueError, KeyError):  # a stack of another user or of an earlier version
+    except (OSError, ValueError, KeyError, TypeError):  # a stack of another user or of an earlier version
         return {}
 
 

@@ -104,7 +104,7 @@ def plan(
     existing = set(storage.list_(folder, recursive=True))
     journal_uri = storage.join(folder, JOURNAL)
     journal = {"format": 1, "input": source, **identity}
-    previous = storage.read_json(journal_uri) if journal_uri in existing else {}
+    previous = _journal(journal_uri) if journal_uri in existing else {}
     finished = previous.pop("failed", None)
     # with --overwrite, an interrupted run is resumed, but a finished one is done again
     resumed = previous == journal and not (overwrite and finished is not None)
@@ -136,6 +136,15 @@ def pack(folder: str, output: str) -> None:
                     file.writestr(uri[start:], storage.read_bytes(uri))
         storage.upload_file(packed, output)
     storage.remove(folder)
+
+
+def _journal(uri: str) -> dict[str, Any]:
+    """An earlier run's journal; empty if it is damaged, and existing files then count as another run's."""
+    try:
+        found = storage.read_json(uri)
+    except (ValueError, IsADirectoryError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _above(target: str, folder: str) -> Iterator[str]:

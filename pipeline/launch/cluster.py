@@ -73,6 +73,11 @@ def _connect(config: ClusterConfig) -> tuple[_Client, dict[str | None, JobDetail
         ) from None
 
 
+def _place(config: ClusterConfig) -> dict[str, Any]:
+    """What the specification says of the cluster, which is stored: no password."""
+    return {"address": redact(config.address)}
+
+
 class ClusterJob:
     """A job with the submission id ``RUN_ID-ATTEMPT``.
 
@@ -104,13 +109,9 @@ class ClusterJob:
             attempt += 1
         # if two machines submit this attempt at once, only one submission succeeds, and both follow that job
         token = f"{session}/{name}"
-        owner = {
-            "host": socket.gethostname(),
-            "submission_id": name,
-            "address": config.address,
-            "token": token,
-        }
-        lease.refuse_second(run_uri, unless={"address": config.address})
+        place = _place(config)
+        owner = {"host": socket.gethostname(), "submission_id": name, "token": token, **place}
+        lease.refuse_second(run_uri, unless=place)
         if attempt > 1:
             events.record_interruption(run_uri)
         spec_uri = write_spec(spec, attempt, owner)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import logging
 import os
 import socket
 import time
@@ -10,6 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline import storage
+
+log = logging.getLogger(__name__)
 
 
 def record(storage_uri: str, name: str, file: str, **event: Any) -> dict[str, Any]:
@@ -22,14 +25,15 @@ def record(storage_uri: str, name: str, file: str, **event: Any) -> dict[str, An
         **event,
     }
     uri = storage.join(storage_uri, "models", name, "audit", f"{file}.json")
-    if storage.exists(uri):
-        return dict(storage.read_json(uri))
+    stored = _event(uri) if storage.exists(uri) else None
+    if stored is not None:
+        return stored
     storage.write_json(uri, entry)
     return entry
 
 
 def events(storage_uri: str, name: str, runs: Mapping[int, str]) -> list[dict[str, Any]]:
-    """The events of a model, oldest first.
+    """The events of a model, oldest first, without damaged ones, which are logged.
 
     Several registries can share a storage, with the same version numbers: ``mlflow_run_id`` identifies the version
     that an event is about. Events of earlier releases lack it and are all included.
@@ -38,9 +42,24 @@ def events(storage_uri: str, name: str, runs: Mapping[int, str]) -> list[dict[st
         runs: MLflow run of each version in this registry.
     """
     folder = storage.join(storage_uri, "models", name, "audit")
-    stored = [storage.read_json(uri) for uri in storage.list_(folder) if uri.endswith(".json")]
+    found = [_event(uri) for uri in storage.list_(folder) if uri.endswith(".json")]
+    stored = [event for event in found if event is not None]
     ours = [event for event in stored if event.get("mlflow_run_id") in {None, runs.get(event["version"])}]
     return sorted(ours, key=lambda event: float(event["time"]))
+
+
+def _event(uri: str) -> dict[str, Any] | None:
+    """A stored event; None if it is damaged."""
+    try:
+        event = storage.read_json(uri)
+        return event | {
+            "time": float(event["time"]),
+            "version": int(event["version"]),
+            "action": str(event["action"]),
+        }
+    except (ValueError, KeyError, TypeError, IsADirectoryError):
+        log.warning("the audit event %s is damaged and left out; restore it from a copy, or remove it", uri)
+        return None
 
 
 def champions(events: list[dict[str, Any]]) -> list[int]:

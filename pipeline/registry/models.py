@@ -16,7 +16,7 @@ from typing import Any
 from agit_core.errors import BadInput
 from pipeline.config import Config
 from pipeline.registry import audit, versions
-from pipeline.registry.tracking import client, explained, tracking_uri
+from pipeline.registry.tracking import alone, client, explained, tracking_uri
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 _MODEL_URI = re.compile(r"models:/+(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[^/@]+))?$")
@@ -41,11 +41,12 @@ def promote(config: Config, version: int | str, reason: str) -> dict[str, Any]:
         BadInput: no such version, it is already the champion, or the reason is empty.
     """
     uri, name = tracking_uri(config), model_name(config)
-    target = versions.named(uri, name, str(version))
-    current = champion(config)
-    if current is not None and current["version"] == target:
-        raise BadInput(f"version {target} of '{name}' is already the champion; nothing to promote")
-    return _change(config, "promote", target, current, reason)
+    with alone(uri, name):
+        target = versions.named(uri, name, str(version))
+        current = champion(config)
+        if current is not None and current["version"] == target:
+            raise BadInput(f"version {target} of '{name}' is already the champion; nothing to promote")
+        return _change(config, "promote", target, current, reason)
 
 
 def rollback(config: Config, reason: str) -> dict[str, Any]:
@@ -54,17 +55,20 @@ def rollback(config: Config, reason: str) -> dict[str, Any]:
     Raises:
         BadInput: there is no previous champion, or the reason is empty.
     """
-    current = champion(config)
-    name = model_name(config)
-    stack = audit.champions(events(config))
-    if current is not None and current["version"] in stack:
-        # entries above the current champion were recorded, but the registry failed before they became champion
-        while stack.pop() != current["version"]:
-            pass
-    if current is None or not stack:
-        raise BadInput(f"model '{name}' has no previous champion to roll back to; promote a version instead")
-    target = versions.named(tracking_uri(config), name, str(stack[-1]))
-    return _change(config, "rollback", target, current, reason)
+    uri, name = tracking_uri(config), model_name(config)
+    with alone(uri, name):
+        current = champion(config)
+        stack = audit.champions(events(config))
+        if current is not None and current["version"] in stack:
+            # entries above the current champion were recorded, but the registry failed before they became champion
+            while stack.pop() != current["version"]:
+                pass
+        if current is None or not stack:
+            raise BadInput(
+                f"model '{name}' has no previous champion to roll back to; promote a version instead"
+            )
+        target = versions.named(uri, name, str(stack[-1]))
+        return _change(config, "rollback", target, current, reason)
 
 
 def history(config: Config) -> dict[str, Any]:
@@ -89,13 +93,18 @@ def history(config: Config) -> dict[str, Any]:
             }
         )
     rows.sort(key=lambda row: row["version"], reverse=True)
-    return {"name": name, "versions": rows, "events": events(config)}
+    return {
+        "name": name,
+        "versions": rows,
+        "events": audit.events(config.storage, name, versions.runs(found)),
+    }
 
 
 def events(config: Config) -> list[dict[str, Any]]:
     """The audit trail of the model's versions in this registry, oldest first."""
     name = model_name(config)
-    return audit.events(config.storage, name, versions.runs(tracking_uri(config), name))
+    found = versions.versions(tracking_uri(config), name)
+    return audit.events(config.storage, name, versions.runs(found))
 
 
 def resolve(uri: str, config: Config | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Mapping
@@ -51,11 +52,12 @@ def register(
     """
     run = _Finished.read(config, run_uri, evaluation, lineage)
     name, uri = run.name, tracking_uri(config)
-    version = _version(uri, run)
-    basis = _basis(config, evaluation)
-    if not _settled(version, basis):
-        _decide(config, uri, version, evaluation, basis)
-        version = versions.get(uri, name, int(version.version))
+    with tracking.alone(uri, name):
+        version = _version(uri, run)
+        basis = _basis(config, evaluation)
+        if not _settled(version, basis):
+            _decide(config, uri, version, evaluation, basis)
+            version = versions.get(uri, name, int(version.version))
     registration = {
         "name": name,
         "version": int(version.version),
@@ -133,10 +135,12 @@ def _write_folder(run: _Finished) -> str:
         uri = str(storage.local_path(uri))  # absolute: the registry is read from other working directories
     manifest_uri = storage.join(uri, model_folder.MANIFEST)
     if storage.exists(manifest_uri):
-        stored = storage.read_json(manifest_uri).get("lineage", {}).get("weights_sha256")
+        stored = None
+        with contextlib.suppress(ValueError, AttributeError):
+            stored = storage.read_json(manifest_uri).get("lineage", {}).get("weights_sha256")
         if stored == run.digest:
             return uri
-        # the run was trained again with a different result: the earlier version keeps its folder
+        # damaged, or the run was trained again with a different result: the earlier version keeps its folder
         uri = f"{uri}-{run.digest[:8]}"
     kept = ("metrics", "baseline", "intervals", "counts", "inception", "protocol")
     scores = {key: run.evaluation[key] for key in kept if key in run.evaluation}

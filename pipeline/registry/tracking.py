@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import math
 import os
+import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
@@ -36,6 +40,7 @@ PICTURED = "agit.pictured"
 """A tag: the last step whose sample pictures the run has."""
 CURVE_POINTS = 500
 """Maximum number of rows to log, evenly spaced, of a training that was not tracked live; all remain in storage."""
+_TURN_SECONDS = 600.0
 _ABSENT = "RESOURCE_DOES_NOT_EXIST"
 _PARAMETERS_PER_CALL, _METRICS_PER_CALL = 100, 1000
 _LONGEST_PARAMETER = 6000
@@ -103,7 +108,7 @@ def explained(uri: str) -> Iterator[None]:
     """Convert MLflow's errors.
 
     Raises:
-        BadInput: the request was refused.
+        BadInput: the request was refused, or the database is damaged.
         RunFailed: no response, or a server error.
         LookupError: the requested object does not exist.
     """
@@ -127,7 +132,32 @@ def explained(uri: str) -> Iterator[None]:
         ) from error
     except (SQLAlchemyError, OSError) as error:
         text = redact(" ".join(str(error).split()))[:300]
+        cause = getattr(error, "orig", None)
+        if type(cause) is sqlite3.DatabaseError:  # not of a subclass, such as "locked"
+            raise BadInput(
+                f"MLflow's database {shown} is damaged ({cause}); restore a copy, or move it away: `agit run` with the "
+                "settings of a run registers its model again"
+            ) from None
         raise RunFailed(f"MLflow at {shown} cannot be used: {text}") from error
+
+
+@contextlib.contextmanager
+def alone(uri: str, name: str) -> Iterator[None]:
+    """Change a model's versions or aliases while no other process of this user and machine does.
+
+    MLflow has no transactions over several requests: two callers would both find no version and create one each.
+
+    Raises:
+        RunFailed: another process has not ended its change for minutes.
+    """
+    key = hashlib.sha256(f"{uri}\n{name}".encode()).hexdigest()[:16]
+    try:
+        with FileLock(storage.private_folder("agit-registry") / f"{key}.lock", timeout=_TURN_SECONDS):
+            yield
+    except Timeout:
+        raise RunFailed(
+            f"another process has been changing model '{name}' for {_TURN_SECONDS:g} s; end it and try again"
+        ) from None
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:

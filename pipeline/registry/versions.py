@@ -41,9 +41,9 @@ def _search(uri: str, filter_string: str | None) -> list[Any]:
             return items
 
 
-def runs(uri: str, name: str) -> dict[int, str]:
+def runs(found: list[Any]) -> dict[int, str]:
     """MLflow run id by version; it distinguishes a version from that of the same number in another registry."""
-    return {int(item.version): str(item.run_id) for item in versions(uri, name)}
+    return {int(item.version): str(item.run_id) for item in found}
 
 
 def get(uri: str, name: str, number: int) -> Any:

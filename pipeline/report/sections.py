@@ -253,7 +253,7 @@ def decision(config: Config, run: Run) -> list[tuple[str, str]]:
 def _trail(config: Config, name: str, registration: dict[str, Any]) -> list[dict[str, Any]]:
     """The model's audit trail in the registry of the run's version."""
     try:
-        runs = versions.runs(tracking.tracking_uri(config), name)
+        runs = versions.runs(versions.versions(tracking.tracking_uri(config), name))
     except (BadInput, RunFailed):  # the report does not depend on the registry
         return []
     own = (registration.get("mlflow") or {}).get("run_id")

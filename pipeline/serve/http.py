@@ -24,6 +24,10 @@ _CONCURRENT = 32
 """Concurrent requests, whose bodies are held in memory."""
 BODY_SECONDS = 30.0
 """Timeout for the next piece of a request's body."""
+WHOLE_BODY_SECONDS = 300.0
+"""Timeout for all of it, against clients that send a byte now and then."""
+_VALUES = 10_000
+"""Most commas in a request, which bound the values to parse; pictures are base64, which has none."""
 _DEPTH = 16
 _LARGEST_NUMBER = 2**53
 _JSON = "application/json"
@@ -47,11 +51,18 @@ class BodyLimit:
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         pieces, length, more = list[bytes](), 0, True
         too_large = announced.isdigit() and int(announced) > self._limit
+        clock = asyncio.get_running_loop().time
+        until = clock() + WHOLE_BODY_SECONDS
         while more and not too_large:
+            left = until - clock()
             try:
-                message = await asyncio.wait_for(receive(), BODY_SECONDS)
+                message = await asyncio.wait_for(receive(), min(BODY_SECONDS, left))
             except TimeoutError:
-                sentence = f"nothing more of the request came for {BODY_SECONDS:g} s"
+                sentence = (
+                    f"nothing more of the request came for {BODY_SECONDS:g} s"
+                    if left > BODY_SECONDS
+                    else f"the request was not there as a whole after {WHOLE_BODY_SECONDS:g} s"
+                )
                 late = JSONResponse({"error": sentence}, 408, headers={"Connection": "close"})
                 await late(scope, receive, send)
                 return
@@ -97,8 +108,8 @@ class JsonOnly:
 class KnownParameters:
     """Refuses with status 400 what would make MLflow fail or what it would ignore.
 
-    That is invalid or deeply nested JSON, numbers beyond a double's exact integers, and unknown keys, ``params`` and
-    columns.
+    That is invalid or deeply nested JSON, far more values than images are allowed, numbers beyond a double's exact
+    integers, and unknown keys, ``params`` and columns.
     """
 
     def __init__(self, app: ASGIApp, names: tuple[str, ...], columns: tuple[str, ...]) -> None:
@@ -122,6 +133,8 @@ class KnownParameters:
         await self._app(scope, replay, send)
 
     def _problem(self, body: bytes) -> str | None:
+        if body.count(b",") > _VALUES:
+            return f"the request's JSON holds more than {_VALUES} values; send images alone"
         try:
             value = json.loads(body, parse_int=_number, parse_float=_number, parse_constant=_number)
             _check_depth(value)

@@ -58,6 +58,8 @@ def train(loop: dict[str, Any]) -> dict[str, Any] | None:
     Returns:
         The contents of ``result.json`` on rank 0; None on other ranks.
     """
+    # code that is compiled and loaded again: PyTorch's own choice is a folder in /tmp with a name known to everybody
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(storage.private_folder("agit-compiled")))
     return _Worker(loop["spec"], loop["watch_preemption"]).run()
 
 

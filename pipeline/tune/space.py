@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from agit_core.errors import BadInput
-from pipeline.config import Config, parse
+from pipeline.config import Config
+from pipeline.config_reader import parse
 
 Values = dict[str, Any]
 SEARCHABLE = ("method.", "train.batch_size", "seed")

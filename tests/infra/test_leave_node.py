@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from infra.stack_state import free_port
-from pipeline.config import parse
+from pipeline.config_reader import parse
 from pipeline.launch import follow
 from pipeline.train import events as train_events
 from tests.pipeline.training import TINY, prepared, spec_of, wait_for

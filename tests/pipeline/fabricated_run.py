@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.config import Config, load
+from pipeline.config import Config
+from pipeline.config_reader import load
 from pipeline.data.sources import builtin
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">&amp;.jpg"

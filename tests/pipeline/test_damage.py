@@ -17,10 +17,14 @@ import pytest
 from agit_core import model_folder
 from agit_core.errors import BadInput, RunFailed
 from pipeline import records, run_status, storage, tasks
-from pipeline.config import Config, parse
+from pipeline.config import Config
+from pipeline.config_reader import parse
 from pipeline.data.read.inspect import verify
+from pipeline.inference import outputs
+from pipeline.inference.inputs import Inputs, Item
 from pipeline.launch import follow
 from pipeline.records import Data, Run
+from pipeline.registry import audit
 from pipeline.train import events
 from pipeline.train.checkpoints import CheckpointStore
 from tests.pipeline import fabricated_run
@@ -210,3 +214,31 @@ def test_scores_are_made_again_and_a_damaged_checkpoint_sends_the_run_back(
     with _damaged(Path(records.RESULT.uri(run.uri)), "cut"), pytest.raises(JobAsked):
         tasks.train(config, data)
     assert tasks.train(config, data).reused
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_audit_event_is_left_out_and_named(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in (1, 2):
+        audit.record(str(tmp_path), "x", f"{number}", action="promote", version=number, champion=number)
+    with _damaged(tmp_path / "models/x/audit/1.json", kind):
+        assert [event["version"] for event in audit.events(str(tmp_path), "x", {})] == [2]
+        assert kind == "lost" or "1.json is damaged" in caplog.text
+    assert [event["version"] for event in audit.events(str(tmp_path), "x", {})] == [1, 2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_a_damaged_journal_translations_count_as_those_of_another(kind: str, tmp_path: Path) -> None:
+    found = Inputs("folder", [Item("a.png", "in/a.png")], [])
+
+    def planned(overwrite: bool = False) -> outputs.Plan:
+        return outputs.plan(found, "in", str(tmp_path), False, {"model": "0"}, overwrite)
+
+    planned()
+    (tmp_path / "a.png").write_bytes(b"x")
+    assert planned().skipped == 1
+    with _damaged(tmp_path / outputs.JOURNAL, kind):
+        with pytest.raises(BadInput, match="exists and comes from another"):
+            planned()
+        assert [target for _, target in planned(overwrite=True).todo] == [str(tmp_path / "a.png")]

@@ -1,11 +1,14 @@
-"""Files that appear whole or not at all, whoever is killed."""
+"""Files that appear whole or not at all, whoever is killed, and drives that do not answer."""
 
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
-from pipeline import storage
+import pytest
+
+from pipeline import local_files, storage
 from pipeline.local_files import replacing
 from tests.pipeline.killed import write_and_die
 
@@ -26,3 +29,23 @@ def test_what_a_killed_writer_left_is_swept_and_nothing_else(tmp_path: Path) -> 
     assert sorted(os.listdir(deep)) == sorted([*names, ".link.abcdefgh.part", "c.bin"])
     assert (deep / "c.bin").read_bytes() == b"whole"
     storage.sweep(str(tmp_path / "nothing"))
+
+
+def test_a_read_that_stalls_is_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(local_files, "STALL_SECONDS", 0.05)
+    local_files._start_watching.cache_clear()  # the running one sleeps for longer
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)  # opening it waits for a writer, as a dead network drive would
+    reading = threading.Thread(target=storage.read_bytes, args=[str(pipe)])
+    reading.start()
+    while not caplog.messages:
+        threading.Event().wait(0.01)
+    threading.Event().wait(0.2)
+    with pipe.open("wb"):
+        pass
+    reading.join(60)
+    (said,) = caplog.messages
+    assert f"to read {pipe}" in said
+    assert not local_files._pending

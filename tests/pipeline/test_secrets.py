@@ -14,11 +14,11 @@ import pytest
 
 from agit_core.errors import BadInput
 from infra.stack_state import free_port
-from pipeline import config as configs
-from pipeline import logs, run_status, tasks
+from pipeline import config_reader as configs
+from pipeline import logs, run_status, storage, tasks
 from pipeline.cli import main
 from pipeline.data.sources import download
-from pipeline.launch import specs
+from pipeline.launch import cluster, specs
 from pipeline.registry import models
 from tests.pipeline.command import agit
 from tests.pipeline.pictures import FOUR, folder
@@ -181,6 +181,18 @@ def test_what_would_be_stored_to_be_read_again_takes_no_secret(setting: str) -> 
     with pytest.raises(BadInput, match="holds credentials") as refused:
         configs.load("demo", [setting])
     assert shown(str(refused.value)) == []
+
+
+@pytest.mark.parametrize("uri", ["s3://key:sourcePW1@bucket/x", "ftp://user:sourcePW1@host/x"])
+def test_storage_takes_no_secret_in_its_name(uri: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        storage.exists(uri)
+    assert shown(str(refused.value)) == []
+
+
+def test_a_clusters_password_is_not_stored_with_the_run() -> None:
+    settings = configs.load("demo", ["cluster.address=http://user:rayPW8@head:8265"]).cluster
+    assert cluster._place(settings) == {"address": "http://•••@head:8265"}
 
 
 def test_an_addresss_password_can_stand_in_netrc(

@@ -12,7 +12,8 @@ import torch
 from agit_core import checkpoint, networks, saved_method
 from agit_core.checkpoint import Snapshot
 from pipeline import storage, tasks
-from pipeline.config import Config, parse
+from pipeline.config import Config
+from pipeline.config_reader import parse
 from pipeline.data.prepare.stage import prepare
 from pipeline.launch import specs
 from pipeline.records import RESULT, Data, Result, Run

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
@@ -282,20 +283,19 @@ def _finished(uri: str, plans: list[ShardPlan]) -> dict[str, Done]:
     for plan in plans:
         if storage.name(plan.note) not in present:
             continue
-        table = read_table(io.BytesIO(storage.read_bytes(storage.join(uri, plan.note))))
-        note = json.loads(table.schema.metadata[_META])
         try:
-            whole = storage.size(storage.join(uri, plan.path)) == note["shard"]["bytes"]
-        except FileNotFoundError:
-            whole = False
-        if whole:
-            done[plan.note] = Done(
-                plan,
-                note["shard"],
-                note["masks"],
-                note["rejected"],
-                note["notes"],
-                table.replace_schema_metadata(None),
-                note["kept"],
-            )
+            table = read_table(io.BytesIO(storage.read_bytes(storage.join(uri, plan.note))))
+            note = json.loads((table.schema.metadata or {})[_META])
+            if storage.size(storage.join(uri, plan.path)) == note["shard"]["bytes"]:
+                done[plan.note] = Done(
+                    plan,
+                    note["shard"],
+                    note["masks"],
+                    note["rejected"],
+                    note["notes"],
+                    table.replace_schema_metadata(None),
+                    note["kept"],
+                )
+        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
+            continue  # lost or damaged: made again
     return done

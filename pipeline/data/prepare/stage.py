@@ -387,7 +387,11 @@ def _sweep(config: Config, uri: str) -> None:
         started = storage.join(folder, PARTS, "started.json")
         if folder == uri or not storage.exists(started):
             continue
-        if time.time() - float(storage.read_json(started)["time"]) > _STALE_SECONDS:
+        try:
+            began = float(storage.read_json(started)["time"])
+        except (FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError):
+            continue  # gone meanwhile, or damaged: `agit clean` removes it
+        if time.time() - began > _STALE_SECONDS:
             # with a manifest, the set is complete and only its clean-up was interrupted
             whole = storage.exists(storage.join(folder, manifest.NAME))
             storage.remove(storage.join(folder, PARTS) if whole else folder)

@@ -211,6 +211,6 @@ def _version(response: httpx.Response) -> str | None:
 
 
 def _notes(path: Path) -> dict[str, Any]:
-    with suppress(FileNotFoundError, ValueError):
+    with suppress(FileNotFoundError, ValueError, TypeError, RecursionError):
         return dict(json.loads(path.read_text()))
     return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -16,6 +17,10 @@ from pipeline import storage
 Progress = Callable[[dict[str, Any]], None]
 """Receives progress events: ``done``, ``total``, ``message``; see :mod:`pipeline.progress`."""
 SPLITS = ("trainA", "trainB", "testA", "testB")
+
+
+LARGEST_FILE = 2 * 2**30
+"""Largest size of an image's file in bytes, which is held in memory; larger ones are refused unread."""
 
 
 class Readable(Protocol):
@@ -50,6 +55,9 @@ class LocalFile:
 
     def read(self) -> bytes:
         check_regular(self.path)
+        if (size := os.path.getsize(self.path)) > LARGEST_FILE:
+            limit = LARGEST_FILE / 2**30
+            raise OSError(errno.EFBIG, f"its size is {size / 2**30:.0f} GiB, the limit {limit:.0f} GiB")
         return Path(self.path).read_bytes()
 
     def known_md5(self) -> str | None:

@@ -270,14 +270,20 @@ sys.exit(output.execute(app))
 
 
 @pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM"])
-def test_an_interruption_while_the_commands_are_imported_is_one_line(tmp_path: Path, sent: str) -> None:
+@pytest.mark.parametrize("ours", [r"pipeline(\.cli(\.start)?)?|__future__", r"(?!typer).*"])
+def test_an_interruption_while_the_commands_are_imported_is_one_line(
+    tmp_path: Path, sent: str, ours: str
+) -> None:
+    """It comes with the first import that is neither ours nor the interpreter's own, or in the middle of all."""
     code = f"""
-import os, signal, sys
+import _signal, os, re, sys
+for name in {{"signal", "enum", "typing"}} & set(sys.modules):
+    del sys.modules[name]
 class Interrupting:
     def find_spec(self, name, path=None, target=None):
-        if name == "typer":
-            os.kill(os.getpid(), signal.{sent})
-signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not re.fullmatch({ours!r}, name):
+            os.kill(os.getpid(), _signal.{sent})
+_signal.signal(_signal.SIGINT, _signal.default_int_handler)
 sys.meta_path.insert(0, Interrupting())
 from pipeline.cli import start
 start.main()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import config, storage, tasks
+from pipeline import config_reader, storage, tasks
 from pipeline.cli import scores
 from pipeline.metrics import table
 from pipeline.records import Data, Result, Run
@@ -66,7 +66,7 @@ def test_every_figure_has_its_interval_and_its_rivals(capsys: pytest.CaptureFixt
 
 def test_scores_are_made_again_for_another_champion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Made against nobody or version 1, they say nothing about version 2; unless that is this model."""
-    settings = config.load(str(tiny_config(tmp_path)), [f"storage={tmp_path}/agit"])
+    settings = config_reader.load(str(tiny_config(tmp_path)), [f"storage={tmp_path}/agit"])
     run = Run("tiny-1", f"{tmp_path}/agit/runs/tiny-1", Result(checkpoint="x", steps=4))
     data = Data("nowhere", {"fingerprint": "f"}, True)
     made: list[str] = []

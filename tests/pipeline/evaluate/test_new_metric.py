@@ -9,9 +9,10 @@ import pytest
 from agit_core import networks
 from agit_core.scores.images import PSNR_CAP
 from agit_core.stages import HEALTH_KEYS
-from pipeline import config as configs
+from pipeline import config_reader as configs
 from pipeline import storage, tasks
 from pipeline.cli import scores, show
+from pipeline.config import GateConfig
 from pipeline.data.prepare.stage import prepare
 from pipeline.metrics import catalog, table
 from pipeline.metrics.catalog import Distance, PerImage
@@ -87,7 +88,7 @@ def test_a_metric_added_by_one_entry_is_found_everywhere(
         for where, text in pages.items():
             assert metric.label in text, f"{metric.name} is missing: {where}"
             assert metric.text(metrics[metric.key("a2b")]) in text, f"{metric.name} has no value: {where}"
-    gate.check(configs.GateConfig(metric="contrast", maximum_regression={"means": 0.1}))
+    gate.check(GateConfig(metric="contrast", maximum_regression={"means": 0.1}))
 
 
 def test_what_the_catalogue_says_once_is_what_the_method_says() -> None:

@@ -22,7 +22,7 @@ from agit_core.scores import attention as masks
 from agit_core.scores import inception as inceptions
 from agit_core.scores.inception import Inception
 from agit_core.stages import HEALTH_KEYS
-from pipeline import config as configs
+from pipeline import config_reader as configs
 from pipeline import run_status, storage
 from pipeline.config import Config
 from pipeline.data.format import manifest

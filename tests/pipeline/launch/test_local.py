@@ -18,7 +18,8 @@ import pytest
 
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
-from pipeline.config import Config, load, parse
+from pipeline.config import Config
+from pipeline.config_reader import load, parse
 from pipeline.launch import follow, local, specs
 from pipeline.train import events
 from pipeline.train.checkpoints import CheckpointStore
@@ -227,6 +228,8 @@ def test_an_ended_launcher_takes_the_job_with_it(data: str, tmp_path: Path) -> N
         ports = doors.listening(local.carriers(token))
         assert ports
         assert [port for port in ports if port.address not in doors.LOOPBACK] == []
+        if end == signal.SIGTERM:
+            assert [answer for port in ports for answer in doors.served(port)] == []
         spec = storage.read_json(storage.join(run_uri, "spec.json"))
         sessions = list(Path(spec["owner"]["folder"]).glob("ray/session_2*"))
         assert sessions

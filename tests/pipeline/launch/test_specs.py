@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agit_core.errors import RunFailed
-from pipeline import config, storage, train_job
+from pipeline import config_reader, storage, train_job
 from pipeline.launch import specs
 from tests.pipeline.training import prepared, spec_of, tiny
 
@@ -24,7 +24,8 @@ def test_specification_of_a_run_that_something_else_starts(tmp_path: Path) -> No
     assert uri == storage.join(expected["run_uri"], "spec.json")
     assert {key: told[key] for key in expected} == expected
     train_job.check(
-        config.parse(told["config"]), storage.read_json(storage.join(told["data_uri"], "manifest.json"))
+        config_reader.parse(told["config"]),
+        storage.read_json(storage.join(told["data_uri"], "manifest.json")),
     )
     assert specs.read_spec(uri) == told
     # another one for the same run is its next attempt

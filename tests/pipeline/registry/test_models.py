@@ -7,8 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from agit_core.config import MethodConfig, NetworkConfig
 from agit_core.errors import BadInput, RunFailed
 from infra.stack_state import free_port
 from pipeline import clean, storage, tasks
-from pipeline import config as configs
+from pipeline import config_reader as configs
 from pipeline.config import Config, GateConfig
 from pipeline.launch import specs
 from pipeline.records import Result, Run
@@ -114,6 +116,33 @@ def test_an_experiment_that_somebody_deleted_is_restored(register: Register, con
     connection.delete_experiment(experiment.experiment_id)
     assert register(2)["version"] == 2
     assert connection.get_experiment(experiment.experiment_id).lifecycle_stage == "active"
+
+
+def test_two_that_register_the_same_weights_at_once_make_one_version(config: Config) -> None:
+    uri = make_run(config.storage, "h2z-run1", 1)
+    tracking.client(tracking.tracking_uri(config))
+    start = threading.Barrier(2)
+
+    def one(_: int) -> dict[str, Any]:
+        start.wait(60)
+        return registration.register(config, uri, evaluation(), {"data_fingerprint": "abc"})
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(one, range(2))
+    assert first == second
+    (version,) = versions.versions(tracking.tracking_uri(config), "h2z")
+    assert (
+        tracking.client(tracking.tracking_uri(config)).get_run(version.run_id).info.lifecycle_stage
+        == "active"
+    )
+
+
+def test_a_damaged_database_is_named(bare_config: Config) -> None:
+    file = Path(bare_config.storage) / tracking.LOCAL_DATABASE
+    file.parent.mkdir()
+    file.write_bytes(bytes(range(256)) * 20)
+    with pytest.raises(BadInput, match=r"mlflow.db is damaged .* move it away"):
+        models.history(bare_config)
 
 
 class TestGate:

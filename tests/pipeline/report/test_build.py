@@ -16,7 +16,7 @@ from playwright.sync_api import Page
 
 from agit_core.errors import BadInput
 from pipeline import records, storage
-from pipeline.config import load
+from pipeline.config_reader import load
 from pipeline.metrics import format as report_scores
 from pipeline.metrics import table
 from pipeline.redact import redact

@@ -198,6 +198,7 @@ def test_json_that_nobody_means_is_a_wrong_call(folder: Path) -> None:
         (f'{{"inputs": {{"image": [{"9" * 5000}]}}}}', "too large"),
         (f'{{"params": {{"direction": {"9" * 30}}}, "inputs": {{"image": []}}}}', "too large"),
         ('{"inputs": {"image": [NaN]}}', "too large"),
+        ('{"inputs": [' + "[]," * 20_000 + "[]]}", "more than 10000 values"),
         ("\xff", "not JSON"),
         ("{", "not JSON"),
         ("5", ""),
@@ -226,6 +227,7 @@ def small_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
     """A server of nothing in a thread of this process, whose limits are short."""
     monkeypatch.setattr(connections, "HEADER_SECONDS", 3.0)
     monkeypatch.setattr(http, "BODY_SECONDS", 3.0)
+    monkeypatch.setattr(http, "WHOLE_BODY_SECONDS", 5.0)
     ready, servers = threading.Event(), list[uvicorn.Server]()
     address = list[str]()
     real = uvicorn.Server.run
@@ -267,6 +269,22 @@ def test_half_a_header_ends_soon_and_closes_the_door_for_nobody(small_server: tu
     assert httpx.get(url, timeout=60).text == "here"
     for connection in (*half, body, later):
         connection.close()
+
+
+def test_a_body_that_drips_ends_too(small_server: tuple[str, int]) -> None:
+    url, port = small_server
+    body = socket.create_connection(("127.0.0.1", port), 60)
+    body.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n")
+    body.settimeout(0.5)
+    answer = b""
+    for _ in range(100):
+        with contextlib.suppress(TimeoutError):
+            answer = body.recv(4096)
+            break
+        body.sendall(b"x")
+    assert b" 408 " in answer.splitlines()[0]
+    body.close()
+    assert httpx.get(url, timeout=60).text == "here"
 
 
 class Slow:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from agit_core.errors import BadInput
-from pipeline import config as configs
+from pipeline import config_reader as configs
+from pipeline.config import Config
 from pipeline.tune import space as tune_space
 
 RATE, BATCH = "method.optimizer.learning_rate", "train.batch_size"
@@ -20,7 +21,7 @@ SPACE = {
 }
 
 
-def _config(space: dict[str, Any]) -> configs.Config:
+def _config(space: dict[str, Any]) -> Config:
     return configs.parse({"name": "t", "tune": {"space": space}})
 
 

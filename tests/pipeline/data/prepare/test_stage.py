@@ -18,7 +18,8 @@ from PIL import Image
 
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
-from pipeline.config import Config, parse
+from pipeline.config import Config
+from pipeline.config_reader import parse
 from pipeline.data.format import manifest
 from pipeline.data.litter import SIDECAR
 from pipeline.data.prepare import build, encode
@@ -442,7 +443,10 @@ def test_a_kill_in_the_middle_ends_the_same(tmp_path: Path) -> None:
     process.wait()
     left = storage.list_(str(tmp_path / "killed"), recursive=True)
     notes = [f for f in left if "/.parts/train" in f]
-    assert notes
+    assert len(notes) > 3
+    for note, data in zip(notes[1:], (b"", Path(notes[2]).read_bytes()[:-30], b"{" * 99), strict=False):
+        Path(note).write_bytes(data)
+    Path(notes[0]).with_name("owner.json").write_text("[" * 100_000)
     assert not any(f.endswith("manifest.json") for f in left)
     # where the kill may have hit
     write_and_die(Path(notes[0]).parent.parent / "trainA" / "part-00000.parquet")
@@ -468,6 +472,16 @@ def _alive(group: int) -> bool:
     return False
 
 
+def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", FOUR)
+    with (source / "trainA" / "huge.png").open("wb") as file:
+        file.truncate(200 * 2**30)  # sparse: it takes no room
+    made = prepare(config(source, tmp_path / "out"))
+    (refused,) = made.manifest["splits"]["trainA"]["quarantined"]
+    assert refused["name"] == "huge.png"
+    assert refused["reason"] == "cannot be read: its size is 200 GiB, the limit 2 GiB"
+
+
 def test_what_a_killed_run_left_is_swept_a_day_later(tmp_path: Path) -> None:
     source = folder(tmp_path / "in", FOUR)
     out = tmp_path / "out"
@@ -476,13 +490,16 @@ def test_what_a_killed_run_left_is_swept_a_day_later(tmp_path: Path) -> None:
         part.mkdir(parents=True)
         (part / "started.json").write_text(json.dumps({"time": time.time() - age}))
     (out / "data" / "toy-other-cccccccccccc").mkdir()
+    damaged = out / "data" / ("toy-" + "d" * 12) / ".parts"
+    damaged.mkdir(parents=True)
+    (damaged / "started.json").write_text("{")
     whole = Path(prepare(config(folder(tmp_path / "first", FOUR | {"trainA": 9}), out)).uri)
     # a set whose preparation was killed between its last two acts
     (whole / ".parts").mkdir()
     (whole / ".parts" / "started.json").write_text(json.dumps({"time": time.time() - 2 * 86400}))
     made = prepare(config(source, out))
     assert sorted(p.name for p in (out / "data").iterdir()) == sorted(
-        ["toy-" + "b" * 12, "toy-other-cccccccccccc", whole.name, Path(made.uri).name]
+        ["toy-" + "b" * 12, "toy-" + "d" * 12, "toy-other-cccccccccccc", whole.name, Path(made.uri).name]
     )
     assert (whole / "manifest.json").exists()
     assert not (whole / ".parts").exists()
