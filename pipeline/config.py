@@ -37,6 +37,7 @@ class DataConfig(Section):
 
     source: str = Field(
         "builtin",
+        min_length=1,
         description="folder (trainA, trainB or train/<class>), zip/tar, URL, s3:// prefix, Parquet "
         "(one file, two or a folder of them), CSV, a public set's name, or 'builtin'",
     )
