@@ -30,7 +30,7 @@ def test_registering_writes_a_model_folder_that_loads(config: Config, register: 
     assert model.lineage["data_fingerprint"] == "abc"
     expected = networks.build(METHOD.networks, 1).state_dict()
     assert all((model.weights[key] == value).all() for key, value in expected.items())
-    assert storage.read_json(storage.join(config.storage, "runs/h2z-run1/registration.json")) == told
+    assert storage.read_json(storage.join(config.storage, "runs/h2z-run1/registration.json")) == told.plain()
     card = storage.read_text(storage.join(told.source, "README.md"))
     assert "| KID to the target × 100 | 5.00" in card
     assert "pipeline.serve.pyfunc" in storage.read_text(storage.join(told.source, "MLmodel"))
@@ -69,7 +69,7 @@ def test_the_same_run_keeps_its_version(config: Config, register: Register) -> N
 def test_cleaning_removes_the_runs_that_no_version_came_from(config: Config, register: Register) -> None:
     kept = register(seed=1)
     make_run(config.storage, "h2z-run2", seed=2)
-    clean.remove(clean.find(config, 0, now=time.time() + 7200))
+    clean.remove(config, clean.find(config, 0, now=time.time() + 7200))
     assert [path.name for path in Path(config.storage, "runs").iterdir()] == ["h2z-run1"]
     assert model_folder.read(kept.source).name == "h2z"
 
