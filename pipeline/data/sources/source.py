@@ -167,6 +167,20 @@ class Entry:
         return hashlib.sha256(self.name.encode()).digest()
 
 
+def distinct(entries: list[Entry]) -> list[Entry]:
+    """The entries with numbers on repeated names: ``a.jpg``, ``a.jpg#2``."""
+    taken: dict[str, int] = {}
+    result = []
+    for entry in entries:
+        name = entry.name
+        while name in taken:
+            taken[entry.name] += 1
+            name = f"{entry.name}#{taken[entry.name]}"
+        taken[name] = 1
+        result.append(entry if name == entry.name else replace(entry, name=name))
+    return result
+
+
 @dataclass
 class Source:
     """An opened source.
