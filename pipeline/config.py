@@ -314,6 +314,7 @@ class Config(Section):
     name: str = Field(
         "demo",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$",
+        max_length=200,  # with a fingerprint it names folders, whose limit is 255
         description="the data set's short name; also the registered model's",
     )
     storage: str = Field("./.agit", description="folder or s3:// prefix that holds everything the run writes")

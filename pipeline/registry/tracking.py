@@ -125,6 +125,11 @@ def explained(uri: str) -> Iterator[None]:
             raise LookupError(text) from None
         if "model version source" in text:
             raise _local_folder(shown) from None
+        if "error code 401" in text:
+            raise BadInput(
+                f"MLflow at {shown} asks for a password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD "
+                "(for agit-stack: `. .agit/stack/env`), or MLFLOW_TRACKING_TOKEN"
+            ) from None
         if error.error_code in {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "PERMISSION_DENIED"}:
             raise BadInput(f"MLflow at {shown} refused the request: {text}") from error
         raise RunFailed(

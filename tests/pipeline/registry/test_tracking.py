@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import http.server
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -118,3 +120,27 @@ def test_a_damaged_database_is_named(bare_config: Config) -> None:
     file.write_bytes(bytes(range(256)) * 20)
     with pytest.raises(BadInput, match=r"mlflow.db is damaged .* move it away"):
         models.history(bare_config)
+
+
+class Locked(http.server.BaseHTTPRequestHandler):
+    """Answers 401 to everything, as MLflow's server does without its password."""
+
+    def do_GET(self) -> None:
+        self.send_error(401)
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def test_a_server_that_asks_for_a_password_says_which_variables(bare_config: Config) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Locked) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_address[1]}"
+        settings = bare_config.model_copy(
+            update={"register_": bare_config.register_.model_copy(update={"tracking_uri": uri})}
+        )
+        with pytest.raises(BadInput, match="asks for a password; set MLFLOW_TRACKING_USERNAME"):
+            models.history(settings)
+        server.shutdown()
