@@ -73,7 +73,7 @@ class TestRunId:
             {"method": {"flip": False}},
             {"seed": 1},
             {"data": {"shuffle": "windowed"}},
-            Manifest(fingerprint="ffff"),
+            {"fingerprint": "ffff"},
         ],
     )
     def test_what_it_computes_does(self, changes: dict[str, Any]) -> None:
