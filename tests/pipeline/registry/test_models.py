@@ -389,7 +389,7 @@ def test_the_same_run_keeps_its_version(config: Config, register: Register) -> N
 def test_cleaning_removes_the_runs_that_no_version_came_from(config: Config, register: Register) -> None:
     kept = register(seed=1)
     make_run(config.storage, "h2z-run2", seed=2)
-    clean.remove(clean.find(config, 0, now=time.time() + 7200))
+    clean.remove(config, clean.find(config, 0, now=time.time() + 7200))
     assert [path.name for path in Path(config.storage, "runs").iterdir()] == ["h2z-run1"]
     assert model_folder.read(kept["source"]).name == "h2z"
 
