@@ -30,7 +30,7 @@ DEPLOYMENTS = {"agit/train-h2z", "agit/retrain-h2z", "agit/train-demo", "agit-tu
 
 @dataclass
 class Running:
-    """A stack that is up in a folder of its own."""
+    """A running stack in a separate folder."""
 
     root: Path
     told: dict[str, Any]

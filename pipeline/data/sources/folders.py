@@ -63,7 +63,7 @@ def open_folder(
         found = ", ".join(sorted(map(storage.name, children))[:8]) or "nothing"
         raise BadInput(
             f"{uri} has no folder {lacking} (it holds {found}); "
-            "put the images of each domain into a folder of its own, such as trainA and trainB, "
+            "put the images of each domain into a separate folder, such as trainA and trainB, "
             "or give two folders as 'path/to/A,path/to/B'"
         )
     else:

@@ -111,7 +111,7 @@ def open_csv(
     be fetched are quarantined; timeouts are short, because long lists contain dead addresses.
 
     Args:
-        report: told now and then how many lines have been looked up.
+        report: called now and then with the number of lines that have been looked up.
 
     Raises:
         BadInput: there is no such file, it is not a table, or it lacks a column.
