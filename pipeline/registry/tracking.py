@@ -157,7 +157,9 @@ def alone(uri: str, name: str) -> Iterator[None]:
     """
     key = hashlib.sha256(f"{uri}\n{name}".encode()).hexdigest()[:16]
     try:
-        with FileLock(storage.private_folder("agit-registry") / f"{key}.lock", timeout=_TURN_SECONDS):
+        with FileLock(
+            storage.private_folder("agit-registry") / f"{key}.lock", _TURN_SECONDS, is_singleton=True
+        ):
             yield
     except Timeout:
         raise RunFailed(
