@@ -262,7 +262,10 @@ class MethodConfig:
             (self.stages.settled_epochs >= 1, "method.stages.settled_epochs must be at least 1"),
             (self.history.size >= 0, "method.history.size must not be negative"),
             (0.0 <= self.history.probability <= 1.0, "method.history.probability must lie in [0, 1]"),
-            (self.optimizer.learning_rate > 0, "method.optimizer.learning_rate must be positive"),
+            (
+                0 < self.optimizer.learning_rate < float("inf"),
+                "method.optimizer.learning_rate must be positive and finite",
+            ),
             (
                 self.optimizer.attention_learning_rate is None or self.optimizer.attention_learning_rate >= 0,
                 "method.optimizer.attention_learning_rate must not be negative",

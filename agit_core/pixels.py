@@ -23,6 +23,10 @@ DEEP = "agit_deep"
 _SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab ": "LAB"}
 
 
+_DEPTHS, _COMPRESSION, _PHOTOMETRIC, _PLANES = 258, 259, 262, 284
+"""Tags of TIFF."""
+
+
 class Pixels(NamedTuple):
     """Result of :func:`read`."""
 
@@ -41,17 +45,20 @@ def read(image: Image.Image) -> Pixels:
     32-bit images become 8-bit RGB. An unusable profile (broken, or for another colour space) is ignored.
 
     Raises:
-        ValueError: values that cannot be scaled: outside [0, 65535], or nearly black 16-bit colour.
+        ValueError: values that cannot be scaled: outside [0, 65535], or nearly black 16-bit colour; a TIFF that Pillow
+            misreads.
         Exception: anything that Pillow's decoders raise for a damaged file.
     """
     deep = image.info.get(DEEP) or deep_colour(image)
+    _refuse_planes(image)
     profile = image.info.get("icc_profile")
     upright = turned(image)
     upright.load()
     alpha, note = None, None
     if upright.mode.startswith("I") or upright.mode == "F":
         values, note = grey_of_wide(np.asarray(upright), wide=not upright.mode.startswith("I;16"))
-        upright = Image.fromarray(values)
+        inverted = image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0  # type: ignore[attr-defined]
+        upright = Image.fromarray(255 - values if inverted else values)
     elif upright.has_transparency_data:
         layered = upright.convert("LA" if upright.mode == "LA" else "RGBA")
         alpha, upright = layered.getchannel("A"), layered.convert(layered.mode[:-1])
@@ -100,6 +107,15 @@ def grey_of_wide(values: np.ndarray[Any, Any], wide: bool = True) -> tuple[np.nd
     note = f"largest value {top:.0f}: read as {bits} bits" if guessed else None
     scaled = values >> 8 if bits == 16 and not wide else np.rint(values * (255.0 / full))
     return scaled.astype(np.uint8), note
+
+
+def _refuse_planes(image: Image.Image) -> None:
+    """Refuse uncompressed TIFFs with 16-bit channels in separate planes, which Pillow reads as if they had 8 bits."""
+    tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
+    if tags.get(_PLANES) == 2 and tags.get(_COMPRESSION, 1) == 1 and max(tags.get(_DEPTHS, (8,))) > 8:
+        raise ValueError(
+            "16-bit channels in separate planes are not read; save the TIFF compressed or interleaved"
+        )
 
 
 def _extrema(image: Image.Image) -> tuple[tuple[float, float], ...]:

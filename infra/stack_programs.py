@@ -102,6 +102,8 @@ def programs(stack: Stack, mlflow_packages: Path) -> list[Program]:
                     "-m",
                     "mlflow",
                     "server",
+                    "--app-name",
+                    "basic-auth",
                     "--host",
                     host,
                     "--port",

@@ -23,6 +23,8 @@ from agit_core.errors import BadInput
 MARK = "AGIT_STACK"
 """Environment variable that marks every process of a stack, including all descendants."""
 BUCKET = "agit"
+USER = "agit"
+"""Name of the only user of MLflow's server."""
 KEYS = "keys.json"
 PORTS = {"s3": 9000, "prefect": 4200, "mlflow": 5000, "ray": 8265}
 """Default ports of the user-facing servers; Ray's internal ports are always free ones."""
@@ -63,6 +65,7 @@ class Stack:
         ports |= {name: free_port() for name in _RAY_INTERNAL}
         runtime = Path(tempfile.mkdtemp(prefix="agit-stack-", dir="/tmp" if os.path.isdir("/tmp") else None))
         stack = cls(root, ports, secrets.token_hex(8), runtime, _keys(folder_of(root)))
+        write_private(stack.mlflow_users, _mlflow_users(stack))
         write_private(
             stack.env_file, "".join(f"export {k}={shlex.quote(v)}\n" for k, v in stack.client.items())
         )
@@ -109,6 +112,11 @@ class Stack:
     def env_file(self) -> Path:
         return self.folder / "env"
 
+    @property
+    def mlflow_users(self) -> Path:
+        """Configuration of the users of MLflow's server: one, with a password."""
+        return self.folder / "mlflow-users.ini"
+
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.ports[name]}"
 
@@ -123,6 +131,8 @@ class Stack:
             "PREFECT_API_URL": self.prefect_api_url,
             "PREFECT_API_AUTH_STRING": self.keys["prefect"],
             "MLFLOW_TRACKING_URI": self.url("mlflow"),
+            "MLFLOW_TRACKING_USERNAME": USER,
+            "MLFLOW_TRACKING_PASSWORD": self.keys["mlflow"],
             "AGIT_STORAGE": f"s3://{BUCKET}/storage",
             "AGIT_RAY_ADDRESS": self.url("ray"),
             "AWS_ENDPOINT_URL": self.url("s3"),
@@ -162,6 +172,8 @@ class Stack:
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
             "PREFECT_WORKER_QUERY_SECONDS": "3",
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_AUTH_CONFIG_PATH": str(self.mlflow_users),
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": self.keys["mlflow"],
             "GIT_PYTHON_REFRESH": "quiet",
             "RAY_USAGE_STATS_ENABLED": "0",
             # not on the command line, where every user of the machine could read it
@@ -171,6 +183,17 @@ class Stack:
 
 def folder_of(root: Path) -> Path:
     return root / ".agit" / "stack"
+
+
+def _mlflow_users(stack: Stack) -> str:
+    lines = {
+        "default_permission": "NO_PERMISSIONS",
+        "database_uri": f"sqlite:///{stack.folder / 'mlflow-users.db'}",
+        "admin_username": USER,
+        "admin_password": stack.keys["mlflow"],
+        "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
+    }
+    return "\n".join(["[mlflow]", *(f"{key} = {value}" for key, value in lines.items()), ""])
 
 
 def _keys(folder: Path) -> dict[str, str]:
@@ -184,6 +207,7 @@ def _keys(folder: Path) -> dict[str, str]:
         "s3_secret": secrets.token_hex(24),
         "ray_token": secrets.token_hex(32),
         "prefect": f"agit:{secrets.token_hex(32)}",
+        "mlflow": secrets.token_hex(24),
     } | stored
     if keys != stored:
         write_private(path, json.dumps(keys, indent=1) + "\n")

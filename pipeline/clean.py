@@ -135,7 +135,7 @@ def _registered(config: Config) -> set[str]:
 def _kept_runs(
     config: Config, runs: dict[str, tuple[int, float]], limit: float, registered: set[str]
 ) -> set[str]:
-    states = {run["run_uri"]: run["state"] for run in run_status.list_runs(absolute(config.storage))}
+    states = {run.run_uri: run.state for run in run_status.list_runs(absolute(config.storage))}
     kept = {
         uri
         for uri, (_, updated) in runs.items()
@@ -156,16 +156,17 @@ def _kept_runs(
 
 
 def _registered_elsewhere(config: Config, run: str) -> bool:
-    """Whether a run's model stands in another registry than this one, or in one that cannot be told."""
+    """Whether a run's model stands in another registry than this one, or it is unknown which."""
     if not records.REGISTRATION.exists(run):
         return False
-    registration = records.REGISTRATION.peek(run) or {}
-    return (registration.get("mlflow") or {}).get("tracking_uri") != redact(tracking.tracking_uri(config))
+    registration = records.REGISTRATION.peek(run)
+    known = registration.mlflow.tracking_uri if registration else None
+    return known != redact(tracking.tracking_uri(config))
 
 
 def _data_of(run: str) -> str | None:
-    spec = records.SPEC.peek(run) or {}
-    return str(spec["data_uri"]).rstrip("/") if spec.get("data_uri") else None
+    spec = records.SPEC.peek(run)
+    return spec.data_uri.rstrip("/") if spec and spec.data_uri else None
 
 
 def _references(runs: set[str]) -> set[str]:
@@ -173,7 +174,7 @@ def _references(runs: set[str]) -> set[str]:
     found = {data for run in runs if (data := _data_of(run))}
     for run in runs:
         if (registration := records.REGISTRATION.peek(run)) is not None:
-            found.add(str(registration["source"]).rstrip("/"))
+            found.add(registration.source.rstrip("/"))
         if (start := records.START.peek(run)) is not None:
             found.add(start.uri.rstrip("/"))
     return found

@@ -37,6 +37,7 @@ class DataConfig(Section):
 
     source: str = Field(
         "builtin",
+        min_length=1,
         description="folder (trainA, trainB or train/<class>), zip/tar, URL, s3:// prefix, Parquet "
         "(one file, two or a folder of them), CSV, a public set's name, or 'builtin'",
     )
@@ -313,6 +314,7 @@ class Config(Section):
     name: str = Field(
         "demo",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$",
+        max_length=200,  # with a fingerprint it names folders, whose limit is 255
         description="the data set's short name; also the registered model's",
     )
     storage: str = Field("./.agit", description="folder or s3:// prefix that holds everything the run writes")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,10 @@ def _read(config: str, extending: tuple[str, ...] = ()) -> dict[str, Any]:
         extending: the configurations whose ``base`` led here.
     """
     path = Path(config)
+    if len(os.fsencode(path.name)) > 255:
+        raise BadInput(
+            f"the config's name '{config[:40]}...' is too long for a file; give a YAML path or a preset"
+        )
     if config in presets():
         place = config
         text = resources.files("pipeline.configs").joinpath(f"{config}.yaml").read_text()

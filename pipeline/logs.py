@@ -74,7 +74,7 @@ class TextLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """A record as one line; ``extra={"fields": {...}}`` of a log call become keys of their own."""
+    """A record as one line; ``extra={"fields": {...}}`` of a log call become additional keys."""
 
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()

@@ -118,7 +118,7 @@ def data(origin: Origin, config: Config, from_prepared: bool = False) -> Data:
         prepared = Data(original_uri, tree, True)
     else:
         prepared = tasks.prepare(config)
-    if prepared.manifest["fingerprint"] == fingerprint:
+    if prepared.manifest.fingerprint == fingerprint:
         return prepared
     raise BadInput(
         f"{config.data.source} no longer contains the data that the model was trained on: "

@@ -16,7 +16,7 @@ from pipeline.config import Config
 from pipeline.config_reader import parse_recorded
 from pipeline.data.format import manifest
 from pipeline.launch.specs import run_id
-from pipeline.records import Data
+from pipeline.records import Data, Manifest
 from pipeline.registry import models
 
 Start = Literal["config", "scratch", "champion"]
@@ -98,7 +98,7 @@ def _compare(config: Config, data: Data, start: Start) -> Decision:
     if origin is None:
         reason = f"the lineage of version {number} cannot be read: trains"
         return Decision(True, reason, to_train, version=number)
-    if origin["data_fingerprint"] != data.manifest["fingerprint"]:
+    if origin["data_fingerprint"] != data.manifest.fingerprint:
         changed = changes(origin["data_uri"], data)
         what = (
             f"since version {number}: {changed}"
@@ -143,17 +143,17 @@ def changes(before_uri: str, data: Data) -> Changes | None:
     )
 
 
-def _contents(uri: str, tree: dict[str, Any]) -> dict[str, str]:
+def _contents(uri: str, tree: Manifest) -> dict[str, str]:
     """``{"trainA/x.jpg": digest of the source's contents}``."""
     contents = {}
-    for split in tree["splits"]:
+    for split in tree.splits:
         index = manifest.read_index(uri, tree, split, ["name", "source_digest"])
         names, digests = index["name"].to_pylist(), index["source_digest"].to_pylist()
         contents.update({f"{split}/{name}": digest for name, digest in zip(names, digests, strict=True)})
     return contents
 
 
-def _identity(config: Config, data_manifest: dict[str, Any]) -> str:
+def _identity(config: Config, data_manifest: Manifest) -> str:
     """Run id without the initial weights, which change with every champion."""
     return run_id(_with_start(config, None), data_manifest)
 

@@ -20,6 +20,7 @@ from pipeline.config import Config
 from pipeline.config_reader import parse
 from pipeline.launch.specs import read_spec
 from pipeline.process_identity import heartbeat
+from pipeline.records import Spec
 from pipeline.train import lease
 from pipeline.train.failures import PERMANENT
 
@@ -35,29 +36,29 @@ _RETRIES = 3
 
 
 def run(spec_uri: str) -> dict[str, Any]:
-    """Runs the stage of the specification; returns and stores its result.
+    """Run the stage of a specification; store and return its result.
 
     Raises:
-        BadInput, RunFailed: what the stage raises, or that its node was lost again and again.
+        BadInput, RunFailed: as the stage raises them, or its node was lost repeatedly.
     """
     spec = read_spec(spec_uri)
-    logs.bind(run_id=spec["run_id"])
-    config = parse(spec["config"], where=spec_uri)
-    train_job.tell(spec, "starting", message="waiting for a node", stage=None, step=None)
-    with lease.alive(spec["run_uri"]), train_job.failure_told(spec):
+    logs.bind(run_id=spec.run_id)
+    config = parse(spec.config, where=spec_uri)
+    train_job.report(spec, "starting", message="waiting for a node", stage=None, step=None)
+    with lease.alive(spec.run_uri), train_job.failure_recorded(spec):
         with ray_session.connected(config):
             result = _on_a_node(spec, config)
-        records.JOB_RESULT.write(spec["run_uri"], result)
-    train_job.tell(spec, "finished", stage=None, step=None)
+        records.JOB_RESULT.write(spec.run_uri, result)
+    train_job.report(spec, "finished", stage=None, step=None)
     return result
 
 
-def _on_a_node(spec: dict[str, Any], config: Config) -> dict[str, Any]:
+def _on_a_node(spec: Spec, config: Config) -> dict[str, Any]:
     import ray
 
     gpu = _uses_gpu(_device(spec, config))
     task = ray.remote(_work).options(
-        name=spec["run_id"], num_cpus=1, num_gpus=1 if gpu else 0, max_retries=_RETRIES
+        name=spec.run_id, num_cpus=1, num_gpus=1 if gpu else 0, max_retries=_RETRIES
     )
     try:
         result: dict[str, Any] = ray.get(task.remote(spec))
@@ -68,41 +69,41 @@ def _on_a_node(spec: dict[str, Any], config: Config) -> dict[str, Any]:
     except ray.exceptions.RayError as error:
         # the launcher starts this job again
         raise RuntimeError(
-            f"the node of stage {spec['stage']} was lost ({' '.join(str(error).split())[:200]})"
+            f"the node of stage {spec.stage} was lost ({' '.join(str(error).split())[:200]})"
         ) from None
 
 
-def _device(spec: dict[str, Any], config: Config) -> str:
-    """What the stage's own process computes on; the actors of a batch ask for GPUs themselves."""
-    if spec["stage"] == "evaluate":
+def _device(spec: Spec, config: Config) -> str:
+    """Device of the stage's own process; the actors of a batch request GPUs themselves."""
+    if spec.stage == "evaluate":
         return config.evaluate.device if config.evaluate.workers == 1 else "cpu"
-    given = spec["arguments"]
-    return "cpu" if spec["stage"] == "prepare" or given["batch"] else str(given["device"])
+    given = spec.arguments
+    return "cpu" if spec.stage == "prepare" or given["batch"] else str(given["device"])
 
 
 def _uses_gpu(device: str) -> bool:
-    """Whether it takes one of the GPUs that the cluster has, or may have once it has grown."""
+    """Whether it takes one of the GPUs that the cluster has, or may have after growing."""
     if device == "cpu":
         return False
     from pipeline.train.driver import gpus
 
     found = gpus() > 0
     if device != "auto" and not found:
-        raise BadInput(f"the device is to be {device}, but the cluster has no GPU; take auto or cpu")
+        raise BadInput(f"device is {device}, but the cluster has no GPU; set it to auto or cpu")
     return found
 
 
-def _work(spec: dict[str, Any]) -> dict[str, Any]:
+def _work(spec: Spec) -> dict[str, Any]:
     """The stage, on its node."""
     import ray
 
     logs.set_up(sys.stdout, "%(levelname)s %(message)s")
-    logs.bind(run_id=spec["run_id"])
+    logs.bind(run_id=spec.run_id)
     # what it starts in turn stays on this cluster, whatever else runs on the machine
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    config = parse(spec["config"])
+    config = parse(spec.config)
     with _reporting(spec) as report:
-        return STAGES[spec["stage"]](config, report, **spec["arguments"])
+        return STAGES[spec.stage](config, report, **spec.arguments)
 
 
 def _prepare(config: Config, report: Report) -> dict[str, Any]:
@@ -120,11 +121,11 @@ def _evaluate(
     from pipeline.evaluate.scoring import evaluate
 
     if config.evaluate.workers == 1:
-        return evaluate(config, uri, data_uri, report, champion=champion)
+        return evaluate(config, uri, data_uri, report, champion=champion).plain()
     spread = _spread(config, data_uri)
     # its workers have the GPUs; what is left to this process is arithmetic on their features and a few pictures
     here = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"device": "cpu"})})
-    return evaluate(here, uri, data_uri, report, champion=champion, spread=spread)
+    return evaluate(here, uri, data_uri, report, champion=champion, spread=spread).plain()
 
 
 def _spread(config: Config, data_uri: str) -> Spread:
@@ -146,7 +147,7 @@ def _spread(config: Config, data_uri: str) -> Spread:
 
 
 def _translate(config: Config, report: Report, **arguments: Any) -> dict[str, Any]:
-    """What ``agit translate`` says of its work; ``arguments`` are those of the function."""
+    """The result of :func:`pipeline.inference.translate.translate`, whose ``arguments`` these are."""
     from pipeline.inference.translate import translate
 
     return translate(**arguments, progress=report)
@@ -160,15 +161,15 @@ STAGES: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 @contextlib.contextmanager
-def _reporting(spec: dict[str, Any]) -> Iterator[Report]:
-    """Takes a stage's events and writes the newest to ``progress.json`` every two seconds."""
+def _reporting(spec: Spec) -> Iterator[Report]:
+    """Take a stage's events; write the newest to ``progress.json`` every two seconds."""
     newest: dict[str, Any] = {}
 
     def write() -> None:
         now = records.Progress(
-            **{"message": "", **newest}, state="running", time=time.time(), attempt=spec["attempt"]
+            **{"message": "", **newest}, state="running", time=time.time(), attempt=spec.attempt
         )
-        records.PROGRESS.write(spec["run_uri"], now)
+        records.PROGRESS.write(spec.run_uri, now)
 
     with heartbeat(write, _PROGRESS_SECONDS, "progress", patience_s=30):
         yield newest.update

@@ -21,7 +21,24 @@ from pipeline import logs, progress, records, storage
 from pipeline.config import Config, fingerprint
 from pipeline.metrics import catalog
 from pipeline.metrics.catalog import DIRECTIONS, KID_TARGET
-from pipeline.records import DONE, EVALUATION, REGISTRATION, REPORT, RESULT, SUMMARY, Data, Result, Run
+from pipeline.records import (
+    DONE,
+    EVALUATION,
+    REGISTRATION,
+    REPORT,
+    RESULT,
+    SUMMARY,
+    Data,
+    Evaluation,
+    Finished,
+    Manifest,
+    RegisteredModel,
+    Registration,
+    Result,
+    Run,
+    Split,
+    Summary,
+)
 from pipeline.registry import lineage
 
 T = TypeVar("T")
@@ -36,19 +53,19 @@ def prepare(config: Config) -> Data:
     with progress.stage("prepare") as stage:
         storage.check_reachable(config.storage)
         prepared = _prepared(config, stage)
-        splits = prepared.manifest["splits"]
-        counts = ", ".join(f"{name} {split['rows']}" for name, split in splits.items())
+        splits = prepared.manifest.splits
+        counts = ", ".join(f"{name} {split.rows}" for name, split in splits.items())
         aside = _named(splits, "quarantined")
-        copies = prepared.manifest.get("duplicates", {}).get("exact_groups", 0)
-        leaks = len(prepared.manifest.get("leaks", []))
-        kept = prepared.manifest.get("kept", 0)
+        copies = prepared.manifest.duplicates.exact_groups
+        leaks = len(prepared.manifest.leaks)
+        kept = prepared.manifest.kept
         remarks = _named(splits, "notes")
         parts = [f"{counts} images"]
         if aside:
             parts.append(f"{len(aside)} quarantined (such as {aside[0]}; see the manifest)")
         if remarks:
             parts.append(f"{len(remarks)} used with a remark (such as {remarks[0]})")
-        if left := prepared.manifest.get("left_out", []):
+        if left := prepared.manifest.left_out:
             parts.append(f"{len(left)} left out (such as {left[0]['name']}: {left[0]['reason']})")
         if copies:
             parts.append(f"{copies} groups of equal files")
@@ -104,9 +121,7 @@ def _apart(config: Config, function: Callable[..., T], *arguments: Any) -> T:
             ) from None
 
 
-def _register(
-    config: Config, run_uri: str, evaluation: dict[str, Any], origin: dict[str, Any]
-) -> dict[str, Any]:
+def _register(config: Config, run_uri: str, evaluation: Evaluation, origin: dict[str, Any]) -> Registration:
     from pipeline.registry.registration import register
 
     return register(config, run_uri, evaluation, origin)
@@ -118,7 +133,7 @@ def _build_report(config: Config, run_uri: str, data_uri: str) -> str:
     return build(config, run_uri, data_uri)
 
 
-def _scored(config: Config, uri: str, data_uri: str, stage: progress.Stage) -> dict[str, Any]:
+def _scored(config: Config, uri: str, data_uri: str, stage: progress.Stage) -> Evaluation:
     """The evaluation of a model, made here or by a job of the cluster, which does not reach the registry."""
     if config.cluster.address is not None:
         from pipeline.launch import stages
@@ -130,20 +145,21 @@ def _scored(config: Config, uri: str, data_uri: str, stage: progress.Stage) -> d
             champion |= {"uri": absolute(champion["uri"])}
         model = models.resolve(uri, config)
         model = model if ":" in model else absolute(model)
-        return stages.submit(
+        scored = stages.submit(
             config, "evaluate", stage, uri=model, data_uri=absolute(data_uri), champion=champion
         )
+        return Evaluation.model_validate(scored)
     from pipeline.evaluate.scoring import evaluate as run_stage
 
     return run_stage(config, uri, data_uri, stage)
 
 
-def _named(splits: dict[str, Any], kind: str) -> list[str]:
+def _named(splits: dict[str, Split], kind: str) -> list[str]:
     """All entries of a manifest in ``quarantined`` or in ``notes``, with their reasons."""
     return [
         f"{name}/{entry['name']}: {entry['reason']}"
         for name, split in splits.items()
-        for entry in split.get(kind, [])
+        for entry in getattr(split, kind)
     ]
 
 
@@ -203,7 +219,7 @@ def locate(config: Config, data: Data) -> tuple[str, str]:
 def train(config: Config, data: Data, start: str | None = None) -> Run:
     """Train, resume, or reuse a finished training.
 
-    A finished one whose model is damaged, before it was registered, goes on from the newest whole checkpoint.
+    A finished one whose model is damaged, before it was registered, resumes from the newest intact checkpoint.
 
     Args:
         start: folder of the initial weights, if ``train.start_from`` no longer refers to it.
@@ -222,16 +238,16 @@ def train(config: Config, data: Data, start: str | None = None) -> Run:
         if done is not None and (reason := damage(done.model)) and not _registered(uri):
             events.record(uri, "checkpoint_damaged", f"the checkpoint of its model is damaged ({reason})")
             mark(done.model, reason)
-            storage.remove(RESULT.uri(uri))  # the job goes on from the newest whole one
+            storage.remove(RESULT.uri(uri))  # the job resumes from the newest intact one
             done = None
         if done is None:
             with reporting(config, name, uri) as report:
 
-                def told(event: dict[str, Any]) -> None:
+                def show(event: dict[str, Any]) -> None:
                     stage(event)
                     report(event)
 
-                done = run_stage(config, data.uri, told, start).result
+                done = run_stage(config, data.uri, show, start).result
             stage.message = f"{done.steps} steps, run {name}"
         else:
             stage.reuse(f"finished training {name} ({done.steps} steps)")
@@ -244,7 +260,7 @@ def _registered(uri: str) -> bool:
     return (
         registration is not None
         and EVALUATION.peek(uri) is not None
-        and storage.is_folder(registration["source"])
+        and storage.is_folder(registration.source)
     )
 
 
@@ -263,7 +279,7 @@ def trained(config: Config, data: Data) -> Run:
     return Run(name, uri, done, True)
 
 
-def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
+def evaluate(config: Config, data: Data, run: Run) -> Evaluation:
     """Score the run's model on the test images, or reuse the stored scores.
 
     Scores are computed again if they were not compared with the current champion.
@@ -277,7 +293,7 @@ def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
     key = _evaluation_key(config, data.manifest, run.result)
     with progress.stage("evaluate") as stage:
         evaluation = EVALUATION.peek(run.uri)
-        if evaluation is not None and evaluation.get("key") == key and _compared(config, run, evaluation):
+        if evaluation is not None and evaluation.key == key and _compared(config, run, evaluation):
             stage.reuse("scores of this checkpoint")
         else:
             storage.sweep(run.uri)  # what an evaluation that was killed has left
@@ -287,19 +303,19 @@ def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
                     f"the checkpoint that is the model of run {run.run_id} is damaged ({reason}); remove "
                     f"{RESULT.uri(run.uri)} and run `agit train` with the same settings, which goes one checkpoint back"
                 )
-            evaluation = {**_scored(config, run.uri, data.uri, stage), "key": key}
+            evaluation = _scored(config, run.uri, data.uri, stage).but(key=key)
             EVALUATION.write(run.uri, evaluation)
         shown = scores_line(evaluation)
         stage.message = f"{stage.message}: {shown}" if stage.reused else shown
     return evaluation
 
 
-def _evaluation_key(config: Config, manifest: dict[str, Any], result: Result) -> str:
+def _evaluation_key(config: Config, manifest: Manifest, result: Result) -> str:
     """Hash of everything that a run's scores depend on, except the champion."""
     return fingerprint(
         {
             "checkpoint": result.model,
-            "data": manifest["fingerprint"],
+            "data": manifest.fingerprint,
             "evaluate": config.evaluate.model_dump(mode="json", exclude={"device", "batch_size", "workers"}),
             "threshold": config.method.threshold_at_test,
             "metrics": catalog.digest(),
@@ -307,22 +323,21 @@ def _evaluation_key(config: Config, manifest: dict[str, Any], result: Result) ->
     )
 
 
-def _compared(config: Config, run: Run, evaluation: dict[str, Any]) -> bool:
+def _compared(config: Config, run: Run, evaluation: Evaluation) -> bool:
     """Whether the scores include a comparison with the current champion, or that is this run's own model."""
     from pipeline.registry import models
 
     champion = models.champion(config)
     if champion is None:
         return True
-    weights = (evaluation.get("model") or {}).get("weights_sha256")
+    weights = evaluation.model.weights_sha256
     if weights is not None and weights == champion["weights_sha256"]:
         return True
-    own = REGISTRATION.peek(run.uri) or {}
-    with_version = (evaluation.get("champion") or {}).get("version")
-    return champion["version"] in {own.get("version"), with_version}
+    known = (REGISTRATION.peek(run.uri), evaluation.champion)
+    return champion["version"] in {one.version for one in known if one is not None}
 
 
-def evaluate_model(config: Config, data: Data, uri: str) -> dict[str, Any]:
+def evaluate_model(config: Config, data: Data, uri: str) -> Evaluation:
     """Score any model or checkpoint folder, or ``models:/name@alias``, on the test images.
 
     A run's own evaluation is not overwritten, since this one may use other images or settings.
@@ -337,7 +352,7 @@ def evaluate_model(config: Config, data: Data, uri: str) -> dict[str, Any]:
     return evaluation
 
 
-def register(config: Config, data: Data, run: Run, evaluation: dict[str, Any]) -> dict[str, Any]:
+def register(config: Config, data: Data, run: Run, evaluation: Evaluation) -> Registration:
     """Register the model with its metrics and lineage; a run that is registered keeps its version.
 
     Raises:
@@ -346,10 +361,9 @@ def register(config: Config, data: Data, run: Run, evaluation: dict[str, Any]) -
     with progress.stage("register") as stage:
         before = REGISTRATION.peek(run.uri)
         registration = _apart(config, _register, run.uri, evaluation, lineage.of(config, data, run))
-        aliases = ", ".join(registration.get("aliases") or []) or "no alias"
-        stage.message = f"{registration['name']} version {registration['version']} ({aliases})"
-        same = ("version", "decision")
-        if before is not None and all(before.get(key) == registration[key] for key in same):
+        aliases = ", ".join(registration.aliases) or "no alias"
+        stage.message = f"{registration.name} version {registration.version} ({aliases})"
+        if before and (before.version, before.decision) == (registration.version, registration.decision):
             stage.reuse(stage.message)
     return registration
 
@@ -363,23 +377,26 @@ def report(config: Config, data: Data, run_uri: str) -> str:
 
 
 def summarize(
-    config: Config, run: Run, evaluation: dict[str, Any], registration: dict[str, Any], report_uri: str
-) -> dict[str, Any]:
+    config: Config, run: Run, evaluation: Evaluation, registration: Registration, report_uri: str
+) -> Summary:
     """Build the object that ``--json`` prints, and store it as the run's ``summary.json``."""
-    summary = {
-        "run_id": run.run_id,
-        "storage": config.storage,
-        "steps": run.result.steps,
-        "metrics": evaluation["metrics"],
-        "model": {key: registration[key] for key in ("name", "version", "aliases")},
-        "report": report_uri,
-    }
+    model = RegisteredModel(
+        name=registration.name, version=registration.version, aliases=registration.aliases
+    )
+    summary = Summary(
+        run_id=run.run_id,
+        storage=config.storage,
+        steps=run.result.steps,
+        metrics=evaluation.metrics,
+        model=model,
+        report=report_uri,
+    )
     SUMMARY.write(run.uri, summary)
-    DONE.write(run.uri, {"settings": _settings_key(config)})
+    DONE.write(run.uri, Finished(settings=_settings_key(config)))
     return summary
 
 
-def already_done(config: Config) -> dict[str, Any] | None:
+def already_done(config: Config) -> Summary | None:
     """The summary of a run whose five stages are all done and up to date, else None.
 
     A fast path that reads local files only, without importing torch, Prefect, Ray or MLflow; runs in object storage
@@ -398,7 +415,7 @@ def already_done(config: Config) -> dict[str, Any] | None:
         file.parent
         for file in storage.local_path(config.storage).glob(f"runs/*/{DONE.name}")
         if file.stat().st_mtime >= registered
-        and (DONE.peek(str(file.parent)) or {}).get("settings") == settings
+        and (DONE.peek(str(file.parent)) or Finished()).settings == settings
     }
     found = find(config) if done else None
     if found is None:
@@ -409,12 +426,8 @@ def already_done(config: Config) -> dict[str, Any] | None:
     if result is None or evaluation is None or registration is None or summary is None:
         return None
     key = _evaluation_key(config, found.manifest, result)
-    files = (summary["report"], result.model, registration["source"])
-    if (
-        storage.local_path(uri) not in done
-        or evaluation.get("key") != key
-        or not all(map(storage.exists, files))
-    ):
+    files = (summary.report, result.model, registration.source)
+    if storage.local_path(uri) not in done or evaluation.key != key or not all(map(storage.exists, files)):
         return None
     for stage_name in progress.STAGES:
         with progress.stage(stage_name) as stage:
@@ -433,30 +446,30 @@ def known(config: Config, run_uri: str) -> dict[str, Any]:
     registration, report_uri = REGISTRATION.peek(run_uri), storage.join(run_uri, REPORT)
     return {
         "steps": result.steps if result else None,
-        "metrics": scores["metrics"] if scores else None,
-        "model": _model(config, registration) if registration else None,
+        "metrics": scores.metrics if scores else None,
+        "model": _model(config, registration).plain() if registration else None,
         "report": report_uri if storage.exists(report_uri) else None,
     }
 
 
-def _model(config: Config, registration: dict[str, Any]) -> dict[str, Any]:
+def _model(config: Config, registration: Registration) -> RegisteredModel:
     """Registered name and version, with the current aliases."""
     from pipeline.registry import tracking, versions
 
-    name, version = registration["name"], registration["version"]
+    name, version = registration.name, registration.version
     try:
         aliases = sorted(versions.get(tracking.tracking_uri(config), name, version).aliases)
     except (BadInput, RunFailed, LookupError):  # the registry is unavailable, which must not fail the command
-        aliases = registration["aliases"]
-    return {"name": name, "version": version, "aliases": aliases}
+        aliases = registration.aliases
+    return RegisteredModel(name=name, version=version, aliases=aliases)
 
 
-def scores_line(evaluation: dict[str, Any]) -> str:
+def scores_line(evaluation: Evaluation) -> str:
     """``a2b KID to the target × 100 9.10 (doing nothing 20.24), b2a ...``."""
-    metrics, baseline = evaluation["metrics"], evaluation.get("baseline") or {}
     parts = []
     for direction in DIRECTIONS:
-        value, nothing = (figures.get(KID_TARGET.key(direction)) for figures in (metrics, baseline))
+        key = KID_TARGET.key(direction)
+        value, nothing = evaluation.metrics.get(key), evaluation.baseline.get(key)
         if value is not None:
             beside = f" (doing nothing {KID_TARGET.text(nothing)})" if nothing is not None else ""
             parts.append(f"{direction} {KID_TARGET.label} {KID_TARGET.text(value)}{beside}")

@@ -26,6 +26,7 @@ from pipeline.data.format import manifest
 from pipeline.launch.specs import VERDICT, read_spec
 from pipeline.metrics import catalog
 from pipeline.process_identity import when_orphaned
+from pipeline.records import Manifest, Result, Spec
 from pipeline.train import events, lease
 from pipeline.train.failures import PERMANENT, sentence
 
@@ -58,7 +59,7 @@ def main(arguments: list[str], job: Callable[[str], Any] | None = None, what: st
     return 0
 
 
-def run(spec_uri: str) -> dict[str, Any]:
+def run(spec_uri: str) -> Result:
     """Train as specified, or return the stored result of a finished run.
 
     Raises:
@@ -66,14 +67,14 @@ def run(spec_uri: str) -> dict[str, Any]:
         RunFailed: the run failed; the message names the cause, and the same call resumes from the last checkpoint.
     """
     spec = read_spec(spec_uri)
-    logs.bind(run_id=spec["run_id"])
-    config = parse(spec["config"], where=spec_uri)
-    if (done := records.RESULT.peek(spec["run_uri"])) is not None:
-        return done.plain()
-    check(config, manifest.read(spec["data_uri"]))
-    storage.sweep(spec["run_uri"])
-    tell(spec, "starting", message="starting the workers")
-    with lease.alive(spec["run_uri"]), failure_told(spec):
+    logs.bind(run_id=spec.run_id)
+    config = parse(spec.config, where=spec_uri)
+    if (done := records.RESULT.peek(spec.run_uri)) is not None:
+        return done
+    check(config, manifest.read(spec.data_uri))
+    storage.sweep(spec.run_uri)
+    report(spec, "starting", message="starting the workers")
+    with lease.alive(spec.run_uri), failure_recorded(spec):
         with ray_session.connected(config) as scratch:
             from pipeline.evaluate import validation
             from pipeline.train.driver import drive
@@ -81,44 +82,44 @@ def run(spec_uri: str) -> dict[str, Any]:
             with validation.beside(spec, config) as scorer:
                 result = drive(spec, config, scratch)
                 if scorer is not None:
-                    result = scorer.finish(result, lambda text: tell(spec, "running", message=text))
+                    result = scorer.finish(result, lambda text: report(spec, "running", message=text))
         finish(spec, result)
     return result
 
 
 @contextlib.contextmanager
-def failure_told(spec: dict[str, Any]) -> Iterator[None]:
+def failure_recorded(spec: Spec) -> Iterator[None]:
     """Record the failure that ends a job in its run, unless another job has taken over the run."""
     try:
         yield
     except lease.TakenOver:
         raise
     except (BadInput, RunFailed) as error:
-        events.record(spec["run_uri"], "failed", str(error))
-        tell(spec, "failed", message=str(error))
+        events.record(spec.run_uri, "failed", str(error))
+        report(spec, "failed", message=str(error))
         raise
     except SystemExit:  # stopped: record it, so that nobody waits for the heartbeat timeout
         with contextlib.suppress(BadInput, RunFailed, OSError):  # taken over, or the storage does not respond
             lease.check(spec)
-            tell(spec, "interrupted", message="stopped; the same command goes on from the last checkpoint")
+            report(spec, "interrupted", message="stopped; the same command resumes from the last checkpoint")
         raise
 
 
-def finish(spec: dict[str, Any], result: dict[str, Any]) -> None:
+def finish(spec: Spec, result: Result) -> None:
     """Write the result, which marks the run as finished."""
-    records.RESULT.write(spec["run_uri"], records.Result.model_validate(result))
-    events.record(spec["run_uri"], "finished", step=result["steps"])
-    tell(spec, "finished", step=result["steps"], total_steps=result["steps"], eta_s=0)
+    records.RESULT.write(spec.run_uri, result)
+    events.record(spec.run_uri, "finished", step=result.steps)
+    report(spec, "finished", step=result.steps, total_steps=result.steps, eta_s=0)
 
 
-def check(config: Config, manifest: dict[str, Any]) -> None:
+def check(config: Config, manifest: Manifest) -> None:
     """Check a configuration against the data before anything is started.
 
     Raises:
         BadInput: an empty domain, more workers than items in a batch, or another image size.
     """
     for split in ("trainA", "trainB"):
-        if int(manifest["splits"][split]["rows"]) < 1:
+        if manifest.splits[split].rows < 1:
             raise BadInput(f"the data has no training images in {split}; prepare it from another source")
     workers, batch = config.train.workers, config.train.batch_size
     if workers > batch:
@@ -132,22 +133,22 @@ def check(config: Config, manifest: dict[str, Any]) -> None:
         )
     if config.deciding_score is not None:
         catalog.check_deciding("train.best_by", config.deciding_score)
-    if manifest["image_size"] != config.data.image_size:
+    if manifest.image_size != config.data.image_size:
         raise BadInput(
-            f"the data was prepared for {manifest['image_size']} pixels but data.image_size is "
+            f"the data was prepared for {manifest.image_size} pixels but data.image_size is "
             f"{config.data.image_size}; prepare it again"
         )
 
 
-def tell(spec: dict[str, Any], state: str, **changes: Any) -> None:
+def report(spec: Spec, state: str, **changes: Any) -> None:
     """Update ``progress.json`` while no worker does: before the first step and after the last."""
     before: dict[str, Any] = {"step": 0, "total_steps": None, "epoch": 0, "stage": None, "losses": {}}
     with contextlib.suppress(RunFailed):
-        if (last := records.PROGRESS.peek(spec["run_uri"])) is not None:
+        if (last := records.PROGRESS.peek(spec.run_uri)) is not None:
             before |= last.plain()
-    now = {"state": state, "time": time.time(), "attempt": spec["attempt"], "message": ""}
+    now = {"state": state, "time": time.time(), "attempt": spec.attempt, "message": ""}
     with contextlib.suppress(RunFailed):
-        records.PROGRESS.write(spec["run_uri"], records.Progress(**before | now | changes))
+        records.PROGRESS.write(spec.run_uri, records.Progress(**before | now | changes))
 
 
 def _verdict(error: BadInput | RunFailed) -> int:

@@ -19,7 +19,7 @@ from infra.stack_state import free_port
 def without_token(patch: pytest.MonkeyPatch) -> None:
     """Nothing of the caller's Ray, and no token.
 
-    Ray reads the token once per process, and makes one up in the home directory where nobody said not to: a single
+    Ray reads the token once per process, and makes one up in the home directory where nobody sentence not to: a single
     test that forgot would have the processes of every later test refused.
     """
     for name in [name for name in os.environ if name.startswith(("RAY_", "AGIT_"))]:
@@ -67,7 +67,7 @@ def head_node(cpus: int) -> Iterator[tuple[Any, str]]:
             "include_dashboard": True,
             "dashboard_port": port,
             "dashboard_host": "127.0.0.1",
-            # any port: without an agent a head takes no jobs, and unless told every Ray on this machine wants the
+            # any port: without an agent a head takes no jobs, and by default every Ray on this machine takes the
             # same one for it
             "dashboard_agent_listen_port": 0,
             "object_store_memory": 100 * 2**20,

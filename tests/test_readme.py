@@ -99,7 +99,7 @@ def _files(words: list[str]) -> None:
             rest = rest[2:]
         if not rest:
             return  # text that speaks of docker compose
-        # what follows `exec SERVICE` is a command of its own
+        # what follows `exec SERVICE` is another command
         asked = rest[:1] if rest[0] == "exec" else rest
         done = subprocess.run(
             [commands.tool("docker-compose"), *asked, "--help"], capture_output=True, text=True, timeout=60
@@ -190,7 +190,7 @@ def test_what_means_nothing_is_noticed(line: str) -> None:
 
 
 def test_mlflows_own_server_is_told_where_the_registry_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the variable it looks into a database of its own, in the working directory."""
+    """Without the variable it reads a local database in the working directory."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     uri = tracking.tracking_uri(config_reader.load("h2z")).replace(str(Path.cwd()), "$PWD")
     for text in (Path("pipeline/GUIDE.md").read_text(), pyfunc.__doc__ or ""):

@@ -64,7 +64,7 @@ def run(config: ConfigName, overrides: Overrides = None, json: Json = False, deb
     with progress.shown_on(progress.for_terminal()):
         summary = tasks.already_done(settings)
         if summary is not None:
-            return Answer(summary, show.summary)
+            return Answer(summary.plain(), show.summary)
         from pipeline.flows import embedded
 
         summary = embedded.run_flow("agit", cli_output.debugging(), config=config, overrides=overrides or [])
@@ -93,9 +93,9 @@ def prepare(
 
     with progress.shown_on(progress.for_terminal()):
         data = tasks.prepare(settings)
-    counts = {name: split["rows"] for name, split in data.manifest["splits"].items()}
+    counts = {name: split.rows for name, split in data.manifest.splits.items()}
     quarantined, notes = (
-        {name: split[kind] for name, split in data.manifest["splits"].items() if split.get(kind)}
+        {name: found for name, split in data.manifest.splits.items() if (found := getattr(split, kind))}
         for kind in ("quarantined", "notes")
     )
     name, uri = tasks.locate(settings, data)
@@ -105,17 +105,17 @@ def prepare(
             "storage": settings.storage,
             **tasks.known(settings, uri),
             "data": data.uri,
-            "fingerprint": data.manifest["fingerprint"],
-            "domains": {domain: entry["name"] for domain, entry in data.manifest["domains"].items()},
+            "fingerprint": data.manifest.fingerprint,
+            "domains": {domain: entry.name for domain, entry in data.manifest.domains.items()},
             "rows": counts,
             "quarantined": quarantined,
             "notes": notes,
-            "left_out": data.manifest.get("left_out", []),
-            "duplicate_groups": data.manifest["duplicates"]["exact_groups"],
-            "near_groups": data.manifest["duplicates"]["near_groups"],
-            "duplicates": data.manifest["duplicates"]["policy"],
-            "leaks": data.manifest["leaks"],
-            "near_leaks": data.manifest["near_leaks"],
+            "left_out": data.manifest.left_out,
+            "duplicate_groups": data.manifest.duplicates.exact_groups,
+            "near_groups": data.manifest.duplicates.near_groups,
+            "duplicates": data.manifest.duplicates.policy,
+            "leaks": data.manifest.leaks,
+            "near_leaks": data.manifest.near_leaks,
             "reused": data.reused,
         },
         show.prepared,
@@ -216,7 +216,8 @@ def evaluate(
             evaluation = tasks.evaluate_model(settings, data, subject.folder)
             head |= model_reference.describe(subject, settings)
     kept = ("metrics", "baseline", "champion", "intervals", "counts", "protocol", "inception", "uri")
-    return Answer(head | {key: evaluation.get(key) for key in kept}, scores.show)
+    found = evaluation.model_dump()
+    return Answer(head | {key: found[key] for key in kept}, lambda _: scores.show(evaluation))
 
 
 @app.command()

@@ -166,7 +166,7 @@ def translate(
             from pipeline.launch import stages
             from pipeline.launch.specs import absolute
 
-            # the cluster has models of its own that come with the package
+            # the cluster has its own copy of the packaged models
             packaged = model.startswith("pretrained:")
             where = {"input": absolute(input), "output": absolute(output)}
             where["model"] = model if packaged else absolute(subject.folder)

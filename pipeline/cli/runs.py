@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -44,9 +44,8 @@ def status(
     """
     from pipeline import run_status as stored
 
-    return Answer(
-        stored.status(_find(run, overrides)), lambda status: cli_show.lines(stored.describe(status))
-    )
+    found = stored.status(_find(run, overrides))
+    return Answer(found.plain(), lambda _: cli_show.lines(stored.describe(found)))
 
 
 def runs(overrides: Overrides = None, json: Json = False, debug: Debug = False) -> Answer:
@@ -58,13 +57,15 @@ def runs(overrides: Overrides = None, json: Json = False, debug: Debug = False) 
     """
     from pipeline import run_status as stored
 
-    def show(answer: dict[str, Any]) -> None:
-        rows = stored.rows(answer["runs"])
-        columns = [name for name in rows[0] if any(row[name] for row in rows)] if rows else []
-        cli_show.table_of(rows, columns, f"no run in {answer['storage']}")
-
     root = _storage(overrides)
-    return Answer({"storage": root, "runs": stored.list_runs(root)}, show)
+    found = stored.list_runs(root)
+
+    def show(_: object) -> None:
+        rows = stored.rows(found)
+        columns = [name for name in rows[0] if any(row[name] for row in rows)] if rows else []
+        cli_show.table_of(rows, columns, f"no run in {root}")
+
+    return Answer({"storage": root, "runs": [run.plain() for run in found]}, show)
 
 
 def _storage(overrides: list[str] | None) -> str:
@@ -78,7 +79,7 @@ def _find(run: str | None, overrides: list[str] | None) -> str:
     if run and "/" in run:
         return run
     root = _storage(overrides)
-    names = [str(entry["run_id"]) for entry in stored.list_runs(root)]
+    names = [entry.run_id for entry in stored.list_runs(root)]
     matching = [name for name in names if run is None or name == run or name.rsplit("-", 1)[0] == run]
     if not matching:
         what = f"no run '{run}'" if run else "no run"

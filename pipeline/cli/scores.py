@@ -10,44 +10,45 @@ from pipeline.logs import printable
 from pipeline.metrics import catalog
 from pipeline.metrics.catalog import Metric
 from pipeline.metrics.format import Opponent, network
+from pipeline.records import Evaluation
 
 _VERDICT = {"better": "[green]better[/green]", "worse": "[red]worse[/red]", "noise": "noise"}
 
 
-def show(evaluation: Mapping[str, Any]) -> None:
-    """Print the contents of an ``evaluation.json`` as a table."""
-    champion = evaluation.get("champion")
+def show(evaluation: Evaluation) -> None:
+    """Print an evaluation as a table."""
+    champion = evaluation.champion
     table = console.plain_table()
     table.add_column("score", min_width=20)
     for column in [
         "value",
         "95 %",
         "doing nothing",
-        *([f"champion {champion['version']}"] if champion else []),
+        *([f"champion {champion.version}"] if champion else []),
     ]:
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows(evaluation):
         table.add_row(*row)
     console.write(table)
-    counts = evaluation.get("counts") or {}
+    counts = evaluation.counts
     images = ", ".join(f"{name} {counts[name]}" for name in ("test_a", "test_b") if name in counts)
     if images:
         console.write(f"images: {images}", soft_wrap=True)
-    if evaluation.get("inception"):
+    if evaluation.inception:
         console.write(
-            f"FID and KID: features of {network(evaluation['inception'])}", markup=False, soft_wrap=True
+            f"FID and KID: features of {network(evaluation.inception)}", markup=False, soft_wrap=True
         )
     console.write(
         "better, worse: the score differs from that column's by more than the 95 % interval; noise: by less"
     )
-    for warning in (evaluation.get("protocol") or {}).get("warnings", []):
+    for warning in evaluation.protocol.get("warnings", []):
         console.write(printable(f"note: {warning}"), markup=False, soft_wrap=True)
 
 
-def rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
+def rows(evaluation: Evaluation) -> list[list[str]]:
     """Rows of text: score, value, interval, doing nothing with verdict and, if there is one, champion with verdict."""
-    metrics, baseline = evaluation["metrics"], evaluation.get("baseline") or {}
-    champion, intervals = evaluation.get("champion"), evaluation.get("intervals") or {}
+    metrics, baseline = evaluation.metrics, evaluation.baseline
+    champion, intervals = evaluation.champion, evaluation.intervals
     mine = Opponent(metrics, intervals)
     table = []
     for metric in catalog.METRICS:
@@ -60,7 +61,7 @@ def rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
             row.append(estimate.interval(metric) if estimate else "")
             row.append(_rival(metric, baseline.get(name), tested.get("do_nothing")))
             if champion:
-                row.append(_rival(metric, champion["metrics"].get(name), tested.get("champion")))
+                row.append(_rival(metric, champion.metrics.get(name), tested.get("champion")))
             table.append(row)
     return table
 

@@ -52,16 +52,16 @@ def prepared(value: dict[str, Any]) -> None:
 
 
 def by_reason(what: str, entries: list[dict[str, str]]) -> list[str]:
-    """One line per file and reason; where many share a reason the first of them, and how many more."""
+    """One line per file with its reason; of many with the same reason, the first few and the number of the others."""
     names: dict[str, list[str]] = {}
     for entry in entries:
         names.setdefault(entry["reason"], []).append(entry["name"])
-    told = []
+    lines = []
     for reason, files in names.items():
-        told += [f"{what} {name}: {reason}" for name in files[:_MOST_OF_A_REASON]]
+        lines += [f"{what} {name}: {reason}" for name in files[:_MOST_OF_A_REASON]]
         if more := len(files[_MOST_OF_A_REASON:]):
-            told.append(f"{what} {more} more: {reason}")
-    return told
+            lines.append(f"{what} {more} more: {reason}")
+    return lines
 
 
 def trained(value: dict[str, Any]) -> None:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from agit_core.errors import BadInput
 from pipeline.config import Config
+from pipeline.records import Manifest, Split
 
 MINIMUM = 2
 """As :data:`agit_core.scores.distances.MINIMUM`."""
 
 
-def count_test_images(config: Config, data_uri: str, manifest: dict[str, Any], domain: str) -> int:
+def count_test_images(config: Config, data_uri: str, manifest: Manifest, domain: str) -> int:
     """How many test images of a domain are scored.
 
     Raises:
         BadInput: fewer than two.
     """
     split = f"test{domain.upper()}"
-    rows = int(manifest["splits"].get(split, {}).get("rows", 0))
+    rows = manifest.splits.get(split, Split()).rows
     count = min(rows, config.evaluate.max_images or rows)
     if count < MINIMUM:
         raise BadInput(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from pipeline.config import Config
 from pipeline.data.read.reader import ShardImages
 from pipeline.data.read.shard_cache import machine_folder
 from pipeline.evaluate.counting import count_test_images
+from pipeline.records import Manifest, Split
 
 
 class Batch(NamedTuple):
@@ -86,13 +87,13 @@ class Domain:
             self.masked.source.close()
 
 
-def open_domain(config: Config, data_uri: str, manifest: dict[str, Any], domain: str) -> Domain:
+def open_domain(config: Config, data_uri: str, manifest: Manifest, domain: str) -> Domain:
     """Open domain ``a`` or ``b`` of prepared data.
 
     Raises:
         BadInput: fewer than two test images.
     """
-    size = int(manifest["image_size"])
+    size = manifest.image_size
     test_split, train_split = f"test{domain.upper()}", f"train{domain.upper()}"
     count = count_test_images(config, data_uri, manifest, domain)
 
@@ -102,7 +103,7 @@ def open_domain(config: Config, data_uri: str, manifest: dict[str, Any], domain:
 
     def with_masks(split: str) -> Images | None:
         """Images with masks, evenly spread over the split, so that no single folder dominates."""
-        if not manifest["splits"].get(split, {}).get("masks"):
+        if not manifest.splits.get(split, Split()).masks:
             return None
         found = images(split, [], with_masks=True)
         usable = [i for i in range(len(found.source)) if found.source.has_mask(i)]
@@ -122,15 +123,13 @@ def open_domain(config: Config, data_uri: str, manifest: dict[str, Any], domain:
     return Domain(test, most)
 
 
-def open_held_out(
-    config: Config, data_uri: str, manifest: dict[str, Any], domain: str, rows: list[int]
-) -> Domain:
+def open_held_out(config: Config, data_uri: str, manifest: Manifest, domain: str, rows: list[int]) -> Domain:
     """Open selected training images of domain ``a`` or ``b``, with true masks where they exist."""
     split = f"train{domain.upper()}"
 
     def images(indices: list[int], with_masks: bool) -> Images:
         source = ShardImages(data_uri, split, machine_folder(), config.data.cache_bytes)
-        return Images(source, split, indices, int(manifest["image_size"]), with_masks)
+        return Images(source, split, indices, manifest.image_size, with_masks)
 
     held = images(rows, with_masks=False)
     masked = [row for row in rows if held.source.has_mask(row)]

@@ -32,8 +32,9 @@ from pipeline.evaluate.scored_images import Domain, Images, open_domain, open_he
 from pipeline.evaluate.shares import Spread, cut, gathered, real_features, split
 from pipeline.evaluate.strips import EACH_END, keep_extremes
 from pipeline.metrics import catalog
-from pipeline.metrics.catalog import DIRECTIONS
+from pipeline.metrics.catalog import DIRECTIONS, NOTHING
 from pipeline.metrics.measure import PAINTED
+from pipeline.records import Evaluation, Manifest, Rival, ScoredModel
 from pipeline.registry import models
 from pipeline.registry.identity import weights_digest
 
@@ -59,8 +60,8 @@ def evaluate(
     progress: Progress | None = None,
     champion: Mapping[str, Any] | Literal["registry"] | None = "registry",
     spread: Spread | None = None,
-) -> dict[str, Any]:
-    """Score a model on the test images of prepared data and write ``evaluation.json``.
+) -> Evaluation:
+    """Score a model on the test images of prepared data and store the evaluation.
 
     Args:
         uri: a finished run's folder (its model is scored, the best checkpoint by validation or the last, and the
@@ -69,13 +70,6 @@ def evaluate(
         progress: called with ``{"done", "total", "unit", "images_per_s", "eta_s", "message"}``.
         champion: as :func:`pipeline.registry.models.champion` describes it; default: the registry is asked.
         spread: computes the shares of ``evaluate.workers`` processes; default: this process computes everything.
-
-    Returns:
-        The contents of ``evaluation.json``: ``metrics`` (flat, by contract names, KID raw, including
-        ``do_nothing_*``; None for values that are not finite), ``baseline`` (the identity baseline),
-        ``champion`` (None, or name, version, uri, metrics, intervals), ``intervals`` (see
-        :func:`pipeline.evaluate.compare.intervals`), ``baseline_intervals``, ``counts``, ``protocol``,
-        ``inception``, ``per_image``, ``model``, ``data``, ``uri`` (the folder it was written to).
 
     Raises:
         BadInput: no such model or data, no Inception network, fewer than two test images.
@@ -109,21 +103,21 @@ def evaluate(
     finally:
         for domain in domains.values():
             domain.close()
-    evaluation = {
-        "format": FORMAT,
-        "uri": subject.folder,
-        "model": {"uri": subject.model_uri, "weights_sha256": weights_digest(subject.model)},
-        "data": {"uri": data_uri, "fingerprint": described["fingerprint"], "name": described.get("name")},
-        "metrics": mine.metrics | {f"do_nothing_{name}": value for name, value in nothing.metrics.items()},
-        "baseline": nothing.metrics,
-        "champion": rival,
-        "intervals": compare.intervals(mine, others),
-        "baseline_intervals": _own(nothing),
-        "inception": inception.describe(),
-        "counts": _counts(domains, outcome) | judge.counts,
-        "protocol": _protocol(config, domains, judge, subject.model),
-        "per_image": rows,
-    }
+    evaluation = Evaluation(
+        format=FORMAT,
+        uri=subject.folder,
+        model=ScoredModel(uri=subject.model_uri, weights_sha256=weights_digest(subject.model)),
+        data={"uri": data_uri, "fingerprint": described.fingerprint, "name": described.name},
+        metrics=mine.metrics | {f"{NOTHING}{name}": value for name, value in nothing.metrics.items()},
+        baseline=nothing.metrics,
+        champion=None if rival is None else Rival.model_validate(rival),
+        intervals=compare.intervals(mine, others),
+        baseline_intervals=_own(nothing),
+        inception=inception.describe(),
+        counts=_counts(domains, outcome) | judge.counts,
+        protocol=_protocol(config, domains, judge, subject.model),
+        per_image=rows,
+    )
     records.EVALUATION.write(subject.folder, evaluation)
     return evaluation
 
@@ -177,7 +171,7 @@ class _Scorer:
     def __init__(
         self,
         config: Config,
-        described: dict[str, Any],
+        described: Manifest,
         domains: dict[str, Domain],
         inception: Inception,
         device: torch.device,
@@ -271,7 +265,7 @@ class _Scorer:
         if which.test.indices != list(range(count)):  # held out of a training split
             parts["indices"] = which.test.indices
         return feature_cache.key(
-            data=self.described["fingerprint"],
+            data=self.described.fingerprint,
             split=which.test.split,
             images=count,
             masked=masked,
@@ -290,14 +284,14 @@ def _model_images(domain: Domain) -> int:
     return len(domain.test) + (len(extra) if extra is not None else 0)
 
 
-def _subject(config: Config, uri: str, described: dict[str, Any]) -> Subject:
+def _subject(config: Config, uri: str, described: Manifest) -> Subject:
     uri = models.resolve(uri, config)
     model_uri = run_status.model_checkpoint(uri)
     if model_uri is not None:
         return Subject(model_uri, uri, model_folder.read(model_uri))
     model = model_folder.read(uri)
     digest = weights_digest(model)[:12]
-    folder = storage.join(config.storage, "evaluations", f"{digest}-{described['fingerprint']}")
+    folder = storage.join(config.storage, "evaluations", f"{digest}-{described.fingerprint}")
     return Subject(uri, folder, model)
 
 

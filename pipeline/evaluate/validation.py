@@ -25,7 +25,7 @@ from pipeline import records, storage
 from pipeline.config import Config
 from pipeline.data.format import manifest
 from pipeline.data.read import held_out
-from pipeline.records import Scores, Validation
+from pipeline.records import Result, Scores, Spec, Validation
 from pipeline.train import events, lease, scored
 from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.failures import root_cause, sentence
@@ -61,11 +61,11 @@ class ScoringProcess:
 class Scorer:
     """Scores due checkpoints in a background thread, oldest first, until it is closed."""
 
-    def __init__(self, spec: dict[str, Any], config: Config, images: dict[str, int]) -> None:
+    def __init__(self, spec: Spec, config: Config, images: dict[str, int]) -> None:
         self._spec = spec
         self._config = config
         self._images = images
-        self._run_uri: str = spec["run_uri"]
+        self._run_uri = spec.run_uri
         self._store = CheckpointStore.of(self._run_uri, config)
         self._actor: Any = None
         self._tries: dict[int, int] = {}
@@ -75,14 +75,14 @@ class Scorer:
         self._thread = threading.Thread(target=self._work, name="validation", daemon=True)
         self._thread.start()
 
-    def finish(self, result: dict[str, Any], progress: Callable[[str], None]) -> dict[str, Any]:
+    def finish(self, result: Result, progress: Callable[[str], None]) -> Result:
         """Wait for all missing scores, including the last checkpoint's, and select the model.
 
         Raises:
             RunFailed: no checkpoint could be scored.
             TakenOver: another job has taken over the run.
         """
-        last = self._last = int(result["steps"])
+        last = self._last = result.steps
         if self._waiting():
             progress("scoring the last checkpoints on the validation images")
         while self._waiting():
@@ -114,11 +114,11 @@ class Scorer:
             scored=len(scores),
             seconds=round(sum(one.seconds for one in scores.values()), 1),
         )
-        return result | {
-            "best_checkpoint": None if best is None else self._store.folder(best),
-            "model_checkpoint": self._store.folder(chosen),
-            "validation": validation.plain(),
-        }
+        return result.but(
+            best_checkpoint=None if best is None else self._store.folder(best),
+            model_checkpoint=self._store.folder(chosen),
+            validation=validation,
+        )
 
     def close(self) -> None:
         self._closed.set()
@@ -151,7 +151,7 @@ class Scorer:
         try:
             if self._actor is None:
                 self._actor = ray.remote(ScoringProcess).options(num_cpus=0, num_gpus=0).remote()
-            model_uri, data_uri = self._store.folder(step), self._spec["data_uri"]
+            model_uri, data_uri = self._store.folder(step), self._spec.data_uri
             metrics = ray.get(self._actor.score.remote(self._config.plain(), model_uri, data_uri))
         except Exception as error:
             if not self._closed.is_set() and step in self._store.steps():
@@ -185,17 +185,17 @@ class Scorer:
 
 
 @contextlib.contextmanager
-def beside(spec: dict[str, Any], config: Config) -> Iterator[Scorer | None]:
+def beside(spec: Spec, config: Config) -> Iterator[Scorer | None]:
     """Score the run's checkpoints within the block; yields None if scoring is off or no images are held out."""
     if config.validation.every is None:
         yield None
         return
-    described = manifest.read(spec["data_uri"])
-    rows = held_out.rows(config, spec["data_uri"], described)
+    described = manifest.read(spec.data_uri)
+    rows = held_out.rows(config, spec.data_uri, described)
     if rows is None:
         message = held_out.too_few(config, described)
         log.warning(message)
-        events.record(spec["run_uri"], "not_validated", message)
+        events.record(spec.run_uri, "not_validated", message)
         yield None
         return
     scorer = Scorer(spec, config, {f"train_{domain}": len(one.held) for domain, one in rows.items()})

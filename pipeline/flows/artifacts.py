@@ -26,7 +26,7 @@ from pipeline import progress, records, storage
 from pipeline.config import Config
 from pipeline.metrics import table
 from pipeline.progress import Status
-from pipeline.records import Run
+from pipeline.records import Evaluation, Run
 from pipeline.retrain import Decision
 
 UPDATE_SECONDS = 10.0
@@ -67,7 +67,7 @@ class _Progress:
             return
         self._last = time.monotonic()
         self._off = True  # stays off when the next lines fail
-        with _told(f"progress of {self._stage}"):
+        with _best_effort(f"progress of {self._stage}"):
             if self._artifact is None:
                 self._artifact = create_progress_artifact(
                     progress=percent, key=f"agit-{self._stage}-progress", description=self._line
@@ -79,7 +79,7 @@ class _Progress:
 
 def decision(config: Config, decided: Decision) -> None:
     """Why a scheduled run trained or not, and which images were added, removed, changed or moved."""
-    with _told("decision"):
+    with _best_effort("decision"):
         lines = [f"# {config.name}: {'trained' if decided.train else 'not trained'}", "", decided.reason, ""]
         for kind, changed in (decided.changes.plain() if decided.changes else {}).items():
             if changed["count"]:
@@ -89,10 +89,12 @@ def decision(config: Config, decided: Decision) -> None:
         create_markdown_artifact(key=_name("retrain", config.name), markdown="\n".join(lines))
 
 
-def scores(run: Run, evaluation: dict[str, Any]) -> None:
+def scores(run: Run, evaluation: Evaluation) -> None:
     """The score table with the identity baseline, and the scores of the run's checkpoints."""
-    with _told("score table"):
-        page = table.markdown(f"Scores of {run.run_id}", evaluation)
+    with _best_effort("score table"):
+        page = table.markdown(
+            f"Scores of {run.run_id}", evaluation.metrics, evaluation.counts, evaluation.inception
+        )
         curve = {step: one.metrics for step, one in records.read_scores(run.uri).items()}
         chosen = run.result.validation
         page += table.validation_markdown(curve, chosen.best_step if chosen else None)
@@ -100,7 +102,7 @@ def scores(run: Run, evaluation: dict[str, Any]) -> None:
 
 
 def report_link(run: Run, uri: str) -> None:
-    with _told("report link"):
+    with _best_effort("report link"):
         link = uri if "://" in uri else f"file://{storage.local_path(uri)}"
         create_link_artifact(key=_key("report", run), link=link, link_text=f"Report of {run.run_id}")
 
@@ -108,7 +110,7 @@ def report_link(run: Run, uri: str) -> None:
 def search(summary: dict[str, Any]) -> None:
     """The trials of a search as a table, and the link to its report."""
     name, metric, uri = summary["search_id"], summary["metric"], summary["report"]
-    with _told("table of trials"):
+    with _best_effort("table of trials"):
         rows = [
             f"| {t['trial']} | {t['state']} | {t['step']} | {'' if t[metric] is None else f'{t[metric]:.4g}'} | "
             + ", ".join(f"`{key}` {value}" for key, value in t["values"].items())
@@ -121,14 +123,14 @@ def search(summary: dict[str, Any]) -> None:
             "|--|--|--|--|--|",
         ]
         create_markdown_artifact(key=_name("trials", name), markdown="\n".join([*head, *rows]))
-    with _told("report link"):
+    with _best_effort("report link"):
         link = uri if "://" in uri else f"file://{storage.local_path(uri)}"
         create_link_artifact(key=_name("report", name), link=link, link_text=f"Report of {name}")
 
 
 def samples(run: Run) -> None:
     """The newest sample strips as one picture, small enough to live in Prefect's database."""
-    with _told("sample pictures"):
+    with _best_effort("sample pictures"):
         picture = _newest_samples(run.uri)
         if picture is not None:
             encoded = base64.b64encode(picture).decode()
@@ -167,7 +169,7 @@ def _name(kind: str, of: str) -> str:
 
 
 @contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
+def _best_effort(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:

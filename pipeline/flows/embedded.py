@@ -23,10 +23,11 @@ from dotenv import dotenv_values
 
 from agit_core.errors import BadInput, RunFailed
 from pipeline import http_health
-from pipeline.flows import secret_overrides
+from pipeline.flows import prefect_schema, secret_overrides
 from pipeline.redact import redact
 
 HOME = Path(".agit/prefect")
+DATABASE = "prefect.db"
 EMBEDDED = "AGIT_PREFECT_EMBEDDED"
 """Environment variable set in processes that use an embedded server."""
 # covers, on a slow machine, importing the server and creating the SQLite database
@@ -109,6 +110,7 @@ class Server:
         if home == HOME.absolute():
             home.chmod(0o700)  # an earlier version created it with other permissions
         os.environ.setdefault("PREFECT_API_BLOCKS_REGISTER_ON_START", "false")
+        prefect_schema.check(home / DATABASE)
         key = f"agit:{secrets.token_hex(32)}"
         log = home / "server.log"
         with socket.socket() as listening, log.open("wb") as out:

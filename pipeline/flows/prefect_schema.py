@@ -15,6 +15,8 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
+from agit_core.errors import BadInput
+
 
 def file() -> Path:
     """Path of the schema for the installed version of Prefect; it may not exist."""
@@ -38,6 +40,28 @@ def create(database: Path) -> None:
         # ignore: another server was faster, or the file system has no hard links, and Prefect migrates
         with contextlib.suppress(OSError):
             os.link(made, database)
+
+
+def check(database: Path) -> None:
+    """Check that a file, if it exists, is an SQLite database.
+
+    Raises:
+        BadInput: it is damaged.
+    """
+    if not database.exists():
+        return
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)
+        ) as opened:
+            opened.execute("SELECT count(*) FROM sqlite_master")
+    except sqlite3.OperationalError:  # locked, for example
+        return
+    except sqlite3.DatabaseError as error:
+        raise BadInput(
+            f"{database} is damaged ({error}); remove it: the next run creates it again, without the list of earlier "
+            "flow runs"
+        ) from None
 
 
 def migrated(database: Path) -> str:

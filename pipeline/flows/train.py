@@ -19,7 +19,7 @@ from pipeline import retrain, tasks
 from pipeline.config import Config
 from pipeline.config_reader import load, presets
 from pipeline.flows import artifacts, limits, log, secret_overrides
-from pipeline.records import Data, Run
+from pipeline.records import Data, Evaluation, Registration, Run
 
 RETRY_SECONDS = [2, 10]
 # exceptions of storage and tracking clients for network failures, the only ones worth a retry
@@ -83,7 +83,7 @@ def train(config: Config, data: Data) -> Run:
 
 
 @task(name="evaluate", task_run_name="evaluate {run.run_id}", **task_options)
-def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
+def evaluate(config: Config, data: Data, run: Run) -> Evaluation:
     with artifacts.progress_of("evaluate"):
         evaluation = tasks.evaluate(config, data, run)
     artifacts.scores(run, evaluation)
@@ -91,7 +91,7 @@ def evaluate(config: Config, data: Data, run: Run) -> dict[str, Any]:
 
 
 @task(name="register", task_run_name="register {run.run_id}", **task_options)
-def register(config: Config, data: Data, run: Run, evaluation: dict[str, Any]) -> dict[str, Any]:
+def register(config: Config, data: Data, run: Run, evaluation: Evaluation) -> Registration:
     return tasks.register(config, data, run, evaluation)
 
 
@@ -177,5 +177,5 @@ def agit(
         evaluation = evaluate(settings, data, run)
         registration = register(settings, data, run, evaluation)
         report_uri = report(settings, data, run)
-        summary = tasks.summarize(settings, run, evaluation, registration, report_uri)
+        summary = tasks.summarize(settings, run, evaluation, registration, report_uri).plain()
         return {**summary, "retrain": decision.plain()} if only_when_changed else summary

@@ -13,10 +13,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-from agit_core.errors import RunFailed
-from pipeline.flows.embedded import HOME
+from pipeline.flows import prefect_schema
+from pipeline.flows.embedded import DATABASE, HOME
 
-DATABASE = "prefect.db"
 _LEAST_SECONDS = 3600.0
 """Prefect's own minimum age."""
 _ENDED = """
@@ -38,19 +37,15 @@ def find(older_than_days: float) -> Ended | None:
     """Count them; None where there are none.
 
     Raises:
-        RunFailed: the database is damaged.
+        BadInput: the database is damaged.
     """
     database = HOME.absolute() / DATABASE
     if not database.is_file():
         return None
+    prefect_schema.check(database)
     until = datetime.fromtimestamp(time.time() - _age(older_than_days), UTC)
-    try:
-        with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
-            number, newest = connection.execute(_ENDED, (until.strftime("%Y-%m-%d %H:%M:%S"),)).fetchone()
-    except sqlite3.Error as error:
-        raise RunFailed(
-            f"{database} cannot be read ({error}); if nothing is running here, remove it: the next run creates it again"
-        ) from None
+    with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
+        number, newest = connection.execute(_ENDED, (until.strftime("%Y-%m-%d %H:%M:%S"),)).fetchone()
     return Ended(database, number, float(newest)) if number else None
 
 

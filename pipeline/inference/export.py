@@ -22,6 +22,7 @@ from agit_core.model_folder import Model
 from pipeline import storage
 from pipeline.inference import hub, model_card
 from pipeline.inference.check_images import CheckImages, choose
+from pipeline.records import Evaluation
 
 FORMATS = ("onnx", "torch-export", "safetensors", "hub")
 MANIFEST = "export.json"
@@ -105,7 +106,7 @@ def run(
         raise BadInput(f"{target.uri} is the model itself; give another output")
     _refuse_existing(target, overwrite)
     # the stored scores do not apply with another threshold
-    scores = model_card.evaluation_of(model_uri) if model.method == trained.method else {}
+    scores = model_card.evaluation_of(model_uri) if model.method == trained.method else Evaluation()
     with tempfile.TemporaryDirectory(prefix="agit-export-") as name:
         folder = Path(name)
         if file_format == "safetensors":
@@ -182,12 +183,12 @@ def _result(
     return storage.finite(result)  # infinite differences (outputs of another shape, NaN) become None
 
 
-def _write_folder(model: Model, scores: Mapping[str, Any], folder: Path) -> None:
+def _write_folder(model: Model, scores: Evaluation, folder: Path) -> None:
     """Write a model folder with averaged generators in place, no optimiser state, model card and scores."""
     card = model_card.render(model, scores, manifest=model_card.manifest_of(model))
     extra = {model_card.FILE: card.encode()}
-    if scores:
-        extra[model_card.SCORES] = json.dumps(scores, indent=1).encode()
+    if scores.metrics:
+        extra[model_card.SCORES] = json.dumps(scores.plain(), indent=1).encode()
     model_folder.write(
         folder, model.name, model.method, model.image_size, model.weights, model.lineage, extra
     )
@@ -195,14 +196,14 @@ def _write_folder(model: Model, scores: Mapping[str, Any], folder: Path) -> None
         raise BadInput("--format safetensors needs the package safetensors: pip install safetensors")
 
 
-def _write_hub_folder(model: Model, scores: Mapping[str, Any], folder: Path, repo: str | None) -> None:
+def _write_hub_folder(model: Model, scores: Evaluation, folder: Path, repo: str | None) -> None:
     """The model folder as a repository of the Hub; nothing in it names a place of the machine that trained it."""
     public = replace(model, lineage=hub.shown_lineage(model))
     shown = hub.shown_scores(scores)
     card = model_card.render(public, shown, manifest=model_card.manifest_of(model), repo=repo)
     extra = {model_card.FILE: card.encode(), hub.CONFIG: hub.config_file(model)}
-    if shown:
-        extra[model_card.SCORES] = json.dumps(shown, indent=1).encode()
+    if shown.metrics:
+        extra[model_card.SCORES] = json.dumps(shown.plain(), indent=1).encode()
     model_folder.write(
         folder, model.name, model.method, model.image_size, model.weights, public.lineage, extra, hub.WEIGHTS
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from agit_core import model_folder, saved_method
 from agit_core.errors import BadInput, RunFailed
 from agit_core.model_folder import Model
 from pipeline import storage
+from pipeline.records import Evaluation
 from pipeline.redact import redact
 
 SCHEME = "hf"
@@ -69,9 +70,9 @@ def config_file(model: Model) -> bytes:
     return (json.dumps(tree, indent=1) + "\n").encode()
 
 
-def shown_scores(scores: Mapping[str, Any]) -> dict[str, Any]:
+def shown_scores(scores: Evaluation) -> Evaluation:
     """The scores without the places that they were measured at."""
-    return {key: scores[key] for key in _SHOWN_SCORES if key in scores}
+    return Evaluation.model_validate(scores.model_dump(include=set(_SHOWN_SCORES), exclude_unset=True))
 
 
 def shown_lineage(model: Model) -> dict[str, Any]:

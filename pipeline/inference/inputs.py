@@ -17,7 +17,7 @@ from pipeline.data.litter import SIDECAR, in_litter, is_sidecar
 from pipeline.data.sources import tables
 from pipeline.data.sources.archives import is_archive
 from pipeline.data.sources.listing import listing
-from pipeline.data.sources.source import LocalFile, StoredFile
+from pipeline.data.sources.source import LARGEST_FILE, LocalFile, StoredFile
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".ppm", ".jp2", ".tga")
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
@@ -43,8 +43,6 @@ READ_VIDEOS = (
     *(".ogv", ".mxf", ".dv", ".divx", ".mod", ".tod", ".y4m", ".nut"),
 )
 _LEAVES = "its path leads out of the output folder"
-LARGEST_FILE = 2 * 2**30
-"""Largest declared size in bytes of a zip member; larger ones are refused."""
 _lock = threading.Lock()
 
 

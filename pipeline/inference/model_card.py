@@ -22,7 +22,7 @@ from pipeline import storage
 from pipeline.metrics import catalog
 from pipeline.metrics.catalog import BLOB, EVERYWHERE, IOU, KID_MEAN, KID_TARGET, Metric
 from pipeline.metrics.format import Estimate, Opponent
-from pipeline.records import EVALUATION, MANIFEST
+from pipeline.records import EVALUATION, MANIFEST, Evaluation, Manifest
 from pipeline.redact import redact
 
 FILE = "README.md"
@@ -31,27 +31,28 @@ SCORES = EVALUATION.name
 _FEW_STEPS = 10_000  # below this, the card warns of a short training
 
 
-def evaluation_of(folder_uri: str) -> dict[str, Any]:
+def evaluation_of(folder_uri: str) -> Evaluation:
     """Scores stored in a model folder; empty if there are none, as for a checkpoint."""
-    return EVALUATION.read(folder_uri) or {}
+    return EVALUATION.read(folder_uri) or Evaluation()
 
 
 def render(
     model: Model,
-    evaluation: Mapping[str, Any],
+    evaluation: Evaluation,
     exported: Mapping[str, Any] | None = None,
-    manifest: Mapping[str, Any] | None = None,
+    manifest: Manifest | None = None,
     repo: str | None = None,
 ) -> str:
     """Render the card.
 
     Args:
-        evaluation: ``metrics``, ``baseline``, ``intervals``, ``counts``, ``protocol``, ``inception``; may be empty.
+        evaluation: may be empty.
         exported: result of :func:`pipeline.inference.export.run`, for the card of an export.
         manifest: manifest of the prepared data; see :func:`manifest_of`.
         repo: ``USER/REPO`` if the model is published on the Hugging Face Hub.
     """
-    domains = names(manifest)
+    manifest = manifest or Manifest()
+    domains = manifest.domain_names()
     labels = {"a2b": f"{domains[0]} → {domains[1]}", "b2a": f"{domains[1]} → {domains[0]}"}
     settings = redact(model.lineage.get("config") or {})
     steps = int(model.lineage.get("steps") or model.lineage.get("step") or 0)
@@ -68,14 +69,12 @@ def render(
         "few_steps": 0 < steps < _FEW_STEPS,
         "lineage": redact(_lineage(model)),
         "source": _source(str((settings.get("data") or {}).get("source") or "")),
-        "splits": {k: v["rows"] for k, v in ((manifest or {}).get("splits") or {}).items()},
-        "quarantined": sum(
-            len(s.get("quarantined") or []) for s in ((manifest or {}).get("splits") or {}).values()
-        ),
-        "leaks": len((manifest or {}).get("leaks") or []),
+        "splits": {name: split.rows for name, split in manifest.splits.items()},
+        "quarantined": sum(len(split.quarantined) for split in manifest.splits.values()),
+        "leaks": len(manifest.leaks),
         "tables": {d: scores.table(d) for d in DIRECTIONS},
         "protocol": scores.protocol(),
-        "counts": {k: v for k, v in (evaluation.get("counts") or {}).items() if k.startswith("test_")},
+        "counts": {k: v for k, v in evaluation.counts.items() if k.startswith("test_")},
         "against_it": scores.against_it(labels),
         "exported": exported,
         "repo": repo,
@@ -88,7 +87,7 @@ def render(
     return environment.from_string(text).render(context).rstrip() + "\n"
 
 
-def manifest_of(model: Model) -> dict[str, Any] | None:
+def manifest_of(model: Model) -> Manifest | None:
     """Manifest of the model's training data, or None if it is not accessible."""
     data = model.lineage.get("data_uri")
     if not data:
@@ -102,10 +101,10 @@ def manifest_of(model: Model) -> dict[str, Any] | None:
 class _Scores:
     """Formatting of the evaluation for the card."""
 
-    def __init__(self, evaluation: Mapping[str, Any]) -> None:
+    def __init__(self, evaluation: Evaluation) -> None:
         self._evaluation = evaluation
-        self._mine = Opponent(evaluation.get("metrics") or {}, evaluation.get("intervals") or {})
-        self._nothing = Opponent(evaluation.get("baseline") or {}, {})
+        self._mine = Opponent(evaluation.metrics, evaluation.intervals)
+        self._nothing = Opponent(evaluation.baseline, {})
 
     def table(self, direction: str) -> list[tuple[str, str, str]]:
         """Rows of a direction: label, value with interval, identity baseline."""
@@ -131,10 +130,10 @@ class _Scores:
     def protocol(self) -> list[str]:
         """How the metrics were measured, one item per line."""
         parts = []
-        inception = self._evaluation.get("inception") or {}
+        inception = self._evaluation.inception
         if inception.get("name"):
             parts.append(f"Inception network {inception['name']}, SHA-256 `{inception.get('sha256')}`")
-        for key, value in (self._evaluation.get("protocol") or {}).items():
+        for key, value in self._evaluation.protocol.items():
             shown = value if isinstance(value, str | int | float) else json.dumps(value, sort_keys=True)
             parts.append(f"{key.replace('_', ' ')}: {shown}")
         return parts
@@ -149,7 +148,7 @@ class _Scores:
                 tested = (self._mine.intervals.get(key) or {}).get("do_nothing") or {}
                 if tested.get("verdict") == "noise":
                     sentences.append(
-                        f"{label}: by {how} it cannot be told from leaving the images as they are."
+                        f"{label}: by {how} it cannot be distinguished from leaving the images as they are."
                     )
                 elif mine and nothing and mine.value >= nothing.value:
                     sentences.append(f"{label}: by {how} it is worse than leaving the images as they are.")
@@ -185,13 +184,6 @@ def _head(model: Model, scores: _Scores, labels: Mapping[str, str]) -> dict[str,
         if (metrics := scores.metrics(direction))
     ]
     return head | ({"model-index": [{"name": model.name, "results": results}]} if results else {})
-
-
-def names(manifest: Mapping[str, Any] | None) -> tuple[str, str]:
-    """Names of the two domains according to the data; ``A`` and ``B`` if unknown."""
-    domains = (manifest or {}).get("domains") or {}
-    a, b = (str((domains.get(d) or {}).get("name") or d.upper()) for d in "ab")
-    return a, b
 
 
 def _source(uri: str) -> str:

@@ -19,6 +19,7 @@ from agit_core.errors import BadInput, RunFailed
 from pipeline import logs
 from pipeline.config import ClusterConfig
 from pipeline.launch.specs import parse_verdict, write_spec
+from pipeline.records import Owner, Spec
 from pipeline.redact import redact
 from pipeline.train import events, lease
 
@@ -37,8 +38,9 @@ PYTHON = (
     " | sed -n 's/^RAY_RAYLET_PID=//p')/cmdline 2>/dev/null"
     " | sed -n 's/^--python_worker_command=\\([^ ]*\\) .*/\\1/p' | grep . || echo python)"
 )
-"""The interpreter with which the head starts its workers, in the shell that Ray's job supervisor, itself one, starts;
-else the first on the PATH: another one where Ray was started from a virtual environment that is not active."""
+"""Shell command for the interpreter of the head's workers (Ray's job supervisor, which runs this, is one of them).
+
+The first on the PATH is only the fallback: it is another one if Ray was started from an inactive environment."""
 _TAIL_LINES = 200
 _NOT_FOUND = 127
 """A shell's exit status where there is no such program."""
@@ -69,7 +71,7 @@ def _connect(config: ClusterConfig) -> tuple[_Client, dict[str | None, JobDetail
     except Exception as error:  # a ConnectionError, or a RuntimeError with the server's answer
         raise BadInput(
             f"the Ray cluster at cluster.address {redact(config.address)} does not answer "
-            f"({_told(error, 200)}); check the address and that its dashboard runs"
+            f"({_shortened(error, 200)}); check the address and that its dashboard runs"
         ) from None
 
 
@@ -91,10 +93,10 @@ class ClusterJob:
         self._patience_s = patience_s
         self._status = JobStatus.PENDING
         self._shown = 0
-        self._looked = 0.0
+        self._polled = 0.0
 
     @classmethod
-    def start_or_attach(cls, config: ClusterConfig, spec: dict[str, Any], patience_s: float) -> ClusterJob:
+    def start_or_attach(cls, config: ClusterConfig, spec: Spec, patience_s: float) -> ClusterJob:
         """Attach to the running job of this run, or submit a new one.
 
         Raises:
@@ -102,24 +104,24 @@ class ClusterJob:
             RunFailed: another job is training this run, or the cluster was lost meanwhile or accepts no jobs.
         """
         client, known, session = _connect(config)
-        attempt, run_uri = 1, spec["run_uri"]
-        while (name := f"{spec['run_id']}-{attempt}") in known:
+        attempt, run_uri = 1, spec.run_uri
+        while (name := f"{spec.run_id}-{attempt}") in known:
             if known[name].status in (JobStatus.PENDING, JobStatus.RUNNING):
                 return cls(client, name, patience_s)._attached()
             attempt += 1
         # if two machines submit this attempt at once, only one submission succeeds, and both follow that job
         token = f"{session}/{name}"
         place = _place(config)
-        owner = {"host": socket.gethostname(), "submission_id": name, "token": token, **place}
-        lease.refuse_second(run_uri, unless=place)
+        owner = Owner(host=socket.gethostname(), submission_id=name, token=token, **place)
+        lease.refuse_second(run_uri, **place)
         if attempt > 1:
             events.record_interruption(run_uri)
         spec_uri = write_spec(spec, attempt, owner)
         return cls(client, name, patience_s)._submitted(
             config,
-            entrypoint=f'"{PYTHON}" -m {spec.get("job", "pipeline.train_job")} {shlex.quote(spec_uri)}',
+            entrypoint=f'"{PYTHON}" -m {spec.job} {shlex.quote(spec_uri)}',
             runtime_env=_environment(config, token),
-            metadata={"run_id": spec["run_id"]},
+            metadata={"run_id": spec.run_id},
         )
 
     def _submitted(self, config: ClusterConfig, **submission: Any) -> ClusterJob:
@@ -156,7 +158,7 @@ class ClusterJob:
         while True:
             self._status = self._patiently(lambda: self._client.get_job_status(self.submission_id))
             ended = self._status.is_terminal()
-            if ended or time.monotonic() - self._looked >= _LOG_SECONDS:
+            if ended or time.monotonic() - self._polled >= _LOG_SECONDS:
                 self._pass_output_on()
             left = until - time.monotonic()
             if ended or left <= 0:
@@ -168,7 +170,7 @@ class ClusterJob:
         if self._status == JobStatus.SUCCEEDED:
             return None
         if self._status == JobStatus.STOPPED:
-            raise RunFailed(f"job {self.submission_id} was stopped; the same command goes on with the run")
+            raise RunFailed(f"job {self.submission_id} was stopped; the same command resumes the run")
         with contextlib.suppress(Exception):
             # Ray's message begins with what it always says, and ends with the job's last lines
             message = self._client.get_job_info(self.submission_id).message
@@ -178,10 +180,10 @@ class ClusterJob:
     def verdict(self) -> dict[str, str] | None:
         """Cause of the failure: what the job printed, or what can only be its cause."""
         lines = self._patiently(lambda: self._client.get_job_logs(self.submission_id)).splitlines()
-        said = next(filter(None, (parse_verdict(line) for line in reversed(lines))), None)
-        if said is None and self._status != JobStatus.SUCCEEDED:
+        printed = next(filter(None, (parse_verdict(line) for line in reversed(lines))), None)
+        if printed is None and self._status != JobStatus.SUCCEEDED:
             return hopeless(lines, self._client.get_job_info(self.submission_id).driver_exit_code)
-        return said
+        return printed
 
     def stop(self) -> None:
         """Stop the job and wait until it has ended."""
@@ -195,7 +197,7 @@ class ClusterJob:
             log.warning("job %s has not stopped after %d s", self.submission_id, _STOP_SECONDS)
 
     def _pass_output_on(self) -> None:
-        self._looked = time.monotonic()
+        self._polled = time.monotonic()
         with contextlib.suppress(OSError, RuntimeError):
             text = self._client.get_job_logs(self.submission_id)
             # forward complete lines only
@@ -214,7 +216,7 @@ class ClusterJob:
                 if time.monotonic() >= until:
                     raise RunFailed(
                         f"the Ray cluster of job {self.submission_id} does not answer any more "
-                        f"({_told(error, 200)}); the same command goes on with the run"
+                        f"({_shortened(error, 200)}); the same command resumes the run"
                     ) from None
                 time.sleep(2)
 
@@ -238,7 +240,7 @@ def hopeless(lines: list[str], status: int | None) -> dict[str, str] | None:
         message = "the head of the cluster has no `python` on its PATH; start Ray from the environment that has agit"
         return {"kind": "BadInput", "message": message}
     if status == 2:
-        last = tail[-1][-300:] if tail else "nothing was said"
+        last = tail[-1][-300:] if tail else "no output"
         return {"kind": "BadInput", "message": f"the job ended with status 2, a wrong call: {last}"}
     return None
 
@@ -290,17 +292,17 @@ def _refusal(config: ClusterConfig, error: Exception) -> BadInput | RunFailed:
         return RunFailed(f"the Ray cluster at {address} did not take the job; look into its dashboard's log")
     # an invalid runtime environment
     return BadInput(
-        f"the Ray cluster at {address} refuses the job ({_told(error, 300)}); "
+        f"the Ray cluster at {address} refuses the job ({_shortened(error, 300)}); "
         "check cluster.working_dir and cluster.env"
     )
 
 
-def _told(error: Exception, length: int) -> str:
+def _shortened(error: Exception, length: int) -> str:
     return str(redact(" ".join(str(error).split())))[:length]
 
 
 def _environment(config: ClusterConfig, token: str) -> dict[str, Any]:
     """The job's runtime environment."""
-    told = {logs.VARIABLE: os.environ[logs.VARIABLE]} if logs.as_json() else {}
-    variables = {"PYTHONUNBUFFERED": "1", lease.TOKEN: token, **told, **config.env}
+    logging_format = {logs.VARIABLE: os.environ[logs.VARIABLE]} if logs.as_json() else {}
+    variables = {"PYTHONUNBUFFERED": "1", lease.TOKEN: token, **logging_format, **config.env}
     return {"env_vars": variables} | ({"working_dir": config.working_dir} if config.working_dir else {})

@@ -19,7 +19,7 @@ from pipeline import records
 from pipeline.config import Config
 from pipeline.data.format import manifest
 from pipeline.launch.specs import absolute, run_id, spec_of
-from pipeline.records import Run
+from pipeline.records import Run, Spec
 from pipeline.train import events, lease
 from pipeline.train.failures import Allowance
 
@@ -78,14 +78,14 @@ def train(
 
 
 def run_job(
-    config: Config, spec: dict[str, Any], allowance: Allowance, progress: ProgressCallback | None = None
+    config: Config, spec: Spec, allowance: Allowance, progress: ProgressCallback | None = None
 ) -> dict[str, Any]:
     """Run the job of a specification until it has written ``result.json``, with retries within the budget.
 
     Raises:
         BadInput, RunFailed: the cause that the job reported, or an exhausted retry budget.
     """
-    run_uri = spec["run_uri"]
+    run_uri = spec.run_uri
     with _sigterm_as_exception():
         while True:
             job = _start(config, spec)
@@ -97,19 +97,19 @@ def run_job(
             verdict = job.verdict()
             if verdict is not None:
                 raise (BadInput if verdict["kind"] == "BadInput" else RunFailed)(verdict["message"])
-            kind = spec.get("stage", "training")
-            message = f"the {kind} job ended without a result ({ended or 'it says it succeeded'})"
+            kind = spec.stage or "training"
+            message = f"the {kind} job ended without a result ({ended or 'reported as successful'})"
             log.warning(message)
             events.record(run_uri, "job_lost", message)
             allowance.spend(RuntimeError(message))
             time.sleep(allowance.pause)
 
 
-def _start(config: Config, spec: dict[str, Any]) -> Job:
+def _start(config: Config, spec: Spec) -> Job:
     if config.cluster.address is None:
         from pipeline.launch.local import LocalJob
 
-        return LocalJob.start(spec, _local_attempt(spec["run_uri"]))
+        return LocalJob.start(spec, _local_attempt(spec.run_uri))
     from pipeline.launch.cluster import ClusterJob
 
     return ClusterJob.start_or_attach(config.cluster, spec, config.train.storage_patience_s)
@@ -126,11 +126,10 @@ def _local_attempt(run_uri: str) -> int:
     before = lease.refuse_second(run_uri)
     if before is None:
         return 1
-    owner = before.get("owner") or {}
-    if lease.is_here(owner):
-        clear(owner)
+    if lease.is_here(before.owner.plain()):
+        clear(before.owner)
     events.record_interruption(run_uri)
-    return int(before["attempt"]) + 1
+    return before.attempt + 1
 
 
 def _follow(job: Job, run_uri: str, progress: ProgressCallback, limit_s: int | None) -> None:

@@ -15,11 +15,12 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pipeline
 from pipeline import ray_session, storage
 from pipeline.launch.specs import parse_verdict, write_spec
+from pipeline.records import Owner, Spec
 from pipeline.train.lease import TOKEN, this_process
 
 output = logging.getLogger("pipeline.train.output")
@@ -50,18 +51,18 @@ class LocalJob:
         self._reader.start()
 
     @classmethod
-    def start(cls, spec: dict[str, Any], attempt: int) -> LocalJob:
+    def start(cls, spec: Spec, attempt: int) -> LocalJob:
         """Write the specification and start the job."""
         # a short path, because it holds sockets, whose paths are limited to 107 bytes
         folder = Path(tempfile.mkdtemp(prefix="agit-", dir="/tmp" if os.path.isdir("/tmp") else None))
-        owner = this_process() | {"folder": str(folder)}
-        token = owner["token"]
+        owner = Owner(**this_process(), folder=str(folder))
+        token = str(owner.token)
         spec_uri = write_spec(spec, attempt, owner)
         # pass on the user's Ray settings, except the address and keys of another Ray instance
         environment = {k: v for k, v in os.environ.items() if k not in ray_session.OTHER_CLUSTER}
         environment |= {
             TOKEN: token,
-            "AGIT_LAUNCHER_PID": str(owner["pid"]),
+            "AGIT_LAUNCHER_PID": str(owner.pid),
             "AGIT_RAY_FOLDER": str(folder),
             "PYTHONUNBUFFERED": "1",
             "PYTHONPATH": _python_path(),
@@ -70,7 +71,7 @@ class LocalJob:
             **ray_session.environment(),
         }
         process = subprocess.Popen(
-            [sys.executable, "-m", spec.get("job", "pipeline.train_job"), spec_uri],
+            [sys.executable, "-m", spec.job, spec_uri],
             env=environment,
             # Ray puts the driver's working directory first on the workers' import path
             cwd=folder,
@@ -79,9 +80,7 @@ class LocalJob:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        return cls(
-            process, token, folder, storage.join(spec["run_uri"], "logs", f"attempt-{attempt:04d}.log")
-        )
+        return cls(process, token, folder, storage.join(spec.run_uri, "logs", f"attempt-{attempt:04d}.log"))
 
     def wait(self, seconds: float) -> bool:
         """Wait for at most ``seconds``; return whether the job has ended."""
@@ -99,8 +98,8 @@ class LocalJob:
             return None
         if code < 0:
             return f"killed by signal {-code}"
-        said = next((line.strip() for line in reversed(self._tail) if line.strip()), "nothing was said")
-        return f"exit status {code}: {said[:300]}"
+        last = next((line.strip() for line in reversed(self._tail) if line.strip()), "no output")
+        return f"exit status {code}: {last[:300]}"
 
     def verdict(self) -> dict[str, str] | None:
         """Cause of the failure that the job printed, if any."""
@@ -135,12 +134,13 @@ class LocalJob:
             output.info(line.rstrip())
 
 
-def clear(owner: dict[str, Any]) -> None:
+def clear(owner: Owner) -> None:
     """Clean up after a job whose launcher on this machine has died; a search's trials belong to the search's job."""
-    if "folder" in owner:
-        sweep(owner["token"])
-        if _made_here(Path(owner["folder"])):
-            shutil.rmtree(owner["folder"], ignore_errors=True)
+    if owner.folder is not None:
+        if owner.token:
+            sweep(owner.token)
+        if _made_here(Path(owner.folder)):
+            shutil.rmtree(owner.folder, ignore_errors=True)
 
 
 def _made_here(folder: Path) -> bool:

@@ -16,6 +16,7 @@ from agit_core.errors import BadInput
 from pipeline import records, storage
 from pipeline.config import Config, fingerprint
 from pipeline.data.format import manifest
+from pipeline.records import Manifest, Owner, Spec
 from pipeline.redact import redact
 from pipeline.train import lease
 
@@ -48,13 +49,13 @@ VERDICT = "AGIT-VERDICT "
 """Prefix of the last output line of a failed job, followed by JSON: ``{"kind": ..., "message": ...}``."""
 
 
-def run_id(config: Config, data_manifest: dict[str, Any]) -> str:
+def run_id(config: Config, data_manifest: Manifest) -> str:
     """Id of a run; the same method, schedule, seed and data give the same id."""
     identity = {
         "method": saved_method.identity(config.method),
         "train": config.train.model_dump(mode="json", exclude=_EXECUTION_ONLY),
         "seed": config.seed,
-        "data": data_manifest["fingerprint"],
+        "data": data_manifest.fingerprint,
     }
     if config.data.shuffle == "windowed":
         # changes the order of the images, and thus the weights
@@ -72,19 +73,14 @@ def run_id(config: Config, data_manifest: dict[str, Any]) -> str:
     return f"{config.name}-{fingerprint(identity, 8)}"
 
 
-def spec_of(config: Config, data_uri: str, name: str, start: str | None = None) -> dict[str, Any]:
-    """Specification of a run's job; a key ``job`` may name another module than :mod:`pipeline.train_job`.
+def spec_of(config: Config, data_uri: str, name: str, start: str | None = None) -> Spec:
+    """Specification of a run's training job.
 
     Args:
         start: folder of the initial weights, if ``train.start_from`` no longer refers to it.
     """
     run_uri = records.run_uri(absolute(config.storage), name)
-    return {
-        "run_id": name,
-        "run_uri": run_uri,
-        "data_uri": data_uri,
-        "config": _absolute_config(config, start),
-    }
+    return Spec(run_id=name, run_uri=run_uri, data_uri=data_uri, config=_absolute_config(config, start))
 
 
 def specify(config: Config, prepared_uri: str) -> str:
@@ -96,9 +92,9 @@ def specify(config: Config, prepared_uri: str) -> str:
     data_uri = absolute(prepared_uri)
     name = run_id(config, manifest.read(data_uri))
     spec = spec_of(config, data_uri, name)
-    before = lease.refuse_second(spec["run_uri"])
-    attempt = 1 if before is None else int(before["attempt"]) + 1
-    return write_spec(spec, attempt, {"token": secrets.token_hex(16)})
+    before = lease.refuse_second(spec.run_uri)
+    attempt = 1 if before is None else before.attempt + 1
+    return write_spec(spec, attempt, Owner(token=secrets.token_hex(16)))
 
 
 def absolute(uri: str) -> str:
@@ -106,20 +102,20 @@ def absolute(uri: str) -> str:
     return uri.rstrip("/") if storage.is_remote(uri) else str(storage.local_path(uri))
 
 
-def write_spec(spec: dict[str, Any], attempt: int, owner: dict[str, Any]) -> str:
+def write_spec(spec: Spec, attempt: int, owner: Owner) -> str:
     """Store a specification with its attempt and owner; return its URI."""
-    records.SPEC.write(spec["run_uri"], {**spec, "attempt": attempt, "owner": owner})
-    return records.SPEC.uri(spec["run_uri"])
+    records.SPEC.write(spec.run_uri, spec.but(attempt=attempt, owner=owner))
+    return records.SPEC.uri(spec.run_uri)
 
 
-def read_spec(spec_uri: str) -> dict[str, Any]:
+def read_spec(spec_uri: str) -> Spec:
     """Read the specification of this job.
 
     Raises:
         BadInput: it does not exist, usually because this node does not share the launcher's storage.
         TakenOver: another launcher has replaced it.
     """
-    spec = records.SPEC.at(spec_uri)
+    spec = records.SPEC.read_at(spec_uri)
     if spec is None:
         raise BadInput(
             f"there is no {spec_uri} on {socket.gethostname()}; give storage that every node of the cluster "

@@ -1,7 +1,7 @@
-"""A stage of a run on the cluster of ``cluster.address``: a job like that of the training, started and followed alike.
+"""A stage of a run on the cluster of ``cluster.address``: a job like that of a training.
 
-Its folder is ``{storage}/jobs/{stage}-{name}-{hash}``; the job writes its progress and result there. The stage itself
-keeps what it made where it always does, so a job that was killed, or is submitted again, finds what is done.
+Its folder is ``{storage}/jobs/{stage}-{name}-{hash}``; the job writes its progress and result there. What the
+stage makes lies where it always does, so a job that was killed, or is submitted again, finds what is done.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pipeline import records, storage
 from pipeline.config import Config, fingerprint
 from pipeline.launch import follow
 from pipeline.launch.specs import absolute
+from pipeline.records import Spec
 from pipeline.train.failures import Allowance
 
 _SETTINGS = {
@@ -25,29 +26,29 @@ _SETTINGS = {
 def submit(
     config: Config, stage: str, progress: follow.ProgressCallback | None = None, **arguments: Any
 ) -> dict[str, Any]:
-    """Runs a stage as a job of the cluster, or follows the job of the same stage that runs there already.
+    """Run a stage as a job of the cluster, or follow the job of the same stage that already runs there.
 
     Args:
-        stage: ``prepare``, ``evaluate`` or ``translate``; see :mod:`pipeline.stage_job` for what each is given and
-            returns.
+        stage: ``prepare``, ``evaluate`` or ``translate``; see :mod:`pipeline.stage_job` for their arguments and
+            results.
         arguments: JSON-ready; local paths absolute, in a folder that every node shares.
 
     Raises:
-        BadInput, RunFailed: what the stage raised there, or that it was lost once too often.
+        BadInput, RunFailed: as the stage raised them there, or it was lost too often.
     """
     tree = _settings(config)
     key = fingerprint({"arguments": arguments, **{name: tree[name] for name in _SETTINGS[stage]}}, 8)
     name = f"{stage}-{config.name}-{key}"
     folder = storage.join(tree["storage"], "jobs", name)
-    spec = {
-        "run_id": name,
-        "run_uri": folder,
-        "job": "pipeline.stage_job",
-        "stage": stage,
-        "arguments": arguments,
-        "config": tree,
-    }
-    # of an earlier job: what it found may have changed
+    spec = Spec(
+        run_id=name,
+        run_uri=folder,
+        job="pipeline.stage_job",
+        stage=stage,
+        arguments=arguments,
+        config=tree,
+    )
+    # the result of an earlier job may be outdated
     storage.remove(records.JOB_RESULT.uri(folder))
     return follow.run_job(config, spec, Allowance(lambda: 0, config.train.max_failures, stage), progress)
 

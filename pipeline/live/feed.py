@@ -1,4 +1,4 @@
-"""Hands a run's rows and sample pictures to the places that show them, each from a thread of its own."""
+"""Pass a run's rows and sample pictures to the displays (MLflow, TensorBoard, wandb), each from its own thread."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from agit_core.errors import BadInput
 from pipeline import records, storage
 from pipeline.config import Config
+from pipeline.live.sink import Sink, State
 from pipeline.records import Tree
 from pipeline.redact import redact
 
@@ -25,26 +26,6 @@ _SCORES = "validation"
 """Part of a row that is added some time after the row."""
 _CLOSING_SECONDS = {"FINISHED": 20.0, "FAILED": 20.0, "KILLED": 3.0}
 """How long the end of the training job waits for a place that does not answer."""
-State = str
-"""How a training ended, in MLflow's words: FINISHED, FAILED or KILLED."""
-
-
-class Sink(Protocol):
-    """A place that shows runs. Everything may raise: the feed tries again."""
-
-    name: str
-
-    def open(self) -> set[int]:
-        """Makes ready, and returns the steps of the rows that are there already."""
-
-    def rows(self, rows: Sequence[Tree]) -> None:
-        """Takes rows of the metrics, in the order of their steps."""
-
-    def pictures(self, step: int, sheets: Mapping[str, bytes]) -> None:
-        """Takes one PNG per direction: the sample strips of a step below each other."""
-
-    def close(self, state: State) -> None:
-        """Nothing more comes from this training job."""
 
 
 class Feed:
@@ -96,8 +77,8 @@ class Feed:
                 pause = 10 * PAUSE_SECONDS
                 if not self._warned:
                     self._warned = True
-                    told = redact(" ".join(str(error).split()))[:300]
-                    log.warning("%s cannot be told yet how the training goes: %s", self._sink.name, told)
+                    reason = redact(" ".join(str(error).split()))[:300]
+                    log.warning("%s cannot show the training yet: %s", self._sink.name, reason)
             if ended is not None:
                 return
 
@@ -145,10 +126,10 @@ class Feed:
 
     def _show(self, folder: str) -> None:
         about = records.SAMPLE_STEP.peek(folder)
-        if about is None or int(about["step"]) in self._shown:
+        if about is None or about.step is None or about.step in self._shown:
             return
-        self._sink.pictures(int(about["step"]), _sheets(folder, about["strips"]))
-        self._shown.add(int(about["step"]))
+        self._sink.pictures(about.step, _sheets(folder, about.strips))
+        self._shown.add(about.step)
 
 
 def _sheets(folder: str, strips: Sequence[str]) -> dict[str, bytes]:
@@ -218,12 +199,3 @@ def _sink(name: str, config: Config, run_id: str, run_uri: str) -> Sink:
         raise BadInput(
             f"train.report_to names {name}, which needs the package {error.name}; install it or leave {name} out"
         ) from None
-
-
-def numbers(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The figures of a row but its step and time, nested ones as ``losses/cycle_a``."""
-    for key, value in row.items():
-        if isinstance(value, Mapping):
-            yield from numbers(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and key not in {"step", "time"}:
-            yield f"{prefix}{key}", float(value)

@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 
 from pipeline.config import Config
-from pipeline.live.feed import State
+from pipeline.live.sink import State
 from pipeline.records import Tree
 from pipeline.registry import tracking
 

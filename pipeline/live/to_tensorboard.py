@@ -13,7 +13,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from pipeline import storage
-from pipeline.live.feed import State, numbers
+from pipeline.live.sink import State, numbers
 from pipeline.records import Tree
 
 FOLDER = "tensorboard"

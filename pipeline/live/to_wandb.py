@@ -11,7 +11,7 @@ import wandb
 
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.live.feed import State, numbers
+from pipeline.live.sink import State, numbers
 from pipeline.records import Tree
 from pipeline.redact import redact
 
@@ -39,7 +39,7 @@ class WandbSink:
             config=redact(self._config.plain()),
             settings=wandb.Settings(console="off", silent=True, x_disable_stats=True, disable_git=True),
         )
-        # an axis of its own: wandb refuses to go back to a step, as pictures do, which come after later rows
+        # a separate axis: wandb refuses earlier steps, and pictures come after the rows of later steps
         self._run.define_metric("*", step_metric="train_step")
         return set()
 

@@ -38,7 +38,7 @@ class Metric:
         places: the directions, or the domains where it belongs to source images or their attention.
         better: which end is better; None where neither is, as for coverage.
         label: display name, including the scale.
-        hint: half a sentence that helps to read it.
+        hint: a phrase that explains its values.
         judged: the identity baseline (changing nothing) is a fair opponent.
         scale, digits, unit: how a value is shown.
     """
@@ -59,7 +59,7 @@ class Metric:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """All names it goes by: of the mean of both places, and of each."""
+        """All its names: of the mean of both places, and of each."""
         return (self.name, *(f"{self.name}_{place}" for place in self.places))
 
     def number(self, value: float, sign: str = "") -> str:
@@ -113,7 +113,7 @@ KID_TARGET = Distance(
 KID_MEAN = Distance(
     name="kid_mean",
     label="KID, target and source × 100",
-    hint="their mean; doing nothing has a head start",
+    hint="mean of the two; doing nothing has a head start",
     better="lower",
     judged=True,
     scale=100,
@@ -151,7 +151,7 @@ IOU = PerImage(
 EVERYWHERE = PerImage(
     name="attention_iou_everywhere",
     label="IoU of attending everywhere",
-    hint="what a mask of ones would get",
+    hint="IoU of a mask of ones",
     better=None,
     places=DOMAINS,
     scale=100,
@@ -164,7 +164,7 @@ EVERYWHERE = PerImage(
 BLOB = PerImage(
     name="attention_iou_blob",
     label="IoU of a fixed blob",
-    hint="the best ellipse in the middle of every image, chosen with the masks in hand",
+    hint="the best centred ellipse, one for all images, fitted to the true masks",
     better=None,
     places=DOMAINS,
     scale=100,
@@ -174,14 +174,14 @@ BLOB = PerImage(
     attention=True,
     compute=lambda batch: batch.blob,
 )
-"""What objects in the middle give away: attention that finds them has to beat it."""
+"""The yardstick for attention: what knowing only that objects are in the middle achieves."""
 
 METRICS: tuple[Distance | PerImage, ...] = (
     KID_TARGET,
     Distance(
         name="kid_source",
         label="KID to the source × 100",
-        hint="doing nothing has about 0: it is its own source",
+        hint="about 0 for doing nothing, which returns the source itself",
         better="lower",
         scale=100,
         compute=lambda sets: sets.kid("source"),
@@ -199,7 +199,7 @@ METRICS: tuple[Distance | PerImage, ...] = (
     PerImage(
         name="background_l1",
         label="Background change, L1",
-        hint="outside the mask; 0 keeps everything",
+        hint="outside the mask; 0: unchanged",
         better="lower",
         digits=4,
         on="background",
@@ -209,7 +209,7 @@ METRICS: tuple[Distance | PerImage, ...] = (
     PerImage(
         name="background_psnr",
         label="Background, PSNR",
-        hint="higher keeps more",
+        hint="outside the mask; higher: less changed",
         better="higher",
         digits=1,
         unit=" dB",
@@ -220,7 +220,7 @@ METRICS: tuple[Distance | PerImage, ...] = (
     PerImage(
         name="background_ssim",
         label="Background, SSIM",
-        hint="1 keeps everything",
+        hint="outside the mask; 1: unchanged",
         better="higher",
         digits=3,
         on="background",
@@ -233,7 +233,7 @@ METRICS: tuple[Distance | PerImage, ...] = (
     PerImage(
         name="attention_auc",
         label="Attention, AUC",
-        hint="area under the ROC curve of the soft mask, with no threshold; higher is better",
+        hint="area under the ROC curve of the soft mask; higher is better",
         better="higher",
         places=DOMAINS,
         on="truth",
@@ -244,7 +244,7 @@ METRICS: tuple[Distance | PerImage, ...] = (
     PerImage(
         name="attention_auc_blob",
         label="AUC of a fixed blob",
-        hint="of a mask that falls off from the middle of every image",
+        hint="of a mask that fades from the centre of every image",
         better=None,
         places=DOMAINS,
         on="truth",
@@ -254,7 +254,7 @@ METRICS: tuple[Distance | PerImage, ...] = (
     PerImage(
         name="attention_precision",
         label="Attention, precision",
-        hint="of what is attended, on the object",
+        hint="share of the attended pixels that lie on the object",
         better="higher",
         places=DOMAINS,
         scale=100,
@@ -267,7 +267,7 @@ METRICS: tuple[Distance | PerImage, ...] = (
     PerImage(
         name="attention_recall",
         label="Attention, recall",
-        hint="of the object, attended",
+        hint="share of the object that is attended",
         better="higher",
         places=DOMAINS,
         scale=100,
@@ -281,7 +281,7 @@ METRICS: tuple[Distance | PerImage, ...] = (
     PerImage(
         name="attention_inside",
         label="Attention inside the masks",
-        hint="its mean, with no threshold; higher is better",
+        hint="mean of the soft mask; higher is better",
         better="higher",
         places=DOMAINS,
         on="truth",
@@ -292,7 +292,7 @@ METRICS: tuple[Distance | PerImage, ...] = (
     PerImage(
         name="attention_outside",
         label="Attention outside the masks",
-        hint="lower is better",
+        hint="mean of the soft mask; lower is better",
         better="lower",
         places=DOMAINS,
         on="truth",
@@ -304,7 +304,7 @@ METRICS: tuple[Distance | PerImage, ...] = (
     PerImage(
         name="attention_above_tau",
         label="Attention, share above τ",
-        hint="pixels that the discriminator sees in the second stage",
+        hint="the pixels that the discriminator sees in the second stage",
         better=None,
         places=DOMAINS,
         scale=100,
@@ -330,7 +330,7 @@ METRICS: tuple[Distance | PerImage, ...] = (
     PerImage(
         name="attention_spread",
         label="Attention, spread inside an image",
-        hint="its standard deviation; 0 is the same value everywhere",
+        hint="standard deviation of the mask; 0: the same value everywhere",
         better=None,
         places=DOMAINS,
         on="test",
@@ -340,7 +340,7 @@ METRICS: tuple[Distance | PerImage, ...] = (
     PerImage(
         name="attention_opacity",
         label="Attention, strength above τ",
-        hint="its mean there; low is half-transparent",
+        hint="mean of the mask there; low: translations are half-transparent",
         better=None,
         places=DOMAINS,
         on="test",
@@ -350,7 +350,7 @@ METRICS: tuple[Distance | PerImage, ...] = (
     PerImage(
         name="cycle_l1",
         label="Cycle error, L1",
-        hint="after there and back; lower is better",
+        hint="after translating there and back; lower is better",
         better="lower",
         places=DOMAINS,
         digits=4,
@@ -392,7 +392,7 @@ def get(name: str) -> Distance | PerImage:
 
 
 def digest() -> str:
-    """Identifies what an evaluation measures: part of the keys of cached figures and of evaluations."""
+    """Hash of what an evaluation measures: part of the keys of cached figures and of evaluations."""
     measured = [
         [m.name, m.places, m.better]
         + ([m.on, m.attention, m.identity] if isinstance(m, PerImage) else ["distance"])
@@ -402,7 +402,7 @@ def digest() -> str:
 
 
 def check_deciding(setting: str, name: str) -> None:
-    """Whether one of two models can be the better one by this metric.
+    """Check that a metric can decide which of two models is better.
 
     Raises:
         BadInput: no such metric, or neither end of it is better.
@@ -410,7 +410,7 @@ def check_deciding(setting: str, name: str) -> None:
     metric = find(name)
     if metric is None or metric.better is None:
         raise BadInput(
-            f"{setting} '{name}' is no metric or has no better end; use kid_target, kid_mean, fid, attention_iou_a "
+            f"{setting} '{name}' is not a metric or has no better end; use kid_target, kid_mean, fid, attention_iou_a "
             "or another metric of the evaluation"
         )
 

@@ -50,7 +50,7 @@ SHOWN_WHILE_TRAINING = (KID_TARGET, IOU, BLOB, catalog.get("background_l1"))
 
 
 def validation(scores: Mapping[int, Mapping[str, Any]], best: int | None = None) -> list[Curve]:
-    """Scores of checkpoints by step, of the few metrics that tell how a training goes.
+    """Scores of checkpoints by step, of the few metrics that show how a training proceeds.
 
     Args:
         best: the step whose checkpoint is the model.
@@ -84,12 +84,13 @@ def validation_markdown(scores: Mapping[int, Mapping[str, Any]], best: int | Non
     return "\n".join(lines)
 
 
-def markdown(title: str, evaluation: Mapping[str, Any]) -> str:
-    """The same of an evaluation as a Markdown page."""
-    counts, inception = evaluation.get("counts") or {}, evaluation.get("inception")
+def markdown(
+    title: str, metrics: Mapping[str, Any], counts: Mapping[str, Any], inception: Mapping[str, Any]
+) -> str:
+    """Metrics, numbers of images and feature network of an evaluation as a Markdown page."""
     lines = [f"# {title}", "", "| score | a2b | b2a | doing nothing, a2b | doing nothing, b2a |"]
     lines.append("|---|---:|---:|---:|---:|")
-    lines += [f"| {' | '.join(row.cells)} |" for row in rows(evaluation["metrics"])]
+    lines += [f"| {' | '.join(row.cells)} |" for row in rows(metrics)]
     if counts:
         lines += ["", "Images: " + ", ".join(f"{key} {value}" for key, value in counts.items())]
     if inception:

@@ -13,17 +13,15 @@ from pipeline import records, storage
 from pipeline.redact import redact
 
 PICTURES = 8
-_KEPT = ("metrics", "baseline", "intervals", "counts", "inception", "protocol")
 
 
 def of_run(
-    run_uri: str, config: Mapping[str, Any], evaluation: Mapping[str, Any], lineage: Mapping[str, Any]
+    run_uri: str, config: Mapping[str, Any], evaluation: records.Evaluation, lineage: Mapping[str, Any]
 ) -> dict[str, bytes]:
     """The run's artifacts as path -> content; sample pictures only if there are any."""
-    scores = {key: evaluation[key] for key in _KEPT if key in evaluation}
     files = {
         "config.yaml": yaml.safe_dump(redact(dict(config)), sort_keys=False, allow_unicode=True).encode(),
-        records.EVALUATION.name: json.dumps(scores, indent=1).encode(),
+        records.EVALUATION.name: json.dumps(evaluation.quoted(), indent=1).encode(),
         "lineage.json": json.dumps(redact(dict(lineage)), indent=1, default=str).encode(),
     }
     for uri in records.newest_samples(run_uri, PICTURES // 2):

@@ -9,7 +9,6 @@ margin and beyond noise, and no other metric regresses by more than the policy (
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import GateConfig
@@ -25,24 +24,7 @@ from pipeline.metrics.catalog import (
     lower_is_better,
     value_of,
 )
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Decision of the gate.
-
-    Attributes:
-        passed: whether the model passed its evaluation and may become challenger.
-        promoted: whether it becomes champion.
-        reasons: sentences for or against it.
-    """
-
-    passed: bool
-    promoted: bool
-    reasons: list[str]
-
-    def plain(self) -> dict[str, Any]:
-        return {"passed": self.passed, "promoted": self.promoted, "reasons": self.reasons}
+from pipeline.records import Evaluation, GateDecision, Rival
 
 
 def check(policy: GateConfig) -> None:
@@ -56,44 +38,41 @@ def check(policy: GateConfig) -> None:
         check_deciding("register.gate.maximum_regression", stem)
 
 
-def decide(policy: GateConfig, evaluation: Mapping[str, Any], champion: Mapping[str, Any] | None) -> Decision:
+def decide(policy: GateConfig, evaluation: Evaluation, champion: Mapping[str, Any] | None) -> GateDecision:
     """Judge an evaluation.
 
     Args:
-        evaluation: contents of ``evaluation.json``.
         champion: the current champion (``name``, ``version``, ``weights_sha256``), or None.
     """
     objections = forbidden(policy, evaluation)
     if objections:
-        return Decision(False, False, objections)
+        return _decision(False, False, *objections)
     if champion is None:
-        return Decision(True, True, ["there was no champion, and the model passed its evaluation"])
-    weights = (evaluation.get("model") or {}).get("weights_sha256")
+        return _decision(True, True, "there was no champion, and the model passed its evaluation")
+    weights = evaluation.model.weights_sha256
     if weights is not None and weights == champion.get("weights_sha256"):
-        return Decision(
+        reason = f"it has the weights of the champion, version {champion['version']}: nothing to promote"
+        return _decision(True, False, reason)
+    measured = evaluation.champion
+    if measured is None or measured.version != int(champion["version"]):
+        return _decision(
             True,
             False,
-            [f"it has the weights of the champion, version {champion['version']}: nothing to promote"],
+            f"it was not compared with the current champion, version {champion['version']}, on the same "
+            "images; run the same command again to compare them, or promote it manually",
         )
-    measured = evaluation.get("champion")
-    if not measured or int(measured["version"]) != int(champion["version"]):
-        return Decision(
-            True,
-            False,
-            [
-                f"it was not compared with the current champion, version {champion['version']}, on the same "
-                "images; run the same command again to compare them, or promote it manually"
-            ],
-        )
-    objections = regressions(policy, evaluation["metrics"], measured["metrics"])
+    objections = regressions(policy, evaluation.metrics, measured.metrics)
     beats, sentence = _beats(policy, evaluation, measured)
-    return Decision(True, beats and not objections, [sentence, *objections])
+    return _decision(True, beats and not objections, sentence, *objections)
 
 
-def forbidden(policy: GateConfig, evaluation: Mapping[str, Any]) -> list[str]:
+def _decision(passed: bool, promoted: bool, *reasons: str) -> GateDecision:
+    return GateDecision(passed=passed, promoted=promoted, reasons=list(reasons))
+
+
+def forbidden(policy: GateConfig, evaluation: Evaluation) -> list[str]:
     """Reasons, as sentences, why the evaluation is not passed; empty if it is."""
-    metrics: Mapping[str, float | None] = evaluation["metrics"]
-    baseline: Mapping[str, float | None] = evaluation.get("baseline") or {}
+    metrics, baseline = evaluation.metrics, evaluation.baseline
     reasons = []
     broken = sorted(
         name
@@ -170,23 +149,21 @@ def _is_part_of(name: str, stem: str) -> bool:
     return name.startswith(f"{stem}_") and name.removeprefix(f"{stem}_") in (*DIRECTIONS, *DOMAINS)
 
 
-def _beats(
-    policy: GateConfig, evaluation: Mapping[str, Any], champion: Mapping[str, Any]
-) -> tuple[bool, str]:
+def _beats(policy: GateConfig, evaluation: Evaluation, champion: Rival) -> tuple[bool, str]:
     name = policy.metric
-    mine, theirs = value_of(evaluation["metrics"], name), value_of(champion["metrics"], name)
+    mine, theirs = value_of(evaluation.metrics, name), value_of(champion.metrics, name)
     if mine is None or theirs is None:
         return False, f"the gate's metric {name} was not measured; correct register.gate.metric"
     gain = theirs - mine if lower_is_better(name) is not False else mine - theirs
-    figures = f"{name} {mine:.4f} against {theirs:.4f} of the champion, version {champion['version']}"
+    figures = f"{name} {mine:.4f} against {theirs:.4f} of the champion, version {champion.version}"
     if gain <= policy.margin:
         required = f"better by more than {policy.margin:g}" if policy.margin else "better"
         return False, f"{figures}, is not {required}"
-    verdict = _verdict(evaluation.get("intervals") or {}, name)
+    verdict = _verdict(evaluation.intervals, name)
     if policy.beyond_noise and verdict != "better":
         if verdict is None:
             return False, (
-                f"{figures}, has no interval to tell it from noise; set evaluate.bootstrap, or "
+                f"{figures}, has no interval to distinguish it from noise; set evaluate.bootstrap, or "
                 "register.gate.beyond_noise=false"
             )
         return False, f"{figures}, is a difference within noise"

@@ -33,7 +33,7 @@ def of(config: Config, data: Data, run: Run) -> dict[str, Any]:
         "checkpoint": run.result.model,
         "steps": run.result.model_step,
         "data_uri": _absolute(data.uri),
-        "data_fingerprint": data.manifest["fingerprint"],
+        "data_fingerprint": data.manifest.fingerprint,
         "config": config.plain(),
         "sources": _sources(config),
         "start": _start(run.uri) if config.train.start_from else None,

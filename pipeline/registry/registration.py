@@ -15,6 +15,7 @@ from agit_core.errors import BadInput, RunFailed
 from pipeline import records, storage
 from pipeline.config import Config, fingerprint
 from pipeline.inference import model_card
+from pipeline.records import Evaluation, GateDecision, Registration, Tracked
 from pipeline.redact import redact
 from pipeline.registry import audit, files, gate, tracking, versions
 from pipeline.registry import lineage as code_lineage
@@ -29,8 +30,8 @@ _BY_PEOPLE = ("agit.promote", "agit.rollback")
 
 
 def register(
-    config: Config, run_uri: str, evaluation: Mapping[str, Any], lineage: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+    config: Config, run_uri: str, evaluation: Evaluation, lineage: Mapping[str, Any] | None = None
+) -> Registration:
     """Register a finished run's model as a version and apply the gate's decision.
 
     Idempotent: the same weights of the same run are registered once, a second call returns the existing version, and
@@ -38,13 +39,10 @@ def register(
     evaluation or the gate's policy has changed.
 
     Args:
-        evaluation: result of :func:`pipeline.evaluate.scoring.evaluate` for this run.
         lineage: JSON-ready; written into the model folder and the tags.
 
     Returns:
-        ``name``, ``version``, ``aliases``, ``decision`` (``passed``, ``promoted``, ``reasons``; ``against`` which
-        champion, on what ``basis``, ``number`` of the decision), ``source`` (model folder), ``mlflow`` (tracking URI,
-        run id) and ``lineage``; also written to the run's ``registration.json``.
+        The run's registration, which is also written to its folder.
 
     Raises:
         BadInput: the run is not finished.
@@ -58,15 +56,15 @@ def register(
         if not _settled(version, basis):
             _decide(config, uri, version, evaluation, basis)
             version = versions.get(uri, name, int(version.version))
-    registration = {
-        "name": name,
-        "version": int(version.version),
-        "aliases": sorted(version.aliases),
-        "decision": json.loads(version.tags["agit.decision"]),
-        "source": version.source,
-        "mlflow": {"tracking_uri": redact(uri), "run_id": version.run_id},
-        "lineage": run.lineage,
-    }
+    registration = Registration(
+        name=name,
+        version=int(version.version),
+        aliases=sorted(version.aliases),
+        decision=_decided(version),
+        source=version.source,
+        mlflow=Tracked(tracking_uri=redact(uri), run_id=version.run_id),
+        lineage=run.lineage,
+    )
     records.REGISTRATION.write(run_uri, registration)
     return registration
 
@@ -81,7 +79,7 @@ class _Finished:
     checkpoint: str
     model: model_folder.Model
     digest: str
-    evaluation: dict[str, Any]
+    evaluation: Evaluation
     lineage: dict[str, Any]
 
     @property
@@ -90,7 +88,7 @@ class _Finished:
 
     @staticmethod
     def read(
-        config: Config, uri: str, evaluation: Mapping[str, Any], lineage: Mapping[str, Any] | None
+        config: Config, uri: str, evaluation: Evaluation, lineage: Mapping[str, Any] | None
     ) -> _Finished:
         result = records.RESULT.read(uri)
         if result is None:
@@ -99,9 +97,7 @@ class _Finished:
         model = model_folder.read(checkpoint)
         origin = redact(dict(lineage or {"run_id": run_id, "run_uri": uri}))
         origin.setdefault("code", code_lineage.code_version())
-        return _Finished(
-            config, uri, run_id, checkpoint, model, weights_digest(model), dict(evaluation), origin
-        )
+        return _Finished(config, uri, run_id, checkpoint, model, weights_digest(model), evaluation, origin)
 
 
 def _version(uri: str, run: _Finished) -> Any:
@@ -142,14 +138,12 @@ def _write_folder(run: _Finished) -> str:
             return uri
         # damaged, or the run was trained again with a different result: the earlier version keeps its folder
         uri = f"{uri}-{run.digest[:8]}"
-    kept = ("metrics", "baseline", "intervals", "counts", "inception", "protocol")
-    scores = {key: run.evaluation[key] for key in kept if key in run.evaluation}
     from pipeline.serve import pyfunc  # imported late: pulls in pandas and MLflow's servers
 
     model = replace(run.model, name=run.name, lineage={**run.lineage, "weights_sha256": run.digest})
-    card = model_card.render(model, scores, manifest=model_card.manifest_of(model))
+    card = model_card.render(model, run.evaluation, manifest=model_card.manifest_of(model))
     extra = {
-        model_card.SCORES: json.dumps(scores, indent=1).encode(),
+        model_card.SCORES: json.dumps(run.evaluation.quoted(), indent=1).encode(),
         model_card.FILE: card.encode(),
         pyfunc.FILE: pyfunc.mlmodel(model).encode(),
     }
@@ -168,7 +162,7 @@ def _write_folder(run: _Finished) -> str:
 
 def _create(uri: str, run: _Finished, source: str) -> Any:
     """Log the run to MLflow and create its version, with the locations of its parts as tags."""
-    code, data = run.lineage.get("code") or {}, run.evaluation.get("data") or {}
+    code, data = run.lineage.get("code") or {}, run.evaluation.data
     tags = {
         "agit.key": f"{run.run_id}-{run.digest[:12]}",
         "agit.run_id": run.run_id,
@@ -181,7 +175,7 @@ def _create(uri: str, run: _Finished, source: str) -> Any:
         "agit.data_uri": str(run.lineage.get("data_uri") or data.get("uri") or ""),
         "agit.data_fingerprint": str(run.lineage.get("data_fingerprint") or data.get("fingerprint") or ""),
         "agit.code": str(code.get("git_commit") or code.get("version") or "unknown"),
-        "agit.inception_sha256": str((run.evaluation.get("inception") or {}).get("sha256") or ""),
+        "agit.inception_sha256": str(run.evaluation.inception.get("sha256") or ""),
     }
     tags = {key: str(redact(value)) for key, value in tags.items() if value}
     commit = str(code.get("git_commit") or "")
@@ -191,7 +185,7 @@ def _create(uri: str, run: _Finished, source: str) -> Any:
         "mlflow.source.type": "JOB",
         **({"mlflow.source.git.commit": commit} if commit else {}),
     }
-    metrics = dict(run.evaluation["metrics"])
+    metrics = run.evaluation.metrics
     mlflow_run = tracking.log_run(
         uri,
         experiment=run.config.name,
@@ -217,11 +211,11 @@ def _create(uri: str, run: _Finished, source: str) -> Any:
         )
 
 
-def _basis(config: Config, evaluation: Mapping[str, Any]) -> str:
+def _basis(config: Config, evaluation: Evaluation) -> str:
     """Fingerprint of a decision's inputs: policy, metrics, and the champion's metrics in the evaluation."""
-    champion = evaluation.get("champion") or {}
-    figures = [evaluation.get(key) for key in ("metrics", "baseline", "intervals")]
-    against = [champion.get(key) for key in ("version", "metrics")]
+    champion = evaluation.champion
+    figures = [evaluation.metrics, evaluation.baseline, evaluation.intervals]
+    against = [champion.version, champion.metrics] if champion else [None, None]
     return fingerprint([config.register_.gate.model_dump(mode="json"), figures, against])
 
 
@@ -229,12 +223,16 @@ def _settled(version: Any, basis: str) -> bool:
     """Whether no decision is needed: the version has been champion, or was judged on the same basis."""
     if version.tags.get(_STATE) != _REGISTERED:
         return False
-    decision = json.loads(version.tags["agit.decision"])
+    decision = _decided(version)
     by_people = CHAMPION in version.aliases or not version.tags.keys().isdisjoint(_BY_PEOPLE)
-    return bool(decision["promoted"] or by_people or decision.get("basis") == basis)
+    return bool(decision.promoted or by_people or decision.basis == basis)
 
 
-def _decide(config: Config, uri: str, version: Any, evaluation: Mapping[str, Any], basis: str) -> None:
+def _decided(version: Any) -> GateDecision:
+    return GateDecision.model_validate_json(version.tags["agit.decision"])
+
+
+def _decide(config: Config, uri: str, version: Any, evaluation: Evaluation, basis: str) -> None:
     """Apply the gate's decision to a version.
 
     An interrupted call is completed with the stored decision, unless the basis or the champion has changed.
@@ -245,45 +243,43 @@ def _decide(config: Config, uri: str, version: Any, evaluation: Mapping[str, Any
     if again:
         with explained(uri):
             connection.set_model_version_tag(name, str(number), _STATE, "deciding")
-            metrics = json.dumps(evaluation["metrics"])
+            metrics = json.dumps(evaluation.metrics)
             connection.set_model_version_tag(name, str(number), "agit.metrics", metrics)
-    decision = json.loads(version.tags.get("agit.decision", "null"))
+    decision = _decided(version) if "agit.decision" in version.tags else None
     while True:
         champion = versions.holder(uri, name, CHAMPION)
         current = champion["version"] if champion else 0
         # re-read after each decision: a concurrent registration may have changed the champion meanwhile
         if decision is not None and (
-            current == number or (decision.get("basis"), decision.get("against")) == (basis, current)
+            current == number or (decision.basis, decision.against) == (basis, current)
         ):
             break
-        decision = gate.decide(config.register_.gate, evaluation, champion).plain() | {
-            "against": current,
-            "basis": basis,
-            "number": 1 if decision is None else decision.get("number", 1) + 1,
-        }
+        count = 1 if decision is None else decision.number + 1
+        decided = gate.decide(config.register_.gate, evaluation, champion)
+        decision = decided.but(against=current, basis=basis, number=count)
         with explained(uri):
-            connection.set_model_version_tag(name, str(number), "agit.decision", json.dumps(decision))
-    # decisions of earlier releases have neither key
-    previous, count = decision.get("against") or None, decision.get("number", 1)
+            tag = json.dumps(decision.plain())
+            connection.set_model_version_tag(name, str(number), "agit.decision", tag)
+    previous = decision.against or None
     audit.record(
         config.storage,
         name,
-        f"gate-v{number:05d}-{version.run_id[:8]}-against-v{previous or 0:05d}-{count}",
+        f"gate-v{number:05d}-{version.run_id[:8]}-against-v{previous or 0:05d}-{decision.number}",
         action="gate",
         version=number,
         mlflow_run_id=version.run_id,
         previous=previous,
-        champion=number if decision["promoted"] else previous,
-        decision=decision,
+        champion=number if decision.promoted else previous,
+        decision=decision.plain(),
         policy=config.register_.gate.model_dump(mode="json"),
     )
     challenger = versions.holder(uri, name, CHALLENGER)
     newest = not again or challenger is None or challenger["version"] <= number
     with explained(uri):
-        if decision["passed"] and newest:
+        if decision.passed and newest:
             connection.set_registered_model_alias(name, CHALLENGER, str(number))
-        if not decision["passed"] and challenger is not None and challenger["version"] == number:
+        if not decision.passed and challenger is not None and challenger["version"] == number:
             connection.delete_registered_model_alias(name, CHALLENGER)
-        if decision["promoted"]:
+        if decision.promoted:
             connection.set_registered_model_alias(name, CHAMPION, str(number))
         connection.set_model_version_tag(name, str(number), _STATE, _REGISTERED)

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -107,7 +108,7 @@ def explained(uri: str) -> Iterator[None]:
     """Convert MLflow's errors.
 
     Raises:
-        BadInput: the request was refused.
+        BadInput: the request was refused, or the database is damaged.
         RunFailed: no response, or a server error.
         LookupError: the requested object does not exist.
     """
@@ -124,6 +125,11 @@ def explained(uri: str) -> Iterator[None]:
             raise LookupError(text) from None
         if "model version source" in text:
             raise _local_folder(shown) from None
+        if "error code 401" in text:
+            raise BadInput(
+                f"MLflow at {shown} asks for a password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD "
+                "(for agit-stack: `. .agit/stack/env`), or MLFLOW_TRACKING_TOKEN"
+            ) from None
         if error.error_code in {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "PERMISSION_DENIED"}:
             raise BadInput(f"MLflow at {shown} refused the request: {text}") from error
         raise RunFailed(
@@ -131,6 +137,12 @@ def explained(uri: str) -> Iterator[None]:
         ) from error
     except (SQLAlchemyError, OSError) as error:
         text = redact(" ".join(str(error).split()))[:300]
+        cause = getattr(error, "orig", None)
+        if type(cause) is sqlite3.DatabaseError:  # not of a subclass, such as "locked"
+            raise BadInput(
+                f"MLflow's database {shown} is damaged ({cause}); restore a copy, or move it away: `agit run` with the "
+                "settings of a run registers its model again"
+            ) from None
         raise RunFailed(f"MLflow at {shown} cannot be used: {text}") from error
 
 
@@ -145,7 +157,9 @@ def alone(uri: str, name: str) -> Iterator[None]:
     """
     key = hashlib.sha256(f"{uri}\n{name}".encode()).hexdigest()[:16]
     try:
-        with FileLock(storage.private_folder("agit-registry") / f"{key}.lock", timeout=_TURN_SECONDS):
+        with FileLock(
+            storage.private_folder("agit-registry") / f"{key}.lock", _TURN_SECONDS, is_singleton=True
+        ):
             yield
     except Timeout:
         raise RunFailed(

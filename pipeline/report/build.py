@@ -57,17 +57,17 @@ def build(config: Config, run_uri: str, data_uri: str) -> str:
 
 def render(config: Config, run: Run) -> str:
     """Render the report as HTML."""
-    names = sections.domain_names(run.manifest)
+    names = (run.manifest or records.Manifest()).domain_names()
     scores = sections.scores(run, names)
     labels = {direction: scores.label(direction) for direction in ("a2b", "b2a")}
     viewer = tiles.viewer(run, labels)
-    switch = (run.result or {}).get("switched_at_step")
+    switch = run.result.switched_at_step if run.result else None
     charts = _charts(config, run, names, scores, switch)
     drawn = [chart for group in charts.values() for chart in group]
     packed, library_hash = report_charts.bundle() if drawn else ("", "")
     script = asset("report.js")
     allowed = [digest(script), *([library_hash] if drawn else [])]
-    total = (run.result or {}).get("steps") or (run.progress or {}).get("total_steps")
+    total = run.result.steps if run.result else run.progress.total_steps if run.progress else None
     per_image = sections.per_image(run, labels)
     context = {
         "title": redact(config.report.title) or f"{config.name}: {names[0]} and {names[1]}, run {run.run_id}",

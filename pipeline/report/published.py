@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import Config
+from pipeline.records import Manifest, Split
 from pipeline.report.run_data import Run
 
 
@@ -93,7 +94,7 @@ def table(config: Config, run: Run) -> dict[str, Any] | None:
 
 def comparable(config: Config, run: Run) -> str:
     """One sentence on whether this run's scores are comparable with the published ones."""
-    counts = (run.evaluation or {}).get("counts") or {}
+    counts = run.evaluation.counts if run.evaluation else {}
     images = [counts.get(f"test_{domain}") for domain in "ab"]
     expected = [_SIZES["testA"], _SIZES["testB"]]
     if config.data.image_size != _SIDE:
@@ -115,9 +116,8 @@ def comparable(config: Config, run: Run) -> str:
 
 def is_horse2zebra(config: Config, run: Run) -> bool:
     """Whether the data is horse2zebra, judging by the source's name or the sizes of the four splits."""
-    manifest = run.manifest or {}
-    sources = (config.data.source, str(manifest.get("source") or ""))
+    manifest = run.manifest or Manifest()
+    sources = (config.data.source, manifest.source)
     if any("horse2zebra" in source.lower() for source in sources):
         return True
-    splits = manifest.get("splits") or {}
-    return {name: (splits.get(name) or {}).get("files_in") for name in _SIZES} == _SIZES
+    return {name: manifest.splits.get(name, Split()).files_in for name in _SIZES} == _SIZES

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 from agit_core.errors import BadInput
 from pipeline import records, storage
+from pipeline.records import Evaluation, Event, Manifest, Progress, Registration, Result, Spec, Tree
 from pipeline.redact import redact
 from pipeline.train import events as train_events
 
+T = TypeVar("T")
 COLUMNS = ("real", "attention", "translated", "reconstructed")
 
 
@@ -34,24 +36,22 @@ class Run:
 
     uri: str
     data_uri: str | None
-    spec: dict[str, Any] | None = None
-    result: dict[str, Any] | None = None
-    progress: dict[str, Any] | None = None
-    evaluation: dict[str, Any] | None = None
-    registration: dict[str, Any] | None = None
-    manifest: dict[str, Any] | None = None
-    metrics: list[dict[str, Any]] = field(default_factory=list)
+    spec: Spec | None = None
+    result: Result | None = None
+    progress: Progress | None = None
+    evaluation: Evaluation | None = None
+    registration: Registration | None = None
+    manifest: Manifest | None = None
+    metrics: list[Tree] = field(default_factory=list)
     samples: list[SampleStep] = field(default_factory=list)
     pictures: dict[str, str] = field(default_factory=dict)
-    events: list[dict[str, Any]] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
     @property
     def run_id(self) -> str:
-        for part in (self.result, self.spec):
-            if part and part.get("run_id"):
-                return str(part["run_id"])
-        return storage.name(self.uri)
+        named = (part.run_id for part in (self.result, self.spec) if part is not None)
+        return next(filter(None, named), storage.name(self.uri))
 
 
 def read_run(run_uri: str, data_uri: str | None) -> Run:
@@ -66,12 +66,12 @@ def read_run(run_uri: str, data_uri: str | None) -> Run:
         raise BadInput(f"there is no run at {run_uri}; give the URI of a folder below runs/")
     run = Run(run_uri, data_uri)
 
-    def part(file: records.File[Any], folder: str, lacking: str | None) -> dict[str, Any] | None:
+    def part(file: records.File[T], folder: str, lacking: str | None) -> T | None:
         reason = "it was not written"
         try:
             # redact on reading, so that no part of the report can show credentials
-            if (value := file.at(file.uri(folder))) is not None:
-                return dict(redact(value))
+            if (tree := file.at(file.uri(folder))) is not None:
+                return file.parse(redact(tree), file.uri(folder))
         except records.Damaged as error:
             reason = error.reason
         if lacking:
@@ -88,12 +88,10 @@ def read_run(run_uri: str, data_uri: str | None) -> Run:
     if data_uri:
         run.manifest = part(records.MANIFEST, data_uri, "The data card cannot be shown")
     else:
-        run.missing.append(
-            "The data card cannot be shown (the run does not say what data it was trained on)."
-        )
+        run.missing.append("The data card cannot be shown (the run does not name its data).")
     run.metrics = _metrics(run)
     run.samples = _samples(run)
-    run.events = [redact(event) for event in train_events.read(run_uri)]
+    run.events = [Event.model_validate(redact(event.plain())) for event in train_events.read(run_uri)]
     run.pictures = {
         storage.name(uri): uri
         for uri in storage.list_(storage.join(run_uri, records.PICTURES))
@@ -102,7 +100,7 @@ def read_run(run_uri: str, data_uri: str | None) -> Run:
     return run
 
 
-def _metrics(run: Run) -> list[dict[str, Any]]:
+def _metrics(run: Run) -> list[Tree]:
     rows, unreadable = records.metric_rows(run.uri)
     if not rows:
         run.missing.append("There are no curves (metrics/ holds no rows).")
@@ -127,13 +125,12 @@ def _sample_step(folder: str) -> SampleStep | None:
     described = records.SAMPLE_STEP.peek(folder)
     if described is None:  # written last: without it, the pictures may be incomplete
         return None
-    strips = [str(name) for name in described.get("strips", [])]
-    if not strips:
+    if not described.strips:
         return None
     # base names only: a malicious file must not make the report read other paths
-    named = {name: storage.join(folder, name) for name in strips if "/" not in name}
+    named = {name: storage.join(folder, name) for name in described.strips if "/" not in name}
     return SampleStep(
-        step=int(described.get("step", storage.name(folder)[5:])),
+        step=int(storage.name(folder)[5:]) if described.step is None else described.step,
         strips=named,
-        columns=tuple(described.get("columns") or COLUMNS),
+        columns=tuple(described.columns or COLUMNS),
     )

@@ -11,6 +11,7 @@ from agit_core.stages import faint
 from pipeline.config import Config
 from pipeline.metrics.catalog import BLOB, COVERAGE, DIRECTIONS, IOU, KID_MEAN, KID_TARGET
 from pipeline.metrics.format import Opponent, Scores
+from pipeline.records import Evaluation, Event, Registration, Tree
 from pipeline.redact import redact
 from pipeline.registry import audit, tracking, versions
 from pipeline.report.charts import BLUE, GREEN, GREY, Chart, Series, intervals
@@ -36,37 +37,26 @@ _EVENTS = {
 }
 
 
-def domain_names(manifest: dict[str, Any] | None) -> tuple[str, str]:
-    """Names of the two domains; A and B if unknown."""
-    domains = (manifest or {}).get("domains") or {}
-    a, b = (str((domains.get(key) or {}).get("name") or key.upper()) for key in "ab")
-    return a, b
-
-
 def scores(run: Run, names: tuple[str, str]) -> Scores:
     """The evaluation with the identity baseline and the champion."""
-    evaluation = run.evaluation or {}
+    evaluation = run.evaluation or Evaluation()
+    champion = evaluation.champion
     return Scores(
-        metrics=evaluation.get("metrics") or {},
-        intervals=evaluation.get("intervals") or {},
-        nothing=Opponent(evaluation.get("baseline") or {}, evaluation.get("baseline_intervals") or {}),
-        champion=Opponent(_champion(run).get("metrics") or {}, _champion(run).get("intervals") or {}),
+        metrics=evaluation.metrics,
+        intervals=evaluation.intervals,
+        nothing=Opponent(evaluation.baseline, evaluation.baseline_intervals),
+        champion=Opponent(champion.metrics, champion.intervals) if champion else Opponent({}, {}),
         names=names,
     )
 
 
-def _champion(run: Run) -> dict[str, Any]:
-    champion = (run.evaluation or {}).get("champion")
-    return champion if isinstance(champion, dict) else {}
-
-
 def champion_name(run: Run) -> str:
-    version = _champion(run).get("version")
-    return f"Champion (version {version})" if version else "Champion"
+    champion = run.evaluation.champion if run.evaluation else None
+    return f"Champion (version {champion.version})" if champion else "Champion"
 
 
 def scores_lead(run: Run, names: tuple[str, str]) -> str:
-    counts = (run.evaluation or {}).get("counts") or {}
+    counts = (run.evaluation or Evaluation()).counts
     images = [
         f"{counts[key]} of {n}" for key, n in zip(("test_a", "test_b"), names, strict=True) if key in counts
     ]
@@ -105,9 +95,9 @@ def kid_chart(scores: Scores) -> Chart | None:
     )
 
 
-def hero(viewer: Viewer, count: int) -> list[dict[str, Any]]:
+def hero(viewer: Viewer, count: int) -> list[Tree]:
     """The sample images at the last checkpoint, alternating between directions."""
-    shown: list[dict[str, Any]] = []
+    shown: list[Tree] = []
     longest = max((len(d["images"]) for d in viewer.directions), default=0)
     for index in range(longest):
         for direction in viewer.directions:
@@ -124,19 +114,19 @@ def score_label(run: Run) -> str:
 
 
 def _score_described(run: Run) -> str:
-    return str(((run.evaluation or {}).get("protocol") or {}).get("per_image") or "score")
+    return str((run.evaluation or Evaluation()).protocol.get("per_image") or "score")
 
 
-def _rows(run: Run, direction: str) -> list[dict[str, Any]]:
+def _rows(run: Run, direction: str) -> list[Tree]:
     rows = [
         row
-        for row in (run.evaluation or {}).get("per_image") or []
+        for row in (run.evaluation or Evaluation()).per_image
         if row.get("direction") == direction and isinstance(row.get("score"), int | float)
     ]
     return sorted(rows, key=lambda row: row["score"])
 
 
-def extremes(run: Run, labels: dict[str, str]) -> list[dict[str, Any]]:
+def extremes(run: Run, labels: dict[str, str]) -> list[Tree]:
     """The images with the best and the worst scores per direction, with pictures if they were stored."""
     groups = []
     for direction in DIRECTIONS:
@@ -174,8 +164,8 @@ def alarms(config: Config, run: Run, names: tuple[str, str]) -> list[str]:
     """Warnings for the top of the page: collapsed, constant or faint masks, a failed run."""
     found = []
     gate = config.register_.gate
-    metrics = (run.evaluation or {}).get("metrics") or {}
-    health = (run.result or {}).get("mask_health") or {}
+    metrics = (run.evaluation or Evaluation()).metrics
+    health = run.result.mask_health if run.result else {}
     for domain, name in zip("ab", names, strict=True):
         coverage = metrics.get(COVERAGE.key(domain), health.get(f"coverage_{domain}"))
         if not config.method.networks.has_attention or not isinstance(coverage, int | float):
@@ -191,7 +181,8 @@ def alarms(config: Config, run: Run, names: tuple[str, str]) -> list[str]:
             )
         elif (
             # only in stage masked, where D sees nothing but the half-transparent object; before, G can compensate
-            (run.result or {}).get("stage") == "masked"
+            run.result is not None
+            and run.result.stage == "masked"
             and isinstance(opacity := metrics.get(f"attention_opacity_{domain}"), int | float)
             and faint(opacity)
         ):
@@ -205,9 +196,8 @@ def alarms(config: Config, run: Run, names: tuple[str, str]) -> list[str]:
                 f"The attention on {name} finds the objects no better than a fixed blob in the middle of every "
                 f"image: IoU {IOU.text(iou)} against {BLOB.text(blob)}."
             )
-    progress = run.progress or {}
-    if progress.get("state") == "failed" and not run.result:
-        found.append(f"The training failed: {progress.get('message') or 'it left no message'}")
+    if run.progress and run.progress.state == "failed" and not run.result:
+        found.append(f"The training failed: {run.progress.message or 'it left no message'}")
     return found
 
 
@@ -231,18 +221,16 @@ def masks_absent(config: Config) -> str:
 def decision(config: Config, run: Run) -> list[tuple[str, str]]:
     """The gate's decision, and later changes by people (promotions and rollbacks)."""
     registration = run.registration
-    if not registration:
+    if registration is None:
         return []
-    found = registration.get("decision") or {}
-    name = str(registration.get("name"))
     facts: dict[str, Any] = {
-        "Model": f"{name} version {registration.get('version')}",
-        "Aliases given": ", ".join(registration.get("aliases") or []) or "none",
-        "Evaluation passed": found.get("passed"),
-        "Promoted to champion": found.get("promoted"),
-        "Reasons": found.get("reasons"),
+        "Model": f"{registration.name} version {registration.version}",
+        "Aliases given": ", ".join(registration.aliases) or "none",
+        "Evaluation passed": registration.decision.passed,
+        "Promoted to champion": registration.decision.promoted,
+        "Reasons": registration.decision.reasons,
     }
-    events = _trail(config, name, registration)
+    events = _trail(config, registration)
     if stack := audit.champions(events):
         facts["Champion now"] = f"version {stack[-1]}"
     changes = [_audited(redact(event)) for event in events if event.get("action") != "gate"]
@@ -250,16 +238,16 @@ def decision(config: Config, run: Run) -> list[tuple[str, str]]:
     return [(key, _text(value)) for key, value in facts.items() if value not in (None, "", [])]
 
 
-def _trail(config: Config, name: str, registration: dict[str, Any]) -> list[dict[str, Any]]:
+def _trail(config: Config, registration: Registration) -> list[Tree]:
     """The model's audit trail in the registry of the run's version."""
     try:
-        runs = versions.runs(versions.versions(tracking.tracking_uri(config), name))
+        runs = versions.runs(versions.versions(tracking.tracking_uri(config), registration.name))
     except (BadInput, RunFailed):  # the report does not depend on the registry
         return []
-    own = (registration.get("mlflow") or {}).get("run_id")
+    own = registration.mlflow.run_id
     if own is not None and own not in runs.values():
         return []
-    return audit.events(config.storage, name, runs)
+    return audit.events(config.storage, registration.name, runs)
 
 
 def _audited(event: dict[str, Any]) -> str:
@@ -269,19 +257,19 @@ def _audited(event: dict[str, Any]) -> str:
 
 def lineage(run: Run) -> list[tuple[str, str]]:
     """Origin of the model and history of its training."""
-    result, spec, manifest = run.result or {}, run.spec or {}, run.manifest or {}
-    recorded = (run.registration or {}).get("lineage") or {}
+    result, spec, manifest = run.result, run.spec, run.manifest
+    recorded = run.registration.lineage if run.registration else {}
     facts: dict[str, Any] = {
         "Run": run.run_id,
         "Stored at": redact(run.uri),
         "Data": redact(run.data_uri),
-        "Data fingerprint": manifest.get("fingerprint"),
-        "Checkpoint": result.get("model_checkpoint") or result.get("checkpoint"),
-        "Seed": (spec.get("config") or {}).get("seed"),
-        "Steps": result.get("steps"),
-        "Workers": result.get("workers"),
-        "Device": result.get("device"),
-        "Attempts": spec.get("attempt"),
+        "Data fingerprint": manifest and manifest.fingerprint,
+        "Checkpoint": result and result.model,
+        "Seed": spec and spec.config.get("seed"),
+        "Steps": result and result.steps,
+        "Workers": result and result.workers,
+        "Device": result and result.device,
+        "Attempts": spec and spec.attempt,
     }
     code = recorded.get("code") or {}
     facts["Code"] = ", ".join(
@@ -300,24 +288,22 @@ def lineage(run: Run) -> list[tuple[str, str]]:
     return [(name, _text(value)) for name, value in facts.items() if value not in (None, "", [], {})]
 
 
-def _history(events: list[dict[str, Any]]) -> str:
+def _history(events: list[Event]) -> str:
     lines = []
     for event in events:
-        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
-            when = datetime.fromtimestamp(float(event["time"]), UTC).strftime("%m-%d %H:%M:%S")
-            kind = str(event["kind"])
-            step = f" at step {event['step']}" if event.get("step") is not None else ""
-            lines.append(f"{when} {_EVENTS.get(kind, kind.replace('_', ' '))}{step}")
+        with contextlib.suppress(ValueError, OverflowError):
+            when = datetime.fromtimestamp(event.time, UTC).strftime("%m-%d %H:%M:%S")
+            step = "" if event.step is None else f" at step {event.step}"
+            lines.append(f"{when} {_EVENTS.get(event.kind, event.kind.replace('_', ' '))}{step}")
     more = len(lines) - _MOST_EVENTS
     return "; ".join(lines[:_MOST_EVENTS]) + (f"; and {more} more" if more > 0 else "")
 
 
 def protocol(run: Run) -> list[tuple[str, str]]:
     """How the scores were computed, starting with the feature network and its SHA-256."""
-    evaluation = run.evaluation or {}
-    parts = {"Inception": evaluation.get("inception"), "Counts": _counts(evaluation.get("counts") or {})}
-    described = evaluation.get("protocol")
-    return _flat({k: v for k, v in parts.items() if v}) + _flat(described or {})
+    evaluation = run.evaluation or Evaluation()
+    parts = {"Inception": evaluation.inception, "Counts": _counts(evaluation.counts)}
+    return _flat({k: v for k, v in parts.items() if v}) + _flat(evaluation.protocol)
 
 
 def _counts(counts: dict[str, Any]) -> str:

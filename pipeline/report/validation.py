@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.metrics import catalog, table
 from pipeline.metrics.catalog import BLOB, IOU, KID_TARGET, Metric
 from pipeline.metrics.format import Opponent, Scores, number
+from pipeline.records import Validation
 from pipeline.report.charts import GREY, A, B, Chart, Line, over_steps
 from pipeline.report.run_data import Run
 
@@ -41,14 +42,15 @@ def charts(rows: list[dict[str, Any]], names: tuple[str, str]) -> list[Chart]:
 
 def section(run: Run, names: tuple[str, str]) -> dict[str, Any] | None:
     """The best and the last checkpoint on validation images: ``lead``, ``columns``, ``rows``; None without scores."""
-    told = (run.result or {}).get("validation") or {}
+    summary = run.result.validation if run.result else None
     scored = {int(row["step"]): row["validation"] for row in run.metrics if row.get("validation")}
-    if not told and not scored:
+    if summary is None and not scored:
         return None
-    best, last = told.get("best_step"), told.get("last_step")
+    best, last = (summary.best_step, summary.last_step) if summary else (None, None)
+    selected = summary is not None and summary.metric is not None
     shown = [step for step in (best, last) if step in scored] or [max(scored, default=0)]
     columns = [
-        f"{'best, ' if step == best and told.get('metric') else ''}{'last, ' if step == last else ''}step {step:,}"
+        f"{'best, ' if selected and step == best else ''}{'last, ' if step == last else ''}step {step:,}"
         for step in dict.fromkeys(shown)
     ]
     labels = Scores({}, {}, Opponent({}, {}), Opponent({}, {}), names)
@@ -60,20 +62,21 @@ def section(run: Run, names: tuple[str, str]) -> dict[str, Any] | None:
             ]
             if any(figure is not None for figure in figures):
                 rows.append((f"{metric.label}, {labels.label(place)}", [metric.text(f) for f in figures]))
-    return {"lead": _lead(told, len(scored), names), "columns": columns, "rows": rows}
+    return {"lead": _lead(summary, len(scored), names), "columns": columns, "rows": rows}
 
 
-def _lead(told: dict[str, Any], count: int, names: tuple[str, str]) -> str:
-    if not told:
+def _lead(summary: Validation | None, count: int, names: tuple[str, str]) -> str:
+    if summary is None:
         return f"{count} checkpoints have been scored so far."
     images = " and ".join(
-        f"{told['images'].get(f'train_{d}')} of {name}" for d, name in zip("ab", names, strict=True)
+        f"{summary.images.get(f'train_{d}')} of {name}" for d, name in zip("ab", names, strict=True)
     )
-    text = f"Held out of the training: {images}. {told['scored']} checkpoints were scored in {told['seconds']:,.0f} s. "
-    if told.get("metric") is None:
+    text = f"Held out of the training: {images}. {summary.scored} checkpoints were scored in {summary.seconds:,.0f} s. "
+    if summary.metric is None:
         return text + "The scores did not choose the model: it is the last checkpoint."
-    how = "the last one" if told["best_step"] == told["last_step"] else f"that of step {told['best_step']:,}"
-    return text + f"The model is the best checkpoint by {told['metric']}, {how}."
+    same = summary.best_step == summary.last_step
+    how = "the last one" if same else f"that of step {summary.best_step:,}"
+    return text + f"The model is the best checkpoint by {summary.metric}, {how}."
 
 
 def _validated(metric: Metric, place: str) -> Callable[[dict[str, Any]], Any]:

@@ -17,13 +17,14 @@ from pipeline.metrics.catalog import (
     Metric,
 )
 from pipeline.metrics.format import Judgement, Scores
+from pipeline.records import Registration
 from pipeline.report.run_data import Run
 
 
 def headline(run: Run, scores: Scores) -> dict[str, Any]:
     """``sentence``, ``because`` (may be empty) and ``chips`` for the top of the page."""
     judged = scores.against_nothing()
-    registration = run.registration or {}
+    registration = run.registration
     if not scores.present:
         sentence = _unscored(run)
     elif not judged:
@@ -32,11 +33,13 @@ def headline(run: Run, scores: Scores) -> dict[str, Any]:
         good = all(verdict.tone == "good" for verdict in judged.values())
         sentence = _against_nothing(judged, scores) + _promotion_clause(registration, good)
     chips = [_direction_chip(scores.label(d), judged[d]) for d in DIRECTIONS if d in judged]
-    if registration:
+    if registration is not None:
         chips.append(_registry_chip(registration))
     return {
         "sentence": sentence + ".",
-        "because": " ".join([*_yardstick(scores, judged), *reasons(registration)]),
+        "because": " ".join(
+            [*_yardstick(scores, judged), *([] if registration is None else reasons(registration))]
+        ),
         "chips": chips,
     }
 
@@ -51,19 +54,19 @@ def _yardstick(scores: Scores, judged: Mapping[str, Judgement]) -> list[str]:
     how = "worse than doing nothing" if mean.tone == "bad" else "no different from doing nothing"
     return [
         "Judged by KID to the target. "
-        f"On the mean of target and source it is {how}, which has a head start there: it is its own source."
+        f"On the mean of target and source it is {how}, which has a head start there: it returns the source itself."
     ]
 
 
 def _unscored(run: Run) -> str:
     if run.result:
-        return f"Trained for {int(run.result.get('steps') or 0):,} steps, but not scored yet"
-    progress = run.progress or {}
-    if progress.get("step") is None:
+        return f"Trained for {run.result.steps:,} steps, but not scored yet"
+    progress = run.progress
+    if progress is None or progress.step is None:
         return "The training has not begun"
-    state = "failed" if progress.get("state") == "failed" else "is not finished"
-    total = f" of {int(progress['total_steps']):,}" if progress.get("total_steps") else ""
-    return f"The training {state}: step {int(progress['step']):,}{total}"
+    state = "failed" if progress.state == "failed" else "is not finished"
+    total = f" of {progress.total_steps:,}" if progress.total_steps else ""
+    return f"The training {state}: step {progress.step:,}{total}"
 
 
 def _against_nothing(judged: Mapping[str, Judgement], scores: Scores) -> str:
@@ -82,31 +85,25 @@ def _against_nothing(judged: Mapping[str, Judgement], scores: Scores) -> str:
     return "Not better than doing nothing"
 
 
-def _promotion_clause(registration: Mapping[str, Any], good: bool | None) -> str:
-    if not registration:
+def _promotion_clause(registration: Registration | None, good: bool | None) -> str:
+    if registration is None:
         return ", and not registered" if good is not None else ""
-    if (registration.get("decision") or {}).get("passed") is False:
+    if registration.decision.passed is False:
         return ", but refused by the gate" if good else ", and refused by the gate"
     if promoted(registration):
         return ", and promoted to champion" if good in (True, None) else ", yet promoted to champion"
     return ", but not promoted" if good else ", and not promoted"
 
 
-def promoted(registration: Mapping[str, Any]) -> bool:
+def promoted(registration: Registration) -> bool:
     """Whether this version is the champion, by the decision or else by its aliases."""
-    decision = registration.get("decision") or {}
-    if isinstance(decision.get("promoted"), bool):
-        return bool(decision["promoted"])
-    return "champion" in (registration.get("aliases") or [])
+    known = registration.decision.promoted
+    return "champion" in registration.aliases if known is None else known
 
 
-def reasons(registration: Mapping[str, Any]) -> list[str]:
+def reasons(registration: Registration) -> list[str]:
     """The gate's reasons as sentences."""
-    decision = registration.get("decision") or {}
-    given = decision.get("reasons") or decision.get("reason") or []
-    if isinstance(given, str):
-        given = [given]
-    return [_sentence(str(reason)) for reason in given if str(reason).strip()]
+    return [_sentence(reason) for reason in registration.decision.reasons if reason.strip()]
 
 
 def _sentence(text: str) -> str:
@@ -122,13 +119,13 @@ def _direction_chip(label: str, verdict: Judgement) -> dict[str, str]:
     return {"text": f"{label}: {words[verdict.tone]}", "tone": verdict.tone}
 
 
-def _registry_chip(registration: Mapping[str, Any]) -> dict[str, str]:
-    version = f"{registration.get('name', 'model')} version {registration.get('version', '?')}"
+def _registry_chip(registration: Registration) -> dict[str, str]:
+    version = f"{registration.name} version {registration.version}"
     if promoted(registration):
         return {"text": f"{version}: champion", "tone": "good"}
-    if (registration.get("decision") or {}).get("passed") is False:
+    if registration.decision.passed is False:
         return {"text": f"{version}: did not pass", "tone": "bad"}
-    alias = ", ".join(str(a) for a in registration.get("aliases") or []) or "no alias"
+    alias = ", ".join(registration.aliases) or "no alias"
     return {"text": f"{version}: {alias}", "tone": "even"}
 
 
@@ -146,11 +143,12 @@ def tiles(run: Run, scores: Scores) -> list[dict[str, str]]:
         label = f"{KID_TARGET.label}, {scores.label(direction)}"
         shown.append(_tile(label, KID_TARGET.text(mine.value), beside, tone))
     shown += _attention_tile(scores)
-    steps = (run.result or run.progress or {}).get("steps") or (run.progress or {}).get("step")
+    steps = run.result.steps if run.result else run.progress.step if run.progress else None
     if steps:
-        speed = (run.result or run.progress or {}).get("images_per_s")
-        note = f"{speed:.1f} images per second" if isinstance(speed, int | float) else ""
-        shown.append(_tile("Training steps", f"{int(steps):,}", note))
+        trained = run.result or run.progress
+        speed = trained.images_per_s if trained else None
+        note = "" if speed is None else f"{speed:.1f} images per second"
+        shown.append(_tile("Training steps", f"{steps:,}", note))
     return shown
 
 

@@ -24,6 +24,7 @@ from agit_core.errors import BadInput
 from agit_core.model_folder import Model
 from pipeline.inference import model_card
 from pipeline.inference.check_images import GENERATED, choose
+from pipeline.records import Manifest
 from pipeline.serve import uploads
 
 MAX_SIDE = 1024
@@ -151,8 +152,7 @@ def application(
 
 
 def _page(model: Model, max_side: int) -> str:
-    manifest = model_card.manifest_of(model)
-    a, b = model_card.names(manifest)
+    a, b = (model_card.manifest_of(model) or Manifest()).domain_names()
     environment = Environment(
         loader=PackageLoader("pipeline", "templates"), autoescape=True, undefined=StrictUndefined
     )

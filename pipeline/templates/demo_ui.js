@@ -99,7 +99,7 @@
   split.addEventListener("input", () => result.style.setProperty("--split", `${split.value}%`));
   opacity.addEventListener("input", () => {
     find("#mask").style.opacity = opacity.value / 100;
-    find("#opacity-said").textContent = `${opacity.value} %`;
+    find("#opacity-value").textContent = `${opacity.value} %`;
   });
   opacity.dispatchEvent(new Event("input"));
   examples();

@@ -23,7 +23,7 @@
       const at = data.steps[index];
       const said = `step ${at.toLocaleString("en")} of ${data.total.toLocaleString("en")}` +
         (data.switch === null ? "" : at > data.switch ? ", attention frozen" : ", attention learning");
-      find("#checkpoint-said").textContent = said;
+      find("#checkpoint-value").textContent = said;
       step.setAttribute("aria-valuetext", said);
       for (const picture of root.querySelectorAll("[data-tile]")) {
         const source = picture.dataset.tile === "real" ? image.real : frame && frame[picture.dataset.tile];
@@ -31,7 +31,7 @@
         if (source) picture.src = source;
         picture.alt = `${picture.dataset.alt}, ${direction.label}, image ${state.image + 1}, ${said}`;
       }
-      find("#coverage-said").textContent = frame ? `covers ${percent(frame.coverage)}` : "no picture saved";
+      find("#coverage-value").textContent = frame ? `covers ${percent(frame.coverage)}` : "no picture saved";
     }
 
     function chooseImages() {
@@ -65,7 +65,7 @@
     });
     opacity.addEventListener("input", () => {
       find("[data-tile=overlay]").style.opacity = opacity.value / 100;
-      find("#opacity-said").textContent = `${opacity.value} %`;
+      find("#opacity-value").textContent = `${opacity.value} %`;
     });
     play.addEventListener("click", () => {
       if (timer) return stop();

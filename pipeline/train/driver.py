@@ -18,6 +18,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 from agit_core.errors import BadInput
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.records import Result, Spec
 from pipeline.train import events, worker
 from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.failures import Allowance, Preempted, root_cause, sentence
@@ -80,13 +81,13 @@ class WorkerFailures(ray.train.UserCallback):
 
 
 def drive(
-    spec: dict[str, Any],
+    spec: Spec,
     config: Config,
     scratch: str,
     own_ray: bool | None = None,
     alone: bool = True,
-) -> dict[str, Any]:
-    """Train on the connected Ray, to the end or to step ``spec["until"]`` of a trial; return rank 0's result.
+) -> Result:
+    """Train on the connected Ray, to the end or to step ``spec.until`` of a trial; return rank 0's result.
 
     Worker failures are handled by Ray Train, which restarts all workers; the loss of its controller is handled here by
     restarting Ray Train. In both cases the workers resume from the newest complete checkpoint.
@@ -99,14 +100,14 @@ def drive(
     Raises:
         BadInput, RunFailed: a retry is pointless, or the retry budget is exhausted; the message names the cause.
     """
-    store = CheckpointStore.of(spec["run_uri"], config)
+    store = CheckpointStore.of(spec.run_uri, config)
     allowance = Allowance(store.newest, config.train.max_failures)
     own_ray = not os.environ.get("RAY_ADDRESS") if own_ray is None else own_ray
     use_gpu = needs_gpu(config)
     while True:
         trainer = _Trainer(
             worker.train,
-            train_loop_config={"spec": spec, "watch_preemption": not own_ray},
+            train_loop_config={"spec": spec, "on_cluster": not own_ray},
             torch_config=_torch_config(config, use_gpu, scratch if own_ray else None),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=_workers(config),
@@ -114,22 +115,22 @@ def drive(
                 elastic_resize_monitor_interval_s=config.train.grow_after_s,
             ),
             run_config=ray.train.RunConfig(
-                name=spec["run_id"],
+                name=spec.run_id,
                 storage_path=scratch,
                 failure_config=ray.train.FailureConfig(max_failures=-1),
-                callbacks=[WorkerFailures(spec["run_uri"], allowance)],
+                callbacks=[WorkerFailures(spec.run_uri, allowance)],
                 logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             ),
         )
         trainer.own_ray = own_ray
         try:
-            result: dict[str, Any] = trainer.fit().return_value
+            result: Result = trainer.fit().return_value
             return result
         except Exception as error:
             cause = root_cause(error)
             log.warning("Ray Train ended: %s", sentence(cause))
             allowance.spend(cause)
-            events.record(spec["run_uri"], "controller_lost", sentence(cause))
+            events.record(spec.run_uri, "controller_lost", sentence(cause))
             if own_ray and alone:
                 _free_workers_places()
             time.sleep(max(1.0, allowance.pause))

@@ -16,7 +16,7 @@ from typing import Any
 from agit_core.errors import RunFailed
 from pipeline import storage
 from pipeline.config import fingerprint
-from pipeline.records import EVENTS
+from pipeline.records import EVENTS, Event
 
 FAILURES = (
     "worker_failed",
@@ -33,16 +33,9 @@ FAILURES = (
 def as_file(run_uri: str, kind: str, message: str = "", **details: Any) -> dict[str, bytes]:
     """An event with the current time as a file to write: URI -> content."""
     now = time.time()
-    event = {
-        "time": now,
-        "kind": kind,
-        "message": message,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        **details,
-    }
+    event = Event(time=now, kind=kind, message=message, host=socket.gethostname(), pid=os.getpid(), **details)
     name = f"{int(now * 1000):013d}-{kind}-{uuid.uuid4().hex[:6]}.json"
-    return {storage.join(run_uri, EVENTS, name): storage.json_bytes(event)}
+    return {storage.join(run_uri, EVENTS, name): storage.json_bytes(event.plain())}
 
 
 def record(run_uri: str, kind: str, message: str = "", **details: Any) -> None:
@@ -52,27 +45,20 @@ def record(run_uri: str, kind: str, message: str = "", **details: Any) -> None:
             storage.write_bytes(uri, content)
 
 
-def read(run_uri: str) -> list[dict[str, Any]]:
+def read(run_uri: str) -> list[Event]:
     """All readable events of a run, oldest first."""
     events = []
     for uri in storage.list_(storage.join(run_uri, EVENTS)):
-        with contextlib.suppress(
-            FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError, RecursionError
-        ):
-            event = storage.read_json(uri)
-            whole = {
-                "time": float(event["time"]),
-                "kind": str(event["kind"]),
-                "message": str(event.get("message", "")),
-            }
-            events.append(event | whole)
-    return sorted(events, key=lambda event: float(event["time"]))
+        # a ValidationError is a ValueError
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
+            events.append(Event.model_validate(storage.read_json(uri)))
+    return sorted(events, key=lambda event: event.time)
 
 
 def record_interruption(run_uri: str) -> None:
     """Before restarting a run: record its interruption if the previous process could not do so."""
     with contextlib.suppress(RunFailed, OSError):
-        kinds = [event["kind"] for event in read(run_uri)]
+        kinds = [event.kind for event in read(run_uri)]
         if kinds and kinds[-1] not in {"job_lost", "failed", "finished", "interrupted"}:
             record(
                 run_uri, "interrupted", "the process that trained it or had started it was killed or stopped"
@@ -82,7 +68,7 @@ def record_interruption(run_uri: str) -> None:
 class Furthest:
     """The furthest step reached, kept in a memory-mapped file, which survives the death of this process.
 
-    Updating it costs nothing in the loop. After a restart on the same node it tells how many steps are repeated.
+    Updating it costs nothing in the loop. After a restart on the same node it gives the number of repeated steps.
     """
 
     def __init__(self, run_uri: str) -> None:

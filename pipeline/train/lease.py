@@ -13,12 +13,11 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from agit_core.errors import RunFailed
 from pipeline import storage
 from pipeline.process_identity import heartbeat, is_here, process_started, this_process
-from pipeline.records import ALIVE, PROGRESS, SPEC, Alive, Progress
+from pipeline.records import ALIVE, PROGRESS, SPEC, Alive, Owner, Progress, Spec
 
 __all__ = ["is_here", "process_started", "this_process"]
 
@@ -37,11 +36,11 @@ class TakenOver(RunFailed):
     """Another job has taken over this run."""
 
 
-def refuse_second(run_uri: str, unless: dict[str, Any] | None = None) -> dict[str, Any] | None:
+def refuse_second(run_uri: str, **unless: str | None) -> Spec | None:
     """Check that no other job is training this run; return its previous specification, or None.
 
     Args:
-        unless: an owner with these properties does not count as another job.
+        unless: an owner with these fields does not count as another job.
 
     Raises:
         RunFailed: another job is training it.
@@ -49,19 +48,19 @@ def refuse_second(run_uri: str, unless: dict[str, Any] | None = None) -> dict[st
     before = SPEC.peek(run_uri)
     if before is None:
         return None
-    doing = "is at work" if "stage" in before else "is being trained"
-    owner, trained = before.get("owner") or {}, f"run {storage.name(run_uri)} {doing}"
-    if unless is not None and unless.items() <= owner.items():
+    doing = "is at work" if before.stage else "is being trained"
+    owner, trained = before.owner, f"run {storage.name(run_uri)} {doing}"
+    if unless and unless.items() <= owner.plain().items():
         return before
-    if is_here(owner):
-        if owner["pid"] != os.getpid() and process_started(owner["pid"]) == owner["started"] is not None:
-            raise RunFailed(f"{trained} by process {owner['pid']} of this machine; wait for it or stop it")
-    elif owner and _tells(run_uri):
+    if owner.pid is not None and is_here(owner.plain()):
+        if owner.pid != os.getpid() and process_started(owner.pid) == owner.started is not None:
+            raise RunFailed(f"{trained} by process {owner.pid} of this machine; wait for it or stop it")
+    elif owner.plain() and _sends_heartbeats(run_uri):
         raise RunFailed(f"{trained} {_place(owner)}; wait for it or stop it")
     return before
 
 
-def confirm(spec: dict[str, Any]) -> None:
+def confirm(spec: Spec) -> None:
     """At the start of a job: check that the specification is the one that the job was started with.
 
     A job without a launcher (a RayJob) has no token, and its specification names no launcher.
@@ -69,25 +68,25 @@ def confirm(spec: dict[str, Any]) -> None:
     Raises:
         TakenOver: another launcher has written its own specification meanwhile.
     """
-    token, owner = os.environ.get(TOKEN), spec.get("owner") or {}
-    if token is None and not owner.keys().isdisjoint({"pid", "submission_id"}):
+    token, owner = os.environ.get(TOKEN), spec.owner
+    if token is None and (owner.pid is not None or owner.submission_id is not None):
         raise TakenOver(
-            f"run {storage.name(spec['run_uri'])} was started {_place(owner)} since its specification was made for "
+            f"run {storage.name(spec.run_uri)} was started {_place(owner)} since its specification was made for "
             "this job; leave it to that one, or call `agit spec` again when that has ended"
         )
-    if token is not None and owner.get("token") not in {token, None}:
+    if token is not None and owner.token not in {token, None}:
         raise _taken_over(spec)
 
 
-def check(spec: dict[str, Any]) -> None:
+def check(spec: Spec) -> None:
     """During a job: check that it still owns the run. Errors of the storage are passed on.
 
     Raises:
         TakenOver: it does not.
     """
-    token = (spec.get("owner") or {}).get("token")
-    now = SPEC.peek(spec["run_uri"])
-    if now is not None and token is not None and (now.get("owner") or {}).get("token") != token:
+    token = spec.owner.token
+    now = SPEC.peek(spec.run_uri)
+    if now is not None and token is not None and now.owner.token != token:
         raise _taken_over(now)
 
 
@@ -106,32 +105,31 @@ def last_sign(run_uri: str, progress: Progress) -> float:
     return progress.time if beat is None else max(progress.time, beat.time)
 
 
-def _tells(run_uri: str) -> bool:
+def _sends_heartbeats(run_uri: str) -> bool:
     """Whether a job has sent a recent heartbeat, or sends a new one while we wait (its clock may be wrong)."""
-    first = _told(run_uri)
+    first = _last_heartbeat(run_uri)
     if first is None or abs(time.time() - first) < SILENT_SECONDS:
         return first is not None
     time.sleep(_AGAIN_SECONDS)
-    return _told(run_uri) not in {None, first}
+    return _last_heartbeat(run_uri) not in {None, first}
 
 
-def _told(run_uri: str) -> float | None:
+def _last_heartbeat(run_uri: str) -> float | None:
     """Time of a job's last heartbeat; None if the run has ended or never started."""
     progress = PROGRESS.peek(run_uri)
     return last_sign(run_uri, progress) if progress and progress.state in UNDER_WAY else None
 
 
-def _taken_over(now: dict[str, Any]) -> TakenOver:
-    owner = now.get("owner") or {}
+def _taken_over(now: Spec) -> TakenOver:
     return TakenOver(
-        f"run {storage.name(now['run_uri'])} was started again meanwhile, {_place(owner)} (attempt "
-        f"{now['attempt']}); this job leaves it to that one"
+        f"run {storage.name(now.run_uri)} was started again meanwhile, {_place(now.owner)} (attempt "
+        f"{now.attempt}); this job leaves it to that one"
     )
 
 
-def _place(owner: dict[str, Any]) -> str:
-    if "submission_id" in owner:
-        return f"by job {owner['submission_id']} on {owner['address']}"
-    if "pid" in owner:
-        return f"by process {owner['pid']} on {owner['host']}"
+def _place(owner: Owner) -> str:
+    if owner.submission_id is not None:
+        return f"by job {owner.submission_id} on {owner.address}"
+    if owner.pid is not None:
+        return f"by process {owner.pid} on {owner.host}"
     return "elsewhere"

@@ -15,6 +15,7 @@ from agit_core.model_folder import Model
 from pipeline.config import Config
 from pipeline.data.read.reader import ShardImages
 from pipeline.data.read.shard_cache import machine_folder
+from pipeline.records import Spec
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -59,9 +60,9 @@ def patiently(action: Callable[[], T], seconds: float) -> T:
             time.sleep(1)
 
 
-def open_split(spec: dict[str, Any], config: Config, split: str, block: int = 1) -> ShardImages:
+def open_split(spec: Spec, config: Config, split: str, block: int = 1) -> ShardImages:
     """Open the shards of a split, cached on this node if they are in object storage; ``block`` as in the plan."""
-    return ShardImages(spec["data_uri"], split, machine_folder(), config.data.cache_bytes, block)
+    return ShardImages(spec.data_uri, split, machine_folder(), config.data.cache_bytes, block)
 
 
 def start_model(config: Config) -> Model:

@@ -38,20 +38,20 @@ def run(spec_uri: str) -> dict[str, Any]:
     """
     spec = specs.read_spec(spec_uri)
     search = from_spec(spec)
-    train_job.tell(spec, "starting", message="starting the trials")
+    train_job.report(spec, "starting", message="starting the trials")
     os.environ.update(_TUNE)
     train, side_by_side = search.config.train, search.config.tune.concurrent
-    with lease.alive(spec["run_uri"]), train_job.failure_told(spec):
+    with lease.alive(spec.run_uri), train_job.failure_recorded(spec):
         # one more CPU per trial for its driver
         with ray_session.connected(search.config, cpus=side_by_side * (train.workers + 1)) as scratch:
             _search(spec, search, scratch)
         result = _result(search)
-        records.JOB_RESULT.write(spec["run_uri"], result)
-    train_job.tell(spec, "finished", **_progress(search.trials(), search))
+        records.JOB_RESULT.write(spec.run_uri, result)
+    train_job.report(spec, "finished", **_progress(search.trials(), search))
     return result
 
 
-def _search(spec: dict[str, Any], search: Search, scratch: str) -> None:
+def _search(spec: records.Spec, search: Search, scratch: str) -> None:
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
 
@@ -62,7 +62,7 @@ def _search(spec: dict[str, Any], search: Search, scratch: str) -> None:
         tune.with_resources(TuneTrial, {"cpu": 1}),
         param_space={
             "trial": tune.grid_search(list(range(settings.trials))),
-            "spec": spec,
+            "spec": spec.plain(),
             "scratch": os.path.join(scratch, "trials"),
             "own_ray": not os.environ.get("RAY_ADDRESS"),
         },
@@ -97,7 +97,7 @@ def _search(spec: dict[str, Any], search: Search, scratch: str) -> None:
         raise RuntimeError(f"a trial was lost: {sentence(cause)}") from cause
 
 
-def _watch(spec: dict[str, Any], search: Search) -> Any:
+def _watch(spec: records.Spec, search: Search) -> Any:
     from ray import tune
 
     class Watch(tune.Callback):
@@ -116,14 +116,14 @@ def _watch(spec: dict[str, Any], search: Search) -> Any:
             stopped.state = "stopped"
             stopped.message = f"stopped by ASHA at step {stopped.step}"
             search.store(stopped)
-            of_run = {"run_uri": stopped.run_uri, "attempt": 1}
-            train_job.tell(of_run, "stopped", step=stopped.step, message="stopped by the search")
+            of_run = records.Spec(run_id=stopped.run_id, run_uri=stopped.run_uri, attempt=1)
+            train_job.report(of_run, "stopped", step=stopped.step, message="stopped by the search")
 
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
             if time.monotonic() - self._last_report >= _PROGRESS_SECONDS:
                 self._last_report = time.monotonic()
                 with contextlib.suppress(RunFailed):
-                    train_job.tell(spec, "running", **_progress(search.trials(), search))
+                    train_job.report(spec, "running", **_progress(search.trials(), search))
 
     return Watch()
 

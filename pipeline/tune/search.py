@@ -8,7 +8,6 @@ called again, it resumes; with a larger ``tune.trials``, it is extended.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +19,10 @@ from pipeline.config import Config, fingerprint
 from pipeline.config_reader import parse
 from pipeline.data.format import manifest as manifests
 from pipeline.data.read import held_out
-from pipeline.data.read.sample_order import sample_plan
+from pipeline.data.read.sample_order import sample_plan, total_steps
 from pipeline.launch import specs
 from pipeline.metrics import catalog
+from pipeline.records import Manifest
 from pipeline.redact import redact
 from pipeline.tune import space
 from pipeline.tune.space import Range, Values
@@ -71,7 +71,7 @@ class Search:
 
     config: Config
     data_uri: str
-    manifest: dict[str, Any]
+    manifest: Manifest
     ranges: list[Range]
 
     @staticmethod
@@ -192,12 +192,12 @@ def preset(search: Search, trial: Trial) -> str:
     )
 
 
-def from_spec(spec: Mapping[str, Any]) -> Search:
+def from_spec(spec: records.Spec) -> Search:
     """The search of a job's specification."""
     return Search(
-        config := parse(spec["config"], where=records.SPEC.name),
-        spec["data_uri"],
-        manifests.read(spec["data_uri"]),
+        config := parse(spec.config, where=records.SPEC.name),
+        spec.data_uri,
+        manifests.read(spec.data_uri),
         space.ranges(config),
     )
 
@@ -208,7 +208,6 @@ def _with_absolute_start(config: Config) -> Config:
     return config.model_copy(update={"train": train})
 
 
-def _total_steps(config: Config, data_uri: str, manifest: dict[str, Any]) -> int:
+def _total_steps(config: Config, data_uri: str, manifest: Manifest) -> int:
     plan = sample_plan(config, data_uri, manifest, held_out.rows(config, data_uri, manifest))
-    steps = plan.steps(config.train.epochs)
-    return min(steps, config.train.max_steps) if config.train.max_steps else steps
+    return total_steps(config, plan)

@@ -41,7 +41,7 @@ def search(config: Config, data: Data) -> Search:
             stage.reuse(f"finished search {opened.search_id}")
         else:
             spec = specs.spec_of(config, opened.data_uri, opened.search_id)
-            spec |= {"run_uri": opened.uri, "job": "pipeline.tune.job"}
+            spec = spec.but(run_uri=opened.uri, job="pipeline.tune.job")
             # an outdated result: of fewer trials, or with failed ones
             storage.remove(records.JOB_RESULT.uri(opened.uri))
             follow.run_job(config, spec, Allowance(lambda: _scores(opened), config.train.max_failures), stage)
@@ -97,7 +97,7 @@ def summarize(search: Search, report_uri: str, preset_to: Path | None = None) ->
         "preset": preset,
         "report": report_uri,
     }
-    records.SUMMARY.write(search.uri, summary)
+    records.SEARCH_SUMMARY.write(search.uri, summary)
     return summary
 
 

@@ -21,6 +21,7 @@ from pipeline import logs, records, storage, train_job
 from pipeline.config import Config
 from pipeline.launch import specs
 from pipeline.metrics.catalog import COVERAGE
+from pipeline.records import Owner, Result, Spec
 from pipeline.train import events, lease
 from pipeline.tune.search import ENDED, Search, from_spec
 
@@ -34,7 +35,7 @@ class TuneTrial(tune.Trainable):
     """Actor that runs trials one after another."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        self._spec: dict[str, Any] = config["spec"]
+        self._spec = Spec.model_validate(config["spec"])
         self._search: Search = from_spec(self._spec)
         self._scratch: str = config["scratch"]
         self._own_ray: bool = config["own_ray"]
@@ -92,27 +93,27 @@ class TuneTrial(tune.Trainable):
         search.store(trial)
         config = _executed(search, trial.number)
         spec = specs.spec_of(config, search.data_uri, trial.run_id)
-        spec |= {"attempt": 1, "until": rungs[self._rung()]}
+        spec, until = spec.but(attempt=1), rungs[self._rung()]
         lease.check(self._spec)
         try:
-            result = _train(spec, config, search.uri, self._scratch, self._own_ray)
-            scored = _score(config, result["checkpoint"], search.data_uri)
+            result = _train(spec, until, config, search.uri, self._scratch, self._own_ray)
+            scored = _score(config, result.checkpoint, search.data_uri)
         except (BadInput, RunFailed) as error:
             lease.check(self._spec)
             # the error must be that of the event: a trial can recover from a divergence and then fail otherwise
             kinds = {"mask_collapsed", "diverged"}
-            messages = [e["message"] for e in events.read(trial.run_uri) if e["kind"] in kinds]
+            messages = [e.message for e in events.read(trial.run_uri) if e.kind in kinds]
             collapsed = any(message in str(error) for message in messages)
             trial.state, trial.message = "collapsed" if collapsed else "failed", str(error)
-            train_job.tell(spec, trial.state, message=trial.message)
+            train_job.report(spec, trial.state, message=trial.message)
             search.store(trial)
             return
-        step, metrics = int(result["steps"]), scored["metrics"]
+        step, metrics = result.steps, scored["metrics"]
         # the run may be past the requested step, if it was trained further outside of this search
         resource = max(rung for rung, at in rungs.items() if at <= step)
         reason = _collapsed(metrics, search.config.tune.metric)
         row = {"resource": resource, "step": step, "time": time.time(), **scored}
-        trial.scores.append(row | {"samples": result["samples"], "collapsed": reason is not None})
+        trial.scores.append(row | {"samples": result.samples, "collapsed": reason is not None})
         if reason is not None:
             trial.state, trial.message = "collapsed", reason
         elif resource == search.total:
@@ -155,25 +156,23 @@ def _executed(search: Search, number: int) -> Config:
     )
 
 
-def _train(
-    spec: dict[str, Any], config: Config, search_uri: str, scratch: str, own_ray: bool
-) -> dict[str, Any]:
-    """Train to step ``spec["until"]``, or return the result of a training that is already finished."""
+def _train(spec: Spec, until: int, config: Config, search_uri: str, scratch: str, own_ray: bool) -> Result:
+    """Train to step ``until``, or return the result of a training that is already finished."""
     from pipeline.train.driver import drive
 
-    if (done := records.RESULT.peek(spec["run_uri"])) is not None:
-        return done.plain()
+    if (done := records.RESULT.peek(spec.run_uri)) is not None:
+        return done
     # a lease left by an earlier attempt of this search does not block it
-    lease.refuse_second(spec["run_uri"], unless={"search": search_uri})
-    owner = lease.this_process() | {"search": search_uri}
-    specs.write_spec({key: value for key, value in spec.items() if key != "until"}, 1, owner)
-    scratch = storage.join(scratch, f"{spec['run_id']}-{spec['until']}")
-    with lease.alive(spec["run_uri"]):
-        result = drive(spec | {"owner": owner}, config, scratch, own_ray, alone=False)
-    if result["steps"] >= result["total_steps"]:
+    lease.refuse_second(spec.run_uri, search=search_uri)
+    owner = Owner(**lease.this_process(), search=search_uri)
+    specs.write_spec(spec, 1, owner)
+    scratch = storage.join(scratch, f"{spec.run_id}-{until}")
+    with lease.alive(spec.run_uri):
+        result = drive(spec.but(owner=owner, until=until), config, scratch, own_ray, alone=False)
+    if result.steps >= (result.total_steps or 0):
         train_job.finish(spec, result)
     else:
-        train_job.tell(spec, "paused", step=result["steps"], message="waits for the search's decision")
+        train_job.report(spec, "paused", step=result.steps, message="waits for the search's decision")
     return result
 
 

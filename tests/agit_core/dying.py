@@ -1,4 +1,4 @@
-"""``python -m tests.agit_core.dying FOLDER DIE_AT``: goes on from the newest checkpoint, saves every third step
+"""``python -m tests.agit_core.dying FOLDER DIE_AT``: resumes from the newest checkpoint, saves every third step
 and is killed by SIGKILL after step DIE_AT; without DIE_AT it finishes and writes its weights."""
 
 from __future__ import annotations

@@ -217,7 +217,7 @@ def test_convolutions_of_images_are_pytorchs_own(
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "sentence"),
     [
         (
             {"networks": NetworkConfig(preset="uaggan", attention_decoder="3x3")},
@@ -229,8 +229,8 @@ def test_convolutions_of_images_are_pytorchs_own(
         ({"threshold_at_test": float("nan")}, r"threshold_at_test must lie in \[0, 1\]"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(changed: dict[str, Any], said: str) -> None:
-    with pytest.raises(BadInput, match=said):
+def test_settings_that_mean_nothing_are_refused(changed: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(BadInput, match=sentence):
         MethodConfig(**changed)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -71,10 +73,33 @@ def test_deep_grey_fills_the_range_that_its_values_need(top: int, bits: int) -> 
     assert pixels.read(reopened(Image.fromarray(ramp * (65535 // top)))).note is None or top == 1023
 
 
-def test_sixteen_bit_colour_that_is_next_to_black_is_named() -> None:
-    import struct
-    import zlib
+def tagged(image: Image.Image, tag: int, old: int, new: int) -> Image.Image:
+    """The image as a TIFF of which one tag has another value than Pillow writes."""
+    buffer = io.BytesIO()
+    image.save(buffer, "TIFF")
+    before, after = (struct.pack("<HHIH", tag, 3, 1, value) for value in (old, new))
+    assert buffer.getvalue().count(before) == 1
+    return Image.open(io.BytesIO(buffer.getvalue().replace(before, after)))
 
+
+@pytest.mark.parametrize(("top", "bits"), [(255, 8), (4095, 16), (65535, 16)])
+def test_a_tiff_in_which_zero_is_white_is_no_negative(top: int, bits: int) -> None:
+    ramp = np.linspace(0, top, 64 * 64).reshape(64, 64)
+    image = Image.fromarray(ramp.astype(np.uint8 if bits == 8 else np.uint16))
+    seen = np.asarray(pixels.read(tagged(image, 262, 1, 0)).colour)[..., 0]
+    assert np.abs(255 - np.linspace(0, 255, 64 * 64).reshape(64, 64) - seen).max() <= 1
+
+
+def test_a_tiff_that_pillow_misreads_is_refused() -> None:
+    image = tagged(Image.new("RGB", (8, 8)), 284, 1, 2)
+    assert pixels.read(image).colour.mode == "RGB"
+    image = tagged(Image.new("RGB", (8, 8)), 284, 1, 2)
+    image.tag_v2[258] = (16, 16, 16)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="in separate planes"):
+        pixels.read(image)
+
+
+def test_sixteen_bit_colour_that_is_next_to_black_is_named() -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 

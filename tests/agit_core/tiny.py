@@ -43,7 +43,7 @@ class Images:
 
 
 def method(**stages: Any) -> MethodConfig:
-    """Narrow networks, a small pool, the switch at epoch 1 unless told otherwise; fp32, eager, channels first."""
+    """Narrow networks, a small pool, the switch at epoch 1 by default; fp32, eager, channels first."""
     return MethodConfig(
         networks=NetworkConfig(
             generator_width=4,

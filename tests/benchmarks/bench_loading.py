@@ -37,7 +37,7 @@ _PEERS = Path(__file__).with_name("peers.txt")
 
 
 def run(images: int = 800, repeats: int = 3, workers: int = 2) -> Result:
-    """One epoch over two domains of so many 286-pixel images each, on the local disk and from an S3 server.
+    """One epoch over two domains of ``images`` 286-pixel images each, on the local disk and from an S3 server.
 
     The ratio to ImageFolder takes the faster of its two decoders. What could not be installed or run is None,
     with the reason among the lines.

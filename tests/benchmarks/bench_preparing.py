@@ -92,7 +92,7 @@ def _prepare(source: Path, target: Path, workers: int, env: dict[str, str] | Non
             patch.setenv(key, value)
         start = time.perf_counter()
         made = prepare(parse(tree | {"data": {"source": str(source), "workers": workers}}))
-        return int(made.manifest["totals"]["images"]) / (time.perf_counter() - start)
+        return int(made.manifest.totals["images"]) / (time.perf_counter() - start)
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ def layouts(
     data = {"source": str(root / "set"), "shard_bytes": SHARD}
     made = prepare(parse({"name": "bench", "storage": str(root / "prepared"), "data": data}))
     encoded = sorted(folder.glob("*/*.jpg"))
-    shards = [s["path"] for split in ("trainA", "trainB") for s in made.manifest["splits"][split]["shards"]]
+    shards = [s.path for split in ("trainA", "trainB") for s in made.manifest.splits[split].shards]
     tars = _tars(root / "tars", encoded, len(shards))
     _mds(folder, root / "mds", env)
     os.environ.update(server.env)
@@ -88,7 +88,7 @@ def _tars(folder: Path, encoded: list[Path], count: int) -> list[str]:
 
 
 def _mds(source: Path, target: Path, env: dict[str, str]) -> None:
-    """In a process of its own; when it cannot, the loader will say so."""
+    """In a separate process; if that fails, the loader reports it."""
     target.mkdir()
     code = "import sys; from tests.benchmarks.loading_peers import write_mds; write_mds(*sys.argv[1:])"
     subprocess.run([sys.executable, "-c", code, source, target], env=env, cwd=ROOT, check=False)

@@ -1,4 +1,4 @@
-"""One epoch of one loader in a process of its own: ``python -m tests.benchmarks.loading_one NAME SPEC.json``.
+"""One epoch of one loader in a separate process: ``python -m tests.benchmarks.loading_one NAME SPEC.json``.
 
 Prints a JSON object: ``images``, ``first_batch_s`` (from opening the data to the first batch), ``images_per_s``
 (of everything after the first batch), ``images_per_core_s`` (images over the processor seconds that all its

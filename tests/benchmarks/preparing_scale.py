@@ -84,19 +84,19 @@ def figures(config: Config) -> dict[str, Any]:
     end = time.perf_counter() - start
     first = next((t for t, message in at if not message), end)
     compared = next((t for t, message in at if message == "looking for duplicates"), end)
-    totals, copies = made.manifest["totals"], made.manifest["duplicates"]
-    indexes = sum(split["index"]["bytes"] for split in made.manifest["splits"].values())
+    totals, copies = made.manifest.totals, made.manifest.duplicates
+    indexes = sum(split.index.bytes for split in made.manifest.splits.values() if split.index)
     return {
         "uri": made.uri,
         "images": totals["images"],
         "quarantined": totals["quarantined"],
-        "exact_groups": copies["exact_groups"],
-        "near_groups": copies["near_groups"],
+        "exact_groups": copies.exact_groups,
+        "near_groups": copies.near_groups,
         "shards": totals["shards"],
         "shard_bytes": totals["bytes"],
         "manifest_bytes": storage.size(storage.join(made.uri, "manifest.json")),
         "index_bytes_per_image": round(indexes / totals["images"], 1),
-        "kept": made.manifest["kept"],
+        "kept": made.manifest.kept,
         "listing_s": round(first, 1),
         "encoding_s": round(compared - first, 1),
         "finding_copies_and_index_s": round(end - compared, 1),

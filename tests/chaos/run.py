@@ -21,6 +21,7 @@ from infra.stack_state import free_port
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.config_reader import parse
+from pipeline.records import Event
 from pipeline.train import events as train_events
 from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.events import Furthest
@@ -33,10 +34,10 @@ KINDS = ("worker", "controller", "driver", "node", "head", "flow", "storage")
 INTERVAL = 20
 _STEPS_PER_KILL = 30
 _SPARE_STEPS, _STEPS_PER_NODE = 300, 500
-"""Training goes on while the storage is away and while a recovery is being noticed; it must outlast the last kill.
+"""Training continues while the storage is away and until a recovery is noticed; it must outlast the last kill.
 The workers of a node whose Ray is dead find that out after half a minute, and train and save until then."""
 _LONG, _MINUTE = 20, 60.0
-"""A hunt of so many kills has an outage of the storage of so many seconds."""
+"""From this many kills on, a hunt includes an outage of the storage, of this many seconds."""
 _LIFE_SECONDS = 600.0
 """Nothing here takes so long, even on a busy machine; what does has not recovered."""
 
@@ -118,7 +119,7 @@ def run(
         finally:
             hunted.end()
         events = train_events.read(hunted.uri)
-        outcome.max_steps_redone = max((int(event.get("redone") or 0) for event in events), default=0)
+        outcome.max_steps_redone = max((event.redone or 0 for event in events), default=0)
         if not outcome.failure:
             outcome.differences = differences(_final(hunted, steps), _final(calm, steps))
             outcome.identical = not outcome.differences
@@ -140,7 +141,7 @@ class _Run:
     """A training and the process that follows it, which is started again when it was killed."""
 
     def __init__(self, config: Config, data_uri: str, file: Path) -> None:
-        self.uri: str = spec_of(config, data_uri)["run_uri"]
+        self.uri: str = spec_of(config, data_uri).run_uri
         self._command = [sys.executable, "-m", "tests.chaos.launcher", str(file), data_uri]
         self._log = file.with_suffix(".log").open("ab")
         file.write_text(json.dumps(config.plain()))
@@ -188,10 +189,10 @@ class _Run:
             return 0
         self._wait(lambda: len(self._resumptions()) > self._resumed, "to going on")
         self.reach(step + 1)
-        return max(int(event["redone"]) for event in self._resumptions()[self._resumed :])
+        return max(event.redone or 0 for event in self._resumptions()[self._resumed :])
 
-    def _resumptions(self) -> list[dict[str, Any]]:
-        return [event for event in train_events.read(self.uri) if event["kind"] == "resumed"]
+    def _resumptions(self) -> list[Event]:
+        return [event for event in train_events.read(self.uri) if event.kind == "resumed"]
 
     def _wait(self, there: Callable[[], bool], where: str, pause: float = 0.25) -> None:
         until = time.monotonic() + _LIFE_SECONDS

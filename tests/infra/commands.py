@@ -1,4 +1,4 @@
-"""Whether a command line means anything, told by the command's own parser; nothing is run."""
+"""Whether a command line is valid, by the command's own parser; nothing is run."""
 
 from __future__ import annotations
 

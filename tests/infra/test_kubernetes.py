@@ -333,7 +333,7 @@ def test_mlflow_reads_the_artifacts_it_shows_and_starts_no_job_runners(gke: list
 
 @pytest.mark.parametrize("overlay", [*OVERLAYS, "ray-job"])
 def test_keys_are_optional_and_the_bucket_is_named_once(overlay: str) -> None:
-    """Pods with an identity of their own have no keys; whoever has another bucket changes one line."""
+    """Pods with their own identity have no keys; another bucket is a change of one line."""
     docs = build(RAY_JOB if overlay == "ray-job" else FOLDER / "overlays" / overlay)
     references = [
         entry["valueFrom"]["secretKeyRef"]

@@ -16,6 +16,7 @@ import pytest
 from infra.stack_state import free_port
 from pipeline.config_reader import parse
 from pipeline.launch import follow
+from pipeline.records import Event
 from pipeline.train import events as train_events
 from tests.pipeline.training import TINY, prepared, spec_of, wait_for
 from tests.ray_environment import head_node
@@ -33,12 +34,12 @@ def cluster() -> Iterator[tuple[Any, str]]:
 
 
 def add_node(cluster: Any) -> Any:
-    # any port for its agent: unless told, every Ray of this machine wants the same one
+    # any port for its agent: by default every Ray of this machine takes the same one
     return cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20, dashboard_agent_listen_port=0)
 
 
 def leave(node: Any, address: str, folder: Path, seconds: int) -> subprocess.CompletedProcess[str]:
-    """Runs the hook as in the pod of one node. Here all nodes are one machine, so `ray` must be told which."""
+    """Runs the hook as in the pod of one node. Here all nodes are one machine, so `ray` needs the node's id."""
     real = Path(sys.executable).parent / "ray"
     told = folder / "ray"
     told.write_text(f'#!/bin/sh\nexec {real} "$@" --node-id {node.node_id}\n')
@@ -52,12 +53,12 @@ def leave(node: Any, address: str, folder: Path, seconds: int) -> subprocess.Com
 def test_training_saves_leaves_and_goes_on_elsewhere(cluster: tuple[Any, str], tmp_path: Path) -> None:
     nodes, address = cluster
     first = add_node(nodes)
-    # of its own accord it would save nothing
+    # without the hook it would save nothing
     train = TINY["train"] | {"workers": 1, "max_steps": ENDLESS, "checkpoint_every": ENDLESS}
     tree = {**TINY, "storage": str(tmp_path), "train": train}
     config = parse(tree | {"cluster": {"address": address, "env": {"OMP_NUM_THREADS": "1"}}})
     data = prepared(tmp_path / "data")
-    run_uri = spec_of(config, data)["run_uri"]
+    run_uri = spec_of(config, data).run_uri
     enough = threading.Event()
     seen: list[dict[str, Any]] = []
 
@@ -70,8 +71,8 @@ def test_training_saves_leaves_and_goes_on_elsewhere(cluster: tuple[Any, str], t
         with contextlib.suppress(KeyboardInterrupt):
             follow.train(config, data, watch)
 
-    def events(kind: str) -> list[dict[str, Any]]:
-        return [event for event in train_events.read(run_uri) if event["kind"] == kind]
+    def events(kind: str) -> list[Event]:
+        return [event for event in train_events.read(run_uri) if event.kind == kind]
 
     training = threading.Thread(target=train_until_enough)
     training.start()
@@ -87,7 +88,7 @@ def test_training_saves_leaves_and_goes_on_elsewhere(cluster: tuple[Any, str], t
     finally:
         enough.set()
         training.join(600)
-    assert [event["step"] >= before for event in resumed] == [True], "from what it saved on leaving"
+    assert [event.step >= before for event in resumed] == [True], "from what it saved on leaving"
     assert events("worker_failed") == []
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.stack_state import MARK
+from infra.stack_state import MARK, USER
 from tests import doors
 from tests.pipeline.command import environment, tiny_config
 from tests.pipeline.prefect_api import ask
@@ -30,7 +30,7 @@ DEPLOYMENTS = {"agit/train-h2z", "agit/retrain-h2z", "agit/train-demo", "agit-tu
 
 @dataclass
 class Running:
-    """A stack that is up in a folder of its own."""
+    """A running stack in a separate folder."""
 
     root: Path
     told: dict[str, Any]
@@ -129,10 +129,14 @@ def test_everything_answers_on_loopback_alone_and_tells_no_key(stack: Running) -
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     keyless = httpx.post(f"{stack.state['prefect_api_url']}/flow_runs/filter", json={}, timeout=60)
     assert keyless.status_code == httpx.codes.UNAUTHORIZED
-    secrets = [stack.keys[name].encode() for name in ("s3_secret", "ray_token", "prefect")]
-    for name in ("keys.json", "env"):
+    mlflow = next(item["url"] for item in told["programs"] if item["name"] == "mlflow")
+    unknown = httpx.get(f"{mlflow}/api/2.0/mlflow/registered-models/search", timeout=60)
+    assert unknown.status_code == httpx.codes.UNAUTHORIZED
+    secrets = [stack.keys[name].encode() for name in ("s3_secret", "ray_token", "prefect", "mlflow")]
+    private = ("keys.json", "env", "mlflow-users.ini")
+    for name in private:
         assert (folder / name).stat().st_mode & 0o777 == 0o600
-    files = [p for p in folder.rglob("*") if p.is_file() and p.name not in {"keys.json", "env"}]
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name not in private]
     told_in = [str(p) for p in files if any(secret in p.read_bytes() for secret in secrets)]
     told_in += [str(p) for p in pids if any(s in Path(f"/proc/{p}/cmdline").read_bytes() for s in secrets)]
     assert told_in == []
@@ -199,9 +203,10 @@ def test_the_bare_name_of_a_deployment_trains(stack: Running) -> None:
     assert (limit["limit"], limit["active_slots"]) == (1, 0)
     assert list((stack.root / ".agit/stack/s3/agit/storage/runs").glob("tiny-*/result.json"))
     mlflow = next(item["url"] for item in stack.told["programs"] if item["name"] == "mlflow")
-    found = httpx.get(f"{mlflow}/api/2.0/mlflow/registered-models/get", params={"name": "tiny"}, timeout=60)
-    assert found.json()["registered_model"]["latest_versions"][0]["version"] == "1"
-    assert "<title>MLflow</title>" in httpx.get(mlflow, timeout=60).text
+    with httpx.Client(base_url=mlflow, auth=(USER, stack.keys["mlflow"]), timeout=60) as client:
+        found = client.get("/api/2.0/mlflow/registered-models/get", params={"name": "tiny"})
+        assert found.json()["registered_model"]["latest_versions"][0]["version"] == "1"
+        assert "<title>MLflow</title>" in client.get("/").text
 
 
 def test_an_unknown_and_an_ambiguous_name_say_so(stack: Running) -> None:

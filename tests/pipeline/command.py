@@ -1,4 +1,4 @@
-"""The command line as users call it: a process of its own, in a folder of its own."""
+"""The command line as users call it: a separate process in a separate folder."""
 
 from __future__ import annotations
 

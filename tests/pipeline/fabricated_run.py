@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline import records, storage
 from pipeline.config import Config
 from pipeline.config_reader import load
 from pipeline.data.sources import builtin
@@ -30,7 +31,7 @@ def configuration(storage: Path | str) -> Config:
 
 
 def fabricate(root: Path, small: bool = True, **without: bool) -> tuple[Config, str, str]:
-    """Writes ``runs/`` and ``data/`` below ``root``; returns the config, the run's URI and the data's.
+    """Write ``runs/`` and ``data/`` below ``root``; return the config, the run's URI and the data's.
 
     Args:
         small: two checkpoints with one picture per direction, instead of six with four.
@@ -39,13 +40,13 @@ def fabricate(root: Path, small: bool = True, **without: bool) -> tuple[Config, 
     run, data = root / "runs" / RUN_ID, root / "data" / "demo-ffffeeee"
     config = configuration(root)
     parts = {
-        "spec": lambda: _json(run / "spec.json", _spec(run, data, config)),
+        "spec": lambda: _write(records.SPEC, run, _spec(run, data, config)),
         "metrics": lambda: metrics(run),
         "samples": lambda: samples(run, every=300 if small else 100, images=1 if small else 4),
-        "result": lambda: _json(run / "result.json", _result(run)),
+        "result": lambda: _write(records.RESULT, run, _result(run)),
         "evaluation": lambda: _evaluation(run, kept=1 if small else 6),
-        "registration": lambda: _json(run / "registration.json", _registration(run, data, config)),
-        "manifest": lambda: _json(data / "manifest.json", _manifest()),
+        "registration": lambda: _write(records.REGISTRATION, run, _registration(run, data, config)),
+        "manifest": lambda: _write(records.MANIFEST, data, _manifest()),
         "events": lambda: events(run),
     }
     unknown = set(without) - set(parts)
@@ -79,9 +80,8 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value))
+def _write(file: records.File[Any], folder: Path, content: dict[str, Any]) -> None:
+    file.write(str(folder), file.parse(content, str(folder)))
 
 
 def samples(run: Path, every: int, images: int) -> None:
@@ -94,7 +94,8 @@ def samples(run: Path, every: int, images: int) -> None:
                 names.append(f"{direction}-{index}.png")
                 (folder / names[-1]).write_bytes(png(strip(domain, index, step / TOTAL)))
         columns = ["real", "attention", "translated", "reconstructed"]
-        _json(folder / "samples.json", {"step": step, "tile": SIZE, "columns": columns, "strips": names})
+        content = {"step": step, "tile": SIZE, "columns": columns, "strips": names}
+        _write(records.SAMPLE_STEP, folder, content)
 
 
 def metrics(run: Path) -> None:
@@ -204,8 +205,9 @@ def _evaluation(run: Path, kept: int) -> None:
             rows.append(
                 {"direction": direction, "name": name, "score": 0.2 + index / 80, "strip": strip_name}
             )
-    _json(
-        run / "evaluation.json",
+    _write(
+        records.EVALUATION,
+        run,
         {
             "metrics": metrics,
             "intervals": intervals,
@@ -276,5 +278,5 @@ def _manifest() -> dict[str, Any]:
 
 def events(run: Path) -> None:
     for number, (kind, step) in enumerate((("started", 0), ("worker_failed", 210), ("resumed", 200))):
-        event = {"time": 1767322000 + 60 * number, "kind": kind, "message": "", "step": step}
-        _json(run / "events" / f"{number:013d}-{kind}.json", event)
+        event = records.Event(time=1767322000 + 60 * number, kind=kind, message="", step=step)
+        storage.write_json(str(run / records.EVENTS / f"{number:013d}-{kind}.json"), event.plain())

@@ -34,7 +34,7 @@ class Machine:
         return process
 
     def pull_cable(self) -> None:
-        """Nothing comes or goes any more, and nobody is told: no connection is closed."""
+        """Silence: nothing is sent or received any more, and no connection is closed."""
         _ip("link", "set", self.cable, "down")
 
     def plug_in(self) -> None:

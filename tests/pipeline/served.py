@@ -1,4 +1,4 @@
-"""A server of ours as users start it: a process of its own, found by the address that it prints."""
+"""A server of ours as users start it: a separate process, found by the address that it prints."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ def started(*arguments: str | Path, cwd: Path, pattern: str = r"http://\S+:\d+")
     """
     command = [sys.executable, "-m", *map(str, arguments)]
     process = subprocess.Popen(command, cwd=cwd, env=environment(), stderr=subprocess.PIPE, text=True)
-    said: list[str] = []
+    sentence: list[str] = []
     found = threading.Event()
 
     def read() -> None:
         assert process.stderr is not None
         for line in process.stderr:
-            said.append(line)
+            sentence.append(line)
             if re.search(pattern, line):
                 found.set()
         found.set()
 
     threading.Thread(target=read, daemon=True).start()
     try:
-        assert found.wait(DEADLINE), "no address: " + "".join(said)
-        match = next((m for line in said if (m := re.search(pattern, line))), None)
-        assert match is not None, "".join(said)
+        assert found.wait(DEADLINE), "no address: " + "".join(sentence)
+        match = next((m for line in sentence if (m := re.search(pattern, line))), None)
+        assert match is not None, "".join(sentence)
         yield match[0]
         process.send_signal(signal.SIGINT)
-        assert process.wait(DEADLINE) == 0, "".join(said)
+        assert process.wait(DEADLINE) == 0, "".join(sentence)
     finally:
         process.kill()
         process.wait()

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from agit_core import model_folder
-from agit_core.errors import RunFailed
+from agit_core.errors import BadInput
 from pipeline import clean, records, storage
 from pipeline.config import Config
 from pipeline.config_reader import parse
-from pipeline.flows import prefect_schema
+from pipeline.flows import embedded, prefect_schema
 from pipeline.flows import unused_runs as flow_runs
 from pipeline.registry import tracking, versions
 
@@ -231,8 +231,11 @@ def test_old_flow_runs_of_the_embedded_server_go(tmp_path: Path, monkeypatch: py
     assert left == logs == kept
     assert not left & old
     database.write_bytes(b"no database")
-    with pytest.raises(RunFailed, match="remove it"):
+    with pytest.raises(BadInput, match=r"is damaged .* remove it"):
         flow_runs.find(30)
+    monkeypatch.setenv("PREFECT_HOME", str(database.parent))
+    with pytest.raises(BadInput, match=r"is damaged .* remove it"):
+        embedded.Server.start()
 
 
 def test_a_model_folders_manifest_goes_first() -> None:

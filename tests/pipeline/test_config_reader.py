@@ -68,6 +68,9 @@ def test_a_wrong_override_is_refused_in_one_sentence(override: str, sentence: st
     [
         ("- a\n- b\n", "must be a mapping"),
         ("train: [1, 2", "not valid YAML"),
+        ("method: {optimizer: {learning_rate: .inf}}", "positive and finite"),
+        ("name: " + "a" * 300, "at most 200 characters"),
+        ("data: {source: ''}", "data.source: String should have at least 1 character"),
         ("train:\n  epochz: 3\n", "did you mean 'epochs'"),
     ],
 )
@@ -85,6 +88,11 @@ def test_a_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
     path.write_bytes("name: caf\xe9\n".encode("latin-1"))
     with pytest.raises(BadInput, match="cannot be read"):
         load(str(path))
+
+
+def test_a_name_too_long_for_any_file_is_no_traceback() -> None:
+    with pytest.raises(BadInput, match="too long"):
+        load("x" * 5000)
 
 
 def test_a_folder_may_be_called_what_yaml_takes_for_a_comment() -> None:

@@ -22,7 +22,7 @@ from pipeline.config_reader import parse
 from pipeline.data.read.inspect import verify
 from pipeline.inference import outputs
 from pipeline.inference.inputs import Inputs, Item
-from pipeline.launch import follow
+from pipeline.launch import follow, specs
 from pipeline.records import Data, Run
 from pipeline.registry import audit
 from pipeline.train import events
@@ -56,8 +56,8 @@ def finished(config: Config) -> tuple[Data, Run]:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         data = tasks.prepare(config)
         run = untrained(config, data)
-        spec = {"run_id": run.run_id, "run_uri": run.uri, "data_uri": data.uri, "config": config.plain()}
-        records.SPEC.write(run.uri, {**spec, "attempt": 1, "owner": {}})
+        spec = specs.spec_of(config, data.uri, run.run_id)
+        specs.write_spec(spec, 1, records.Owner())
         records.PROGRESS.write(run.uri, records.Progress(state="finished", time=1.0))
         records.ALIVE.write(run.uri, records.Alive(time=1.0))
         records.START.write(run.uri, records.Start(uri="there", digest="0"))
@@ -70,7 +70,7 @@ def finished(config: Config) -> tuple[Data, Run]:
         source = Path(config.storage) / "models/tiny"
         model = model_folder.read(run.result.checkpoint)
         model_folder.write(source, "tiny", model.method, model.image_size, model.weights)
-        registration = {"name": "tiny", "version": 1, "aliases": [], "source": str(source), "decision": {}}
+        registration = records.Registration(name="tiny", version=1, aliases=[], source=str(source))
         records.REGISTRATION.write(run.uri, registration)
         tasks.summarize(config, run, evaluation, registration, tasks.report(config, data, run.uri))
     return data, run
@@ -193,7 +193,7 @@ def test_scores_are_made_again_and_a_damaged_checkpoint_sends_the_run_back(
     data, run = finished
     before = json.loads(storage.read_text(records.EVALUATION.uri(run.uri)))
     with _damaged(Path(records.EVALUATION.uri(run.uri)), "cut"):
-        assert tasks.evaluate(config, data, run)["metrics"] == before["metrics"]
+        assert tasks.evaluate(config, data, run).metrics == before["metrics"]
     weights = Path(run.result.checkpoint) / "networks.pt"
 
     class JobAsked(Exception):

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whoever is killed, and drives that do not answer."""
+"""Files that appear whole or not at all, whatever is killed, and drives that do not answer."""
 
 from __future__ import annotations
 

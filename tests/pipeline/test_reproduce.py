@@ -1,4 +1,4 @@
-"""A registered model rebuilt from its lineage: bit for bit the same, or told what is different."""
+"""A registered model rebuilt from its lineage: bit for bit the same, or the differences are named."""
 
 from __future__ import annotations
 
@@ -15,18 +15,16 @@ from agit_core.networks import build
 from pipeline import records, reproduce, storage, tasks
 from pipeline.config import Config
 from pipeline.config_reader import parse
-from pipeline.records import Data, Run
+from pipeline.records import Data, Evaluation, Run
 from pipeline.registry import lineage, models
 from pipeline.registry.registration import register
 from tests.pipeline import pictures
 from tests.pipeline.training import TINY, untrained
 
-EVALUATION: dict[str, Any] = {
-    "metrics": {"kid_target_a2b": 0.1, "kid_target_b2a": 0.1, "kid_mean": 0.1, "attention_coverage_a": 0.3},
-    "baseline": {"kid_target_a2b": 0.2, "kid_target_b2a": 0.2},
-    "champion": None,
-    "intervals": {},
-}
+EVALUATION = Evaluation(
+    metrics={"kid_target_a2b": 0.1, "kid_target_b2a": 0.1, "kid_mean": 0.1, "attention_coverage_a": 0.3},
+    baseline={"kid_target_a2b": 0.2, "kid_target_b2a": 0.2},
+)
 
 
 def _config(root: Path) -> Config:
@@ -90,15 +88,15 @@ def test_a_source_that_changed_is_refused_with_what_changed(root: Path, tmp_path
     try:
         with pytest.raises(BadInput) as caught:
             reproduce.reproduce("models:/tiny/1", config, str(tmp_path / "again"))
-        said = str(caught.value)
-        assert "1 removed" in said
-        assert "trainA/trainA-003.jpg" in said
-        assert "trainB/trainB-001.jpg -> trainA/trainB-001.jpg" in said
-        assert "--from-prepared" in said
+        sentence = str(caught.value)
+        assert "1 removed" in sentence
+        assert "trainA/trainA-003.jpg" in sentence
+        assert "trainB/trainB-001.jpg -> trainA/trainB-001.jpg" in sentence
+        assert "--from-prepared" in sentence
         origin = reproduce.Origin.of("models:/tiny/1", config)
         again = reproduce.settings(origin, str(tmp_path / "again"))
         prepared = reproduce.data(origin, again, from_prepared=True)
-        assert prepared.manifest["fingerprint"] == origin.lineage["data_fingerprint"]
+        assert prepared.manifest.fingerprint == origin.lineage["data_fingerprint"]
     finally:
         removed.write_bytes(kept)
         shutil.move(photos / "trainA" / moved.name, moved)
@@ -109,10 +107,10 @@ def test_other_code_and_libraries_are_told(root: Path) -> None:
     assert reproduce.differences(origin) == []
     told = dict(origin.lineage) | {"code": {"git_commit": "0123456789abcdef", "source_sha256": "y"}}
     told |= {"packages": {**told["packages"], "torch": "1.0"}, "machine": {"cpu_cores": 512}}
-    said = " ".join(reproduce.differences(reproduce.Origin(origin.uri, origin.model, told)))
-    assert "commit 0123456789" in said
-    assert "torch was 1.0" in said
-    assert "cpu cores was 512" in said
+    sentence = " ".join(reproduce.differences(reproduce.Origin(origin.uri, origin.model, told)))
+    assert "commit 0123456789" in sentence
+    assert "torch was 1.0" in sentence
+    assert "cpu cores was 512" in sentence
 
 
 def test_what_cannot_be_reproduced_is_told_in_one_sentence(root: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from pipeline import retrain, storage, tasks
 from pipeline.config import Config
 from pipeline.config_reader import load
-from pipeline.records import Data, Run
+from pipeline.records import Data, Manifest, Registration, Run
 from pipeline.registry import models
 from pipeline.retrain import Decision
 from tests.pipeline.command import tiny_config
@@ -42,7 +42,7 @@ def config_of(root: Path, source: Path, *more: str) -> Config:
     return load(str(root / "tiny.yaml"), [*settings, "register.gate.minimum_coverage=0", *more])
 
 
-def registered_as(config: Config, data: Data, run: Run) -> dict[str, object]:
+def registered_as(config: Config, data: Data, run: Run) -> Registration:
     """What follows a training."""
     return tasks.register(config, data, run, tasks.evaluate(config, data, run))
 
@@ -63,8 +63,8 @@ def first(small_inception: None, tmp_path_factory: pytest.TempPathFactory) -> Tr
     assert "no version" in decision.reason
     assert decision.config.train.start_from is None, "there is no champion to start from"
     registered = registered_as(decision.config, data, untrained(decision.config, data))
-    assert registered["aliases"] == ["challenger", "champion"]
-    return Trained(root, source, int(str(registered["version"])))
+    assert registered.aliases == ["challenger", "champion"]
+    return Trained(root, source, registered.version)
 
 
 @pytest.fixture
@@ -88,12 +88,12 @@ def test_settings_of_another_release_train(tmp_path: Path, monkeypatch: pytest.M
     storage.write_json(str(tmp_path / "model/model.json"), {"lineage": lineage})
     version = {"version": 3, "source": str(tmp_path / "model")}
     monkeypatch.setattr(models, "history", lambda _: {"versions": [version]})
-    decision = retrain.decide(config, Data("data/x", {"fingerprint": "f"}, True))
+    decision = retrain.decide(config, Data("data/x", Manifest(fingerprint="f"), True))
     assert (decision.train, decision.version) == (True, 3)
     assert decision.reason == "the settings of version 3 are from another release: trains"
     del tree["train"]["steps_per_night"]
     storage.write_json(str(tmp_path / "model/model.json"), {"lineage": lineage})
-    assert not retrain.decide(config, Data("data/x", {"fingerprint": "f"}, True)).train
+    assert not retrain.decide(config, Data("data/x", Manifest(fingerprint="f"), True)).train
 
 
 def test_nothing_changed_trains_nothing(first: Trained, source: Path) -> None:
@@ -122,8 +122,8 @@ def test_a_removed_image(first: Trained, source: Path) -> None:
     assert decision.reason == f"since version {first.version}: 1 removed: trains"
     assert decision.changes is not None
     assert decision.changes.removed == ["trainB/trainB-002.jpg"]
-    assert data.manifest["splits"]["trainB"]["rows"] == COUNTS["trainB"] - 1
-    assert data.manifest["kept"] >= sum(COUNTS.values()) - 2, "nothing is encoded again"
+    assert data.manifest.splits["trainB"].rows == COUNTS["trainB"] - 1
+    assert data.manifest.kept >= sum(COUNTS.values()) - 2, "nothing is encoded again"
     assert decision.config.train.start_from is None
 
 
@@ -134,9 +134,9 @@ def test_a_changed_label_of_domain(first: Trained, source: Path) -> None:
     assert decision.reason == f"since version {first.version}: 1 moved: trains"
     assert decision.changes is not None
     assert decision.changes.moved == ["trainA/trainA-001.jpg -> trainB/was-a.jpg"]
-    assert data.manifest["splits"]["trainA"]["rows"] == COUNTS["trainA"] - 1
-    assert data.manifest["splits"]["trainB"]["rows"] == COUNTS["trainB"] + 1
-    assert data.manifest["kept"] >= sum(COUNTS.values()) - 2, "only what moved is prepared"
+    assert data.manifest.splits["trainA"].rows == COUNTS["trainA"] - 1
+    assert data.manifest.splits["trainB"].rows == COUNTS["trainB"] + 1
+    assert data.manifest.kept >= sum(COUNTS.values()) - 2, "only what moved is prepared"
 
 
 def test_a_changed_picture_under_the_same_name(first: Trained, source: Path) -> None:
@@ -170,19 +170,19 @@ def test_ten_new_images_train_from_the_champion_and_a_model_that_is_not_better_i
     assert decision.train
     assert decision.reason == f"since version {first.version}: 10 added: trains"
     assert decision.plain()["changes"]["added"]["count"] == 10
-    assert data.manifest["kept"] >= sum(COUNTS.values()) - 1, "only the new ones are prepared"
+    assert data.manifest.kept >= sum(COUNTS.values()) - 1, "only the new ones are prepared"
     assert decision.config.train.start_from == champion
     assert night(config, "scratch")[1].config.train.start_from is None
 
     registered = registered_as(decision.config, data, tasks.train(decision.config, data))
-    assert registered["aliases"] == ["challenger"]
+    assert registered.aliases == ["challenger"]
     assert champion_of(config) == champion
-    reasons = registered["decision"]["reasons"]  # type: ignore[index]
+    reasons = registered.decision.reasons
     assert "is not better by more than 100" in reasons[0]
-    told = storage.read_json(storage.join(str(registered["source"]), "model.json"))
+    told = storage.read_json(storage.join(registered.source, "model.json"))
     assert told["lineage"]["config"]["train"]["start_from"] == champion
 
     # the newest version is what the next night compares with, promoted or not
     again = night(config)[1]
     assert not again.train
-    assert again.reason == f"nothing changed since version {registered['version']}: no training"
+    assert again.reason == f"nothing changed since version {registered.version}: no training"

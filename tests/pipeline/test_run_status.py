@@ -42,14 +42,14 @@ def test_lists_runs_last_active_first(tmp_path: Path) -> None:
     write_run(tmp_path, "live", "running", 1, images_per_s=12.5, eta_s=30, workers=2)
     (tmp_path / "runs" / "stray").mkdir()
     found = run_status.list_runs(str(tmp_path))
-    assert [(run["run_id"], run["state"]) for run in found] == [
+    assert [(run.run_id, run.state) for run in found] == [
         ("live", "running"),
         ("slow", "starting"),
         ("dead", "interrupted"),
         ("old", "failed"),
     ]
-    assert found[0]["images_per_s"] == 12.5
-    assert found[3]["message"] == "the disk is full"
+    assert found[0].images_per_s == 12.5
+    assert found[3].message == "the disk is full"
     live, slow_row, dead, old = run_status.rows(found)
     assert slow_row["last seen"] in {"5 s ago", "6 s ago"}
     assert (live["step"], live["images/s"], live["left"]) == ("40 of 100", "12.5", "0:30")
@@ -69,17 +69,17 @@ def test_no_runs(tmp_path: Path) -> None:
         run_status.status(str(tmp_path / "runs" / "x"))
 
 
-def test_status_tells_failures_and_recoveries(tmp_path: Path) -> None:
+def test_status_lists_failures_and_recoveries(tmp_path: Path) -> None:
     uri = write_run(tmp_path, "r", "running", 300, last_checkpoint_step=40)
     CheckpointStore(uri, keep=2).write(snapshot(40))
     events.record(uri, "started", step=0, workers=2)
     events.record(uri, "worker_failed", "a process of the training died" + " and more" * 100)
     events.record(uri, "resumed", step=30, redone=7, workers=2)
     status = run_status.status(uri)
-    assert status["state"] == "interrupted"
-    assert status["checkpoints"] == [40]
-    assert (status["failures"], status["steps_redone"], status["attempt"]) == (1, 7, 2)
-    assert [event["kind"] for event in status["events"]] == ["started", "worker_failed", "resumed"]
+    assert status.state == "interrupted"
+    assert status.checkpoints == [40]
+    assert (status.failures, status.steps_redone, status.attempt) == (1, 7, 2)
+    assert [event.kind for event in status.events] == ["started", "worker_failed", "resumed"]
     text = "\n".join(run_status.describe(status))
     assert "step 40 of 100 (40 %)" in text
     assert "checkpoints: step 40 (newest)" in text
@@ -113,21 +113,21 @@ def test_status_of_a_running_job_on_a_cluster(tmp_path: Path) -> None:
     ]
 
 
-def test_only_who_could_not_tell_is_told_of(tmp_path: Path) -> None:
+def test_an_interruption_is_recorded_for_a_process_that_could_not(tmp_path: Path) -> None:
     uri = str(tmp_path)
     events.record_interruption(uri)
     assert events.read(uri) == []
     events.record(uri, "started", step=0)
     events.record_interruption(uri)
     events.record_interruption(uri)
-    assert [event["kind"] for event in events.read(uri)] == ["started", "interrupted"]
+    assert [event.kind for event in events.read(uri)] == ["started", "interrupted"]
     events.record(uri, "resumed", step=0)
     events.record(uri, "failed", "the disk is full")
     events.record_interruption(uri)
-    assert events.read(uri)[-1]["kind"] == "failed"
+    assert events.read(uri)[-1].kind == "failed"
 
 
-def test_a_long_story_is_cut(tmp_path: Path) -> None:
+def test_a_long_event_log_is_cut(tmp_path: Path) -> None:
     uri = write_run(tmp_path, "r", "running", 1)
     for step in range(40):
         events.record(uri, "resumed", step=step)
@@ -140,17 +140,17 @@ def test_result_is_the_last_word(tmp_path: Path) -> None:
     uri = write_run(tmp_path, "r", "running", 300)
     storage.write_json(storage.join(uri, "result.json"), {"steps": 100, "checkpoint": ""})
     status = run_status.status(uri)
-    assert (status["state"], status["step"], status["last_checkpoint_step"]) == ("finished", 100, 100)
+    assert (status.state, status.step, status.last_checkpoint_step) == ("finished", 100, 100)
 
 
 def test_events_survive_an_outage(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
-    events.record(str(blocked), "started")  # a folder cannot be made below a file: told to nobody
+    events.record(str(blocked), "started")  # a folder cannot be made below a file
     assert events.read(str(tmp_path)) == []
 
 
-def test_a_diverged_run_is_told_of_as_json(tmp_path: Path) -> None:
+def test_a_diverged_run_is_listed_as_json(tmp_path: Path) -> None:
     """JSON has no number for what its losses are; one such run must not hide the others."""
     uri = write_run(tmp_path, "diverged", "running", 1)
     progress = storage.join(uri, "progress.json")

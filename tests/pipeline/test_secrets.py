@@ -37,7 +37,7 @@ SECRETS = (
 
 
 class Server(http.server.SimpleHTTPRequestHandler):
-    """Serves its folder, with a password where it is told one."""
+    """Serves its folder, with a password if it is given one."""
 
     password: str | None = None
 
@@ -118,7 +118,7 @@ def test_nothing_that_a_run_writes_or_prints_holds_a_secret(
     }
     config = configs.parse(tree)
     data = tasks.prepare(config)
-    assert data.manifest["source"].startswith("http://•••@127.0.0.1:"), "it really came from there"
+    assert data.manifest.source.startswith("http://•••@127.0.0.1:"), "it really came from there"
     specs.specify(config, data.uri)
     run = untrained(config, data)
     evaluation = tasks.evaluate(config, data, run)

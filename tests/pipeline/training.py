@@ -14,9 +14,10 @@ from agit_core.checkpoint import Snapshot
 from pipeline import storage, tasks
 from pipeline.config import Config
 from pipeline.config_reader import parse
+from pipeline.data.format import manifest
 from pipeline.data.prepare.stage import prepare
 from pipeline.launch import specs
-from pipeline.records import RESULT, Data, Result, Run
+from pipeline.records import RESULT, Data, Owner, Result, Run, Spec
 from pipeline.train import events as train_events
 
 TINY: dict[str, Any] = {
@@ -63,19 +64,13 @@ def prepared(root: str | Path) -> str:
     return prepare(tiny(root)).uri
 
 
-def spec_of(config: Config, data_uri: str) -> dict[str, Any]:
-    """What the job of this configuration is told."""
-    manifest = storage.read_json(storage.join(data_uri, "manifest.json"))
-    name = specs.run_id(config, manifest)
+def spec_of(config: Config, data_uri: str) -> Spec:
+    """Specification of this configuration's job."""
+    name = specs.run_id(config, manifest.read(data_uri))
     run_uri = storage.join(specs.absolute(config.storage), "runs", name)
-    return {
-        "run_id": name,
-        "run_uri": run_uri,
-        "data_uri": data_uri,
-        "config": config.plain(),
-        "attempt": 1,
-        "owner": {},
-    }
+    return Spec(
+        run_id=name, run_uri=run_uri, data_uri=data_uri, config=config.plain(), attempt=1, owner=Owner()
+    )
 
 
 def untrained(config: Config, data: Data) -> Run:
@@ -117,12 +112,12 @@ def differences(left: Any, right: Any, where: str = "") -> list[str]:
 
 def starts(run_uri: str) -> list[tuple[int, int]]:
     """(workers, nodes) of each start of a run."""
-    events = [e for e in train_events.read(run_uri) if e["kind"] in {"started", "resumed"}]
-    return [(event["workers"], event["nodes"]) for event in events]
+    events = [e for e in train_events.read(run_uri) if e.kind in {"started", "resumed"}]
+    return [(event.workers, event.nodes) for event in events]
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 600) -> Any:
-    """Polls until the condition holds and returns what it said."""
+    """Polls until the condition holds and returns its result."""
     until = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < until, f"waited {seconds:.0f} s for {what}"

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,6 +27,7 @@ from pipeline.data.prepare.parallel import cluster, on_cluster, ordered_map
 from pipeline.data.prepare.plan import PARTS, Done, ShardPlan
 from pipeline.data.prepare.previous import Earlier, Known
 from pipeline.data.sources.source import Entry, carried
+from pipeline.records import Shard
 
 ENTRIES_PER_TASK = 64
 ENTRIES_PER_WORKER = 128
@@ -128,7 +128,7 @@ def _read_anywhere(work: _Work) -> bool:
 
 
 def _write_shard(work: _Work) -> Done:
-    """A whole shard, without its plan, which whoever asked for it has."""
+    """Write a whole shard; return it without its entries, which the caller has."""
     with tempfile.TemporaryDirectory(prefix="agit-shards-") as folder:
         for entries in work.portions():
             work.add(Path(folder), encode(Task(entries, work.policy, True)))
@@ -164,8 +164,8 @@ def without(uri: str, claim: Claim, done: Done, dropped: dict[str, str], rows_pe
     )
 
 
-def _line(plan: ShardPlan, written: Written) -> dict[str, Any]:
-    return {"path": plan.path, "rows": written.rows, "bytes": written.bytes, "sha256": written.sha256}
+def _line(plan: ShardPlan, written: Written) -> Shard:
+    return Shard(path=plan.path, rows=written.rows, bytes=written.bytes, sha256=written.sha256)
 
 
 class _Work:
@@ -265,7 +265,7 @@ class _Work:
 
 def _write_note(uri: str, done: Done) -> None:
     note = {
-        "shard": done.shard,
+        "shard": done.shard.plain(),
         "masks": done.masks,
         "rejected": done.rejected,
         "notes": done.notes,
@@ -286,10 +286,11 @@ def _finished(uri: str, plans: list[ShardPlan]) -> dict[str, Done]:
         try:
             table = read_table(io.BytesIO(storage.read_bytes(storage.join(uri, plan.note))))
             note = json.loads((table.schema.metadata or {})[_META])
-            if storage.size(storage.join(uri, plan.path)) == note["shard"]["bytes"]:
+            shard = Shard.model_validate(note["shard"])
+            if storage.size(storage.join(uri, plan.path)) == shard.bytes:
                 done[plan.note] = Done(
                     plan,
-                    note["shard"],
+                    shard,
                     note["masks"],
                     note["rejected"],
                     note["notes"],

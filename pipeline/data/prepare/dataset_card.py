@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import yaml
+
+from pipeline.records import Manifest
 
 _SIZES = (
     (10**3, "n<1K"),
@@ -15,39 +15,37 @@ _SIZES = (
 )
 
 
-def dataset_card(manifest: dict[str, Any]) -> str:
+def dataset_card(manifest: Manifest) -> str:
     """Markdown with the metadata of the Hugging Face Hub: which files belong to which split, task, size.
 
     Without it a reader would take the indexes, which have other columns, for images. The text depends on the
     manifest's contents alone and names no source, which may be a private path.
     """
-    total = int(manifest["totals"]["images"])
+    total = manifest.totals["images"]
     metadata = {
-        "pretty_name": manifest["name"],
+        "pretty_name": manifest.name,
         "task_categories": ["image-to-image"],
         "tags": ["unpaired-image-to-image-translation"],
         "size_categories": [next((name for most, name in _SIZES if total < most), "n>10M")],
         "configs": [
             {
                 "config_name": "default",
-                "data_files": [
-                    {"split": split, "path": f"{split}/*.parquet"} for split in manifest["splits"]
-                ],
+                "data_files": [{"split": split, "path": f"{split}/*.parquet"} for split in manifest.splits],
             }
         ],
     }
-    domains = {domain.upper(): about["name"] for domain, about in manifest["domains"].items()}
+    domains = {domain.upper(): about.name for domain, about in manifest.domains.items()}
     rows = "\n".join(
-        f"| `{split}` | {domains[split[-1]]} | {about['rows']} | {about['masks']} |"
-        for split, about in manifest["splits"].items()
+        f"| `{split}` | {domains[split[-1]]} | {about.rows} | {about.masks} |"
+        for split, about in manifest.splits.items()
     )
     return f"""\
 ---
 {yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---
-# {manifest["name"]}
+# {manifest.name}
 
 Unpaired images of two domains, prepared for `agit`: {domains["A"]} (A) and {domains["B"]} (B). Training images are
-stored at {manifest["load_size"]} px, test images at {manifest["image_size"]} px.
+stored at {manifest.load_size} px, test images at {manifest.image_size} px.
 
 | split | domain | images | masks |
 |---|---|---|---|

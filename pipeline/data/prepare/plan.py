@@ -7,12 +7,12 @@ power of two: when a data set outgrows it, each shard is split in two.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
 from pipeline.data.prepare.decode import ImagePolicy
 from pipeline.data.sources.source import Entry
+from pipeline.records import Shard
 
 PARTS = ".parts"
 """Folder of the records of finished shards; it exists only while the data set is unfinished."""
@@ -44,7 +44,7 @@ class Done:
     entries reused from an earlier data set."""
 
     plan: ShardPlan
-    shard: dict[str, Any]
+    shard: Shard
     masks: int
     rejected: list[dict[str, str]]
     notes: list[dict[str, str]]

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +19,7 @@ from pipeline.data.format.shards import Row, read_rows
 from pipeline.data.prepare.duplicates import COPY_OF
 from pipeline.data.prepare.plan import Done, ShardPlan
 from pipeline.data.sources.source import Entry
+from pipeline.records import Manifest
 
 
 @dataclass
@@ -50,21 +50,21 @@ class Known:
 class Earlier:
     """The rows of a finished data set, found by name and contents."""
 
-    def __init__(self, uri: str, manifest: dict[str, Any]) -> None:
+    def __init__(self, uri: str, manifest: Manifest) -> None:
         self._uri = uri
         self._manifest = manifest
         self._index = cache(self._read_index)
 
-    def __reduce__(self) -> tuple[type[Earlier], tuple[str, dict[str, Any]]]:
+    def __reduce__(self) -> tuple[type[Earlier], tuple[str, Manifest]]:
         """On its way to a task, which reads the index itself."""
         return Earlier, (self._uri, self._manifest)
 
     def known(self, plan: ShardPlan) -> Known:
         """What the data set contains of a planned shard's entries."""
-        split = self._manifest["splits"].get(plan.split)
+        split = self._manifest.splits.get(plan.split)
         if split is None:
             return Known()
-        theirs = len(split["shards"])
+        theirs = len(split.shards)
         if theirs >= plan.count:
             each = theirs // plan.count
             shards = list(range(plan.number * each, (plan.number + 1) * each))
@@ -76,11 +76,11 @@ class Earlier:
             digests=dict(zip(names, digests, strict=True)),
             refused={
                 (item["name"], item["digest"]): item["reason"]
-                for item in split["quarantined"]
+                for item in split.quarantined
                 # retry unreadable files, which may be readable now; duplicates are searched again anyway
                 if item.get("digest") and not item["reason"].startswith(("cannot be read", COPY_OF))
             },
-            notes={item["name"]: item["reason"] for item in split["notes"]},
+            notes={item["name"]: item["reason"] for item in split.notes},
             shards=shards,
         )
         kept = [entry.name for entry in plan.entries if known.has(entry) is True]
@@ -91,12 +91,12 @@ class Earlier:
         """The reused rows, in the plan's order."""
         wanted = {entry.name for entry in plan.entries if known.has(entry) is True}
         for number in known.shards:
-            shard = self._manifest["splits"][plan.split]["shards"][number]
+            shard = self._manifest.splits[plan.split].shards[number]
             path = folder / f"earlier-{plan.split}-{number:05d}.parquet"
             with _whole(self._uri):
-                storage.download_file(storage.join(self._uri, shard["path"]), path)
-            if storage.sha256(path) != shard["sha256"]:
-                raise DamagedEarlier(storage.join(self._uri, shard["path"]))
+                storage.download_file(storage.join(self._uri, shard.path), path)
+            if storage.sha256(path) != shard.sha256:
+                raise DamagedEarlier(storage.join(self._uri, shard.path))
             for row in read_rows(path, self._of(plan.split, [number])):
                 if row.name in wanted:
                     yield row
@@ -104,15 +104,15 @@ class Earlier:
 
     def copied(self, plan: ShardPlan, known: Known, target: str) -> Done:
         """Copy a whole shard to ``target`` and describe it."""
-        split = self._manifest["splits"][plan.split]
-        shard = split["shards"][plan.number]
-        where = storage.join(self._uri, shard["path"])
+        split = self._manifest.splits[plan.split]
+        shard = split.shards[plan.number]
+        where = storage.join(self._uri, shard.path)
         with _whole(self._uri):
             # an object store verifies its objects itself, and hashing would require a download
             if storage.is_remote(where):
-                right = storage.size(where) == shard["bytes"]
+                right = storage.size(where) == shard.bytes
             else:
-                right = storage.sha256(storage.local_path(where)) == shard["sha256"]
+                right = storage.sha256(storage.local_path(where)) == shard.sha256
             if not right:
                 raise DamagedEarlier(where)
             storage.copy(where, target)

@@ -33,6 +33,7 @@ from pipeline.data.prepare.plan import PARTS, Done, plan_shards
 from pipeline.data.prepare.previous import DamagedEarlier, Earlier
 from pipeline.data.sources.opening import open_source
 from pipeline.data.sources.source import SPLITS, Progress, Source
+from pipeline.records import Duplicates, Manifest, NamedDomain, Shard, Split
 from pipeline.redact import redact
 
 _SHAPING = (
@@ -55,7 +56,7 @@ class Prepared:
     """Prepared data and its manifest; ``reused``: whether it already existed."""
 
     uri: str
-    manifest: dict[str, Any]
+    manifest: Manifest
     reused: bool
 
 
@@ -122,9 +123,7 @@ def shaping(config: DataConfig) -> dict[str, Any]:
     return {**values, "format": manifest.FORMAT, "images": VERSION}
 
 
-def _make(
-    config: Config, key: str, uri: str, claim: Claim, source: Source, report: Progress
-) -> dict[str, Any]:
+def _make(config: Config, key: str, uri: str, claim: Claim, source: Source, report: Progress) -> Manifest:
     settings = shaping(config.data)
     policies = {split: _policy(config.data, split) for split in SPLITS}
     plans = [
@@ -160,25 +159,28 @@ def _make(
     if config.data.duplicates == "drop":
         done = _without_copies(uri, claim, done, names, copies, config.data.rows_per_group)
         _check_left(config.data, done, uri, claim)
-    made = {
-        "format": manifest.FORMAT,
-        "name": config.name,
-        "fingerprint": key,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "source": redact(source.description),
-        "image_size": config.data.image_size,
-        "load_size": config.data.load_size,
-        "domains": {domain: {"name": source.names[domain]} for domain in "ab"},
-        "splits": {
-            split: _split(uri, claim, split, [d for d in done if d.plan.split == split]) for split in SPLITS
-        },
-        **_described(names, copies, config.data.duplicates),
-        "left_out": _left_out(source),
-        "settings": settings,
-        "kept": sum(item.kept for item in done),
+    splits = {
+        split: _split(uri, claim, split, [d for d in done if d.plan.split == split]) for split in SPLITS
     }
-    made["totals"] = _totals(made["splits"])
-    made["checksum"] = manifest.checksum(made)
+    made = Manifest(
+        format=manifest.FORMAT,
+        name=config.name,
+        fingerprint=key,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        source=redact(source.description),
+        image_size=config.data.image_size,
+        load_size=config.data.load_size,
+        domains={domain: NamedDomain(name=source.names[domain]) for domain in "ab"},
+        splits=splits,
+        duplicates=_duplicates(names, copies, config.data.duplicates),
+        leaks=_leaks(names, copies.exact),
+        near_leaks=_leaks(names, copies.near),
+        left_out=_left_out(source),
+        settings=settings,
+        kept=sum(item.kept for item in done),
+        totals=_totals(splits),
+    )
+    made = made.but(checksum=manifest.checksum(made))
     storage.sweep(uri)
     with claim.putting():
         storage.write_text(storage.join(uri, manifest.CARD), dataset_card(made))
@@ -208,7 +210,7 @@ def _check_usable(config: DataConfig, done: list[Done], uri: str, claim: Claim) 
     """Refuse and remove a data set with an empty split or too many quarantined images."""
     rejected = [(item.plan.split, entry) for item in done for entry in item.rejected]
     total = sum(len(item.plan.entries) for item in done)
-    rows = {split: sum(d.shard["rows"] for d in done if d.plan.split == split) for split in SPLITS}
+    rows = {split: sum(d.shard.rows for d in done if d.plan.split == split) for split in SPLITS}
     empty = [split for split in SPLITS if not rows[split]]
     if not empty and len(rejected) <= config.maximum_quarantined * total:
         return
@@ -221,15 +223,15 @@ def _check_usable(config: DataConfig, done: list[Done], uri: str, claim: Claim) 
     raise _too_many(config, rejected, total)
 
 
-def _check_quarantined(config: DataConfig, made: dict[str, Any]) -> None:
+def _check_quarantined(config: DataConfig, made: Manifest) -> None:
     """Apply the current limit to a stored data set, which may have been made with a higher one; keep its files."""
     rejected = [
         (split, entry)
-        for split, told in made["splits"].items()
-        for entry in told["quarantined"]
+        for split, section in made.splits.items()
+        for entry in section.quarantined
         if not entry["reason"].startswith(duplicates.COPY_OF)
     ]
-    total = made["totals"]["files_in"]
+    total = made.totals["files_in"]
     if len(rejected) > config.maximum_quarantined * total:
         raise _too_many(config, rejected, total)
 
@@ -245,7 +247,7 @@ def _too_many(config: DataConfig, rejected: list[tuple[str, dict[str, str]]], to
 def _check_left(config: DataConfig, done: list[Done], uri: str, claim: Claim) -> None:
     """Refuse and remove a data set with a split in which all images are duplicates of other splits' images."""
     for split in SPLITS:
-        if not any(item.shard["rows"] for item in done if item.plan.split == split):
+        if not any(item.shard.rows for item in done if item.plan.split == split):
             with claim.putting():
                 storage.remove(uri)
             raise BadInput(
@@ -271,25 +273,20 @@ class _Names:
         return split, self._column[row].as_py()
 
 
-def _described(names: _Names, copies: duplicates.Duplicates, policy: str) -> dict[str, Any]:
-    """The manifest's sections on duplicates and leaks; leaks are (training, test) pairs of exact or near duplicates."""
+def _duplicates(names: _Names, copies: duplicates.Duplicates, policy: str) -> Duplicates:
 
     def shown(groups: list[list[int]]) -> list[list[str]]:
         return [["/".join(names[row]) for row in group] for group in groups[:_MOST_GROUPS]]
 
-    return {
-        "duplicates": {
-            "policy": policy,
-            "groups": shown(copies.exact),
-            "exact_groups": len(copies.exact),
-            "near": shown(copies.near),
-            "near_groups": len(copies.near),
-            "near_bits": duplicates.NEAR_BITS,
-            "skipped_bands": copies.crowded,
-        },
-        "leaks": _leaks(names, copies.exact),
-        "near_leaks": _leaks(names, copies.near),
-    }
+    return Duplicates(
+        policy=policy,
+        groups=shown(copies.exact),
+        exact_groups=len(copies.exact),
+        near=shown(copies.near),
+        near_groups=len(copies.near),
+        near_bits=duplicates.NEAR_BITS,
+        skipped_bands=copies.crowded,
+    )
 
 
 def _leaks(names: _Names, groups: list[list[int]]) -> list[list[str]]:
@@ -319,40 +316,40 @@ def _without_copies(
     return [without(uri, claim, item, dropped.get(item.plan.split, {}), rows_per_group) for item in done]
 
 
-def _split(uri: str, claim: Claim, split: str, done: list[Done]) -> dict[str, Any]:
+def _split(uri: str, claim: Claim, split: str, done: list[Done]) -> Split:
     """Write a split's index and return the split's section of the manifest."""
     path = f"index/{split}.parquet"
     buffer = io.BytesIO()
     pq.write_table(pa.concat_tables([item.index for item in done]), buffer)
     with claim.putting():
         storage.write_bytes(storage.join(uri, path), buffer.getvalue())
-    return {
-        "rows": sum(item.shard["rows"] for item in done),
-        "files_in": sum(len(item.plan.entries) for item in done),
-        "quarantined": _by_name(entry for item in done for entry in item.rejected),
-        "notes": _by_name(note for item in done for note in item.notes),
-        "masks": sum(item.masks for item in done),
-        "shards": [item.shard for item in done],
-        "index": {
-            "path": path,
-            "bytes": buffer.getbuffer().nbytes,
-            "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
-        },
-    }
+    return Split(
+        rows=sum(item.shard.rows for item in done),
+        files_in=sum(len(item.plan.entries) for item in done),
+        quarantined=_by_name(entry for item in done for entry in item.rejected),
+        notes=_by_name(note for item in done for note in item.notes),
+        masks=sum(item.masks for item in done),
+        shards=[item.shard for item in done],
+        index=Shard(
+            path=path,
+            bytes=buffer.getbuffer().nbytes,
+            sha256=hashlib.sha256(buffer.getvalue()).hexdigest(),
+        ),
+    )
 
 
 def _by_name(entries: Iterable[dict[str, str]]) -> list[dict[str, str]]:
     return sorted(entries, key=lambda entry: entry["name"])
 
 
-def _totals(splits: dict[str, dict[str, Any]]) -> dict[str, int]:
+def _totals(splits: dict[str, Split]) -> dict[str, int]:
     return {
-        "files_in": sum(split["files_in"] for split in splits.values()),
-        "images": sum(split["rows"] for split in splits.values()),
-        "quarantined": sum(len(split["quarantined"]) for split in splits.values()),
-        "masks": sum(split["masks"] for split in splits.values()),
-        "shards": sum(len(split["shards"]) for split in splits.values()),
-        "bytes": sum(shard["bytes"] for split in splits.values() for shard in split["shards"]),
+        "files_in": sum(split.files_in or 0 for split in splits.values()),
+        "images": sum(split.rows for split in splits.values()),
+        "quarantined": sum(len(split.quarantined) for split in splits.values()),
+        "masks": sum(split.masks for split in splits.values()),
+        "shards": sum(len(split.shards) for split in splits.values()),
+        "bytes": sum(shard.bytes for split in splits.values() for shard in split.shards),
     }
 
 
@@ -373,8 +370,8 @@ def _earlier(config: Config, settings: dict[str, Any], key: str) -> Earlier | No
             made = manifest.find(folder)
         except BadInput:
             continue
-        if made is not None and made["settings"] == settings:
-            candidates.append((made["created"], folder, made))
+        if made is not None and made.settings == settings:
+            candidates.append((made.created, folder, made))
     if not candidates:
         return None
     _, folder, made = max(candidates, key=lambda item: item[:2])

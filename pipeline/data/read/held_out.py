@@ -12,6 +12,7 @@ from agit_core.sampling import Domain
 from agit_core.scores.distances import MINIMUM
 from pipeline.config import Config
 from pipeline.data.format import manifest
+from pipeline.records import Manifest
 
 LARGEST_SHARE = 0.2
 """Largest share of a domain's training images that is held out."""
@@ -31,7 +32,7 @@ class Rows:
     held: list[int]
 
 
-def rows(config: Config, data_uri: str, described: dict[str, Any]) -> dict[Domain, Rows] | None:
+def rows(config: Config, data_uri: str, described: Manifest) -> dict[Domain, Rows] | None:
     """Divide the rows of ``trainA`` and ``trainB`` into trained and held-out ones; None if none are held out.
 
     The images with the lowest SHA-256 are held out, so the selection is stable when images are renamed or moved and
@@ -43,9 +44,7 @@ def rows(config: Config, data_uri: str, described: dict[str, Any]) -> dict[Domai
         described: the manifest.
     """
     counts = {
-        domain: min(
-            config.validation.images, int(LARGEST_SHARE * described["splits"][f"train{domain}"]["rows"])
-        )
+        domain: min(config.validation.images, int(LARGEST_SHARE * described.splits[f"train{domain}"].rows))
         for domain in "AB"
     }
     if min(counts.values()) < MINIMUM:
@@ -70,20 +69,20 @@ def rows(config: Config, data_uri: str, described: dict[str, Any]) -> dict[Domai
     return found
 
 
-def too_few(config: Config, described: dict[str, Any]) -> str:
+def too_few(config: Config, described: Manifest) -> str:
     """One sentence on why :func:`rows` holds nothing out."""
-    counts = " and ".join(str(described["splits"][f"train{domain}"]["rows"]) for domain in "AB")
+    counts = " and ".join(str(described.splits[f"train{domain}"].rows) for domain in "AB")
     return (
         f"checkpoints are not scored: of {counts} training images at most {LARGEST_SHARE:.0%} are held out, fewer than "
         f"the {MINIMUM} that scores need; add images or set validation.every=null"
     )
 
 
-def _pictures(data_uri: str, described: dict[str, Any]) -> dict[str, np.ndarray]:
+def _pictures(data_uri: str, described: Manifest) -> dict[str, np.ndarray]:
     """A group number for each row of each split, equal for duplicates, in the order of SHA-256."""
     from pipeline.data.prepare.duplicates import fixed_bytes  # with SciPy, which only this needs
 
-    near = (described.get("duplicates") or {}).get("near") or []
+    near = described.duplicates.near
     columns = ["source_sha256", *(["name"] if near else [])]
     tables = {name: manifest.read_index(data_uri, described, name, columns) for name in _SPLITS}
     # no Python object per row: a set may have ten million

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,29 +14,29 @@ from PIL import Image
 from pipeline.data.format import manifest as manifests
 from pipeline.data.read.card import card as data_card
 from pipeline.data.read.reader import ShardImages
+from pipeline.records import Manifest
 
 _MOST_GROUPS = 24
 _MOST_IN_GROUP = 6
 _THUMBNAIL = 144
 
 
-def page(uri: str, manifest: dict[str, Any], samples: int) -> str:
+def page(uri: str, manifest: Manifest, samples: int) -> str:
     """Render the page, with all pictures embedded."""
-    names = (manifest["domains"]["a"]["name"], manifest["domains"]["b"]["name"])
-    card = data_card(manifest, names)
+    card = data_card(manifest, manifest.domain_names())
     environment = Environment(loader=PackageLoader("pipeline"), autoescape=True)
-    splits = {split: _Split(uri, manifest, split) for split in sorted(manifest["splits"], key=_order)}
+    splits = {split: _Split(uri, manifest, split) for split in sorted(manifest.splits, key=_order)}
     try:
-        copies = manifest["duplicates"]
+        copies = manifest.duplicates
         pictured = [
-            ("Leaks: test images that are also training images", manifest["leaks"]),
-            ("Leaks that look the same", manifest["near_leaks"]),
-            ("Equal files", copies["groups"]),
-            ("Near copies", copies["near"]),
+            ("Leaks: test images that are also training images", manifest.leaks),
+            ("Leaks that look the same", manifest.near_leaks),
+            ("Equal files", copies.groups),
+            ("Near copies", copies.near),
         ]
         return environment.get_template("data.html.j2").render(
             css=environment.loader.get_source(environment, "report.css")[0],  # type: ignore[union-attr]
-            name=manifest["name"],
+            name=manifest.name,
             uri=uri,
             card=card,
             tiles=_tiles(manifest),
@@ -57,19 +56,19 @@ def _order(split: str) -> tuple[bool, str]:
     return not split.startswith("train"), split
 
 
-def _tiles(manifest: dict[str, Any]) -> list[tuple[str, str, str]]:
-    totals, copies = manifest["totals"], manifest["duplicates"]
-    policy = "one of each kept" if copies["policy"] == "drop" else "reported, all kept"
+def _tiles(manifest: Manifest) -> list[tuple[str, str, str]]:
+    totals, copies = manifest.totals, manifest.duplicates
+    policy = "one of each kept" if copies.policy == "drop" else "reported, all kept"
     return [
         ("images", f"{totals['images']:,}", f"of {totals['files_in']:,} files"),
         ("shards", f"{totals['shards']:,}", f"{totals['bytes'] / 2**20:,.1f} MiB"),
         ("masks", f"{totals['masks']:,}", "carried along"),
         (
             "duplicate groups",
-            f"{copies['exact_groups']:,}",
-            f"{policy}; {copies['near_groups']:,} near copies",
+            f"{copies.exact_groups:,}",
+            f"{policy}; {copies.near_groups:,} near copies",
         ),
-        ("leaks", f"{len(manifest['leaks']):,}", f"and {len(manifest['near_leaks']):,} that look the same"),
+        ("leaks", f"{len(manifest.leaks):,}", f"and {len(manifest.near_leaks):,} that look the same"),
         ("quarantined", f"{totals['quarantined']:,}", "with reasons below"),
     ]
 
@@ -77,7 +76,7 @@ def _tiles(manifest: dict[str, Any]) -> list[tuple[str, str, str]]:
 class _Split:
     """A split's images by name, as thumbnails."""
 
-    def __init__(self, uri: str, manifest: dict[str, Any], split: str) -> None:
+    def __init__(self, uri: str, manifest: Manifest, split: str) -> None:
         self.images = ShardImages(uri, split, Path(), 0)
         index = manifests.read_index(uri, manifest, split, ["name", "source_width", "source_height"])
         self._names: pa.ChunkedArray = index["name"]

@@ -49,7 +49,7 @@ class ShardImages:
         self._uri = data_uri
         described = manifest.read(data_uri)
         manifest.check(data_uri, described)
-        self._shards = manifest.split_of(data_uri, described, split)["shards"]
+        self._shards = manifest.split_of(data_uri, described, split).shards
         index = manifest.read_index(data_uri, described, split, _COLUMNS)
         self._shard, self._image_at, self._image_bytes, self._mask_at, self._mask_bytes = (
             # np.asarray would load pandas, which takes each process a second or two
@@ -65,7 +65,7 @@ class ShardImages:
         self._cache = ShardCache(cache_dir, cache_bytes) if remote else None
         self._blocks = Blocks(self._fetch, block) if remote else None
         if self._cache is not None:
-            self._cache.want([(self._where(n), s["sha256"], s["bytes"]) for n, s in enumerate(self._shards)])
+            self._cache.want([(self._where(n), s.sha256, s.bytes) for n, s in enumerate(self._shards)])
 
     def __len__(self) -> int:
         return len(self._shard)
@@ -121,7 +121,7 @@ class ShardImages:
             self._maps = {}
 
     def _where(self, number: int) -> str:
-        return storage.join(self._uri, self._shards[number]["path"])
+        return storage.join(self._uri, self._shards[number].path)
 
     def _bytes(self, index: int, offset: int, length: int) -> bytes:
         number = int(self._shard[index])
@@ -197,7 +197,7 @@ class ShardImages:
         Raises:
             BadInput: the shard itself is damaged.
         """
-        sha256, seen = self._shards[number]["sha256"], path.stat()
+        sha256, seen = self._shards[number].sha256, path.stat()
         # a cached copy is touched whenever it is used
         known = (path, 0 if self._cache else seen.st_mtime_ns, seen.st_size, sha256)
         if known in _CHECKED:

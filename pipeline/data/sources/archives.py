@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, Self
+from typing import IO
 
 from agit_core.errors import BadInput
 from pipeline import storage
@@ -26,16 +26,9 @@ from pipeline.data.litter import is_litter
 from pipeline.data.sources import download
 from pipeline.data.sources.folders import beside, open_folder
 from pipeline.data.sources.source import Source
+from pipeline.data.sources.tar_headers import TarHeaders
 
-_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_ABOUT_THE_NEXT = {
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-}
-_LONGEST_HEADER = 1 << 20
+_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz")
 _LINK = "a symbolic link, which is not followed out of an archive"
 _LONGEST_NAME = 255
 _ENCRYPTED = 1
@@ -73,7 +66,11 @@ def open_archive(uri: str, masks: str | None, test_fraction: float, downloads: P
         try:
             source = open_folder(inner, masks, test_fraction, inside)
         except BadInput as error:  # name the archive instead of the temporary folder
-            raise BadInput(str(error).replace(inner, uri)) from None
+            text = str(error).replace(inner, uri)
+            if unpacked.damage:
+                part, why = unpacked.damage[0]
+                text = f"{uri} is damaged ({part} {why}), and what can be read of it is no data set: {text}"
+            raise BadInput(text) from None
         source.description = uri
         source.left_out += [*unpacked.left_out, *beside(str(root), [inner])]
         source.left_out += [
@@ -93,11 +90,13 @@ class Unpacked:
         left_out: names and reasons of members that are not files, or were replaced by later ones of the same name.
         lost: target paths and reasons of members that are damaged, encrypted or cannot be stored.
         written: target paths of the unpacked members, with their names in the archive.
+        damage: names and reasons of the parts of a tar that cannot be read; also in ``left_out``.
     """
 
     left_out: list[tuple[str, str]] = field(default_factory=list)
     lost: dict[str, str] = field(default_factory=dict)
     written: dict[Path, str] = field(default_factory=dict)
+    damage: list[tuple[str, str]] = field(default_factory=list)
 
     def write(self, target: Path, name: str, source: IO[bytes], size: int | None) -> None:
         """Write one member, or record it as lost if its name is invalid on this file system.
@@ -107,7 +106,9 @@ class Unpacked:
             _Short: the member has fewer bytes than ``size``.
         """
         if target in self.written:
-            self.left_out.append((self.written[target], "a later member of the archive has the same name"))
+            self.left_out.append(
+                (self.written.pop(target), "a later member of the archive has the same name")
+            )
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("wb") as file:
@@ -161,9 +162,19 @@ def unpack(archive: Path, folder: Path, called: str) -> Unpacked:
         return _unpack_tar(archive, folder, called)
     except (*_DAMAGED, tarfile.TarError, OSError) as error:
         text = " ".join(str(error).split())
+        if isinstance(error, tarfile.ReadError) and _begins_as_zip(archive):
+            text = "the end, where a zip lists its contents, is missing"
+        elif text.startswith("file could not be opened"):  # tarfile lists every compression that it has tried
+            reasons = re.findall(r"ReadError\('(?!not an? )([^']*)", text)
+            text = reasons[0] if reasons else "unknown compression"
         raise BadInput(
             f"{called} cannot be unpacked ({text}); it is damaged or not a zip or tar file"
         ) from None
+
+
+def _begins_as_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\3\4"
 
 
 def _unpack_zip(archive: Path, folder: Path, called: str) -> Unpacked:
@@ -185,52 +196,56 @@ def _unpack_zip(archive: Path, folder: Path, called: str) -> Unpacked:
                     text = " ".join(str(error).split()) or type(error).__name__
                     unpacked.lose(target, text)
     if unpacked.lost and not unpacked.written:
+        if all(member.flag_bits & _ENCRYPTED for member in members):
+            raise BadInput(f"{called} is encrypted; unpack it with its password and give the folder")
         raise zipfile.BadZipFile(f"no member can be read: {next(iter(unpacked.lost.values()))}")
     return unpacked
 
 
 def _unpack_tar(archive: Path, folder: Path, called: str) -> Unpacked:
-    unpacked = Unpacked()
+    """Extract a tar up to where it is damaged, and name what follows; a damaged header costs its member alone."""
+    unpacked, headers = Unpacked(), TarHeaders()
     budget = max(_MAX_EXPANSION_FROM, archive.stat().st_size * _MAX_EXPANSION)
-    with tarfile.open(archive, tarinfo=_Member) as file:
-        for member in _regular(file):
-            budget -= member.size
-            if budget < 0:
-                raise BadInput(f"{called} would unpack to more than {_MAX_EXPANSION} times its size; refused")
-            target = _target(folder, member.name, called)
-            if not (member.isreg() or member.islnk()):
-                unpacked.left_out.append((member.name, _LINK if member.issym() else "a device or pipe"))
-                continue
-            try:
-                source = file.extractfile(member) if _reaches_file(file, member) else None
-            except KeyError:
-                source = None
-            if source is None:
-                unpacked.left_out.append((member.name, "a link to what the archive does not hold"))
-                continue
-            unpacked.write(target, member.name, source, member.size if member.isreg() else None)
-            budget -= target.stat().st_size if member.islnk() and target.is_file() else 0
-        # read to the end: the compression's checksum comes last
-        while file.fileobj is not None and file.fileobj.read(1 << 20):
-            pass
-    return unpacked
-
-
-class _Member(tarfile.TarInfo):
-    """TarInfo that reports damaged headers; ``tarfile`` itself treats any unreadable header as the archive's end."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+    # ignore_zeros: look for the next header after a damaged one, and read archives that were appended to another
+    with tarfile.open(archive, tarinfo=headers.member(), ignore_zeros=True) as file:
+        writing: Path | None = None
         try:
-            member = super().frombuf(buf, encoding, errors)
-        except tarfile.HeaderError as error:
-            if len(buf) == tarfile.BLOCKSIZE and not buf.strip(b"\0"):
+            for member in _regular(file):
+                budget -= member.size
+                if budget < 0:
+                    raise BadInput(
+                        f"{called} would unpack to more than {_MAX_EXPANSION} times its size; refused"
+                    )
+                target = _target(folder, member.name, called)
+                if not (member.isreg() or member.islnk()):
+                    unpacked.left_out.append((member.name, _LINK if member.issym() else "a device or pipe"))
+                    continue
+                try:
+                    source = file.extractfile(member) if _reaches_file(file, member) else None
+                except KeyError:
+                    source = None
+                if source is None:
+                    unpacked.left_out.append((member.name, "a link to what the archive does not hold"))
+                    continue
+                writing = target
+                unpacked.write(target, member.name, source, member.size if member.isreg() else None)
+                writing = None
+                budget -= target.stat().st_size if member.islnk() and target.is_file() else 0
+            # read to the end: the compression's checksum comes last
+            while file.fileobj is not None and file.fileobj.read(1 << 20):
+                pass
+        except (*_DAMAGED, tarfile.TarError, OSError) as error:
+            if not unpacked.written or getattr(error, "errno", None):
                 raise
-            raise tarfile.ReadError(str(error)) from None
-        # ``tarfile`` would read such a header into memory, whatever its size
-        if member.type in _ABOUT_THE_NEXT and member.size > _LONGEST_HEADER:
-            raise tarfile.ReadError(f"a name or header of {member.size} bytes")
-        return member
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if writing is not None:
+                unpacked.lose(writing, reason)
+            headers.damage.append(("the rest of the archive", f"cannot be read: {reason}"))
+    if headers.damage and not unpacked.written:
+        raise tarfile.ReadError(" ".join(headers.damage[0]))
+    unpacked.damage = headers.damage
+    unpacked.left_out += headers.damage
+    return unpacked
 
 
 def _regular(file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

@@ -14,8 +14,8 @@ from agit_core.errors import BadInput
 from pipeline import storage
 from pipeline.data.litter import SIDECAR, is_litter, is_sidecar
 from pipeline.data.sources import public
-from pipeline.data.sources.listing import File, count_files, listing
-from pipeline.data.sources.source import Entry, Source
+from pipeline.data.sources.listing import CIRCLE, File, count_files, listing
+from pipeline.data.sources.source import Entry, Source, Unreachable, distinct
 
 _HASHING = 4
 _FEWEST = 2
@@ -26,6 +26,8 @@ _MOST_COUNTED = 10_000
 _FEW = 8  # names to look up; each costs a request
 TEST = ("test", "testing", "val", "valid", "validation", "eval", "dev")
 TRAIN = ("train", "training")
+_JOINTS = ("", "_", "-", " ")
+"""Between split and domain, as in ``train_A``."""
 
 
 def open_folder(
@@ -61,7 +63,7 @@ def open_folder(
         found = ", ".join(sorted(map(storage.name, children))[:8]) or "nothing"
         raise BadInput(
             f"{uri} has no folder {lacking} (it holds {found}); "
-            "put the images of each domain into a folder of its own, such as trainA and trainB, "
+            "put the images of each domain into a separate folder, such as trainA and trainB, "
             "or give two folders as 'path/to/A,path/to/B'"
         )
     else:
@@ -72,7 +74,7 @@ def open_folder(
             if found_tests := [
                 place
                 for kind in TEST
-                for joint in ("", "_", "-")
+                for joint in _JOINTS
                 if (place := _one_of(children, f"{kind}{joint}{d}"))
             ]:
                 folders[f"test{d}"] = [*folders.get(f"test{d}", []), *found_tests]
@@ -146,7 +148,7 @@ def holds_domains(children: list[str]) -> bool:
 
 
 def _train_of(children: list[str], domain: str) -> str | None:
-    return _one_of(children, *(f"{before}{domain}" for before in ("train", "train_", "train-", "")))
+    return _one_of(children, *(f"train{joint}{domain}" for joint in _JOINTS), domain)
 
 
 def _one_of(children: list[str], *names: str) -> str | None:
@@ -167,8 +169,12 @@ def _one_of(children: list[str], *names: str) -> str | None:
 
 
 def _pair(children: list[str]) -> list[str]:
-    """The two folders other than ``masks``; empty if there are not exactly two, or one is a complete data set."""
-    named = [child for child in children if storage.name(child).lower() not in {"masks", *TRAIN, *TEST}]
+    """The two folders other than ``masks`` and test folders; empty if there are not exactly two, or one is a complete
+    data set."""
+    tests = {f"{kind}{joint}{d}" for kind in TEST for joint in _JOINTS for d in "ab"}
+    named = [
+        child for child in children if storage.name(child).lower() not in {"masks", *TRAIN, *TEST, *tests}
+    ]
     found = [child for child in named if storage.is_folder(child)] if len(named) <= _FEW else []
     sets = any(storage.is_folder(storage.join(child, "trainA")) for child in found)
     return sorted(found) if len(found) == 2 and not sets else []
@@ -221,15 +227,24 @@ def from_folders(
     every = [folder for places in folders.values() for folder in places]
     called = Counter(map(storage.name, every))
     masks = _Masks(mask_root, lost)
+    _refuse_shared(folders)
     for split, places in folders.items():
         splits[split] = []
         for folder in places:
             own = storage.name(folder)
-            # with several folders, the folder's name is part of the entry's name
-            before = f"{own}/" if len(places) > 1 else ""
-            files = listing(folder, lost)
-            left += [(f"{own}/{f.relative}", SIDECAR) for f in files if is_sidecar(f.relative)]
-            files = [file for file in files if not is_sidecar(file.relative)]
+            # with several folders, the folder's name is part of the entry's name: test/, val/; or test/cat/, val/cat/
+            if len(places) == 1:
+                before = ""
+            elif len({storage.name(place) for place in places}) == len(places):
+                before = f"{own}/"
+            else:
+                before = f"{storage.name(folder.rstrip('/').rpartition('/')[0])}/{own}/"
+            files = []
+            for file in listing(folder, lost):
+                if why := SIDECAR if is_sidecar(file.relative) else _circle(file):
+                    left.append((f"{own}/{file.relative}", why))
+                else:
+                    files.append(file)
             under = (
                 split,
                 split[-1],
@@ -244,9 +259,32 @@ def from_folders(
             "images, such as trainA and trainB (or A and B), under the images' names; correct or remove them"
         )
     left += [(f"{storage.name(str(mask_root))}/{name}", reason) for name, reason in masks.left()]
+    splits = {split: distinct(entries) for split, entries in splits.items()}
     source = Source(description, with_test(splits, test_fraction), remote=any(map(storage.is_remote, every)))
     source.left_out = left
     return source
+
+
+def _circle(file: File) -> str:
+    return CIRCLE if isinstance(file.readable, Unreachable) and file.readable.reason == CIRCLE else ""
+
+
+def _refuse_shared(folders: dict[str, list[str]]) -> None:
+    """Refuse folders that belong to both domains, or of which one lies in the other.
+
+    Raises:
+        BadInput: there are such folders.
+    """
+    a, b = ([_real(place) for split in folders if split[-1] == d for place in folders[split]] for d in "AB")
+    for one in a:
+        for other in b:
+            if f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/"):
+                shared = min(one, other, key=len)
+                raise BadInput(f"images of both domains lie in {shared}; give each domain its own folder")
+
+
+def _real(uri: str) -> str:
+    return uri.rstrip("/") if storage.is_remote(uri) else str(storage.local_path(uri).resolve())
 
 
 class _Masks:

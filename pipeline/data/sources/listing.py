@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -17,6 +18,8 @@ from pipeline import storage
 from pipeline.data.litter import in_litter, is_litter
 from pipeline.data.sources.source import LocalFile, Readable, StoredFile, Unreachable, check_regular
 
+CIRCLE = "a link back to a folder that it lies in"
+"""Reason why a link is not followed."""
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -60,7 +63,7 @@ def listing(uri: str, lost: Mapping[str, str] = _NOTHING) -> list[File]:
     root = storage.local_path(uri)
     files = [
         File(storage.as_text(Path(path).relative_to(root).as_posix()), _readable(path, reason))
-        for path, reason in _walk(str(root), ())
+        for path, reason in _walk(str(root), frozenset(_identities(root)))
     ]
     files += [
         File(storage.as_text(path[len(str(root)) + 1 :]), Unreachable(reason))
@@ -80,17 +83,32 @@ def _readable(path: str, reason: str | None) -> Readable:
     return Unreachable(reason) if reason else LocalFile(path)
 
 
-def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, str | None]]:
-    """Walk a folder, following links except those back to a folder ``above``; yields (path, None or the reason why it
-    cannot be read)."""
+def _identities(folder: Path) -> set[tuple[int, int]]:
+    """Device and inode of the folders around a folder, also around the one that it links to."""
+    found = set()
+    for path in {*folder.parents, *folder.resolve().parents}:
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            found.add((status.st_dev, status.st_ino))
+    return found
+
+
+def _walk(
+    folder: str, above: frozenset[tuple[int, int]], top: bool = True
+) -> Iterator[tuple[str, str | None]]:
+    """Walk a folder, following links except those to a folder ``above``; yields (path, None or the reason why it cannot
+    be read)."""
     try:
         status = os.stat(folder)
         here = (status.st_dev, status.st_ino)
-        inside = [] if here in above else [entry for entry in os.scandir(folder) if not is_litter(entry.name)]
+        if here in above:
+            yield folder, CIRCLE
+            return
+        inside = [entry for entry in os.scandir(folder) if not is_litter(entry.name)]
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
-        if not above:
+        if top:
             raise BadInput(
                 f"the folder {folder} cannot be read: {error.strerror}; correct its permissions"
             ) from None
@@ -99,7 +117,7 @@ def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str
     for entry in inside:
         try:
             if entry.is_dir():
-                yield from _walk(entry.path, (*above, here))
+                yield from _walk(entry.path, above | {here}, top=False)
                 continue
             check_regular(entry.path)
             yield entry.path, None

@@ -101,7 +101,9 @@ class SourceKind:
 
 
 def kind_of(text: str) -> SourceKind:
-    """The first kind in :data:`KINDS` that matches."""
+    """The first kind in :data:`KINDS` that matches; a folder is one whatever its suffix."""
+    if text != "builtin" and not storage.is_remote(text) and storage.local_path(text).is_dir():
+        return KINDS[-1]
     return next(kind for kind in KINDS if kind.matches(text))
 
 

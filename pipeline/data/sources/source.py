@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -16,6 +17,10 @@ from pipeline import storage
 Progress = Callable[[dict[str, Any]], None]
 """Receives progress events: ``done``, ``total``, ``message``; see :mod:`pipeline.progress`."""
 SPLITS = ("trainA", "trainB", "testA", "testB")
+
+
+LARGEST_FILE = 2 * 2**30
+"""Largest size of an image's file in bytes, which is held in memory; larger ones are refused unread."""
 
 
 class Readable(Protocol):
@@ -50,6 +55,9 @@ class LocalFile:
 
     def read(self) -> bytes:
         check_regular(self.path)
+        if (size := os.path.getsize(self.path)) > LARGEST_FILE:
+            limit = LARGEST_FILE / 2**30
+            raise OSError(errno.EFBIG, f"its size is {size / 2**30:.0f} GiB, the limit {limit:.0f} GiB")
         return Path(self.path).read_bytes()
 
     def known_md5(self) -> str | None:
@@ -157,6 +165,20 @@ class Entry:
     def key(self) -> bytes:
         """Hash that determines the entry's shard and position: pseudo-random but stable."""
         return hashlib.sha256(self.name.encode()).digest()
+
+
+def distinct(entries: list[Entry]) -> list[Entry]:
+    """The entries with numbers on repeated names: ``a.jpg``, ``a.jpg#2``."""
+    taken: dict[str, int] = {}
+    result = []
+    for entry in entries:
+        name = entry.name
+        while name in taken:
+            taken[entry.name] += 1
+            name = f"{entry.name}#{taken[entry.name]}"
+        taken[name] = 1
+        result.append(entry if name == entry.name else replace(entry, name=name))
+    return result
 
 
 @dataclass

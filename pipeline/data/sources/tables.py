@@ -20,7 +20,7 @@ from pipeline import storage
 from pipeline.data.sources import download
 from pipeline.data.sources.folders import with_test
 from pipeline.data.sources.listing import file_digest, remote_file
-from pipeline.data.sources.source import Entry, LocalFile, Progress, Readable, Source, Unreachable
+from pipeline.data.sources.source import Entry, LocalFile, Progress, Readable, Source, Unreachable, distinct
 from pipeline.redact import redact
 
 if TYPE_CHECKING:  # PyArrow takes a while to load, and most sources are no tables
@@ -111,7 +111,7 @@ def open_csv(
     be fetched are quarantined; timeouts are short, because long lists contain dead addresses.
 
     Args:
-        report: told now and then how many lines have been looked up.
+        report: called now and then with the number of lines that have been looked up.
 
     Raises:
         BadInput: there is no such file, it is not a table, or it lacks a column.
@@ -121,7 +121,14 @@ def open_csv(
     try:
         columns = [name.strip().lower() for name in table.fieldnames or []]
         table.fieldnames = columns
-        lines = [{k: (v or "").strip() for k, v in line.items() if isinstance(v, str)} for line in table]
+        lines, left = [], []
+        for line in table:
+            # of a line with more fields than the header, csv collects the rest under None
+            if any(map(str.strip, line.pop(None, []))):  # type: ignore[call-overload]
+                reason = "has more fields than the header; put texts that hold the delimiter into quotes"
+                left.append((f"line {table.line_num}", reason))
+            else:
+                lines.append({k: (v or "").strip() for k, v in line.items()})
     except csv.Error as error:
         raise BadInput(f"{uri} is not a table ({error} in line {table.line_num + 1})") from None
     if "image" not in columns or not set(_DOMAIN_COLUMNS) & set(columns):
@@ -137,6 +144,7 @@ def open_csv(
     remote = any(row.image.remote for row in rows)
     source = _source(uri, rows, test_fraction)
     source.remote = remote
+    source.left_out += left
     return source
 
 
@@ -169,14 +177,11 @@ def _source(description: str, rows: list[_Row], test_fraction: float) -> Source:
         raise BadInput(f"{description} must hold images of two domains, not {len(values)} ({shown})")
     letters = dict(zip(values, "AB", strict=True))
     splits: dict[str, list[Entry]] = {f"train{d}": [] for d in "AB"}
-    seen: dict[tuple[str, str], int] = {}
     for row in rows:
         split = ("test" if row.split.lower() in _TEST else "train") + letters[row.domain]
-        count = seen[split, row.name] = seen.get((split, row.name), 0) + 1
-        name = row.name if count == 1 else f"{row.name}#{count}"
-        splits.setdefault(split, []).append(Entry(name, row.image, row.mask, row.digest))
-    for entries in splits.values():
-        entries.sort(key=lambda entry: entry.name)
+        splits.setdefault(split, []).append(Entry(row.name, row.image, row.mask, row.digest))
+    for split, entries in splits.items():
+        splits[split] = sorted(distinct(entries), key=lambda entry: entry.name)
     source = Source(description, with_test(splits, test_fraction))
     if not set(values) <= {"A", "B", "a", "b", "0", "1"}:
         source.names = {letter.lower(): value for value, letter in letters.items()}
@@ -324,6 +329,8 @@ class _Files:
         if storage.is_remote(where):
             return remote_file(where)
         path = storage.local_path(where)
+        if "\\" in where and not path.exists():  # a list from Windows
+            path = storage.local_path(where.replace("\\", "/"))
         return LocalFile(str(path)), file_digest(path)
 
     def _fetched(self, address: str) -> tuple[Readable, str]:

@@ -40,7 +40,7 @@ def test_version_and_schema_are_printed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "sentence"),
     [
         (("config",), "give a CONFIG"),
         (("run", "demo", "--set", "train.max_stepss=3"), "did you mean 'max_steps'"),
@@ -54,11 +54,11 @@ def test_version_and_schema_are_printed(tmp_path: Path) -> None:
         (("train", "tiny.yaml", "--json"), "tiny.yaml"),
     ],
 )
-def test_a_wrong_call_is_told_in_one_line(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+def test_a_wrong_call_is_told_in_one_line(tmp_path: Path, arguments: tuple[str, ...], sentence: str) -> None:
     called = agit(*arguments, cwd=tmp_path)
     assert called.status == 2
     assert called.out == ""
-    assert said in called.last_line
+    assert sentence in called.last_line
     assert called.last_line.startswith("agit: ")
     assert "Traceback" not in called.err
 
@@ -128,7 +128,7 @@ def test_wrong_credentials_and_missing_buckets_are_told(tmp_path: Path, s3: S3Se
 
 
 def _executed(code: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command line of its own, in a process of its own."""
+    """A command line in a separate process."""
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
 
@@ -226,14 +226,14 @@ def unseen(json: output.Json = False):
 def other(): ...
 sys.exit(output.execute(app))
 """
-    for arguments, said in (
+    for arguments, sentence in (
         ((), "ZeroDivisionError: of all things"),
         (("--json",), "TypeError: keys must be"),
     ):
         done = _executed(code, tmp_path, "unseen", *arguments)
         assert done.returncode == 1
         assert len(done.stderr.splitlines()) == 1
-        assert said in done.stderr
+        assert sentence in done.stderr
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

@@ -5,41 +5,47 @@ from typing import Any
 
 import pytest
 
-from pipeline import config_reader, storage, tasks
+from pipeline import config_reader, tasks
 from pipeline.cli import scores
 from pipeline.metrics import table
-from pipeline.records import Data, Result, Run
+from pipeline.records import REGISTRATION, Data, Evaluation, Manifest, Registration, Result, Rival, Run
 from pipeline.registry import models
 from tests.pipeline.command import tiny_config
 
 
-def evaluation() -> dict[str, Any]:
+def evaluation() -> Evaluation:
     def against(verdict: str) -> dict[str, Any]:
         return {"difference": -0.1, "low": -0.2, "high": 0.0, "verdict": verdict}
 
-    return {
-        "metrics": {
-            "kid_target_a2b": 0.08,
-            "attention_iou_a": 0.5,
-            "attention_iou_b": None,
-            "kid_target": 0.1,
-        },
-        "baseline": {"kid_target_a2b": 0.2, "attention_iou_a": 0.0},
-        "champion": {"version": 3, "metrics": {"kid_target_a2b": 0.081, "attention_iou_a": 0.6}},
-        "intervals": {
-            "kid_target_a2b": {
-                "value": 0.08,
-                "low": 0.06,
-                "high": 0.1,
-                "do_nothing": against("better"),
-                "champion": against("noise"),
+    return Evaluation.model_validate(
+        {
+            "metrics": {
+                "kid_target_a2b": 0.08,
+                "attention_iou_a": 0.5,
+                "attention_iou_b": None,
+                "kid_target": 0.1,
             },
-            "attention_iou_a": {"value": 0.5, "low": 0.4, "high": 0.6, "champion": against("worse")},
-        },
-        "counts": {"test_a": 20, "test_b": 30},
-        "inception": {"name": "inception-2015", "sha256": "7ff4a85c3a6378f0"},
-        "protocol": {"warnings": ["only 20 images"]},
-    }
+            "baseline": {"kid_target_a2b": 0.2, "attention_iou_a": 0.0},
+            "champion": {"version": 3, "metrics": {"kid_target_a2b": 0.081, "attention_iou_a": 0.6}},
+            "intervals": {
+                "kid_target_a2b": {
+                    "value": 0.08,
+                    "low": 0.06,
+                    "high": 0.1,
+                    "do_nothing": against("better"),
+                    "champion": against("noise"),
+                },
+                "attention_iou_a": {"value": 0.5, "low": 0.4, "high": 0.6, "champion": against("worse")},
+            },
+            "counts": {"test_a": 20, "test_b": 30},
+            "inception": {"name": "inception-2015", "sha256": "7ff4a85c3a6378f0"},
+            "protocol": {"warnings": ["only 20 images"]},
+        }
+    )
+
+
+def _markdown(scored: Evaluation) -> str:
+    return table.markdown("Scores", scored.metrics, scored.counts, scored.inception)
 
 
 def test_every_figure_has_its_interval_and_its_rivals(capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,22 +65,22 @@ def test_every_figure_has_its_interval_and_its_rivals(capsys: pytest.CaptureFixt
     assert "20.00 better" in shown
     assert "test_a 20, test_b 30" in shown
     assert "features of inception-2015 (SHA-256 7ff4a85c3a63)" in shown
-    assert "features of inception-2015" in table.markdown("Scores", evaluation())
+    assert "features of inception-2015" in _markdown(evaluation())
     assert "only 20 images" in shown
-    assert {len(row) for row in scores.rows(evaluation() | {"champion": None})} == {4}
+    assert {len(row) for row in scores.rows(evaluation().but(champion=None))} == {4}
 
 
 def test_scores_are_made_again_for_another_champion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Made against nobody or version 1, they say nothing about version 2; unless that is this model."""
     settings = config_reader.load(str(tiny_config(tmp_path)), [f"storage={tmp_path}/agit"])
     run = Run("tiny-1", f"{tmp_path}/agit/runs/tiny-1", Result(checkpoint="x", steps=4))
-    data = Data("nowhere", {"fingerprint": "f"}, True)
+    data = Data("nowhere", Manifest(fingerprint="f"), True)
     made: list[str] = []
 
-    def stage(*_: Any) -> dict[str, Any]:
+    def stage(*_: Any) -> Evaluation:
         made.append("")
         champion = models.champion(settings)
-        return {"metrics": {}, "champion": champion and {"version": champion["version"]}}
+        return Evaluation(metrics={}, champion=Rival(version=champion["version"]) if champion else None)
 
     monkeypatch.setattr("pipeline.evaluate.scoring.evaluate", stage)
     monkeypatch.setattr("pipeline.train.damage.damage", lambda folder: None)
@@ -85,8 +91,5 @@ def test_scores_are_made_again_for_another_champion(tmp_path: Path, monkeypatch:
         return len(made)
 
     assert [evaluations_with(champion) for champion in (None, None, 1, 1, 2, 2)] == [1, 1, 2, 2, 3, 3]
-    storage.write_json(
-        storage.join(run.uri, "registration.json"),
-        {"name": "tiny", "version": 4, "source": "x", "aliases": []},
-    )
+    REGISTRATION.write(run.uri, Registration(name="tiny", version=4, source="x"))
     assert evaluations_with(4) == 3

@@ -21,7 +21,7 @@ from pipeline.records import RESULT, Data, Run
 from pipeline.registry import gate, tracking
 from pipeline.registry.registration import register
 from pipeline.report.build import build
-from tests.pipeline.evaluate import test_scoring as scoring
+from tests.pipeline.evaluate import tiny_models
 
 pytestmark = pytest.mark.usefixtures("small_inception")
 
@@ -49,11 +49,12 @@ def test_a_metric_added_by_one_entry_is_found_everywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = configs.parse(
-        scoring._tree(tmp_path) | {"register": {"tracking_uri": f"sqlite:///{tmp_path}/mlflow.db"}}
+        tiny_models.settings_tree(tmp_path)
+        | {"register": {"tracking_uri": f"sqlite:///{tmp_path}/mlflow.db"}}
     )
     prepared = prepare(settings)
     data = Data(prepared.uri, prepared.manifest, reused=True)
-    uri = scoring._run(settings, "tiny-new", networks.build(scoring.METHOD.networks, seed=1))
+    uri = tiny_models.write_run(settings, "tiny-new", networks.build(tiny_models.METHOD.networks, seed=1))
     run = Run("tiny-new", uri, RESULT.read(uri))  # type: ignore[arg-type]
     before = tasks.evaluate(settings, data, run)
     assert tasks.evaluate(settings, data, run) == before
@@ -61,28 +62,28 @@ def test_a_metric_added_by_one_entry_is_found_everywhere(
 
     # the run is scored already, and is scored again
     evaluation = tasks.evaluate(settings, data, run)
-    metrics, intervals = evaluation["metrics"], evaluation["intervals"]
+    metrics, intervals = evaluation.metrics, evaluation.intervals
     for name in ("contrast_a2b", "contrast_b2a", "means", "means_a2b", "means_b2a"):
         assert isinstance(metrics[name], float)
-        assert name not in before["metrics"]
+        assert name not in before.metrics
     assert 0 < metrics["contrast_a2b"] < 1
-    assert metrics["do_nothing_contrast_a2b"] == evaluation["baseline"]["contrast_a2b"] == 0.25
+    assert metrics["do_nothing_contrast_a2b"] == evaluation.baseline["contrast_a2b"] == 0.25
     assert metrics["do_nothing_means_a2b"] > 0
     assert metrics["means"] == pytest.approx((metrics["means_a2b"] + metrics["means_b2a"]) / 2)
     assert intervals["contrast_a2b"]["do_nothing"]["verdict"] in {"better", "worse", "noise"}
-    assert {key: metrics[key] for key in before["metrics"]} == before["metrics"]
+    assert {key: metrics[key] for key in before.metrics} == before.metrics
 
     registered = register(settings, uri, evaluation)
-    logged = tracking.client(tracking.tracking_uri(settings)).get_run(registered["mlflow"]["run_id"])
+    logged = tracking.client(tracking.tracking_uri(settings)).get_run(registered.mlflow.run_id)
     assert logged.data.metrics["contrast_b2a"] == metrics["contrast_b2a"]
     show._scores(metrics)
     scores.show(evaluation)
     shown = " ".join(capsys.readouterr().out.split())
     pages = {
         "report": storage.read_text(build(settings, uri, data.uri)),
-        "Prefect's table": table.markdown("Scores", evaluation),
+        "Prefect's table": table.markdown("Scores", metrics, evaluation.counts, evaluation.inception),
         "command line": shown,
-        "model card": storage.read_text(storage.join(registered["source"], "README.md")),
+        "model card": storage.read_text(storage.join(registered.source, "README.md")),
     }
     for metric in (CONTRAST, MEANS):
         for where, text in pages.items():

@@ -99,7 +99,7 @@ def test_webm_and_avi_are_written_too(tmp_path: Path, model: str) -> None:
         done = translate(str(source), str(tmp_path / f"zebra{suffix}"), model)
         assert done["translated"] == FRAMES
         assert len(frames(tmp_path / f"zebra{suffix}")) >= FRAMES
-        # webm takes no AAC, which is said
+        # webm takes no AAC, which is noted
         assert [("sound" in note) for note in done["notes"]] == ([True] if suffix == ".webm" else [])
 
 

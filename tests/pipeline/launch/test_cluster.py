@@ -78,12 +78,12 @@ def test_one_job_through_killed_and_cancelled_flows(
 
     def step() -> int:
         try:
-            return int(storage.read_json(storage.join(spec["run_uri"], "progress.json"))["step"])
+            return int(storage.read_json(storage.join(spec.run_uri, "progress.json"))["step"])
         except FileNotFoundError:
             return 0
 
     def job(attempt: int) -> JobStatus:
-        return client.get_job_status(f"{spec['run_id']}-{attempt}")
+        return client.get_job_status(f"{spec.run_id}-{attempt}")
 
     first = start_follower(config, data, tmp_path / "config.json")
     wait_for(lambda: step() > 0 or first.poll() is not None, "the first step")
@@ -96,9 +96,9 @@ def test_one_job_through_killed_and_cancelled_flows(
     second = start_follower(config, data, tmp_path / "config.json")
     log = tmp_path / "config.log"
     wait_for(
-        lambda: f"attached to the running job {spec['run_id']}-1" in log.read_text(), "the second to attach"
+        lambda: f"attached to the running job {spec.run_id}-1" in log.read_text(), "the second to attach"
     )
-    assert [info.submission_id for info in client.list_jobs()] == [f"{spec['run_id']}-1"]
+    assert [info.submission_id for info in client.list_jobs()] == [f"{spec.run_id}-1"]
     wait_for(lambda: step() > 40, "some steps")
     second.send_signal(signal.SIGTERM)
     assert second.wait(300) == 128 + signal.SIGTERM
@@ -109,7 +109,7 @@ def test_one_job_through_killed_and_cancelled_flows(
     stopped_at = step()
     assert stopped_at < 1500
 
-    # and again: the next attempt of the same run goes on from its checkpoint
+    # and again: the next attempt of the same run resumes from its checkpoint
     seen: list[dict[str, Any]] = []
     reached = threading.Event()
 
@@ -123,8 +123,8 @@ def test_one_job_through_killed_and_cancelled_flows(
         follow.train(config, data, watch)
     assert reached.is_set()
     assert job(2) == JobStatus.STOPPED
-    resumed = [event for event in events.read(spec["run_uri"]) if event["kind"] == "resumed"]
-    assert resumed[-1]["step"] >= 20
+    resumed = [event for event in events.read(spec.run_uri) if event.kind == "resumed"]
+    assert resumed[-1].step >= 20
 
 
 @pytest.mark.long
@@ -132,7 +132,7 @@ def test_prometheus_sees_a_training(head: tuple[Any, str], data: str, tmp_path: 
     """Under the names that the alerts and the dashboard ask for."""
     exporter = f"http://127.0.0.1:{head[0].head_node.metrics_export_port}/metrics"
     config = on_cluster(head[1], tmp_path, max_steps=100_000, checkpoint_every=20)
-    name = spec_of(config, data)["run_id"]
+    name = spec_of(config, data).run_id
     wanted = {f"ray_agit_{figure}" for figure in (*prometheus.GAUGES, *prometheus.LABELLED)}
     seen: dict[str, str] = {}
 
@@ -310,7 +310,7 @@ def test_a_cancelled_prefect_run_takes_its_job_with_it(
         f"/deployments/{deployment}/create_flow_run", parameters={"config": str(tmp_path / "tiny.yaml")}
     )["id"]
     client = JobSubmissionClient(address)
-    name = spec_of(config, data)["run_id"]
+    name = spec_of(config, data).run_id
     uri = storage.join(str(tmp_path), "runs", name, "progress.json")
 
     def logged(text: str) -> bool:
@@ -360,4 +360,4 @@ def test_of_two_submissions_at_the_same_instant_one_is_joined_by_the_other(
         results = list(pool.map(lambda _: follow.train(config, data), range(2)))
     assert [run.result.steps for run in results] == [4, 4]
     submitted = [job.submission_id for job in cluster._Client(address).list_jobs()]
-    assert [name for name in submitted if name.startswith(spec["run_id"])] == [f"{spec['run_id']}-1"]
+    assert [name for name in submitted if name.startswith(spec.run_id)] == [f"{spec.run_id}-1"]

@@ -21,13 +21,14 @@ from pipeline import storage
 from pipeline.config import Config
 from pipeline.config_reader import load, parse
 from pipeline.launch import follow, local, specs
+from pipeline.records import Manifest, Owner, Spec
 from pipeline.train import events
 from pipeline.train.checkpoints import CheckpointStore
 from tests import doors
 from tests.chaos import processes
 from tests.pipeline.training import TINY, prepared, spec_of, tiny, wait_for
 
-MANIFEST = {"fingerprint": "0123456789ab"}
+MANIFEST = Manifest(fingerprint="0123456789ab")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ class TestRunId:
         tree: dict[str, Any] = {**TINY, "storage": "x"}
         for section, values in changes.items():
             tree[section] = tree[section] | values if isinstance(values, dict) else values
-        return specs.run_id(parse(tree), {"fingerprint": fingerprint})
+        return specs.run_id(parse(tree), Manifest(fingerprint=fingerprint))
 
     def test_begins_with_the_data_sets_name(self) -> None:
         assert self.name().startswith("tiny-")
@@ -154,13 +155,13 @@ def start_follower(config: Config, data: str, file: Path) -> subprocess.Popen[by
 
 
 def test_a_folder_that_no_job_made_is_not_removed(tmp_path: Path) -> None:
-    """Its name stands in the run's specification, which whoever may write to the storage can change."""
+    """Its name stands in the run's specification, which everybody who can write to the storage can change."""
     for precious in (tmp_path / "agit-precious", tmp_path):
         precious.mkdir(exist_ok=True)
-        local.clear({"folder": str(precious), "token": "nobody's"})
+        local.clear(Owner(folder=str(precious), token="nobody's"))
         assert precious.is_dir()
     made = Path(tempfile.mkdtemp(prefix="agit-", dir="/tmp"))
-    local.clear({"folder": str(made), "token": "nobody's"})
+    local.clear(Owner(folder=str(made), token="nobody's"))
     assert not made.exists()
 
 
@@ -172,7 +173,7 @@ def test_a_package_of_the_users_called_as_ours_is_not_run(
         for name in ("__init__", "redact", "pipeline"):
             (folder / f"{name}.py").write_text("raise SystemExit(3)")
     monkeypatch.chdir(tmp_path)
-    job = local.LocalJob.start({"run_uri": str(tmp_path / "run"), "job": "pipeline.redact"}, 1)
+    job = local.LocalJob.start(Spec(run_id="run", run_uri=str(tmp_path / "run"), job="pipeline.redact"), 1)
     assert job.wait(60)
     assert job.ended() is None
 
@@ -216,9 +217,9 @@ def test_trains_shows_progress_and_leaves_nothing_but_the_run(
 
 @pytest.mark.long
 def test_an_ended_launcher_takes_the_job_with_it(data: str, tmp_path: Path) -> None:
-    """By SIGTERM at once, after SIGKILL because the job notices; the next launcher goes on."""
+    """By SIGTERM at once, after SIGKILL because the job notices; the next launcher resumes."""
     config = tiny(tmp_path, workers=1, max_steps=100_000)
-    run_uri = spec_of(config, data)["run_uri"]
+    run_uri = spec_of(config, data).run_uri
     for end in (signal.SIGTERM, signal.SIGKILL):
         follower = start_follower(config, data, tmp_path / "config.json")
         wait_for(lambda: _progress(run_uri).get("state") == "running", "the first step")
@@ -250,26 +251,26 @@ def test_a_run_that_another_machine_took_over_is_left_to_it(data: str, tmp_path:
     """This one had been silent, say suspended, for so long that it seemed dead."""
     config = tiny(tmp_path, workers=1, max_steps=100_000, checkpoint_every=2)
     spec = spec_of(config, data)
-    run_uri, store, began = spec["run_uri"], CheckpointStore(spec["run_uri"], keep=1), time.time()
+    run_uri, store, began = spec.run_uri, CheckpointStore(spec.run_uri, keep=1), time.time()
     follower = start_follower(config, data, tmp_path / "config.json")
     wait_for(lambda: store.newest() > 0, "the first checkpoint")
     token = token_of(run_uri)
-    specs.write_spec(spec, 2, {"host": "elsewhere", "pid": 1, "started": 1, "token": "theirs"})
+    specs.write_spec(spec, 2, Owner(host="elsewhere", pid=1, started=1, token="theirs"))
     assert follower.wait(120) == 1
     told = (tmp_path / "config.log").read_text()
-    assert f"run {spec['run_id']} was started again meanwhile, by process 1 on elsewhere (attempt 2)" in told
+    assert f"run {spec.run_id} was started again meanwhile, by process 1 on elsewhere (attempt 2)" in told
     assert local.carriers(token) == []
     assert storage.read_json(storage.join(run_uri, "alive.json"))["time"] > began
     # what became of the run is the other one's to say
     assert _progress(run_uri)["state"] == "running"
-    assert "failed" not in [event["kind"] for event in events.read(run_uri)]
+    assert "failed" not in [event.kind for event in events.read(run_uri)]
 
 
 def test_wrong_settings_are_told_without_starting_ray(data: str, tmp_path: Path) -> None:
     config = tiny(tmp_path, workers=3)
     with pytest.raises(BadInput, match="batch of 2 cannot be split over 3 workers"):
         follow.train(config, data)
-    run_uri = spec_of(config, data)["run_uri"]
+    run_uri = spec_of(config, data).run_uri
     assert local.carriers(token_of(run_uri)) == []
     # what was wrong is put right: the run starts as if nothing had been
     assert storage.read_json(storage.join(run_uri, "spec.json"))["attempt"] == 1
@@ -278,10 +279,9 @@ def test_wrong_settings_are_told_without_starting_ray(data: str, tmp_path: Path)
 def test_another_machine_at_work_is_respected(data: str, tmp_path: Path) -> None:
     config = tiny(tmp_path)
     spec = spec_of(config, data)
-    owner = {"host": "elsewhere", "pid": 1, "started": 1, "token": "t", "folder": "f"}
-    storage.write_json(storage.join(spec["run_uri"], "spec.json"), spec | {"owner": owner})
+    specs.write_spec(spec, 1, Owner(host="elsewhere", pid=1, started=1, token="t", folder="f"))
     state = {"state": "running", "time": time.time(), "step": 3}
-    storage.write_json(storage.join(spec["run_uri"], "progress.json"), state)
+    storage.write_json(storage.join(spec.run_uri, "progress.json"), state)
     with pytest.raises(RunFailed, match="is being trained by process 1 on elsewhere"):
         follow.train(config, data)
 
@@ -291,10 +291,10 @@ def test_a_cluster_at_work_is_respected_also_from_the_machine_that_asked_it(
 ) -> None:
     config = tiny(tmp_path)
     spec = spec_of(config, data)
-    owner = {"host": socket.gethostname(), "submission_id": "x-1", "address": "http://head:8265"}
-    storage.write_json(storage.join(spec["run_uri"], "spec.json"), spec | {"owner": owner})
+    owner = Owner(host=socket.gethostname(), submission_id="x-1", address="http://head:8265")
+    specs.write_spec(spec, 1, owner)
     state = {"state": "running", "time": time.time(), "step": 3}
-    storage.write_json(storage.join(spec["run_uri"], "progress.json"), state)
+    storage.write_json(storage.join(spec.run_uri, "progress.json"), state)
     with pytest.raises(RunFailed, match="is being trained by job x-1 on http://head:8265"):
         follow.train(config, data)
 

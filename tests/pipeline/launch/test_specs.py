@@ -1,4 +1,4 @@
-"""``agit spec``: what a RayJob is told is what the launcher would have told its own job."""
+"""``agit spec``: a RayJob gets the specification that the launcher would write for its own job."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from agit_core.errors import RunFailed
 from pipeline import config_reader, storage, train_job
+from pipeline.data.format import manifest
 from pipeline.launch import specs
 from tests.pipeline.training import prepared, spec_of, tiny
 
@@ -19,22 +20,23 @@ from tests.pipeline.training import prepared, spec_of, tiny
 def test_specification_of_a_run_that_something_else_starts(tmp_path: Path) -> None:
     data, settings = prepared(tmp_path), tiny(tmp_path)
     uri = specs.specify(settings, data)
-    told = storage.read_json(uri)
-    expected = {key: value for key, value in spec_of(settings, data).items() if key != "owner"}
+    stored = storage.read_json(uri)
+    expected = {key: value for key, value in spec_of(settings, data).plain().items() if key != "owner"}
     assert uri == storage.join(expected["run_uri"], "spec.json")
-    assert {key: told[key] for key in expected} == expected
+    assert {key: stored[key] for key in expected} == expected
+    assert stored.keys() == {*expected, "owner"}
     train_job.check(
-        config_reader.parse(told["config"]),
-        storage.read_json(storage.join(told["data_uri"], "manifest.json")),
+        config_reader.parse(stored["config"]),
+        manifest.read(stored["data_uri"]),
     )
-    assert specs.read_spec(uri) == told
+    assert specs.read_spec(uri).plain() == stored
     # another one for the same run is its next attempt
     assert storage.read_json(specs.specify(settings, data))["attempt"] == 2
 
 
 def test_a_run_that_is_being_trained_keeps_its_specification(tmp_path: Path) -> None:
     data, settings = prepared(tmp_path), tiny(tmp_path)
-    run_uri = spec_of(settings, data)["run_uri"]
+    run_uri = spec_of(settings, data).run_uri
     before = storage.read_json(specs.specify(settings, data))
     state = {"state": "running", "time": time.time(), "step": 3}
     storage.write_json(storage.join(run_uri, "progress.json"), state)

@@ -40,7 +40,7 @@ registration = tasks.register(config, data, run, evaluation)
 report = tasks.report(config, data, run.uri)
 tasks.summarize(config, run, evaluation, registration, report)
 peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
-told = {"data": data.uri, "run": run.uri, "metrics": evaluation["metrics"], "loaded": list(sys.modules)}
+told = {"data": data.uri, "run": run.uri, "metrics": evaluation.metrics, "loaded": list(sys.modules)}
 json.dump(told | {"kib": int(peak)}, open(sys.argv[2], "w"))
 """
 
@@ -95,7 +95,7 @@ def test_every_stage_is_a_job_of_the_cluster_and_the_flow_imports_no_torch(
     here = configured(tmp_path / "here", None, evaluate={"batch_size": 2})
     data = tasks.prepare(here)
     assert contents(told["data"]) == contents(data.uri) != {}
-    scored = tasks.evaluate_model(here, data, told["run"])["metrics"]
+    scored = tasks.evaluate_model(here, data, told["run"]).metrics
     assert told["metrics"] == pytest.approx(scored, rel=1e-6, nan_ok=True)
     # and once more: prepared data is found, scores are not asked for again
     assert tasks.prepare(config).reused
@@ -173,7 +173,7 @@ def test_nodes_without_the_package_are_one_sentence_at_once(
 
 
 @pytest.mark.parametrize(
-    ("lines", "status", "said"),
+    ("lines", "status", "sentence"),
     [
         (["/venv/bin/python: No module named pipeline"], 1, "has no package 'pipeline'"),
         (["Traceback", "ModuleNotFoundError: No module named 'pyarrow.lib'"], 1, "no package 'pyarrow.lib'"),
@@ -181,11 +181,11 @@ def test_nodes_without_the_package_are_one_sentence_at_once(
         (["usage: x", "x: error: one argument, please", ""], 2, "a wrong call: x: error: one argument"),
     ],
 )
-def test_what_would_happen_again_is_final(lines: list[str], status: int, said: str) -> None:
+def test_what_would_happen_again_is_final(lines: list[str], status: int, sentence: str) -> None:
     verdict = cluster.hopeless(lines, status)
     assert verdict is not None
     assert verdict["kind"] == "BadInput"
-    assert said in verdict["message"]
+    assert sentence in verdict["message"]
 
 
 def test_what_may_pass_is_not() -> None:

@@ -59,7 +59,7 @@ class Job:
         names = ["a2b-0.png", "a2b-1.png", "b2a-0.png"]
         for name in names:
             storage.write_bytes(storage.join(folder, name), png(strip(name[0], 0, 0.5)))
-        records.SAMPLE_STEP.write(folder, {"step": step, "tile": 64, "columns": [], "strips": names})
+        records.SAMPLE_STEP.write(folder, records.SampleStep(step=step, tile=64, columns=[], strips=names))
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +132,7 @@ def test_mlflow_shows_the_training_while_it_goes_on(settings: Callable[..., Conf
         "samples b2a+step+30",
     }
 
-    # the same call again, after a kill: nothing twice, and the run goes on
+    # the same call again, after a kill: nothing twice, and the run continues
     with contextlib.suppress(RuntimeError), reporting(config, RUN, job.uri) as report:
         report({"rows": [row(60)]})
         wait_for(lambda: len(curve(config, "learning_rate")) == 6, "the next row")
@@ -178,7 +178,7 @@ def test_a_server_that_is_away_costs_a_gap_that_is_filled(
     tracking.client.cache_clear()
     with reporting(config, RUN, job.uri) as report:
         report({"rows": [row(10)]})
-        wait_for(lambda: "cannot be told yet how the training goes" in caplog.text, "the warning")
+        wait_for(lambda: "cannot show the training yet" in caplog.text, "the warning")
         began = time.perf_counter()
         job.rows(10, 20)
         report({"rows": [row(30)]})
@@ -186,7 +186,7 @@ def test_a_server_that_is_away_costs_a_gap_that_is_filled(
         (tmp_path / "later").unlink()
         wait_for(lambda: (tmp_path / "later" / "mlflow.db").exists(), "another try")
     assert [step for step, _ in curve(config, "losses.cycle_a")] == [10, 20, 30]
-    assert caplog.text.count("cannot be told yet") == 1
+    assert caplog.text.count("cannot show the training yet") == 1
 
 
 def test_tensorboard_reads_the_files(settings: Callable[..., Config], job: Job, tmp_path: Path) -> None:
@@ -291,6 +291,6 @@ def test_what_is_not_installed_is_said_before_the_training(
 ) -> None:
     monkeypatch.delitem(sys.modules, "pipeline.live.to_wandb", raising=False)
     monkeypatch.setitem(sys.modules, "wandb", None)
-    said = re.escape("train.report_to names wandb, which needs the package wandb")
-    with pytest.raises(BadInput, match=said), reporting(settings("wandb"), RUN, job.uri):
+    sentence = re.escape("train.report_to names wandb, which needs the package wandb")
+    with pytest.raises(BadInput, match=sentence), reporting(settings("wandb"), RUN, job.uri):
         raise AssertionError("it began")

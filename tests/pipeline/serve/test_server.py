@@ -106,7 +106,7 @@ def test_images_in_images_out(url: str, folder: Path) -> None:
 def test_wrong_calls_are_answered_in_a_sentence(url: str) -> None:
     good = encoded(models.photograph(20, 20))
     text = base64.b64encode(b"hello").decode()
-    for images, params, said in (
+    for images, params, message in (
         ([good, text], {}, "image 1: this is not an image that can be read"),
         (["***"], {}, "image 0: the image is not valid base64"),
         ([good], {"direction": "c2d"}, "there is no direction 'c2d'; use a2b or b2a"),
@@ -114,7 +114,7 @@ def test_wrong_calls_are_answered_in_a_sentence(url: str) -> None:
     ):
         answer = call(url, images, **params)
         assert answer.status_code == 400
-        assert said in answer.json()["message"]
+        assert message in answer.json()["message"]
 
 
 def test_limits(url: str) -> None:
@@ -189,7 +189,7 @@ def test_json_that_nobody_means_is_a_wrong_call(folder: Path) -> None:
     client = TestClient(server.application(str(folder), device="cpu"), raise_server_exceptions=False)
     good = json.dumps({"inputs": {"image": [encoded(models.photograph(20, 20))]}})
     assert client.post("/invocations", content=good, headers=JSON).status_code == 200
-    for body, said in (
+    for body, message in (
         ("[" * 100_000, "nested"),
         ('{"inputs":' * 90_000, "nested"),
         ('{"inputs": {"image": ' + "[" * 40 + "]" * 40 + "}}", "nested"),
@@ -218,7 +218,7 @@ def test_json_that_nobody_means_is_a_wrong_call(folder: Path) -> None:
     ):
         answer = client.post("/invocations", content=body.encode("latin-1"), headers=JSON)
         assert answer.status_code == 400, (body[:80], answer.text[:300])
-        assert said in answer.text
+        assert message in answer.text
         assert "stack_trace" not in answer.json(), body[:80]
 
 
@@ -385,7 +385,7 @@ def test_mlflows_python_client_loads_it(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"", "the image is empty"),
         (b"GIF89a", "not an image"),
@@ -395,8 +395,8 @@ def test_mlflows_python_client_loads_it(folder: Path) -> None:
         (broken_exif(), "damaged"),
     ],
 )
-def test_pictures_that_are_refused(data: bytes, said: str) -> None:
-    with pytest.raises(BadInput, match=said):
+def test_pictures_that_are_refused(data: bytes, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
         serve_images.decode(data)
 
 

@@ -27,7 +27,7 @@ from tests.pipeline.training import wait_for
 
 
 class HeldStore(CheckpointStore):
-    """A store whose storage takes nothing until it is told to."""
+    """A store whose storage accepts nothing until it is released."""
 
     def __init__(self, run_uri: str, keep: int) -> None:
         super().__init__(run_uri, keep)

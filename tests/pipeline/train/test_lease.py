@@ -14,6 +14,7 @@ import pytest
 from agit_core.errors import RunFailed
 from pipeline import storage
 from pipeline.launch import specs
+from pipeline.records import SPEC, Owner, Spec
 from pipeline.train import lease
 from tests.pipeline.training import wait_for
 
@@ -25,9 +26,10 @@ def run_uri(tmp_path: Path) -> str:
     return str(tmp_path / "runs" / "h2z-1")
 
 
-def write(run_uri: str, owner: dict[str, Any]) -> dict[str, Any]:
-    spec = {"run_id": "h2z-1", "run_uri": run_uri}
-    specification: dict[str, Any] = storage.read_json(specs.write_spec(spec, 3, owner))
+def write(run_uri: str, owner: dict[str, Any]) -> Spec:
+    specs.write_spec(Spec(run_id="h2z-1", run_uri=run_uri), 3, Owner(**owner))
+    specification = SPEC.read(run_uri)
+    assert specification is not None
     return specification
 
 
@@ -37,13 +39,13 @@ def tell(run_uri: str, state: str, age: float) -> None:
 
 
 class TestSecond:
-    """``refuse_second``: for who wants to start a run."""
+    """``refuse_second``: before a run is started."""
 
     def test_nobody_was_there(self, run_uri: str) -> None:
         assert lease.refuse_second(run_uri) is None
 
     def test_a_process_of_this_machine(self, run_uri: str) -> None:
-        """As long as it lives, whatever it tells; another one with its number is another one."""
+        """As long as it lives, whatever its progress; a process that reuses its id is another one."""
         process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         try:
             owner = lease.this_process() | {
@@ -69,7 +71,7 @@ class TestSecond:
 
     @pytest.mark.parametrize("key", ["boot_id", "pid_namespace"])
     def test_another_machine_with_the_same_name(self, run_uri: str, key: str) -> None:
-        """Its process is not looked for here, where it could not be found."""
+        """Its process is not searched here, where it cannot be."""
         owner = lease.this_process() | {"started": 1}
         assert key in owner
         write(run_uri, owner | {key: "another"})
@@ -103,21 +105,21 @@ class TestSecond:
                 lease.refuse_second(run_uri)
         else:
             assert lease.refuse_second(run_uri) == before
-        assert lease.refuse_second(run_uri, unless={"host": "elsewhere"}) == before
+        assert lease.refuse_second(run_uri, host="elsewhere") == before
 
     @pytest.mark.parametrize("state", ["starting", "running"])
     def test_another_machine_whose_workers_wait_or_are_started_anew(
         self, run_uri: str, state: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """They tell no progress meanwhile; their job lives."""
+        """They report no progress meanwhile, but their job is alive."""
         monkeypatch.setattr(lease, "_AGAIN_SECONDS", 0.0)
         monkeypatch.setattr(lease, "_BEAT_SECONDS", 0.01)
         before = write(run_uri, ELSEWHERE)
         tell(run_uri, state, 3600)
         sign = storage.join(run_uri, "alive.json")
         with lease.alive(run_uri):
-            for _ in range(2):  # it tells more than once
-                wait_for(lambda: storage.exists(sign), "a sign of life")
+            for _ in range(2):  # there is more than one beat
+                wait_for(lambda: storage.exists(sign), "a heartbeat")
                 with pytest.raises(RunFailed, match="is being trained by process 1 on elsewhere"):
                     lease.refuse_second(run_uri)
                 storage.remove(sign)
@@ -137,7 +139,7 @@ class TestSecond:
     def test_another_machine_whose_clock_differs(
         self, run_uri: str, age: float, then: str, refused: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What it tells while one looks counts, not when it says so."""
+        """What counts is a new heartbeat while we wait, not its time."""
         before = write(run_uri, ELSEWHERE)
         tell(run_uri, "running", age)
         monkeypatch.setattr(time, "sleep", lambda seconds: tell(run_uri, then, age - seconds))
@@ -186,5 +188,5 @@ class TestTakenOver:
 
     def test_no_sign_of_another(self, run_uri: str) -> None:
         """A folder that was removed, or a specification without an owner, takes nothing over."""
-        lease.check({"run_uri": run_uri, "owner": lease.this_process()})
+        lease.check(Spec(run_id="h2z-1", run_uri=run_uri, owner=Owner(**lease.this_process())))
         lease.check(write(run_uri, {}))

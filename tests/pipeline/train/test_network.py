@@ -9,13 +9,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from infra.stack_state import free_port
 from pipeline import storage
 from pipeline.launch import specs
+from pipeline.records import Owner
 from pipeline.train import events
 from pipeline.train.events import Furthest
 from tests.pipeline.network import INTERFACE, Machine, Network, network
@@ -112,7 +112,7 @@ def test_a_pulled_cable_costs_one_worker_and_nothing_else(cluster: Cluster, tmp_
         store, max_steps=100_000, minimum_workers=1, grow_after_s=1, keep_checkpoints=2, checkpoint_every=10
     )
     spec = spec_of(config, data)
-    run = spec["run_uri"]
+    run = spec.run_uri
 
     def step() -> int:
         return Furthest(run).step
@@ -121,7 +121,7 @@ def test_a_pulled_cable_costs_one_worker_and_nothing_else(cluster: Cluster, tmp_
         cluster.join(machine)
     log = tmp_path / "job.log"
     job = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.train_job", specs.write_spec(spec, 1, {})],
+        [sys.executable, "-m", "pipeline.train_job", specs.write_spec(spec, 1, Owner())],
         env=cluster.env,
         stdout=log.open("wb"),
         stderr=subprocess.STDOUT,
@@ -147,7 +147,7 @@ def test_a_pulled_cable_costs_one_worker_and_nothing_else(cluster: Cluster, tmp_
         job.send_signal(signal.SIGTERM)
         job.wait(300)
         Furthest(run).remove()
-    resumed: list[dict[str, Any]] = [e for e in events.read(run) if e["kind"] == "resumed"]
-    assert all(0 <= event["redone"] <= config.train.checkpoint_every for event in resumed)
+    resumed = [e for e in events.read(run) if e.kind == "resumed"]
+    assert all(0 <= event.redone <= config.train.checkpoint_every for event in resumed)
     names = [storage.name(uri) for uri in storage.list_(storage.join(run, "checkpoints"))]
     assert not [name for name in names if name.endswith(".part")]

@@ -20,11 +20,12 @@ from agit_core.trainer import Trainer
 from agit_core.world import World
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.data.read.sample_order import total_steps
 from pipeline.launch import specs
+from pipeline.records import Owner, Spec
 from pipeline.train import events as train_events
 from pipeline.train.events import Furthest
 from pipeline.train.reading import open_split
-from pipeline.train.worker import total_steps
 from tests.pipeline.training import prepared, spec_of, starts, tiny, wait_for
 from tests.ray_environment import without_token
 
@@ -45,7 +46,7 @@ class Nodes:
         return self.cluster.add_node(**self._arguments(1))
 
     def lose(self, node: Any) -> None:
-        """As when the power goes: nothing on the node is told."""
+        """As when the power fails: nothing on the node is notified."""
         self.cluster.remove_node(node, allow_graceful=False)
 
     def drain(self, node: Any) -> None:
@@ -75,7 +76,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     nodes.cluster.shutdown()
 
 
-def plain_loop(config: Config, spec: dict[str, Any]) -> list[dict[str, Any]]:
+def plain_loop(config: Config, spec: Spec) -> list[dict[str, Any]]:
     """What one process without Ray logs in the first steps."""
     sources: dict[Any, Any] = {d: open_split(spec, config, f"train{d.upper()}") for d in "ab"}
     plan = SamplePlan(config.seed, len(sources["a"]), len(sources["b"]), config.train.batch_size)
@@ -93,14 +94,14 @@ def test_nodes_come_and_go_and_the_course_stays_the_same(nodes: Nodes, tmp_path:
     data = prepared(tmp_path / "data")
     config = tiny(tmp_path, max_steps=100_000, minimum_workers=1, grow_after_s=1, keep_checkpoints=2)
     spec = spec_of(config, data)
-    spec_uri = specs.write_spec(spec, 1, {})
-    told = spec["run_uri"]
+    spec_uri = specs.write_spec(spec, 1, Owner())
+    told = spec.run_uri
 
     def step() -> int:
         return Furthest(told).step
 
     def kinds() -> list[str]:
-        return [event["kind"] for event in train_events.read(told)]
+        return [event.kind for event in train_events.read(told)]
 
     lost, kept = nodes.add(), nodes.add()
     job = subprocess.Popen(
@@ -115,7 +116,7 @@ def test_nodes_come_and_go_and_the_course_stays_the_same(nodes: Nodes, tmp_path:
         nodes.lose(lost)
         wait_for(lambda: starts(told)[-1] == (1, 1) and step() > COMPARED, "going on with one worker")
         nodes.add()
-        # where the new node takes long, it goes on with one worker once more before it counts again
+        # where the new node takes long, training continues with one worker once more before it counts again
         wait_for(lambda: starts(told)[-1] == (2, 2), "going on with both again")
         nodes.drain(kept)
         wait_for(lambda: "preempted" in kinds(), "leaving the node that will be taken away")
@@ -126,13 +127,13 @@ def test_nodes_come_and_go_and_the_course_stays_the_same(nodes: Nodes, tmp_path:
         job.wait(300)
         Furthest(told).remove()
 
-    events = [e for e in train_events.read(told) if e["kind"] not in {"started", "switched"}]
-    failures = [e["kind"] for e in events if e["kind"] != "resumed"]
-    # ranks that leave at different polls of the controller are told one after the other
+    events = [e for e in train_events.read(told) if e.kind not in {"started", "switched"}]
+    failures = [e.kind for e in events if e.kind != "resumed"]
+    # ranks that leave at different polls of the controller are reported one after the other
     assert [kind for kind, _ in itertools.groupby(failures)] == ["worker_failed", "preempted"]
-    resumed = [e for e in events if e["kind"] == "resumed"]
-    assert all(0 <= e["redone"] <= config.train.checkpoint_every for e in resumed)
-    assert resumed[-1]["redone"] == 0, "an announced loss costs nothing"
+    resumed = [e for e in events if e.kind == "resumed"]
+    assert all(0 <= e.redone <= config.train.checkpoint_every for e in resumed)
+    assert resumed[-1].redone == 0, "an announced loss costs nothing"
 
     files = sorted(storage.list_(storage.join(told, "metrics")))
     rows = [json.loads(line) for uri in files for line in storage.read_text(uri).splitlines()]

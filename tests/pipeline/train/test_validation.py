@@ -17,11 +17,12 @@ from agit_core.scores import inception
 from pipeline import config_reader as configs
 from pipeline import records, storage, tasks, train_job
 from pipeline.config import Config
+from pipeline.data.format import manifest as manifests
 from pipeline.data.prepare.stage import prepare
 from pipeline.evaluate import validation
 from pipeline.evaluate.scoring import evaluate
 from pipeline.launch import specs
-from pipeline.records import Result, Scores
+from pipeline.records import Manifest, Result, Scores
 from pipeline.registry import lineage
 from pipeline.registry.identity import weights_digest
 from pipeline.registry.registration import register
@@ -90,9 +91,9 @@ def job(config: Config, data: str, scratch: str) -> tuple[str, Result]:
         if scorer is not None:
             result = scorer.finish(result, lambda text: None)
     train_job.finish(spec, result)
-    found = records.RESULT.read(spec["run_uri"])
+    found = records.RESULT.read(spec.run_uri)
     assert found is not None
-    return spec["run_uri"], found
+    return spec.run_uri, found
 
 
 @pytest.fixture(scope="module")
@@ -128,13 +129,13 @@ def test_the_best_one_is_evaluated_and_registered(
     config = validating(Path(run_uri).parents[1], best_by=BEST_BY)
     digest = weights_digest(model_folder.read(result.model))
     evaluation = evaluate(config, run_uri, data)
-    assert evaluation["model"] == {"uri": result.model, "weights_sha256": digest}
-    manifest = storage.read_json(storage.join(data, "manifest.json"))
+    assert evaluation.model.plain() == {"uri": result.model, "weights_sha256": digest}
+    manifest = manifests.read(data)
     run = records.Run(result.run_id or "", run_uri, result)
     origin = lineage.of(config, records.Data(data, manifest, True), run)
     assert (origin["checkpoint"], origin["steps"]) == (result.model, result.model_step)
     registered = register(config, run_uri, evaluation, origin)
-    assert weights_digest(model_folder.read(registered["source"])) == digest
+    assert weights_digest(model_folder.read(registered.source)) == digest
     assert weights_digest(model_folder.read(result.checkpoint)) != digest
     assert tasks._evaluation_key(config, manifest, result) != tasks._evaluation_key(
         config, manifest, result.model_copy(update={"model_checkpoint": None})
@@ -147,7 +148,7 @@ def test_kills_change_neither_scores_nor_choice(
     kind: str, undisturbed: tuple[str, Result], data: str, scratch: str, tmp_path: Path
 ) -> None:
     config = validating(tmp_path, best_by=BEST_BY)
-    run_uri = spec_of(config, data)["run_uri"]
+    run_uri = spec_of(config, data).run_uri
 
     def kill() -> None:
         if kind == "worker":
@@ -183,7 +184,7 @@ def test_early_stopping_ends_the_run_where_it_stopped_getting_better(
     assert result.validation is not None
     # decided an interval later, so that scoring has that long
     assert result.steps == result.validation.best_step + 20
-    kinds = [event["kind"] for event in train_events.read(run_uri)]
+    kinds = [event.kind for event in train_events.read(run_uri)]
     assert "stopped_early" in kinds
 
 
@@ -194,8 +195,8 @@ def test_too_few_images_are_trained_on_all_the_same(scratch: str, tmp_path: Path
     run_uri, result = job(config, prepare(config).uri, scratch)
     assert result.validation is None
     assert result.model == result.checkpoint
-    event = next(event for event in train_events.read(run_uri) if event["kind"] == "not_validated")
-    assert "of 9 and 9 training images at most 20% are held out" in event["message"]
+    event = next(event for event in train_events.read(run_uri) if event.kind == "not_validated")
+    assert "of 9 and 9 training images at most 20% are held out" in event.message
 
 
 # ---------------------------------------------------------------- without Ray
@@ -218,7 +219,7 @@ def test_the_first_of_equals_is_the_best_and_standing_still_is_no_hope() -> None
 
 
 def test_a_run_without_validation_keeps_its_name_and_another_choice_of_images_has_another() -> None:
-    manifest = {"fingerprint": "abc"}
+    manifest = Manifest(fingerprint="abc")
     names = {
         key: specs.run_id(config, manifest)
         for key, config in {

@@ -20,7 +20,7 @@ from pipeline import config_reader as configs
 from pipeline import ray_session, run_status, storage
 from pipeline.data.prepare.stage import prepare
 from pipeline.launch import follow, specs
-from pipeline.records import Data
+from pipeline.records import Data, Manifest, Result, Spec
 from pipeline.train import events as train_events
 from pipeline.tune import job as tune_job
 from pipeline.tune import report, stages
@@ -182,7 +182,7 @@ def test_a_mask_that_collapses_in_training_ends_its_trial_also_on_s3(
     stored = search.trial(0)
     assert stored.state == "collapsed"
     assert "collapsed to all zeros" in stored.message
-    assert run_status.list_runs(f"{s3.uri}/x")[0]["state"] == "collapsed"
+    assert run_status.list_runs(f"{s3.uri}/x")[0].state == "collapsed"
     assert stored.run_uri.startswith(f"{s3.uri}/x/runs/")
     # what the search leaves on object storage, where a preset cannot be read from by `agit run`
     told = stages.summarize(search, stages.report(search), tmp_path / "best.yaml")
@@ -278,11 +278,11 @@ class Played:
         metrics = {"kid_target": self.scores.pop(0), "attention_coverage_a": self.coverage}
         return {"metrics": metrics, "inception": {}}
 
-    def train(self, spec: dict[str, Any], *_: Any) -> dict[str, Any]:
+    def train(self, spec: Spec, until: int, *_: Any) -> Result:
         if self.failure is not None:
             raise self.failure
-        self.trained.append(spec["until"])
-        return {"steps": spec["until"], "checkpoint": "c", "samples": []}
+        self.trained.append(until)
+        return Result(steps=until, checkpoint="c")
 
 
 def _trial(search: Search, number: int = 1) -> tune_trial.TuneTrial:
@@ -369,7 +369,7 @@ def test_a_training_without_hope_ends_a_trial_and_it_is_not_the_best(
     best = search.best(search.trials())
     assert best is not None
     assert best.number == 0
-    # told again after a kill: it is not trained again
+    # replayed after a kill: it is not trained again
     again = _trial(search)
     assert again.step()["done"] is True
 
@@ -440,7 +440,7 @@ def test_a_search_is_done_when_no_trial_failed(
 
     monkeypatch.setattr(follow, "run_job", job)
     for known in (1, 2, 3, 3):
-        stages.search(search.config, Data(data, {}, True))
+        stages.search(search.config, Data(data, Manifest(), True))
         assert len(calls) == known
 
 

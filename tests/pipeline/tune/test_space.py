@@ -57,7 +57,7 @@ def test_a_trial_depends_on_the_seed_and_its_number_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("space", "said"),
+    ("space", "sentence"),
     [
         ({}, "tune.space is empty"),
         ({"method.optimiser.learning_rate": [1e-3]}, "did you mean 'optimizer'"),
@@ -79,10 +79,10 @@ def test_a_trial_depends_on_the_seed_and_its_number_alone() -> None:
         ({"data.load_size": [286, 300]}, "cannot be searched"),
     ],
 )
-def test_what_cannot_be_searched_is_refused_with_the_reason(space: dict[str, Any], said: str) -> None:
+def test_what_cannot_be_searched_is_refused_with_the_reason(space: dict[str, Any], sentence: str) -> None:
     with pytest.raises(BadInput) as caught:
         tune_space.ranges(_config(space))
-    assert said in str(caught.value)
+    assert sentence in str(caught.value)
     assert "tune.space" in str(caught.value)
 
 

@@ -47,7 +47,7 @@ def test_a_second_one_waits_and_finds_the_set_finished(uri: str) -> None:
         assert waiting.wait(60)
         assert ended == []
         with first.putting():
-            records.MANIFEST.write(uri, {"format": 1})
+            records.MANIFEST.write(uri, records.Manifest(format=1))
         thread.join(60)
     assert ended == [False]
     with pytest.raises(Superseded), first.putting():

@@ -72,7 +72,7 @@ def test_a_cluster_prepares_the_same_bytes(
     monkeypatch.setenv("RAY_ADDRESS", cluster)
     there = prepare(config(source, tmp_path / "there", shard_bytes=4096, workers=None))
     assert files(there.uri) == files(here.uri)
-    assert there.manifest["splits"] == here.manifest["splits"]
+    assert there.manifest.splits == here.manifest.splits
 
     found = list(ordered_map(which_node, range(40), None))
     assert [(number, answer[0]) for number, answer in found] == [(n, n) for n in range(40)]
@@ -92,7 +92,7 @@ def test_a_shard_is_a_task_where_every_node_reads_the_source(
             storage.upload_file(path, storage.join(s3.uri, "in", path.relative_to(source).as_posix()))
     images = storage.join(s3.uri, "in")
     here = prepare(config(images, storage.join(s3.uri, "here"), shard_bytes=4096))
-    assert here.manifest["totals"]["shards"] > 4
+    assert here.manifest.totals["shards"] > 4
     monkeypatch.setenv("RAY_ADDRESS", cluster)
 
     def refuse(task: Task) -> Encoded:
@@ -102,13 +102,13 @@ def test_a_shard_is_a_task_where_every_node_reads_the_source(
     monkeypatch.setattr(build, "encode", refuse)
     before = prepare(config(images, storage.join(s3.uri, "there"), shard_bytes=4096, workers=None))
     assert files(before.uri) == files(here.uri)
-    assert before.manifest["splits"] == here.manifest["splits"]
+    assert before.manifest.splits == here.manifest.splits
     # and again with one file more: what is known is taken over by the tasks
     extra = source / "trainA" / "trainA-000.jpg"
     storage.upload_file(extra, storage.join(images, "trainA", "zz.jpg"))
     more = prepare(config(images, storage.join(s3.uri, "there"), shard_bytes=4096, workers=None))
-    assert more.manifest["totals"]["images"] == here.manifest["totals"]["images"] + 1
-    assert more.manifest["kept"] > 40
+    assert more.manifest.totals["images"] == here.manifest.totals["images"] + 1
+    assert more.manifest.kept > 40
 
 
 def test_local_files_travel_with_their_task(tmp_path: Path) -> None:

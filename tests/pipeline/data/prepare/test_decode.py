@@ -194,7 +194,7 @@ def test_the_mask_follows_the_image() -> None:
 
 
 def _of_classes(kind: str) -> Image.Image:
-    """An object on the left half; class 1 unless told otherwise."""
+    """An object on the left half; class 1 by default."""
     classes = np.zeros((60, 80), np.uint16)
     classes[:, :40] = 1
     if kind == "palette":

@@ -45,8 +45,7 @@ def files(uri: str) -> dict[str, bytes]:
 
 def balanced(made: Prepared) -> bool:
     return all(
-        split["files_in"] == split["rows"] + len(split["quarantined"])
-        for split in made.manifest["splits"].values()
+        split.files_in == split.rows + len(split.quarantined) for split in made.manifest.splits.values()
     )
 
 
@@ -61,13 +60,13 @@ def test_a_folder_becomes_shards_and_a_manifest(tmp_path: Path) -> None:
     made = prepare(config(source, tmp_path / "out"), events.append)
     manifest = made.manifest
     assert not made.reused
-    assert {split: s["rows"] for split, s in manifest["splits"].items()} == FOUR
-    assert {split: s["masks"] for split, s in manifest["splits"].items()} == {**FOUR, "testA": 0, "testB": 0}
+    assert {split: s.rows for split, s in manifest.splits.items()} == FOUR
+    assert {split: s.masks for split, s in manifest.splits.items()} == {**FOUR, "testA": 0, "testB": 0}
     assert balanced(made)
-    assert manifest["totals"]["images"] == sum(FOUR.values())
-    assert (manifest["image_size"], manifest["load_size"]) == (32, 36)
-    assert json.loads((Path(made.uri) / "manifest.json").read_text()) == manifest
-    assert manifest["fingerprint"] in made.uri
+    assert manifest.totals["images"] == sum(FOUR.values())
+    assert (manifest.image_size, manifest.load_size) == (32, 36)
+    assert json.loads((Path(made.uri) / "manifest.json").read_text()) == manifest.plain()
+    assert manifest.fingerprint in made.uri
     assert not (Path(made.uri) / ".parts").exists()
     assert events[-2]["done"] == events[-2]["total"] == sum(FOUR.values())
     assert pq.ParquetFile(f"{made.uri}/trainA/part-00000.parquet").metadata.num_row_groups == 3
@@ -94,7 +93,7 @@ def test_the_same_again_is_reused_and_any_change_is_not(tmp_path: Path) -> None:
     masks = source / "masks" / "trainA"
     masks.mkdir(parents=True)
     Image.new("L", (40, 40), 255).save(masks / "trainA-000.png")
-    assert prepare(config(source, tmp_path / "out")).manifest["totals"]["masks"] == 1
+    assert prepare(config(source, tmp_path / "out")).manifest.totals["masks"] == 1
 
 
 def test_bad_files_are_set_aside_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -107,15 +106,14 @@ def test_bad_files_are_set_aside_and_the_run_goes_on(tmp_path: Path) -> None:
     (source / "testA" / ".DS_Store").write_bytes(b"litter")
     made = prepare(config(source, tmp_path / "out"))
     aside = {
-        split: {q["name"]: q["reason"] for q in s["quarantined"]}
-        for split, s in made.manifest["splits"].items()
+        split: {q["name"]: q["reason"] for q in s.quarantined} for split, s in made.manifest.splits.items()
     }
     assert set(aside["trainA"]) == {"cut.jpg", "film.mp4"}
     assert "not an image" in aside["trainA"]["film.mp4"]
     assert set(aside["trainB"]) == {"tiny.png"}
     assert set(aside["testA"]) == {"empty.jpg"}
     assert balanced(made)
-    assert made.manifest["totals"]["files_in"] == sum(FOUR.values()) + 4
+    assert made.manifest.totals["files_in"] == sum(FOUR.values()) + 4
 
 
 def test_every_file_is_stored_or_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +140,7 @@ def test_every_file_is_stored_or_named(tmp_path: Path, monkeypatch: pytest.Monke
     (source / "README.md").write_text("photographs")
     made = prepare(config(source, tmp_path / "out", maximum_quarantined=0.5)).manifest
     on_disk = [path for path in source.rglob("*") if not path.is_dir() and path.parent.parent.name != "masks"]
-    reasons = {entry["name"]: entry["reason"] for entry in made["left_out"]}
+    reasons = {entry["name"]: entry["reason"] for entry in made.left_out}
     assert {name: reasons[name] for name in ("2 more", "README.md")} == {
         "2 more": SIDECAR,
         "README.md": "lies beside the folders that are read",
@@ -150,7 +148,7 @@ def test_every_file_is_stored_or_named(tmp_path: Path, monkeypatch: pytest.Monke
     assert "(2 files)" in reasons["raw/"]
     assert reasons["masks/trainA/nobody.png"] == "the mask belongs to no image"
     assert sum(reason == SIDECAR for reason in reasons.values()) == 3 + 1
-    totals = made["totals"]
+    totals = made.totals
     assert totals["images"] + totals["quarantined"] + 5 + 1 + 2 == len(on_disk)
     assert totals["quarantined"] == 6
 
@@ -163,7 +161,7 @@ def test_names_of_an_older_encoding(tmp_path: Path) -> None:
     for name, content in ((b"gr\xfcn.png", encoded(picture(99, (64, 64)))), (b"schl\xe4cht.png", b"no")):
         Path(os.fsdecode(bytes(source / "trainA") + b"/" + name)).write_bytes(content)
     made = prepare(config(source, tmp_path / "out"))
-    assert [q["name"] for q in made.manifest["splits"]["trainA"]["quarantined"]] == [r"schl\xe4cht.png"]
+    assert [q["name"] for q in made.manifest.splits["trainA"].quarantined] == [r"schl\xe4cht.png"]
     assert (
         r"gr\xfcn.png" in manifest.read_index(made.uri, made.manifest, "trainA", ["name"])["name"].to_pylist()
     )
@@ -186,7 +184,7 @@ def test_too_many_bad_files_stop_the_run_and_leave_nothing(tmp_path: Path) -> No
 def test_limits_take_the_first_by_name(tmp_path: Path) -> None:
     made = prepare(config(folder(tmp_path / "in", FOUR), tmp_path / "out", limit=3, test_limit=2))
     assert sorted(names(made, "trainA")) == ["trainA-000.jpg", "trainA-001.jpg", "trainA-002.jpg"]
-    assert {split: s["rows"] for split, s in made.manifest["splits"].items()} == {
+    assert {split: s.rows for split, s in made.manifest.splits.items()} == {
         "trainA": 3,
         "trainB": 3,
         "testA": 2,
@@ -213,13 +211,13 @@ def test_shards_are_equal_to_the_byte_for_any_workers_and_file_order(
     source = folder(tmp_path / "in", {**FOUR, "trainA": 40}, masks=True)
     (source / "trainA" / "broken.jpg").write_text("no")
     one = prepare(config(source, tmp_path / "one", shard_bytes=4096))
-    assert len(one.manifest["splits"]["trainA"]["shards"]) > 2
+    assert len(one.manifest.splits["trainA"].shards) > 2
     again = shuffled_copy(source, tmp_path / "again")
     two = prepare(config(again, tmp_path / "two", shard_bytes=4096, workers=2))
     assert files(one.uri) == files(two.uri)
     strip = {"created", "source", "checksum"}
-    assert {k: v for k, v in one.manifest.items() if k not in strip} == {
-        k: v for k, v in two.manifest.items() if k not in strip
+    assert {k: v for k, v in one.manifest.plain().items() if k not in strip} == {
+        k: v for k, v in two.manifest.plain().items() if k not in strip
     }
 
 
@@ -244,10 +242,10 @@ def test_a_change_touches_only_its_shards_and_ends_the_same(
     monkeypatch.setattr(encode, "store", counting)
     grown = prepare(config(source, tmp_path / "grown", **settings))
     assert len(read) == 3, "the new, the changed and the one without its mask"
-    assert grown.manifest["kept"] == grown.manifest["totals"]["files_in"] - 3
+    assert grown.manifest.kept == grown.manifest.totals["files_in"] - 3
     fresh = prepare(config(source, tmp_path / "fresh", **settings))
     assert files(grown.uri) == files(fresh.uri)
-    assert grown.manifest["splits"] == fresh.manifest["splits"]
+    assert grown.manifest.splits == fresh.manifest.splits
 
 
 def test_growing_until_shards_split_ends_the_same(tmp_path: Path) -> None:
@@ -255,9 +253,9 @@ def test_growing_until_shards_split_ends_the_same(tmp_path: Path) -> None:
     few = prepare(config(source, tmp_path / "grown", shard_bytes=8192))
     folder(source, {"trainA": 60})
     many = prepare(config(source, tmp_path / "grown", shard_bytes=8192))
-    shards = [len(made.manifest["splits"]["trainA"]["shards"]) for made in (few, many)]
+    shards = [len(made.manifest.splits["trainA"].shards) for made in (few, many)]
     assert shards[1] >= 2 * shards[0]
-    assert many.manifest["kept"] == few.manifest["totals"]["files_in"]
+    assert many.manifest.kept == few.manifest.totals["files_in"]
     assert files(many.uri) == files(prepare(config(source, tmp_path / "fresh", shard_bytes=8192)).uri)
     for path in list((source / "trainA").iterdir())[12:]:
         path.unlink()
@@ -328,15 +326,15 @@ def copies(tmp_path: Path) -> Path:
 
 def test_copies_and_leaks_are_reported(tmp_path: Path) -> None:
     made = prepare(config(copies(tmp_path), tmp_path / "out"))
-    duplicates = made.manifest["duplicates"]
-    assert sorted(map(sorted, duplicates["groups"])) == [
+    duplicates = made.manifest.duplicates
+    assert sorted(map(sorted, duplicates.groups)) == [
         ["testA/leak.jpg", "trainA/trainA-002.jpg"],
         ["trainA/copy.jpg", "trainA/trainA-001.jpg"],
     ]
-    assert [sorted(group) for group in duplicates["near"]] == [["trainB/near.jpg", "trainB/trainB-003.jpg"]]
-    assert made.manifest["leaks"] == [["trainA/trainA-002.jpg", "testA/leak.jpg"]]
-    assert made.manifest["near_leaks"] == []
-    assert made.manifest["totals"]["images"] == sum(FOUR.values()) + 3
+    assert [sorted(group) for group in duplicates.near] == [["trainB/near.jpg", "trainB/trainB-003.jpg"]]
+    assert made.manifest.leaks == [["trainA/trainA-002.jpg", "testA/leak.jpg"]]
+    assert made.manifest.near_leaks == []
+    assert made.manifest.totals["images"] == sum(FOUR.values()) + 3
 
 
 def test_a_split_of_nothing_but_copies_is_refused(tmp_path: Path) -> None:
@@ -364,8 +362,8 @@ def test_copies_can_be_dropped(tmp_path: Path) -> None:
     made = prepare(config(source, tmp_path / "out", duplicates="drop"))
     reasons = {
         f"{split}/{q['name']}": q["reason"]
-        for split, s in made.manifest["splits"].items()
-        for q in s["quarantined"]
+        for split, s in made.manifest.splits.items()
+        for q in s.quarantined
     }
     assert reasons == {
         "trainA/trainA-001.jpg": "duplicate of trainA/copy.jpg",
@@ -388,7 +386,7 @@ def test_every_stage_of_preparing_works_in_object_storage(s3: S3Server, tmp_path
     assert files(there.uri) == files(here.uri)
     assert prepare(config(source, uri, shard_bytes=4096)).reused
     (source / "trainA" / "new.jpg").write_bytes(encoded(picture(5), "JPEG"))
-    assert prepare(config(source, uri, shard_bytes=4096)).manifest["kept"] == 34
+    assert prepare(config(source, uri, shard_bytes=4096)).manifest.kept == 34
 
 
 def test_a_server_that_dies_fails_the_run_and_the_same_call_finishes_it(
@@ -472,6 +470,16 @@ def _alive(group: int) -> bool:
     return False
 
 
+def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", FOUR)
+    with (source / "trainA" / "huge.png").open("wb") as file:
+        file.truncate(200 * 2**30)  # sparse: it takes no room
+    made = prepare(config(source, tmp_path / "out"))
+    (refused,) = made.manifest.splits["trainA"].quarantined
+    assert refused["name"] == "huge.png"
+    assert refused["reason"] == "cannot be read: its size is 200 GiB, the limit 2 GiB"
+
+
 def test_what_a_killed_run_left_is_swept_a_day_later(tmp_path: Path) -> None:
     source = folder(tmp_path / "in", FOUR)
     out = tmp_path / "out"
@@ -529,9 +537,9 @@ def test_a_script_that_is_not_guarded_is_told_so(tmp_path: Path) -> None:
 
 def test_the_built_in_set(tmp_path: Path) -> None:
     made = prepare(config("builtin", tmp_path / "out", builtin={"train": 6, "test": 4, "size": 40}))
-    assert made.manifest["domains"] == {"a": {"name": "plain"}, "b": {"name": "striped"}}
-    assert made.manifest["totals"]["masks"] == 20
-    assert made.manifest["duplicates"]["exact_groups"] == 0
+    assert made.manifest.domain_names() == ("plain", "striped")
+    assert made.manifest.totals["masks"] == 20
+    assert made.manifest.duplicates.exact_groups == 0
     mask = ShardImages(made.uri, "testA", tmp_path, 0).mask(0)
     assert mask is not None
     assert 0.05 < float((mask == 255).float().mean()) < 0.5

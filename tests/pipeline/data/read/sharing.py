@@ -1,4 +1,4 @@
-"""What a process of its own does in the tests of the shard cache; imports little, as each of them has to."""
+"""The separate processes of the shard cache's tests; imports little, because each of them has to."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def test_copies_of_held_images_are_trained_on_nowhere(
     shutil.copy(changed / "trainA" / tested, changed / "testB" / "zz-tested.jpg")
     settings = config(changed, tmp_path / "out")
     made = prepare(settings)
-    assert len(made.manifest["duplicates"]["near"]) == 1
+    assert len(made.manifest.duplicates.near) == 1
     again = chosen(made, settings, 4)
     assert again is not None
     trained, held = again["a"]
@@ -131,5 +131,7 @@ def test_a_small_set_has_nothing_to_spare(tmp_path: Path) -> None:
     settings: Any = config(source, tmp_path / "out")
     made = prepare(settings)
     assert chosen(made, settings, 4) is None
-    said = held_out.too_few(settings, made.manifest)
-    assert "of 30 and 9 training images at most 20% are held out, fewer than the 2 that scores need" in said
+    sentence = held_out.too_few(settings, made.manifest)
+    assert (
+        "of 30 and 9 training images at most 20% are held out, fewer than the 2 that scores need" in sentence
+    )

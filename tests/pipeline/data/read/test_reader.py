@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from agit_core.errors import BadInput, RunFailed
-from pipeline import storage
+from pipeline import records, storage
 from pipeline.config import Config
 from pipeline.data.format import manifest
 from pipeline.data.prepare.stage import Prepared, prepare
@@ -64,7 +64,7 @@ def cached(folder: Path) -> list[Path]:
 
 def test_every_image_and_mask_is_what_the_shards_hold(local: Prepared, tmp_path: Path) -> None:
     images = ShardImages(local.uri, "trainA", tmp_path, 0)
-    paths = [f"{local.uri}/{s['path']}" for s in local.manifest["splits"]["trainA"]["shards"]]
+    paths = [f"{local.uri}/{s.path}" for s in local.manifest.splits["trainA"].shards]
     assert len(paths) > 2
     table = pa.concat_tables([pq.read_table(path) for path in paths]).to_pylist()
     assert len(images) == len(table) == 40
@@ -91,7 +91,7 @@ def test_read_from_object_storage_is_the_same(
     for i in range(0, 40, 3):
         assert ranges.encoded(i) == whole.encoded(i) == plain.encoded(i)
     assert torch.equal(ranges.read(7), plain.read(7))
-    shards = there.manifest["splits"]["trainA"]["shards"]
+    shards = there.manifest.splits["trainA"].shards
     until(lambda: len(cached(tmp_path / "cache")) == len(shards))
     assert not (tmp_path / "none").exists()
     assert [i for i in range(40) if whole.encoded(i) != plain.encoded(i)] == []
@@ -100,7 +100,7 @@ def test_read_from_object_storage_is_the_same(
 def test_what_is_cached_needs_no_server(s3_private: S3Server, source: Path, tmp_path: Path) -> None:
     made = prepare(settings(source, s3_private.uri))
     images = ShardImages(made.uri, "trainA", tmp_path / "cache", LARGE)
-    shards = made.manifest["splits"]["trainA"]["shards"]
+    shards = made.manifest.splits["trainA"].shards
     until(lambda: len(cached(tmp_path / "cache")) == len(shards))
     outside = ShardImages(made.uri, "trainA", tmp_path / "other", 0)
     s3_private.stop()
@@ -115,9 +115,9 @@ def test_the_cache_keeps_to_its_limit_and_evicts_the_longest_unused(
     s3: S3Server, source: Path, tmp_path: Path
 ) -> None:
     made = prepare(settings(source, s3.uri))
-    shards = made.manifest["splits"]["trainA"]["shards"]
-    uris = [(storage.join(made.uri, s["path"]), s["sha256"], s["bytes"]) for s in shards]
-    room = shards[0]["bytes"] + max(shards[1]["bytes"], shards[3]["bytes"]) + 10
+    shards = made.manifest.splits["trainA"].shards
+    uris = [(storage.join(made.uri, s.path), s.sha256, s.bytes) for s in shards]
+    room = shards[0].bytes + max(shards[1].bytes, shards[3].bytes) + 10
     folder = tmp_path / "cache"
     first = ShardCache(folder, room)
     first.want(uris[:2])
@@ -153,11 +153,11 @@ def test_a_shard_that_is_nearly_here_is_waited_for(
     s3: S3Server, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = prepare(settings(source, s3.uri))
-    shards = made.manifest["splits"]["trainA"]["shards"]
+    shards = made.manifest.splits["trainA"].shards
     go_on, real = threading.Event(), storage.download_file
 
     def held_up(uri: str, local: Path) -> None:
-        assert uri.endswith(shards[0]["path"]) or go_on.wait(60)
+        assert uri.endswith(shards[0].path) or go_on.wait(60)
         real(uri, local)
 
     monkeypatch.setattr(storage, "download_file", held_up)
@@ -184,7 +184,7 @@ def test_a_shard_that_arrives_damaged_is_not_cached(
     s3: S3Server, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = prepare(settings(source, s3.uri))
-    where = storage.join(made.uri, made.manifest["splits"]["testA"]["shards"][0]["path"])
+    where = storage.join(made.uri, made.manifest.splits["testA"].shards[0].path)
     data = bytearray(storage.read_bytes(where))
     data[len(data) // 2] ^= 255
     storage.write_bytes(where, bytes(data))
@@ -268,14 +268,14 @@ def test_a_reader_of_the_wrong_thing_says_so(local: Prepared, tmp_path: Path) ->
     with pytest.raises(BadInput, match="missing"):
         ShardImages(str(copy), "trainB", tmp_path, 0).read(0)
     described = manifest.read(local.uri)
-    storage.write_json(str(copy / "manifest.json"), {**described, "image_size": 4096})
+    records.MANIFEST.write(str(copy), described.but(image_size=4096))
     with pytest.raises(BadInput, match="manifest was changed"):
         ShardImages(str(copy), "trainB", tmp_path, 0)
     assert {
         "path": "manifest.json",
         "reason": "the manifest was changed after it had been written",
     } in verify(str(copy))["damaged"]
-    storage.write_json(str(copy / "manifest.json"), {**described, "format": 99})
+    records.MANIFEST.write(str(copy), described.but(format=99))
     with pytest.raises(BadInput, match="format 99"):
         ShardImages(str(copy), "trainB", tmp_path, 0)
 
@@ -294,7 +294,7 @@ def test_memory_does_not_grow_with_the_images_read(local: Prepared, tmp_path: Pa
 
 def test_other_tools_open_the_shards_unchanged(local: Prepared, tmp_path: Path) -> None:
     pattern = f"{local.uri}/trainA/*.parquet"
-    shards = [f"{local.uri}/{s['path']}" for s in local.manifest["splits"]["trainA"]["shards"]]
+    shards = [f"{local.uri}/{s.path}" for s in local.manifest.splits["trainA"].shards]
     frame = pd.concat([pd.read_parquet(path) for path in shards])
     assert list(frame.columns) == ["image", "mask", "width", "height", "sha256"]
     assert len(frame) == 40
@@ -324,7 +324,7 @@ def test_hugging_face_datasets_opens_the_folder_as_it_stands(local: Prepared, tm
     from huggingface_hub import DatasetCard
 
     opened = datasets.load_dataset(local.uri, cache_dir=str(tmp_path))
-    rows = {split: about["rows"] for split, about in local.manifest["splits"].items()}
+    rows = {split: about.rows for split, about in local.manifest.splits.items()}
     assert {split: len(images) for split, images in opened.items()} == rows
     assert opened["trainA"][0]["image"].size == (36, 36)
     assert opened["testB"].column_names == ["image", "mask", "width", "height", "sha256"]

@@ -42,6 +42,19 @@ def test_classes_below_train_and_validation_are_the_domains(tmp_path: Path) -> N
         opened(root, tmp_path)
 
 
+def test_images_of_one_name_in_test_and_validation_are_two(tmp_path: Path) -> None:
+    for number, split in enumerate(("train", "test", "val")):
+        folder(tmp_path / "set" / split, {"cat": 2, "dog": 2}, seed=number)
+    with opened(tmp_path / "set", tmp_path) as source:
+        names = [entry.name for entry in source.splits["testA"]]
+        assert names == [f"{split}/cat/cat-00{i}.jpg" for split in ("test", "val") for i in range(2)]
+
+
+def test_a_folder_may_be_named_like_a_file(tmp_path: Path) -> None:
+    with opened(folder(tmp_path / "photos.zip", FOUR), tmp_path) as source:
+        assert counts(source) == FOUR
+
+
 def test_upper_and_lower_case_are_the_same_but_never_merged(tmp_path: Path) -> None:
     root = folder(tmp_path / "set", {"TrainA": 3, "TRAINB": 3, "testa": 2, "Val_B": 2})
     with opened(root, tmp_path) as source:
@@ -261,6 +274,18 @@ def test_odd_lines_of_a_list_are_quarantined(tmp_path: Path) -> None:
             with pytest.raises(OSError, match=reason):
                 entries[name].image.read()
         assert sum(bool(entry.digest.startswith(("empty", "unreadable"))) for entry in entries.values()) == 2
+
+
+def test_a_list_from_windows_and_a_line_with_a_comma_too_many(tmp_path: Path) -> None:
+    root = folder(tmp_path / "set", {"a": 4, "b": 4})
+    lines = [f"{path.parent.name}\\{path.name},{path.parent.name}" for path in sorted(root.rglob("*.jpg"))]
+    (root / "list.csv").write_text("\n".join(["image,domain", *lines, "a\\x,y.jpg,a"]) + "\n")
+    with opened(root / "list.csv", tmp_path) as source:
+        assert sum(counts(source).values()) == 8
+        assert all(entry.image.read() for _, entry in source)
+        assert [(name, reason.split(";")[0]) for name, reason in source.left_out] == [
+            ("line 10", "has more fields than the header")
+        ]
 
 
 @pytest.mark.parametrize("mark", [",", ";", "\t", "|"])

@@ -18,6 +18,7 @@ from pipeline import storage
 from pipeline.config import DataConfig
 from pipeline.data.sources import download, public
 from pipeline.data.sources.archives import is_archive
+from pipeline.data.sources.listing import CIRCLE
 from pipeline.data.sources.opening import open_source
 from pipeline.data.sources.source import Entry, LocalFile, Source
 from pipeline.data.sources.tables import is_csv, is_parquet
@@ -116,29 +117,57 @@ def test_an_archive_that_leaves_its_folder_is_refused(name: str, kind: str, tmp_
     assert not list(tmp_path.rglob("evil.jpg"))
 
 
-@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.bz2", "tar.xz"])
-def test_half_an_archive_is_not_taken_for_all_of_it(root: Path, tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize("suffix", ["tar", "tgz", "tbz2", "txz"])
+def test_a_damaged_tar_is_read_up_to_the_damage_and_the_rest_named(
+    root: Path, tmp_path: Path, suffix: str
+) -> None:
     whole = tmp_path / f"whole.{suffix}"
-    with tarfile.open(whole, f"w:{suffix[4:]}") as file:
-        file.add(root, "images")
-        headers = [member.offset for member in file.getmembers()]
+    packed = {"tar": "", "tgz": "gz", "tbz2": "bz2", "txz": "xz"}[suffix]
+    with tarfile.open(whole, f"w:{packed}") as file:
+        for split in ("trainB", "testB", "testA", "trainA"):  # what comes first survives
+            file.add(root / split, f"images/{split}")
+    with tarfile.open(whole) as file:
+        headers = [member.offset for member in file if member.isfile()]
     with opened(whole, tmp_path) as source:
         assert counts(source) == FOUR
+        assert source.left_out == []
     data = whole.read_bytes()
-    damaged = [
-        data[:-1],
-        data[: len(data) // 2],
-        data[: len(data) // 2] + bytes(64) + data[len(data) // 2 + 64 :],
-    ]
+    cases = [(data[: len(data) * 9 // 10], "the rest of the archive"), (data[:-1], "archive")]
+    if suffix == "tbz2":
+        cases = []  # its one block is lost as a whole
     if suffix == "tar":
-        damaged = [data[:at] + b"?" * 64 + data[at + 64 :] for at in headers[1:]] + [
-            data[:at] for at in headers[1:]
+        cases = [
+            (data[: headers[-1]], "the end of the archive"),
+            (data[: headers[-1] + 3 * 512 + 200], "the rest of the archive"),
+            (data[: headers[-1]] + bytes(512) + data[headers[-1] + 512 :], "a part of the archive"),
+            (data[: headers[-2] + 100] + b"?" * 64 + data[headers[-2] + 164 :], "a part of the archive"),
         ]
-    for wrong in damaged:
-        target = tmp_path / f"half.{suffix}"
+    for number, (wrong, named) in enumerate(cases):
+        target = tmp_path / f"cut{number}.{suffix}"
         target.write_bytes(wrong)
-        with pytest.raises(BadInput, match=r"cannot be unpacked|is truncated"):
-            opened(target, tmp_path)
+        with opened(target, tmp_path) as source:
+            found = counts(source)
+            assert FOUR["trainA"] - 3 <= found["trainA"] <= FOUR["trainA"]
+            assert {split: n for split, n in found.items() if split != "trainA"} == {
+                split: n for split, n in FOUR.items() if split != "trainA"
+            }
+            assert any(named in name for name, _ in source.left_out), source.left_out
+    target = tmp_path / f"quarter.{suffix}"
+    target.write_bytes(data[: len(data) // 4] if suffix != "tar" else data[: headers[3]])
+    with pytest.raises(BadInput, match=r"is damaged .*is no data set: .*has no folder|cannot be unpacked"):
+        opened(target, tmp_path)
+
+
+def test_tars_that_were_appended_are_read_whole(root: Path, tmp_path: Path) -> None:
+    parts = []
+    for split in FOUR:
+        with tarfile.open(tmp_path / f"{split}.tar", "w") as file:
+            file.add(root / split, split)
+        parts.append((tmp_path / f"{split}.tar").read_bytes())
+    (tmp_path / "all.tar").write_bytes(b"".join(parts))
+    with opened(tmp_path / "all.tar", tmp_path) as source:
+        assert counts(source) == FOUR
+        assert source.left_out == []
 
 
 def test_a_tars_endless_name_is_refused(tmp_path: Path) -> None:
@@ -204,7 +233,10 @@ def test_a_zip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             lambda p: (p / "nul.csv", (p / "nul.csv").write_text('image,domain\n"a\0' + "x" * 200_000))[0],
             "line 2",
         ),
-        (lambda p: folder(p / "x.csv", {"trainA": 1}), "there is no file"),
+        (lambda p: folder(p / "x.csv", {"trainA": 1}), "no folder trainB"),
+        (lambda p: folder(p / "x", {"testA": 2, "testB": 2}), "no folder trainA and trainB"),
+        (lambda p: f"{folder(p / 'x', {'a': 3})}/a,{p}/x/a", "images of both domains lie in"),
+        (lambda p: f"{folder(p / 'x', {'a': 3})},{p}/x/a", "images of both domains lie in"),
         (lambda p: _cut(p), "damaged"),
         (lambda p: _bare_masks(p), r"column 'mask' of binary; it must be struct"),
     ],
@@ -352,7 +384,11 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (root / "trainA" / "pool").symlink_to(pool)
     (root / "trainA" / "latest").symlink_to(".")
     (pool / "back").symlink_to(root / "trainA")
-    assert counts(opened(root, tmp_path))["trainA"] == FOUR["trainA"] + 3
+    (root / "trainA" / "all").symlink_to("..")
+    with opened(root, tmp_path) as source:
+        assert counts(source)["trainA"] == FOUR["trainA"] + 3
+        circles = [name for name, reason in source.left_out if reason == CIRCLE]
+        assert circles == ["trainA/all", "trainA/latest", "trainA/pool/back"]
 
 
 def test_masks_may_lie_elsewhere(tmp_path: Path) -> None:
