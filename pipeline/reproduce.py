@@ -15,8 +15,7 @@ from agit_core import model_folder
 from agit_core.errors import BadInput
 from agit_core.model_folder import Model
 from pipeline import progress, retrain, storage, tasks
-from pipeline.config import Config
-from pipeline.config_reader import parse_recorded
+from pipeline.config import Config, parse_recorded
 from pipeline.data.format import manifest
 from pipeline.launch import specs
 from pipeline.records import Data, Run

@@ -12,8 +12,7 @@ from typing import Any, Literal
 from agit_core import model_folder
 from agit_core.errors import BadInput
 from pipeline import progress, storage
-from pipeline.config import Config
-from pipeline.config_reader import parse_recorded
+from pipeline.config import Config, parse_recorded
 from pipeline.data.format import manifest
 from pipeline.launch.specs import run_id
 from pipeline.records import Data, Manifest

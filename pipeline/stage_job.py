@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from agit_core.errors import BadInput, RunFailed
 from pipeline import logs, ray_session, records, storage, train_job
-from pipeline.config import Config
-from pipeline.config_reader import parse
+from pipeline.config import Config, parse
 from pipeline.launch.specs import read_spec
 from pipeline.process_identity import heartbeat
 from pipeline.records import Spec

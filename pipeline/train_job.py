@@ -20,8 +20,7 @@ from typing import Any
 
 from agit_core.errors import BadInput, RunFailed
 from pipeline import logs, ray_session, records, storage
-from pipeline.config import Config
-from pipeline.config_reader import parse
+from pipeline.config import Config, parse
 from pipeline.data.format import manifest
 from pipeline.launch.specs import VERDICT, read_spec
 from pipeline.metrics import catalog

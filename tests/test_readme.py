@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from pipeline import config_reader
+from pipeline.config import load
 from pipeline.registry import tracking
 from pipeline.serve import pyfunc
 from tests.infra import commands
@@ -135,7 +135,7 @@ def _settings(words: list[str]) -> None:
     overrides = [value for flag, value in itertools.pairwise(words) if flag == "--set"]
     for override in overrides:
         key = override.partition("=")[0]
-        place: object = config_reader.load("demo").plain()
+        place: object = load("demo").plain()
         for part in key.split("."):
             if not isinstance(place, dict) or part not in place:
                 raise commands.Unknown(f"--set {override}: there is no setting {key}")
@@ -192,6 +192,6 @@ def test_what_means_nothing_is_noticed(line: str) -> None:
 def test_mlflows_own_server_is_told_where_the_registry_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the variable it reads a local database in the working directory."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    uri = tracking.tracking_uri(config_reader.load("h2z")).replace(str(Path.cwd()), "$PWD")
+    uri = tracking.tracking_uri(load("h2z")).replace(str(Path.cwd()), "$PWD")
     for text in (Path("pipeline/GUIDE.md").read_text(), pyfunc.__doc__ or ""):
         assert f"MLFLOW_TRACKING_URI={uri} mlflow models serve -m models:/h2z@champion" in text

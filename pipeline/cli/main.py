@@ -291,7 +291,7 @@ def list_presets(json: Json = False, debug: Debug = False) -> Answer:
     """
     from importlib import resources
 
-    from pipeline.config_reader import presets
+    from pipeline.config import presets
 
     folder = resources.files("pipeline.configs")
     texts = {

@@ -24,6 +24,6 @@ Overrides = Annotated[
 
 def read_config(config: str, overrides: list[str] | None) -> Config:
     """Load the configuration given by CONFIG and ``--set``."""
-    from pipeline.config_reader import load  # imported late, which keeps --help fast
+    from pipeline.config import load  # imported late, which keeps --help fast
 
     return load(config, overrides or [])

@@ -6,8 +6,7 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
-from pipeline.config import Config
-from pipeline.config_reader import BASE, presets
+from pipeline.config import BASE, Config, presets
 
 _BASE = {
     "type": "string",
@@ -18,7 +17,7 @@ _BASE = {
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema, draft 2020-12, of what ``pipeline.config_reader.load`` reads from a file."""
+    """JSON Schema, draft 2020-12, of what ``pipeline.config.load`` reads from a file."""
     made = Config.model_json_schema(by_alias=True)
     made["properties"] = {BASE: _BASE, **made["properties"]}
     return {"$schema": GenerateJsonSchema.schema_dialect, **made, "title": "Configuration of agit"}

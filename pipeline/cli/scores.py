@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import console
 from pipeline.logs import printable
 from pipeline.metrics import catalog
 from pipeline.metrics.catalog import Metric
 from pipeline.metrics.format import Opponent, network
-from pipeline.records import Evaluation
+
+if TYPE_CHECKING:
+    from pipeline.records import Evaluation
 
 _VERDICT = {"better": "[green]better[/green]", "worse": "[red]worse[/red]", "noise": "noise"}
 

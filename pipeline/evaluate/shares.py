@@ -15,8 +15,7 @@ import torch
 
 from agit_core import model_folder, precision
 from agit_core.scores.inception import Inception
-from pipeline.config import Config
-from pipeline.config_reader import parse
+from pipeline.config import Config, parse
 from pipeline.data.format import manifest
 from pipeline.evaluate import feature_cache
 from pipeline.evaluate.direction import Direction

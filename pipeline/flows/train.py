@@ -16,8 +16,7 @@ from pydantic import Field
 
 from agit_core.errors import RunFailed
 from pipeline import retrain, tasks
-from pipeline.config import Config
-from pipeline.config_reader import load, presets
+from pipeline.config import Config, load, presets
 from pipeline.flows import artifacts, limits, log, secret_overrides
 from pipeline.records import Data, Evaluation, Registration, Run
 

@@ -15,8 +15,7 @@ import yaml
 
 from agit_core.errors import BadInput
 from pipeline import records, storage, train_job
-from pipeline.config import Config, fingerprint
-from pipeline.config_reader import parse
+from pipeline.config import Config, fingerprint, parse
 from pipeline.data.format import manifest as manifests
 from pipeline.data.read import held_out
 from pipeline.data.read.sample_order import sample_plan, total_steps

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agit_core.errors import BadInput
-from pipeline.config import Config
-from pipeline.config_reader import parse
+from pipeline.config import Config, parse
 
 Values = dict[str, Any]
 SEARCHABLE = ("method.", "train.batch_size", "seed")

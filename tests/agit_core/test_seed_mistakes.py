@@ -22,7 +22,7 @@ from agit_core.preview import strips
 from agit_core.stages import Stage
 from agit_core.trainer import Trainer
 from agit_core.translation import translate
-from pipeline.config_reader import load
+from pipeline.config import load
 from tests.agit_core import ranks, tiny
 
 NAMES = ("generator_ab", "generator_ba", "attention_a", "attention_b", "discriminator_a", "discriminator_b")

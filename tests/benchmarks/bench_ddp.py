@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.config import Config
-from pipeline.config_reader import load
+from pipeline.config import Config, load
 from pipeline.data.prepare.stage import prepare
 from pipeline.launch import follow
 from tests.benchmarks.result import Result, table

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipeline.config_reader import parse
+from pipeline.config import parse
 from pipeline.data.prepare.stage import prepare
 from pipeline.data.sources import builtin
 from tests.benchmarks.result import Result, table

@@ -14,7 +14,7 @@ from botocore.session import get_session
 from PIL import Image
 
 from pipeline import storage
-from pipeline.config_reader import parse
+from pipeline.config import parse
 from pipeline.data.prepare.stage import prepare
 from pipeline.data.sources import builtin
 from tests.pipeline.s3 import S3Server

@@ -24,8 +24,7 @@ from PIL import Image
 
 from infra.stack_state import free_port
 from pipeline import storage
-from pipeline.config import Config
-from pipeline.config_reader import parse
+from pipeline.config import Config, parse
 from pipeline.data.prepare.stage import prepare
 from tests.pipeline.s3 import S3Server
 

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 
-from pipeline.config_reader import parse
+from pipeline.config import parse
 from pipeline.launch import follow
 
 if __name__ == "__main__":

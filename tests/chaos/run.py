@@ -19,8 +19,7 @@ from typing import Any
 from agit_core import checkpoint
 from infra.stack_state import free_port
 from pipeline import storage
-from pipeline.config import Config
-from pipeline.config_reader import parse
+from pipeline.config import Config, parse
 from pipeline.records import Event
 from pipeline.train import events as train_events
 from pipeline.train.checkpoints import CheckpointStore

@@ -22,7 +22,7 @@ from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
 from agit_core.errors import BadInput
 from infra.register import pool_template
-from pipeline import config_reader
+from pipeline.config import load
 from pipeline.train import prometheus
 from pipeline.train.driver import AUTOSCALED_GPUS, needs_gpu
 from tests.infra import commands, dockerfile, manifests, network
@@ -214,13 +214,13 @@ def test_head_knows_how_many_gpus_may_come(overlay: str) -> None:
 
 def test_device_auto_waits_for_gpus_that_may_come(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 0.0})  # at rest
-    assert not needs_gpu(config_reader.load("h2z"))
+    assert not needs_gpu(load("h2z"))
     monkeypatch.setenv(AUTOSCALED_GPUS, "4")
-    assert needs_gpu(config_reader.load("h2z"))
-    assert needs_gpu(config_reader.load("h2z", ["train.device=cuda", "train.workers=4"]))
+    assert needs_gpu(load("h2z"))
+    assert needs_gpu(load("h2z", ["train.device=cuda", "train.workers=4"]))
     with pytest.raises(BadInput, match="Ray sees 4"):
-        needs_gpu(config_reader.load("h2z", ["train.device=cuda", "train.workers=5"]))
-    assert not needs_gpu(config_reader.load("h2z", ["train.device=cpu"]))
+        needs_gpu(load("h2z", ["train.device=cuda", "train.workers=5"]))
+    assert not needs_gpu(load("h2z", ["train.device=cpu"]))
 
 
 NOTICE_SECONDS = {"gke": 25, "eks": 120, "aks": 30}

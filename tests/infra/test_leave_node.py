@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from infra.stack_state import free_port
-from pipeline.config_reader import parse
+from pipeline.config import parse
 from pipeline.launch import follow
 from pipeline.records import Event
 from pipeline.train import events as train_events

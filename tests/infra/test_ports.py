@@ -34,7 +34,7 @@ def test_a_port_is_taken_on_all_addresses_by_a_server_on_one() -> None:
 def test_prefects_api_is_called_by_its_own_pages_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = {"s3_id": "x", "s3_secret": "x", "ray_token": "x", "prefect": "x"}
+    keys = {"s3_id": "x", "s3_secret": "x", "ray_token": "x", "prefect": "x", "mlflow": "x"}
     stack = Stack(tmp_path, {"s3": 1, "prefect": 4321, "mlflow": 2, "ray": 3}, "token", tmp_path, keys)
     name = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
     monkeypatch.setenv(name, stack.environment[name])

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import records, storage
-from pipeline.config import Config
-from pipeline.config_reader import load
+from pipeline.config import Config, load
 from pipeline.data.sources import builtin
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">&amp;.jpg"

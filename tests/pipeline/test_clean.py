@@ -17,8 +17,7 @@ import pytest
 from agit_core import model_folder
 from agit_core.errors import BadInput
 from pipeline import clean, records, storage
-from pipeline.config import Config
-from pipeline.config_reader import parse
+from pipeline.config import Config, parse
 from pipeline.flows import embedded, prefect_schema
 from pipeline.flows import unused_runs as flow_runs
 from pipeline.registry import tracking, versions

@@ -17,8 +17,7 @@ import pytest
 from agit_core import model_folder
 from agit_core.errors import BadInput, RunFailed
 from pipeline import records, run_status, storage, tasks
-from pipeline.config import Config
-from pipeline.config_reader import parse
+from pipeline.config import Config, parse
 from pipeline.data.read.inspect import verify
 from pipeline.inference import outputs
 from pipeline.inference.inputs import Inputs, Item

@@ -13,8 +13,7 @@ from agit_core import model_folder
 from agit_core.errors import BadInput
 from agit_core.networks import build
 from pipeline import records, reproduce, storage, tasks
-from pipeline.config import Config
-from pipeline.config_reader import parse
+from pipeline.config import Config, parse
 from pipeline.records import Data, Evaluation, Run
 from pipeline.registry import lineage, models
 from pipeline.registry.registration import register

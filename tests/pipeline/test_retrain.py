@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import retrain, storage, tasks
-from pipeline.config import Config
-from pipeline.config_reader import load
+from pipeline.config import Config, load
 from pipeline.records import Data, Manifest, Registration, Run
 from pipeline.registry import models
 from pipeline.retrain import Decision

@@ -14,7 +14,7 @@ import pytest
 
 from agit_core.errors import BadInput
 from infra.stack_state import free_port
-from pipeline import config_reader as configs
+from pipeline import config as configs
 from pipeline import logs, run_status, storage, tasks
 from pipeline.cli import main
 from pipeline.data.sources import download

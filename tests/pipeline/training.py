@@ -12,8 +12,7 @@ import torch
 from agit_core import checkpoint, networks, saved_method
 from agit_core.checkpoint import Snapshot
 from pipeline import storage, tasks
-from pipeline.config import Config
-from pipeline.config_reader import parse
+from pipeline.config import Config, parse
 from pipeline.data.format import manifest
 from pipeline.data.prepare.stage import prepare
 from pipeline.launch import specs

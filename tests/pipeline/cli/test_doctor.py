@@ -14,8 +14,9 @@ from agit_core.errors import BadInput
 from infra import stack_supervisor
 from infra.stack_programs import Program
 from infra.stack_state import free_port
-from pipeline import config_reader, http_health
+from pipeline import http_health
 from pipeline.cli import doctor
+from pipeline.config import load
 from pipeline.data.sources import opening
 from pipeline.flows.embedded import Server
 from tests.pipeline.command import agit
@@ -111,7 +112,7 @@ def locked() -> Iterator[int]:
 def _examined(
     tmp_path: Path, *overrides: str, tracking_uri: str = "sqlite:///x.db", prefect_url: str | None = None
 ) -> dict[str, dict[str, Any]]:
-    settings = config_reader.load("demo", [f"storage={tmp_path}/agit", *overrides])
+    settings = load("demo", [f"storage={tmp_path}/agit", *overrides])
     found = doctor.examine(settings, tracking_uri, prefect_url, lambda: opening.find(settings.data))
     return {check["name"]: check for check in found["checks"]}
 

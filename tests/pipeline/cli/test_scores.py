@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import config_reader, tasks
+from pipeline import tasks
 from pipeline.cli import scores
+from pipeline.config import load
 from pipeline.metrics import table
 from pipeline.records import REGISTRATION, Data, Evaluation, Manifest, Registration, Result, Rival, Run
 from pipeline.registry import models
@@ -72,7 +73,7 @@ def test_every_figure_has_its_interval_and_its_rivals(capsys: pytest.CaptureFixt
 
 def test_scores_are_made_again_for_another_champion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Made against nobody or version 1, they say nothing about version 2; unless that is this model."""
-    settings = config_reader.load(str(tiny_config(tmp_path)), [f"storage={tmp_path}/agit"])
+    settings = load(str(tiny_config(tmp_path)), [f"storage={tmp_path}/agit"])
     run = Run("tiny-1", f"{tmp_path}/agit/runs/tiny-1", Result(checkpoint="x", steps=4))
     data = Data("nowhere", Manifest(fingerprint="f"), True)
     made: list[str] = []

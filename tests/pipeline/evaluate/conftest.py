@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from agit_core import networks
-from pipeline import config_reader as configs
+from pipeline import config as configs
 from pipeline.config import Config
 from pipeline.data.prepare.stage import prepare
 from pipeline.evaluate.scoring import evaluate

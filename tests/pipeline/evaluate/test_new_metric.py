@@ -9,7 +9,7 @@ import pytest
 from agit_core import networks
 from agit_core.scores.images import PSNR_CAP
 from agit_core.stages import HEALTH_KEYS
-from pipeline import config_reader as configs
+from pipeline import config as configs
 from pipeline import storage, tasks
 from pipeline.cli import scores, show
 from pipeline.config import GateConfig

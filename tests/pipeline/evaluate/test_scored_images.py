@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import config_reader as configs
+from pipeline import config as configs
 from pipeline.data.format import manifest
 from pipeline.data.prepare.stage import prepare
 from pipeline.evaluate import scored_images

@@ -18,7 +18,7 @@ from agit_core.errors import BadInput
 from agit_core.scores import attention as masks
 from agit_core.scores import inception as inceptions
 from agit_core.stages import HEALTH_KEYS
-from pipeline import config_reader as configs
+from pipeline import config as configs
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.data.format import manifest

@@ -18,7 +18,7 @@ import pytest
 
 from agit_core.errors import BadInput, RunFailed
 from pipeline import tasks
-from pipeline.config_reader import load
+from pipeline.config import load
 from pipeline.registry import tracking
 from tests import doors
 from tests.agit_core.models import save

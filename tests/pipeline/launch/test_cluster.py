@@ -23,8 +23,7 @@ import pytest
 from agit_core.errors import BadInput, RunFailed
 from infra.stack_state import free_port
 from pipeline import storage
-from pipeline.config import Config
-from pipeline.config_reader import parse
+from pipeline.config import Config, parse
 from pipeline.launch import cluster, follow
 from pipeline.train import events, prometheus
 from tests.chaos import processes

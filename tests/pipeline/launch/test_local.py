@@ -18,8 +18,7 @@ import pytest
 
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
-from pipeline.config import Config
-from pipeline.config_reader import load, parse
+from pipeline.config import Config, load, parse
 from pipeline.launch import follow, local, specs
 from pipeline.records import Manifest, Owner, Spec
 from pipeline.train import events

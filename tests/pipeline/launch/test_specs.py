@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from agit_core.errors import RunFailed
-from pipeline import config_reader, storage, train_job
+from pipeline import storage, train_job
+from pipeline.config import parse
 from pipeline.data.format import manifest
 from pipeline.launch import specs
 from tests.pipeline.training import prepared, spec_of, tiny
@@ -26,7 +27,7 @@ def test_specification_of_a_run_that_something_else_starts(tmp_path: Path) -> No
     assert {key: stored[key] for key in expected} == expected
     assert stored.keys() == {*expected, "owner"}
     train_job.check(
-        config_reader.parse(stored["config"]),
+        parse(stored["config"]),
         manifest.read(stored["data_uri"]),
     )
     assert specs.read_spec(uri).plain() == stored

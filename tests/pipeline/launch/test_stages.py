@@ -16,8 +16,7 @@ import pytest
 from agit_core.errors import BadInput
 from agit_core.scores import distances
 from pipeline import tasks
-from pipeline.config import Config
-from pipeline.config_reader import parse
+from pipeline.config import Config, parse
 from pipeline.evaluate import counting
 from pipeline.launch import cluster, stages
 from pipeline.records import PROGRESS
@@ -30,7 +29,7 @@ pytestmark = pytest.mark.timeout(1800)
 _FLOW = """\
 import json, sys
 from pipeline import tasks
-from pipeline.config_reader import parse
+from pipeline.config import parse
 config = parse(json.load(open(sys.argv[1])))
 data = tasks.prepare(config)
 tasks.check_scorable(config, data)
@@ -116,7 +115,7 @@ def test_a_stage_is_found_again_after_its_flow_was_killed_and_cancelled_with_the
     (tmp_path / "call.json").write_text(spec)
     script = (
         "import json, logging, sys; logging.basicConfig(level=logging.INFO)\n"
-        "from pipeline import tasks; from pipeline.config_reader import parse\n"
+        "from pipeline import tasks; from pipeline.config import parse\n"
         "from pipeline.records import RESULT, Data, Run\n"
         "call = json.load(open(sys.argv[1])); from pipeline.data.format import manifest\n"
         "data = Data(call['data'], manifest.read(call['data']), True)\n"

@@ -21,8 +21,7 @@ from wandb.proto import wandb_internal_pb2
 from agit_core.errors import BadInput
 from infra.stack_state import free_port
 from pipeline import records, storage
-from pipeline.config import Config
-from pipeline.config_reader import load
+from pipeline.config import Config, load
 from pipeline.live import feed
 from pipeline.live.feed import reporting
 from pipeline.registry import tracking

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config_reader as configs
+from pipeline import config as configs
 from pipeline.config import Config
 from pipeline.records import Evaluation, Registration
 from pipeline.registry import registration

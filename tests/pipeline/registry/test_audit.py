@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from agit_core.errors import BadInput
-from pipeline import config_reader as configs
+from pipeline import config as configs
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.registry import models, tracking, versions

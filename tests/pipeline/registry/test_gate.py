@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from agit_core.errors import BadInput
-from pipeline import config_reader as configs
+from pipeline import config as configs
 from pipeline import tasks
 from pipeline.config import Config, GateConfig
 from pipeline.records import Evaluation

@@ -7,7 +7,7 @@ import pytest
 
 from agit_core.errors import BadInput
 from pipeline import storage
-from pipeline.config_reader import load
+from pipeline.config import load
 from pipeline.registry.model_reference import describe, resolve
 from tests.agit_core import models
 

@@ -12,7 +12,7 @@ import pytest
 from agit_core import model_folder, networks
 from agit_core.errors import BadInput
 from pipeline import clean, storage, tasks
-from pipeline import config_reader as configs
+from pipeline import config as configs
 from pipeline.config import Config
 from pipeline.records import GateDecision, Registration, Result, Run, ScoredModel
 from pipeline.registry import gate, models, registration, tracking, versions

@@ -12,7 +12,7 @@ import yaml
 
 from agit_core.errors import BadInput, RunFailed
 from infra.stack_state import free_port
-from pipeline import config_reader as configs
+from pipeline import config as configs
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.registry import models, tracking

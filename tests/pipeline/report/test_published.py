@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.config_reader import load
+from pipeline.config import load
 from pipeline.report import build, published
 from tests.pipeline.fabricated_run import fabricate
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from agit_core.errors import BadInput
-from pipeline.config_reader import load
+from pipeline.config import load
 from pipeline.report import build
 from pipeline.report.run_data import read_run
 from tests.pipeline.fabricated_run import TOTAL, fabricate

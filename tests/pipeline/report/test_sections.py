@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pipeline.config_reader import load
+from pipeline.config import load
 from pipeline.registry import audit
 from pipeline.report import build
 from tests.pipeline.fabricated_run import fabricate

@@ -14,7 +14,7 @@ import pytest
 from agit_core import model_folder
 from agit_core.errors import BadInput
 from agit_core.scores import inception
-from pipeline import config_reader as configs
+from pipeline import config as configs
 from pipeline import records, storage, tasks, train_job
 from pipeline.config import Config
 from pipeline.data.format import manifest as manifests

@@ -16,7 +16,7 @@ import yaml
 
 from agit_core import model_folder, networks
 from agit_core.errors import BadInput, RunFailed
-from pipeline import config_reader as configs
+from pipeline import config as configs
 from pipeline import ray_session, run_status, storage
 from pipeline.data.prepare.stage import prepare
 from pipeline.launch import follow, specs
@@ -70,9 +70,10 @@ TREE: dict[str, Any] = {
 }
 SEARCH = """
 import sys
-from pipeline import config_reader, tasks
+from pipeline import tasks
+from pipeline.config import load
 from pipeline.tune import stages
-settings = config_reader.load(sys.argv[1])
+settings = load(sys.argv[1])
 stages.search(settings, tasks.prepare(settings))
 """
 

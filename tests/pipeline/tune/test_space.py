@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agit_core.errors import BadInput
-from pipeline import config_reader as configs
+from pipeline import config as configs
 from pipeline.config import Config
 from pipeline.tune import space as tune_space
 

@@ -18,8 +18,7 @@ from PIL import Image
 
 from agit_core.errors import BadInput, RunFailed
 from pipeline import storage
-from pipeline.config import Config
-from pipeline.config_reader import parse
+from pipeline.config import Config, parse
 from pipeline.data.format import manifest
 from pipeline.data.litter import SIDECAR
 from pipeline.data.prepare import build, encode

@@ -8,7 +8,7 @@ import pytest
 
 from agit_core.errors import BadInput
 from pipeline import storage
-from pipeline.config_reader import load
+from pipeline.config import load
 from pipeline.data.prepare.stage import prepare
 from pipeline.data.read.inspect import inspect, verify
 from tests.pipeline.command import agit

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from agit_core.errors import BadInput
-from pipeline.config_reader import load
+from pipeline.config import load
 
 
 def test_overrides_reach_every_section() -> None:

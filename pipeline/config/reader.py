@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from agit_core import saved_method
 from agit_core.errors import BadInput
-from pipeline.config import Config
+from pipeline.config.schema import Config
 
 BASE = "base"
 """The key of a configuration file that names the configuration which it extends."""

@@ -11,8 +11,7 @@ import yaml
 from agit_core import networks
 from agit_core.errors import BadInput
 from pipeline.cli.schema import schema
-from pipeline.config import Config, fingerprint
-from pipeline.config_reader import load, parse, presets
+from pipeline.config import Config, fingerprint, load, parse, presets
 
 
 def test_presets_load_and_round_trip() -> None:

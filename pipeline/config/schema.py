@@ -1,6 +1,6 @@
 """Every setting of the workflow: a frozen pydantic model per stage, with defaults, ranges and descriptions.
 
-:mod:`pipeline.config_reader` makes a :class:`Config` from presets, YAML files and ``--set``.
+:mod:`pipeline.config.reader` makes a :class:`Config` from presets, YAML files and ``--set``.
 """
 
 from __future__ import annotations
