@@ -250,10 +250,12 @@ def _paths(uri: str) -> list[tuple[int, int, str]]:
 
     file = _parquet(uri)
     column = _image_column(file, uri)
+    named = file.schema_arrow.field(column).type.get_field_index("path") >= 0
     rows: list[tuple[int, int, str]] = []
     try:
         for group in range(file.num_row_groups):
-            paths = _values(file, group, column, "path")
+            count = file.metadata.row_group(group).num_rows
+            paths = _values(file, group, column, "path") if named else [""] * count
             rows += [(group, row, str(path or "")) for row, path in enumerate(paths)]
     except (pa.ArrowException, OSError) as error:
         raise BadInput(f"{uri} is damaged ({str(error).splitlines()[0]})") from None
@@ -288,13 +290,7 @@ def _values(file: Any, group: int, column: str, part: str) -> list[Any]:
 
 def _image_column(file: Any, uri: str) -> str:
     """Name of the image column by the Hugging Face convention, ``struct<bytes, path>``; prefers ``image``."""
-    import pyarrow as pa
-
-    columns = [
-        field.name
-        for field in file.schema_arrow
-        if pa.types.is_struct(field.type) and {"bytes", "path"} <= {part.name for part in field.type}
-    ]
+    columns = [field.name for field in file.schema_arrow if tables.is_image(field.type)]
     if not columns:
         raise BadInput(
             f"{uri} has no image column (struct<bytes, path>, the Hugging Face datasets convention)"

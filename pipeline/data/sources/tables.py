@@ -209,13 +209,16 @@ def _parquet_rows(
     except (pa.ArrowInvalid, OSError) as error:
         raise BadInput(f"{called} is not a Parquet file ({error})") from None
     schema = file.schema_arrow
+    known = {"image", "mask", "split", *_DOMAIN_COLUMNS}
+    if twice := sorted(name for name in known if schema.names.count(name) > 1):
+        raise BadInput(f"{called} has two columns '{twice[0]}'; remove or rename one")
     column = next((name for name in _DOMAIN_COLUMNS if name in schema.names), None)
-    if "image" not in schema.names or not _is_image(schema.field("image").type):
+    if "image" not in schema.names or not is_image(schema.field("image").type):
         raise BadInput(
             f"{called} has no column 'image' of struct<bytes: binary, path: string>; it has "
             + ", ".join(f"{field.name} ({field.type})" for field in schema)
         )
-    if "mask" in schema.names and not _is_image(schema.field("mask").type):
+    if "mask" in schema.names and not is_image(schema.field("mask").type):
         raise BadInput(
             f"{called} has a column 'mask' of {schema.field('mask').type}; it must be struct<bytes, path>, as 'image'"
         )
@@ -223,6 +226,11 @@ def _parquet_rows(
         raise BadInput(
             f"{called} has no column 'domain'; add one, or give two files as 'a.parquet,b.parquet'"
         )
+    for name, holds in ((column, "one text or number"), ("split", "the text train or test")):
+        if name in schema.names and not _is_plain(schema.field(name).type, numbers=name != "split"):
+            raise BadInput(
+                f"{called} has a column '{name}' of {schema.field(name).type}; each row must hold {holds}"
+            )
     wanted = [n for n in ("image", "mask", "split", column) if n and n in schema.names]
     folder.mkdir(parents=True, exist_ok=True)
     number = 0
@@ -273,7 +281,19 @@ def _batches(file: pq.ParquetFile, columns: list[str], called: str) -> Iterator[
         raise BadInput(f"{called} is damaged ({str(error).splitlines()[0]}); fetch it again") from None
 
 
-def _is_image(type_: pa.DataType) -> bool:
+def _is_plain(type_: pa.DataType, numbers: bool) -> bool:
+    """Whether a column holds one text, or where allowed one number, in each row."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(type_):
+        type_ = type_.value_type
+    return not pa.types.is_nested(type_) and (
+        numbers or pa.types.is_null(type_) or any(word in str(type_) for word in ("string", "binary"))
+    )
+
+
+def is_image(type_: pa.DataType) -> bool:
+    """Whether a column of this type holds images by the Hugging Face convention; ``path`` may be missing."""
     import pyarrow as pa
 
     if not pa.types.is_struct(type_) or type_.get_field_index("bytes") < 0:

@@ -290,6 +290,10 @@ def test_parquet_in_the_hugging_face_convention(photos: Path, tmp_path: Path, mo
     done = translate(str(tmp_path / "shards"), str(tmp_path / "more"), model)
     assert done["translated"] == 4
     assert {"1.parquet", "README.md"} <= {item["name"] for item in done["failed"]}
+    # images without names
+    nameless = pa.array([{"bytes": (photos / "one.png").read_bytes()}] * 2)
+    pq.write_table(pa.table({"image": nameless}), tmp_path / "nameless.parquet")
+    assert translate(str(tmp_path / "nameless.parquet"), str(tmp_path / "third"), model)["translated"] == 2
     pq.write_table(pa.table({"x": [1]}), tmp_path / "plain.parquet")
     with pytest.raises(BadInput, match="no image column"):
         translate(str(tmp_path / "plain.parquet"), str(tmp_path / "x"), model)

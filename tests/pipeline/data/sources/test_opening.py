@@ -239,6 +239,9 @@ def test_a_zip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (lambda p: f"{folder(p / 'x', {'a': 3})},{p}/x/a", "images of both domains lie in"),
         (lambda p: _cut(p), "damaged"),
         (lambda p: _bare_masks(p), r"column 'mask' of binary; it must be struct"),
+        (lambda p: _with_column(p, "domain", ["x"] * 8), "two columns 'domain'"),
+        (lambda p: _with_column(p, "split", [0] * 8), "column 'split' of int64; each row must hold the text"),
+        (lambda p: _with_column(p, "label", [[0]] * 8, without="domain"), "column 'label' of list"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence(make: Any, match: str, tmp_path: Path) -> None:
@@ -252,6 +255,13 @@ def _bare_masks(folder: Path) -> Path:
     table = hf_table(rows).append_column("mask", pa.array([b"x"] * 8, pa.binary()))
     pq.write_table(table, folder / "bare.parquet")
     return folder / "bare.parquet"
+
+
+def _with_column(folder: Path, name: str, values: list[Any], without: str | None = None) -> Path:
+    table = hf_table([row(i, domain="AB"[i % 2]) for i in range(8)])
+    table = table.drop_columns([without]) if without else table
+    pq.write_table(table.append_column(name, pa.array(values)), folder / "odd.parquet")
+    return folder / "odd.parquet"
 
 
 def _cut(folder: Path) -> Path:
