@@ -123,6 +123,8 @@ def execute(app: typer.Typer) -> int:
             return _fail(FAILED, f"interrupted; {_RESUME}")
         if hasattr(error, "format_message"):
             return _fail(WRONG_CALL, _usage(error))
+        if isinstance(error, FileNotFoundError) and not os.path.exists(os.curdir):
+            return _fail(WRONG_CALL, "the working directory was removed; change to one that exists")
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             where = (
                 error.filename

@@ -63,6 +63,19 @@ def test_a_wrong_call_is_told_in_one_line(tmp_path: Path, arguments: tuple[str, 
     assert "Traceback" not in called.err
 
 
+def test_a_working_directory_that_was_removed_is_named(tmp_path: Path) -> None:
+    command = 'mkdir gone && cd gone && rmdir ../gone && exec "$0" -m pipeline.cli prepare demo'
+    done = subprocess.run(
+        ["bash", "-c", command, sys.executable],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.endswith("agit: the working directory was removed; change to one that exists\n")
+
+
 @pytest.mark.parametrize("group", [(), ("data",)])
 def test_without_a_command_there_is_help_and_the_cause(tmp_path: Path, group: tuple[str, ...]) -> None:
     called = agit(*group, cwd=tmp_path)
