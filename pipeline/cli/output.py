@@ -123,7 +123,7 @@ def execute(app: typer.Typer) -> int:
             return _fail(FAILED, f"interrupted; {_RESUME}")
         if hasattr(error, "format_message"):
             return _fail(WRONG_CALL, _usage(error))
-        if isinstance(error, FileNotFoundError) and not os.path.exists(os.curdir):
+        if isinstance(error, FileNotFoundError) and not _in_a_folder():
             return _fail(WRONG_CALL, "the working directory was removed; change to one that exists")
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             where = (
@@ -136,6 +136,14 @@ def execute(app: typer.Typer) -> int:
         if not _interrupted(error):
             raise
         return _fail(FAILED, f"interrupted; {_RESUME}")
+
+
+def _in_a_folder() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _answer(outcome: Any) -> int:
