@@ -79,3 +79,9 @@ def s3_image(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> str:
     if engine.has(wanted := "docker.io/chrislusf/seaweedfs:4.44"):
         return wanted
     return _stand_in(engine, "s3", "localhost/agit-test-s3:1", tmp_path_factory.mktemp("s3"))
+
+
+@pytest.fixture(scope="session")
+def images(agit_image: str, mlflow_image: str, postgres_image: str, s3_image: str) -> dict[str, str]:
+    """All images by role: agit, mlflow, postgres, s3."""
+    return {"agit": agit_image, "mlflow": mlflow_image, "postgres": postgres_image, "s3": s3_image}

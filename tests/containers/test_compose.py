@@ -86,21 +86,13 @@ def _healthy(engine: Engine, stopped: threading.Event) -> None:
 
 
 @pytest.fixture(scope="module")
-def team(
-    engine: Engine,
-    agit_image: str,
-    mlflow_image: str,
-    postgres_image: str,
-    s3_image: str,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Team]:
+def team(engine: Engine, images: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     folder = tmp_path_factory.mktemp("team")
     # a copy: the secrets are made beside compose.yaml
     shutil.copytree(
         ROOT / "infra/docker", folder / "docker", ignore=shutil.ignore_patterns("secrets", ".env")
     )
     subprocess.run([folder / "docker/secrets.sh"], check=True, capture_output=True)
-    images = {"agit": agit_image, "mlflow": mlflow_image, "postgres": postgres_image, "s3": s3_image}
     (folder / "images.yaml").write_text(yaml.safe_dump(overrides(images)))
     ports = {name: free_port() for name in ("PREFECT_PORT", "MLFLOW_PORT", "RAY_PORT", "S3_PORT")}
     socket = folder / "podman.sock"

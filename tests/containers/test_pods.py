@@ -33,12 +33,7 @@ def deployment(cluster: Cluster, name: str) -> tuple[dict[str, Any], dict[str, A
 
 @pytest.fixture(scope="module")
 def cluster(
-    engine: Engine,
-    agit_image: str,
-    mlflow_image: str,
-    postgres_image: str,
-    s3_image: str,
-    tmp_path_factory: pytest.TempPathFactory,
+    engine: Engine, images: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("pods")
     key = {
@@ -61,13 +56,13 @@ def cluster(
             "mlflow_password": key["mlflow"],
         },
     }
-    images = {"agit:0.1.0-cpu": agit_image, "agit-mlflow:0.1.0": mlflow_image}
+    named = {"agit:0.1.0-cpu": images["agit"], "agit-mlflow:0.1.0": images["mlflow"]}
     docs = manifests.build(ROOT / "infra/kubernetes/overlays/cpu")
-    made = Cluster(engine, docs, NETWORK, SUBNET, folder, given, images)
+    made = Cluster(engine, docs, NETWORK, SUBNET, folder, given, named)
     _remove(engine)
     engine.podman("network", "create", f"--subnet={SUBNET}.0/24", NETWORK)
     try:
-        _outside(made, key, postgres_image, s3_image)
+        _outside(made, key, images["postgres"], images["s3"])
         yield made
     finally:
         _remove(engine)
@@ -176,8 +171,6 @@ def test_a_flow_run_trains_on_the_pods(ray: Cluster) -> None:
         for one in httpx.post(f"{api}/deployments/filter", json={}, timeout=60).json()
         if one["name"] == "train-demo"
     )
-    config = ray.folder / "tiny.yaml"
-    config.write_text(TINY)
     overrides = ["register.gate.better_than_nothing=false", "register.gate.better_than_blob=false"]
     parameters = {"config": "/tmp/tiny.yaml", "overrides": overrides}
     run = httpx.post(

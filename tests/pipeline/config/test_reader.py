@@ -8,6 +8,16 @@ from agit_core.errors import BadInput
 from pipeline.config import load
 
 
+def refused(folder: Path, text: str, sentence: str) -> None:
+    """Check that a configuration file is refused in one line that holds the sentence."""
+    file = folder / "wrong.yaml"
+    file.write_text(text)
+    with pytest.raises(BadInput) as caught:
+        load(str(file))
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_overrides_reach_every_section() -> None:
     config = load(
         "demo",
@@ -75,12 +85,7 @@ def test_a_wrong_override_is_refused_in_one_sentence(override: str, sentence: st
     ],
 )
 def test_a_wrong_file_is_refused_in_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
-    path = tmp_path / "wrong.yaml"
-    path.write_text(text)
-    with pytest.raises(BadInput) as caught:
-        load(str(path))
-    assert sentence in str(caught.value)
-    assert "\n" not in str(caught.value)
+    refused(tmp_path, text, sentence)
 
 
 def test_a_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
@@ -158,12 +163,7 @@ def test_a_file_extends_a_preset_and_another_file(tmp_path: Path) -> None:
     ],
 )
 def test_a_base_that_cannot_be_used_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
-    file = tmp_path / "wrong.yaml"
-    file.write_text(text)
-    with pytest.raises(BadInput) as caught:
-        load(str(file))
-    assert sentence in str(caught.value)
-    assert "\n" not in str(caught.value)
+    refused(tmp_path, text, sentence)
 
 
 def test_the_base_is_no_setting() -> None:
