@@ -112,7 +112,7 @@ class File(Generic[T]):
             raise Damaged(uri, f"{where}: {first['msg'].lower()}", self.remedy) from None
 
     def peek(self, folder: str) -> T | None:
-        """The same for those who can do without: None also where it is damaged."""
+        """As :meth:`read`, but None for a damaged file too."""
         try:
             return self.read(folder)
         except Damaged:

@@ -31,7 +31,7 @@ def missing() -> str | None:
 
 
 class Engine:
-    """Podman with a configuration of its own; images are kept between sessions in the machine's store.
+    """Podman with its own configuration; images are kept between sessions in the machine's store.
 
     Root inside a virtual machine may lack CAP_SYS_RESOURCE; then limits of processes and memory are left out of every
     container, by a wrapper around crun. Where the machine mounts the first version of cgroups, podman gets a mount
@@ -85,8 +85,8 @@ class Engine:
         done = subprocess.run(
             self.command(*arguments), env=self.environment, capture_output=True, text=True, timeout=timeout
         )
-        told = f"podman {shlex.join(map(str, arguments))}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
-        assert done.returncode == 0 or not check, told
+        output = f"podman {shlex.join(map(str, arguments))}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+        assert done.returncode == 0 or not check, output
         return done
 
     def build(self, tag: str, context: Path, file: Path, *options: str) -> str:

@@ -132,17 +132,17 @@ class Cluster:
         probe = container[kind]
         port = next(p["containerPort"] for p in container["ports"] if p["name"] == probe["httpGet"]["port"])
         url = f"http://{self.addresses[name]}:{port}{probe['httpGet']['path']}"
-        said: object = None
+        answer: object = None
         for _ in range(probe.get("failureThreshold", 3)):
             try:
-                said = httpx.get(url, timeout=probe.get("timeoutSeconds", 5))
-                if said.is_success:
+                answer = httpx.get(url, timeout=probe.get("timeoutSeconds", 5))
+                if answer.is_success:
                     return
             except httpx.HTTPError as error:
-                said = error
+                answer = error
             time.sleep(probe.get("periodSeconds", 10))
         logs = self.engine.podman("logs", "--tail=40", name, check=False)
-        raise AssertionError(f"{url}: {said}\n{logs.stdout}{logs.stderr}")
+        raise AssertionError(f"{url}: {answer}\n{logs.stdout}{logs.stderr}")
 
     def ray(self, name: str, group: Doc, kind: str, address: str) -> str:
         """Start a node of the cluster with the command that KubeRay's operator makes of its group."""

@@ -194,9 +194,9 @@ def test_a_flow_run_trains_on_the_pods(ray: Cluster) -> None:
     folder = ray.folder / "agit-test-flow-run/config"
     folder.mkdir(parents=True)
     (folder / "tiny.yaml").write_text(TINY)
-    said = ray.start("agit-test-flow-run", {**job, "volumes": [config_volume]}, of_job, wait=True)
+    answer = ray.start("agit-test-flow-run", {**job, "volumes": [config_volume]}, of_job, wait=True)
     ended = httpx.get(f"{api}/flow_runs/{run['id']}", timeout=60).json()
-    assert ended["state_type"] == "COMPLETED", said[-6000:]
+    assert ended["state_type"] == "COMPLETED", answer[-6000:]
     version = httpx.get(
         f"http://{ray.addresses['agit-test-mlflow']}:5000/api/2.0/mlflow/registered-models/get",
         params={"name": "tiny"},
